@@ -1,0 +1,324 @@
+// CPU kernels of the Langevin ops: loops over langevin_math.h.
+//
+// A chain is cut into blocks of kBlock elements, and a sum runs in kLanes interleaved lanes, whatever
+// the vector width and the number of threads: neither ever changes a bit. Each loop body is compiled
+// once per SIMD level and the best level the processor has is chosen when the library is loaded.
+
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#include "../langevin_math.h"
+#include "../langevin_ops.h"
+
+namespace lae {
+namespace {
+
+constexpr int64_t kBlock = 8192;  // elements of one unit of parallel work
+constexpr int kLanes = 8;         // partial sums of one block
+constexpr int kTile = 256;        // normals drawn at once, small enough to stay in the first-level cache
+
+#define LAE_BODY template <typename T> inline __attribute__((always_inline))
+
+// normals of elements [begin, begin + n) of a chain; begin is a multiple of 4, out holds n rounded up to 4
+LAE_BODY void normals_body(uint64_t seed, uint64_t step, uint32_t chain, int64_t begin, int64_t n,
+                           T* __restrict__ out) {
+  const uint32_t first = static_cast<uint32_t>(begin / 4);
+  const int32_t blocks = static_cast<int32_t>((n + 3) / 4);
+  for (int32_t b = 0; b < blocks; ++b) normals4(seed, step, chain, first + b, out + 4 * b);
+}
+
+LAE_BODY void ratio_body(const T* __restrict__ phi, const T* __restrict__ proposal,
+                         const T* __restrict__ grad, const T* __restrict__ proposal_grad, double eta,
+                         int64_t n, Sums* out) {
+  double ratio[kLanes] = {}, probe[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    for (int l = 0; l < kLanes; ++l) {
+      ratio[l] += ratio_element(phi[i + l], proposal[i + l], grad[i + l], proposal_grad[i + l], eta);
+      probe[l] += finite_probe(proposal[i + l], proposal_grad[i + l]);
+    }
+  for (int l = 0; i < n; ++i, ++l) {
+    ratio[l] += ratio_element(phi[i], proposal[i], grad[i], proposal_grad[i], eta);
+    probe[l] += finite_probe(proposal[i], proposal_grad[i]);
+  }
+  for (int width = kLanes / 2; width > 0; width /= 2)
+    for (int l = 0; l < width; ++l) {
+      ratio[l] += ratio[l + width];
+      probe[l] += probe[l + width];
+    }
+  *out = {ratio[0], probe[0]};
+}
+
+LAE_BODY void step_body(const T* phi, const T* grad, T eta, T noise_scale, const T* __restrict__ eps,
+                        int64_t n, T* proposal) {
+  for (int64_t i = 0; i < n; ++i)
+    proposal[i] = proposal_element(phi[i], grad[i], eta, noise_scale, eps[i]);
+}
+
+// One SIMD level: the three bodies for both types, behind function pointers.
+template <typename T>
+struct Loops {
+  void (*normals)(uint64_t, uint64_t, uint32_t, int64_t, int64_t, T*);
+  void (*ratio)(const T*, const T*, const T*, const T*, double, int64_t, Sums*);
+  void (*step)(const T*, const T*, T, T, const T*, int64_t, T*);
+};
+
+#define LAE_LEVEL(LEVEL, TARGET)                                                                           \
+  struct LEVEL {                                                                                           \
+    template <typename T>                                                                                  \
+    TARGET static void normals(uint64_t seed, uint64_t step, uint32_t chain, int64_t begin, int64_t n,     \
+                               T* out) {                                                                   \
+      normals_body<T>(seed, step, chain, begin, n, out);                                                   \
+    }                                                                                                      \
+    template <typename T>                                                                                  \
+    TARGET static void ratio(const T* phi, const T* proposal, const T* grad, const T* proposal_grad,       \
+                             double eta, int64_t n, Sums* out) {                                           \
+      ratio_body<T>(phi, proposal, grad, proposal_grad, eta, n, out);                                      \
+    }                                                                                                      \
+    template <typename T>                                                                                  \
+    TARGET static void step(const T* phi, const T* grad, T eta, T noise_scale, const T* eps, int64_t n,    \
+                            T* proposal) {                                                                 \
+      step_body<T>(phi, grad, eta, noise_scale, eps, n, proposal);                                         \
+    }                                                                                                      \
+  };
+
+LAE_LEVEL(Baseline, )
+#if defined(__x86_64__)
+LAE_LEVEL(Avx2, __attribute__((target("avx2"))))
+LAE_LEVEL(Avx512, __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,prefer-vector-width=512"))))
+constexpr const char* kBaselineName = "sse2";
+#elif defined(__aarch64__)
+constexpr const char* kBaselineName = "neon";
+#else
+constexpr const char* kBaselineName = "baseline";
+#endif
+
+struct Level {
+  const char* name;
+  Loops<float> f32;
+  Loops<double> f64;
+};
+
+template <class L>
+Level make_level(const char* name) {
+  return {name,
+          {&L::template normals<float>, &L::template ratio<float>, &L::template step<float>},
+          {&L::template normals<double>, &L::template ratio<double>, &L::template step<double>}};
+}
+
+// The best level this processor has; LAE_FAST_KERNELS=sse2|avx2|avx512 asks for a lower one.
+Level choose_level() {
+#if defined(__x86_64__)
+  const char* asked = std::getenv("LAE_FAST_KERNELS");
+  const auto allows = [&](const char* name) { return !asked || std::strcmp(asked, name) == 0; };
+  __builtin_cpu_init();
+  if (asked && std::strcmp(asked, "sse2") == 0) return make_level<Baseline>(kBaselineName);
+  if (allows("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
+    return make_level<Avx512>("avx512");
+  if (__builtin_cpu_supports("avx2")) return make_level<Avx2>("avx2");
+#endif
+  return make_level<Baseline>(kBaselineName);
+}
+
+const Level& level() {
+  static const Level chosen = choose_level();
+  return chosen;
+}
+template <typename T>
+const Loops<T>& loops();
+template <>
+const Loops<float>& loops() {
+  return level().f32;
+}
+template <>
+const Loops<double>& loops() {
+  return level().f64;
+}
+
+struct Stream {  // the noise of one chain in this launch
+  uint64_t seed, step;
+  uint32_t chain;
+};
+
+template <typename F>
+void for_blocks(int64_t n_elements, F f) {  // f(begin, n) over a chain's blocks
+  const int64_t blocks = (n_elements + kBlock - 1) / kBlock;
+  torch::stable::parallel_for(0, blocks, 1, [&](int64_t first, int64_t last) {
+    for (int64_t b = first; b < last; ++b) {
+      const int64_t begin = b * kBlock;
+      f(begin, n_elements - begin < kBlock ? n_elements - begin : kBlock);
+    }
+  });
+}
+
+template <typename F>
+void for_chains(int64_t n_chains, int64_t n_elements, F f) {  // f(chain): in parallel when chains are short
+  if (n_elements > kBlock) {
+    for (int64_t c = 0; c < n_chains; ++c) f(c);  // its blocks run in parallel instead
+    return;
+  }
+  const int64_t grain = kBlock / (n_elements > 0 ? n_elements : 1);
+  torch::stable::parallel_for(0, n_chains, grain > 0 ? grain : 1, [&](int64_t first, int64_t last) {
+    for (int64_t c = first; c < last; ++c) f(c);
+  });
+}
+
+template <typename T>
+Sums chain_sums(const T* phi, const T* proposal, const T* grad, const T* proposal_grad, double eta,
+                int64_t n_elements) {
+  if (n_elements <= kBlock) {
+    Sums sums;
+    loops<T>().ratio(phi, proposal, grad, proposal_grad, eta, n_elements, &sums);
+    return sums;
+  }
+  std::vector<Sums> partial((n_elements + kBlock - 1) / kBlock);
+  for_blocks(n_elements, [&](int64_t i, int64_t n) {
+    loops<T>().ratio(phi + i, proposal + i, grad + i, proposal_grad + i, eta, n, &partial[i / kBlock]);
+  });
+  Sums total = partial[0];
+  for (size_t b = 1; b < partial.size(); ++b) {
+    total.ratio += partial[b].ratio;
+    total.probe += partial[b].probe;
+  }
+  return total;
+}
+
+template <typename T>
+void draw_normals(Stream stream, int64_t begin, int64_t n, T* out) {
+  T tail[4];
+  const int64_t whole = n / 4 * 4;
+  loops<T>().normals(stream.seed, stream.step, stream.chain, begin, whole, out);
+  if (whole == n) return;
+  loops<T>().normals(stream.seed, stream.step, stream.chain, begin + whole, 4, tail);
+  std::memcpy(out + whole, tail, (n - whole) * sizeof(T));
+}
+
+// proposal = phi - eta grad + sqrt(2 eta) eps for one block; eps from `noise` or the stream
+template <typename T>
+void propose_block(const T* phi, const T* grad, double eta, Stream stream, const T* noise, int64_t begin,
+                   int64_t n, T* proposal) {
+  const T drift = static_cast<T>(eta), noise_scale = static_cast<T>(std::sqrt(2.0 * eta));
+  T drawn[kTile];
+  for (int64_t i = begin; i < begin + n; i += kTile) {
+    const int64_t m = begin + n - i < kTile ? begin + n - i : kTile;
+    if (!noise) draw_normals(stream, i, m, drawn);
+    loops<T>().step(phi + i, grad + i, drift, noise_scale, noise ? noise + i : drawn, m, proposal + i);
+  }
+}
+
+struct Cpu {
+  struct Guard {
+    explicit Guard(const Tensor&) {}
+  };
+
+  template <typename T>
+  static void transition(const TransitionArgs<T>& a) {
+    const uint64_t seed = a.rng[kSeed], step = a.rng[kStep];
+    for_chains(a.n_chains, a.n_elements, [&](int64_t c) {
+      const bool is_shared = a.n_step_sizes == 1;
+      double& log_step_size = a.log_step_size[is_shared ? 0 : c];
+      const int64_t row = c * a.n_elements;
+      T *phi = a.phi + row, *grad = a.grad + row, *proposal = a.proposal + row;
+      const T* proposal_grad = a.proposal_grad + row;
+      const T* noise = a.noise ? a.noise + row : nullptr;
+      const Stream stream{seed, step, static_cast<uint32_t>(c)};
+
+      const Sums sums =
+          chain_sums(phi, proposal, grad, proposal_grad, std::exp(log_step_size), a.n_elements);
+      const double u = a.uniform ? a.uniform[c] : accept_uniform(seed, step, stream.chain);
+      const Decision d = metropolis(a.potential[c], a.proposal_potential[c], sums, a.mh, log_uniform(u));
+      a.is_accepted[c] = d.is_accepted;
+      a.log_alpha[c] = d.log_alpha;
+      a.counters[2 * c + kRejected] += !d.is_accepted && !d.is_nonfinite;
+      a.counters[2 * c + kNonfinite] += d.is_nonfinite;
+      if (d.is_accepted) a.potential[c] = a.proposal_potential[c];
+      double next_log_step_size = log_step_size;
+      if (a.mh && (!is_shared || a.n_chains == 1)) {
+        const double* adaptation = a.adaptation + (is_shared ? 0 : c) * a.adaptation_stride;
+        next_log_step_size = adapted_log_step_size(log_step_size, d.log_alpha, adaptation[kTarget],
+                                                   adaptation[kRate]);
+        log_step_size = next_log_step_size;
+      }
+      const double eta = std::exp(next_log_step_size);
+      for_blocks(a.n_elements, [&](int64_t i, int64_t n) {
+        if (d.is_accepted) {
+          std::memcpy(phi + i, proposal + i, n * sizeof(T));
+          std::memcpy(grad + i, proposal_grad + i, n * sizeof(T));
+        }
+        propose_block(phi, grad, eta, stream, noise, i, n, proposal);
+      });
+    });
+    a.rng[kStep] += 1;
+  }
+
+  template <typename T>
+  static void decide(const DecideArgs<T>& a) {
+    for_chains(a.n_chains, a.n_elements, [&](int64_t c) {
+      const int64_t row = c * a.n_elements;
+      const Sums sums = chain_sums(a.phi + row, a.proposal + row, a.grad + row, a.proposal_grad + row,
+                                   a.step_size[a.n_step_sizes == 1 ? 0 : c], a.n_elements);
+      const double u =
+          a.uniform ? a.uniform[c]
+                    : accept_uniform(a.rng[kSeed], a.rng[kStep], static_cast<uint32_t>(c));
+      const Decision d = metropolis(a.potential[c], a.proposal_potential[c], sums, a.mh, log_uniform(u));
+      a.is_accepted[c] = d.is_accepted;
+      a.is_nonfinite[c] = d.is_nonfinite;
+      a.log_alpha[c] = d.log_alpha;
+    });
+  }
+
+  template <typename T>
+  static void propose(const ProposeArgs<T>& a) {
+    const uint64_t seed = a.rng[kSeed], step = a.rng[kStep];
+    for_chains(a.n_chains, a.n_elements, [&](int64_t c) {
+      const int64_t row = c * a.n_elements;
+      for_blocks(a.n_elements, [&](int64_t i, int64_t n) {
+        propose_block(a.phi + row, a.grad + row, a.step_size[a.n_step_sizes == 1 ? 0 : c],
+                      {seed, step, static_cast<uint32_t>(c)}, a.noise ? a.noise + row : nullptr, i, n,
+                      a.proposal + row);
+      });
+    });
+    a.next_rng[kSeed] = a.rng[kSeed];
+    a.next_rng[kStep] = a.rng[kStep] + 1;
+    a.next_rng[kTicket] = 0;
+  }
+
+  template <typename T>
+  static void noise(const NoiseArgs<T>& a) {
+    const uint64_t seed = a.rng[kSeed], step = a.rng[kStep];
+    for_chains(a.n_chains, a.n_elements, [&](int64_t c) {
+      const uint32_t chain = static_cast<uint32_t>(c);
+      T* out = a.out + c * a.n_elements;
+      for_blocks(a.n_elements, [&](int64_t begin, int64_t n) {
+        if constexpr (std::is_same_v<T, int64_t>) {
+          for (int64_t i = begin; i < begin + n; ++i)
+            out[i] = philox(seed, static_cast<uint32_t>(i / 4), chain, step, kNormals).w[i % 4];
+        } else if (a.kind == kStandardNormals) {
+          draw_normals({seed, step, chain}, begin, n, out + begin);
+        } else if (a.kind == kUniformPairs) {
+          for (int64_t i = begin; i < begin + n; ++i) {
+            T u[4];
+            uniforms4(seed, step, chain, static_cast<uint32_t>(i / 4), u);
+            out[i] = u[i % 4];
+          }
+        } else {
+          out[0] = static_cast<T>(accept_uniform(seed, step, chain));
+        }
+      });
+    });
+  }
+};
+
+}  // namespace
+}  // namespace lae
+
+// The SIMD level in use, for lae_fast.info.
+extern "C" __attribute__((visibility("default"))) const char* lae_fast_simd_level() {
+  return lae::level().name;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(lae_fast, CPU, library) {
+  lae::Ops<lae::Cpu>::register_with(library);
+}

@@ -1,0 +1,66 @@
+// One element of the Langevin proposal and of the Metropolis-Hastings ratio, and one decision.
+// Both compilers read this header; the loops around it do no arithmetic of their own.
+#pragma once
+
+#include "philox.h"
+
+namespace lae {
+
+// Columns of `rng` int64 [3], of `adaptation` float64 [S, >= 2] and of `counters` int64 [C, 2].
+enum { kSeed = 0, kStep = 1, kTicket = 2 };
+enum { kTarget = 0, kRate = 1 };
+enum { kRejected = 0, kNonfinite = 1 };
+
+// phi' = phi - eta grad + sqrt(2 eta) eps
+template <typename T>
+LAE_HD T proposal_element(T phi, T grad, T eta, T noise_scale, T eps) {
+  return phi - eta * grad + noise_scale * eps;
+}
+
+// Summed over the elements, divided by 4 and added to V - V' this is log alpha: the textbook ratio
+// of the two Gaussian proposal densities, without a division by eta and exact in the stored values.
+template <typename T>
+LAE_HD double ratio_element(T phi, T proposal, T grad, T proposal_grad, double eta) {
+  const double g = grad, h = proposal_grad;
+  const double delta = static_cast<double>(proposal) - static_cast<double>(phi);
+  return (g + h) * (2.0 * delta + eta * (g - h));
+}
+
+// 0 for finite values, NaN otherwise: summed over a chain it tells whether any value is not finite.
+template <typename T>
+LAE_HD double finite_probe(T proposal, T proposal_grad) {
+  return 0.0 * static_cast<double>(proposal) + 0.0 * static_cast<double>(proposal_grad);
+}
+
+// What the reduction over a chain's elements yields.
+struct Sums {
+  double ratio;
+  double probe;
+};
+
+struct Decision {
+  bool is_accepted;
+  bool is_nonfinite;
+  double log_alpha;  // -inf when the proposal is outside the support or not finite
+};
+
+// A proposal of infinite energy is an ordinary rejection; anything else not finite is counted apart.
+LAE_HD Decision metropolis(double potential, double proposal_potential, Sums sums, bool mh, double log_u) {
+  const double log_alpha = mh ? potential - proposal_potential + 0.25 * sums.ratio : 0.0;
+  const bool is_outside = proposal_potential == INFINITY;
+  const bool is_finite =
+      std::isfinite(proposal_potential) && std::isfinite(log_alpha) && sums.probe == 0.0;
+  Decision d;
+  d.is_nonfinite = !is_outside && !is_finite;
+  d.log_alpha = is_finite ? log_alpha : -INFINITY;
+  d.is_accepted = log_u <= d.log_alpha;
+  return d;
+}
+
+// Robbins-Monro: log eta += rate (min(1, alpha) - target). A rate of 0 keeps the step size.
+LAE_HD double adapted_log_step_size(double log_step_size, double log_alpha, double target, double rate) {
+  const double acceptance = log_alpha < 0.0 ? std::exp(log_alpha) : 1.0;
+  return log_step_size + rate * (acceptance - target);
+}
+
+}  // namespace lae

@@ -1,0 +1,211 @@
+// The ops as torch calls them, written once for every backend: check the arguments, turn them into
+// plain pointers, pick the element type, hand over. A backend is a struct with the four kernels
+//   transition(TransitionArgs<T>), decide(DecideArgs<T>), propose(ProposeArgs<T>), noise(NoiseArgs<T>)
+// and a Guard that makes the tensors' device current. Schemas and meaning: lae_fast/ops.py.
+#pragma once
+
+#include <optional>
+#include <tuple>
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include "check.h"
+
+namespace lae {
+
+// C chains of D elements; S step sizes: 1 (shared) or C. Every array is contiguous.
+
+template <typename T>
+struct TransitionArgs {
+  int64_t n_chains, n_elements, n_step_sizes;
+  T *phi, *grad, *proposal;          // [C, D], in and out
+  const T* proposal_grad;            // [C, D]
+  double* potential;                 // [C], in and out
+  const double* proposal_potential;  // [C]
+  int64_t* rng;                      // [3]: seed, step, ticket; the step is advanced
+  double* log_step_size;             // [S], in and out
+  const double* adaptation;          // [S, K]: target, rate, ...
+  int64_t adaptation_stride;         // K
+  int64_t* counters;                 // [C, 2]: rejected, non-finite; added to
+  bool* is_accepted;                 // [C], out
+  double* log_alpha;                 // [C], out
+  const T* noise;                    // [C, D] or null
+  const double* uniform;             // [C] or null
+  bool mh;
+};
+
+template <typename T>
+struct DecideArgs {
+  int64_t n_chains, n_elements, n_step_sizes;
+  const T *phi, *proposal, *grad, *proposal_grad;  // [C, D]
+  const double *potential, *proposal_potential;    // [C]
+  const double* step_size;                         // [S]
+  const int64_t* rng;                              // [3]
+  const double* uniform;                           // [C] or null
+  bool mh;
+  bool *is_accepted, *is_nonfinite;                // [C], out
+  double* log_alpha;                               // [C], out
+};
+
+template <typename T>
+struct ProposeArgs {
+  int64_t n_chains, n_elements, n_step_sizes;
+  const T *phi, *grad;      // [C, D]
+  const double* step_size;  // [S]
+  const int64_t* rng;       // [3]
+  const T* noise;           // [C, D] or null
+  T* proposal;              // [C, D], out
+  int64_t* next_rng;        // [3], out
+};
+
+// What `noise` writes: the 32-bit words, the uniforms they make, the normals these make, or (float64,
+// [C, 1]) the Metropolis-Hastings uniform.
+enum NoiseKind : int64_t { kIntegers = 0, kUniformPairs = 1, kStandardNormals = 2, kAcceptUniforms = 3 };
+
+template <typename T>
+struct NoiseArgs {
+  int64_t n_chains, n_elements;
+  const int64_t* rng;  // [3]
+  NoiseKind kind;
+  T* out;  // [C, D]
+};
+
+template <typename T>
+T* pointer(const Tensor& t) {
+  return static_cast<T*>(t.data_ptr());
+}
+template <typename T>
+T* pointer(const std::optional<Tensor>& t) {
+  return t ? static_cast<T*>(t->data_ptr()) : nullptr;
+}
+
+template <typename F>
+void for_state_type(const Tensor& state, F f) {
+  if (state.scalar_type() == ScalarType::Float)
+    f(float{});
+  else
+    f(double{});
+}
+
+template <class Backend>
+struct Ops {
+  static void transition(Tensor phi, Tensor potential, Tensor grad, Tensor proposal, Tensor rng,
+                         Tensor log_step_size, Tensor counters, Tensor is_accepted, Tensor log_alpha,
+                         Tensor adaptation, Tensor proposal_potential, Tensor proposal_grad, bool mh,
+                         std::optional<Tensor> noise, std::optional<Tensor> uniform) {
+    const Check check("transition", phi);
+    check.state("phi", phi);
+    const int64_t n_chains = phi.size(0), n_elements = phi.size(1);
+    check.like("grad", grad);
+    check.like("proposal", proposal);
+    check.like("proposal_grad", proposal_grad);
+    check.array("potential", potential, ScalarType::Double, {n_chains});
+    check.array("proposal_potential", proposal_potential, ScalarType::Double, {n_chains});
+    check.array("rng", rng, ScalarType::Long, {3});
+    const int64_t n_step_sizes = check.step_sizes("log_step_size", log_step_size);
+    check.array("counters", counters, ScalarType::Long, {n_chains, 2});
+    check.array("is_accepted", is_accepted, ScalarType::Bool, {n_chains});
+    check.array("log_alpha", log_alpha, ScalarType::Double, {n_chains});
+    const int64_t n_columns = adaptation.dim() == 2 && adaptation.size(1) > 2 ? adaptation.size(1) : 2;
+    check.array("adaptation", adaptation, ScalarType::Double, {n_step_sizes, n_columns});
+    if (noise) check.like("noise", *noise);
+    if (uniform) check.array("uniform", *uniform, ScalarType::Double, {n_chains});
+    const typename Backend::Guard guard(phi);
+    for_state_type(phi, [&](auto type) {
+      using T = decltype(type);
+      Backend::transition(TransitionArgs<T>{
+          n_chains, n_elements, n_step_sizes, pointer<T>(phi), pointer<T>(grad), pointer<T>(proposal),
+          pointer<T>(proposal_grad), pointer<double>(potential), pointer<double>(proposal_potential),
+          pointer<int64_t>(rng), pointer<double>(log_step_size), pointer<double>(adaptation), n_columns,
+          pointer<int64_t>(counters), pointer<bool>(is_accepted), pointer<double>(log_alpha),
+          pointer<T>(noise), pointer<double>(uniform), mh});
+    });
+  }
+
+  static std::tuple<Tensor, Tensor, Tensor> decide(Tensor phi, Tensor proposal, Tensor potential,
+                                                   Tensor proposal_potential, Tensor grad,
+                                                   Tensor proposal_grad, Tensor step_size, Tensor rng,
+                                                   bool mh, std::optional<Tensor> uniform) {
+    const Check check("decide", phi);
+    check.state("phi", phi);
+    const int64_t n_chains = phi.size(0), n_elements = phi.size(1);
+    check.like("proposal", proposal);
+    check.like("grad", grad);
+    check.like("proposal_grad", proposal_grad);
+    check.array("potential", potential, ScalarType::Double, {n_chains});
+    check.array("proposal_potential", proposal_potential, ScalarType::Double, {n_chains});
+    const int64_t n_step_sizes = check.step_sizes("step_size", step_size);
+    check.array("rng", rng, ScalarType::Long, {3});
+    if (uniform) check.array("uniform", *uniform, ScalarType::Double, {n_chains});
+    const typename Backend::Guard guard(phi);
+    Tensor is_accepted = torch::stable::new_empty(phi, {n_chains}, ScalarType::Bool);
+    Tensor is_nonfinite = torch::stable::new_empty(phi, {n_chains}, ScalarType::Bool);
+    Tensor log_alpha = torch::stable::new_empty(phi, {n_chains}, ScalarType::Double);
+    for_state_type(phi, [&](auto type) {
+      using T = decltype(type);
+      Backend::decide(DecideArgs<T>{
+          n_chains, n_elements, n_step_sizes, pointer<T>(phi), pointer<T>(proposal), pointer<T>(grad),
+          pointer<T>(proposal_grad), pointer<double>(potential), pointer<double>(proposal_potential),
+          pointer<double>(step_size), pointer<int64_t>(rng), pointer<double>(uniform), mh,
+          pointer<bool>(is_accepted), pointer<bool>(is_nonfinite), pointer<double>(log_alpha)});
+    });
+    return {is_accepted, is_nonfinite, log_alpha};
+  }
+
+  static std::tuple<Tensor, Tensor> propose(Tensor phi, Tensor grad, Tensor step_size, Tensor rng,
+                                            std::optional<Tensor> noise) {
+    const Check check("propose", phi);
+    check.state("phi", phi);
+    check.like("grad", grad);
+    const int64_t n_step_sizes = check.step_sizes("step_size", step_size);
+    check.array("rng", rng, ScalarType::Long, {3});
+    if (noise) check.like("noise", *noise);
+    const typename Backend::Guard guard(phi);
+    Tensor proposal = torch::stable::empty_like(phi);
+    Tensor next_rng = torch::stable::empty_like(rng);
+    for_state_type(phi, [&](auto type) {
+      using T = decltype(type);
+      Backend::propose(ProposeArgs<T>{phi.size(0), phi.size(1), n_step_sizes, pointer<T>(phi),
+                                      pointer<T>(grad), pointer<double>(step_size), pointer<int64_t>(rng),
+                                      pointer<T>(noise), pointer<T>(proposal),
+                                      pointer<int64_t>(next_rng)});
+    });
+    return {proposal, next_rng};
+  }
+
+  static void noise(Tensor out, Tensor rng, int64_t kind) {
+    const Check check("noise", out);
+    STD_TORCH_CHECK(kind >= kIntegers && kind <= kAcceptUniforms, "lae_fast::noise: kind must be 0 to 3");
+    STD_TORCH_CHECK(out.dim() == 2, "lae_fast::noise: out must be [C, D]");
+    const int64_t n_chains = out.size(0), n_elements = out.size(1);
+    if (kind == kIntegers)
+      check.array("out", out, ScalarType::Long, {n_chains, n_elements});
+    else if (kind == kAcceptUniforms)
+      check.array("out", out, ScalarType::Double, {n_chains, 1});
+    else
+      check.state("out", out);
+    check.array("rng", rng, ScalarType::Long, {3});
+    const typename Backend::Guard guard(out);
+    const NoiseArgs<void> untyped{n_chains, n_elements, pointer<int64_t>(rng),
+                                  static_cast<NoiseKind>(kind), out.data_ptr()};
+    const auto run = [&](auto type) {
+      using T = decltype(type);
+      Backend::noise(NoiseArgs<T>{untyped.n_chains, untyped.n_elements, untyped.rng, untyped.kind,
+                                  static_cast<T*>(untyped.out)});
+    };
+    if (kind == kIntegers)
+      run(int64_t{});
+    else
+      for_state_type(out, run);
+  }
+
+  static void register_with(torch::stable::detail::StableLibrary& library) {
+    library.impl("transition", TORCH_BOX(&Ops::transition));
+    library.impl("decide", TORCH_BOX(&Ops::decide));
+    library.impl("propose", TORCH_BOX(&Ops::propose));
+    library.impl("noise", TORCH_BOX(&Ops::noise));
+  }
+};
+
+}  // namespace lae
