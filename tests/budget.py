@@ -21,7 +21,6 @@ CHECKS = {
     "banana_bias_without_mh": 1,
     "stationary_moments": 5,
     "detailed_balance": 3,
-    "chain_streams": 5,
 }
 
 

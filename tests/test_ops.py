@@ -1,0 +1,328 @@
+"""The fused ops against the float64 reference, and what holds exactly: replay, threads, SIMD, halves."""
+
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lae_fast import _ext, _reference, ops
+
+SIZES = [(1, 1), (1, 7), (1, 255), (1, 2048), (1, 10**6 + 3), (3, 2048), (1000, 8), (1000, 33), (5, 600), (0, 4), (3, 0)]
+DTYPES = [torch.float32, torch.float64]
+
+
+def problem(n_chains, n, dtype, device="cpu", seed=0, n_step_sizes=None):
+    """Arguments of `ops.transition` near a Gaussian target, step sizes around 0.1."""
+    g = torch.Generator().manual_seed(seed)
+    n_step_sizes = n_chains if n_step_sizes is None else n_step_sizes
+
+    def normal(*shape, dtype=dtype):
+        return torch.randn(*shape, generator=g, dtype=torch.float64).to(device, dtype)
+
+    phi, proposal = normal(n_chains, n), normal(n_chains, n)
+    f64 = torch.float64
+    state = dict(
+        phi=phi,
+        potential=normal(n_chains, dtype=f64),
+        grad=phi + 0.1 * normal(n_chains, n),
+        proposal=phi + 0.3 * proposal,
+        rng=torch.tensor([seed + 42, 5, 0], device=device),
+        log_step_size=-2 + 0.1 * normal(n_step_sizes, dtype=f64),
+        counters=torch.zeros(n_chains, 2, dtype=torch.int64, device=device),
+        is_accepted=torch.zeros(n_chains, dtype=torch.bool, device=device),
+        log_alpha=torch.zeros(n_chains, dtype=f64, device=device),
+    )
+    inputs = dict(
+        adaptation=torch.tensor([[0.574, 0.05]], dtype=f64, device=device).repeat(n_step_sizes, 1),
+        proposal_potential=state["potential"] + 0.5 * normal(n_chains, dtype=f64),
+        proposal_grad=state["proposal"] + 0.1 * normal(n_chains, n),
+    )
+    return state, inputs
+
+
+def copy(tensors):
+    return {k: v.clone() for k, v in tensors.items()}
+
+
+def run(state, inputs, **options):
+    out = copy(state)
+    ops.transition(*out.values(), **inputs, **options)
+    return out
+
+
+def run_reference(state, inputs, mh=True, noise=None, uniform=None):
+    out = copy(state)
+    _reference.transition(*out.values(), *inputs.values(), mh, noise, uniform)
+    return out
+
+
+@pytest.mark.parametrize("mh", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n_chains", "n"), SIZES)
+def test_transition_follows_the_float64_reference(n_chains, n, dtype, mh, device):
+    state, inputs = problem(n_chains, n, dtype, device)
+    got = run(state, inputs, mh=mh)
+    # The reference, in float64, on the very same noise.
+    eps = ops.noise(state["rng"], n_chains, n, dtype).double()
+    wide = {k: v.double() if v.dtype == torch.float32 else v for k, v in state.items()}
+    wide_inputs = {k: v.double() for k, v in inputs.items()}
+    expected = run_reference(wide, wide_inputs, mh=mh, noise=eps)
+
+    for key in ("is_accepted", "counters", "rng"):
+        assert torch.equal(got[key], expected[key]), key
+    for key in ("phi", "grad", "potential"):  # selected, not computed
+        assert torch.equal(got[key].double(), expected[key]), key
+    g, h = state["grad"].double(), inputs["proposal_grad"].double()
+    scale = 1 + ((g + h).abs() * (2 * (wide["proposal"] - wide["phi"]).abs() + (g - h).abs())).sum(1)
+    assert ((got["log_alpha"] - expected["log_alpha"]).abs() <= 1e-13 * scale).all()
+    assert ((got["log_step_size"] - expected["log_step_size"]).abs() <= 1e-12 * scale).all()
+    # phi - eta g + s eps in the state's type: three roundings of terms no larger than their sum.
+    eta = expected["log_step_size"].exp()[:, None]
+    terms = expected["phi"].abs() + eta * expected["grad"].abs() + (2 * eta).sqrt() * eps.abs()
+    bound = 4 * torch.finfo(dtype).eps * (1 + scale[:, None] * (dtype == torch.float64)) * terms
+    assert ((got["proposal"].double() - expected["proposal"]).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_transition_is_its_two_halves(dtype, device):
+    state, inputs = problem(7, 1000, dtype, device)
+    inputs["adaptation"][:, 1] = 0
+    eta = state["log_step_size"].exp()
+    got = run(state, inputs)
+    accepted, _, log_alpha = ops.decide(
+        state["phi"], state["proposal"], state["potential"], inputs["proposal_potential"], state["grad"],
+        inputs["proposal_grad"], eta, state["rng"],
+    )  # fmt: skip
+    proposal, rng = ops.propose(got["phi"], got["grad"], eta, state["rng"])
+    assert torch.equal(accepted, got["is_accepted"])
+    assert torch.equal(log_alpha, got["log_alpha"])
+    assert torch.equal(proposal, got["proposal"])
+    assert torch.equal(rng, got["rng"])
+
+
+def test_log_alpha_is_the_textbook_ratio(device):
+    state, inputs = problem(4, 50, torch.float64, device)
+    eta = state["log_step_size"].exp()
+
+    def log_q(to, start, grad):  # log density of the Gaussian proposal, up to its constant
+        return -((to - start + eta[:, None] * grad) ** 2).sum(1) / (4 * eta)
+
+    expected = (
+        state["potential"]
+        - inputs["proposal_potential"]
+        + log_q(state["phi"], state["proposal"], inputs["proposal_grad"])
+        - log_q(state["proposal"], state["phi"], state["grad"])
+    )
+    torch.testing.assert_close(run(state, inputs)["log_alpha"], expected, rtol=1e-11, atol=1e-11)
+
+
+def test_predrawn_noise_and_uniform_replace_the_stream(device):
+    state, inputs = problem(6, 33, torch.float32, device)
+    noise = ops.noise(state["rng"], 6, 33, torch.float32)
+    uniform = ops.noise(state["rng"], 6, 1, torch.float32, ops.ACCEPT)[:, 0]
+    drawn, given = run(state, inputs), run(state, inputs, noise=noise, uniform=uniform)
+    assert all(torch.equal(drawn[k], given[k]) for k in drawn)
+    assert not torch.equal(run(state, inputs, noise=-noise)["proposal"], drawn["proposal"])
+    rejected = run(state, inputs, uniform=torch.ones_like(uniform))["is_accepted"]
+    assert torch.equal(rejected, drawn["log_alpha"] >= 0)
+
+
+def test_exact_replay_and_a_new_step_is_new_noise(device):
+    state, inputs = problem(2, 5000, torch.float32, device)
+    first, again = run(state, inputs), run(state, inputs)
+    assert all(torch.equal(first[k], again[k]) for k in first)
+    assert first["rng"].tolist() == [42, 6, 0]
+    state["rng"][1] += 1
+    assert not torch.equal(run(state, inputs)["proposal"], first["proposal"])
+
+
+def test_non_contiguous_arguments(device):
+    state, inputs = problem(5, 24, torch.float32, device)
+    expected = run(state, inputs)
+    strided = {
+        k: torch.empty(*v.shape[:-1], 2 * v.shape[-1], dtype=v.dtype, device=device)[..., ::2].copy_(v)
+        if k != "rng"
+        else v.clone()
+        for k, v in state.items()
+    }
+    matrices = {k: v.t().contiguous().t() for k, v in inputs.items() if v.dim() == 2}
+    ops.transition(*strided.values(), **(inputs | matrices))
+    assert all(torch.equal(strided[k], expected[k]) for k in expected)
+
+
+NAN, INF = math.nan, math.inf
+
+
+@pytest.mark.parametrize("mh", [True, False])
+@pytest.mark.parametrize(
+    ("poison", "counted_as"),
+    [
+        ({"proposal_potential": INF}, _reference.REJECTED),
+        ({"proposal_potential": INF, "proposal_grad": NAN}, _reference.REJECTED),
+        ({"proposal_potential": NAN}, _reference.NONFINITE),
+        ({"proposal_potential": -INF}, _reference.NONFINITE),
+        ({"proposal_grad": NAN}, _reference.NONFINITE),
+        ({"proposal_grad": INF}, _reference.NONFINITE),
+        ({"proposal": INF}, _reference.NONFINITE),
+    ],
+)
+@pytest.mark.parametrize("implementation", [run, run_reference])
+def test_non_finite_proposals_never_enter_the_state(implementation, poison, counted_as, mh, device):
+    state, inputs = problem(3, 9000, torch.float32, device)
+    inputs["proposal_potential"] -= 1e6  # all would be accepted
+    poisoned_state, poisoned_inputs = copy(state), copy(inputs)
+    for name, value in poison.items():
+        target = poisoned_state if name in state else poisoned_inputs
+        (target[name][1] if target[name].dim() == 1 else target[name][1, 8999]).fill_(value)
+    got = implementation(poisoned_state, poisoned_inputs, mh=mh)
+    assert got["is_accepted"].tolist() == [True, False, True]
+    assert got["log_alpha"][1] == -INF
+    assert got["counters"].tolist() == [[0, 0], [1 - counted_as, counted_as], [0, 0]]
+    assert all(torch.equal(got[k][1], state[k][1]) for k in ("phi", "grad", "potential"))
+    assert all(t.isfinite().all() for k, t in got.items() if k != "log_alpha")
+
+
+def test_adaptation(device):
+    state, inputs = problem(3, 64, torch.float32, device)
+    got = run(state, inputs)
+    expected = state["log_step_size"] + 0.05 * (got["log_alpha"].exp().clamp(max=1) - 0.574)
+    torch.testing.assert_close(got["log_step_size"], expected, rtol=1e-14, atol=1e-14)
+    assert torch.equal(run(state, inputs, mh=False)["log_step_size"], state["log_step_size"])
+    inputs["adaptation"] = torch.cat((inputs["adaptation"], torch.ones_like(inputs["adaptation"])), 1)
+    assert torch.equal(run(state, inputs)["log_step_size"], got["log_step_size"])  # room for more columns
+    inputs["adaptation"][:, 1] = 0
+    assert torch.equal(run(state, inputs)["log_step_size"], state["log_step_size"])
+
+
+@pytest.mark.parametrize("n", [16, 20000])
+def test_a_shared_step_size_stays_fixed(n, device):
+    state, inputs = problem(3, n, torch.float32, device, n_step_sizes=1)
+    got = run(state, inputs)
+    assert torch.equal(got["log_step_size"], state["log_step_size"])
+    expanded = state | {"log_step_size": state["log_step_size"].expand(3).clone()}
+    fixed = inputs | {"adaptation": torch.zeros(3, 2, dtype=torch.float64, device=device)}
+    assert torch.equal(run(expanded, fixed)["proposal"], got["proposal"])
+
+
+def test_step_size_zero_is_the_identity(device):
+    state, inputs = problem(2, 40, torch.float32, device)
+    state["log_step_size"].fill_(-INF)
+    state["proposal"] = state["phi"].clone()
+    inputs |= {"proposal_potential": state["potential"].clone(), "proposal_grad": state["grad"].clone()}
+    inputs["adaptation"][:, 1] = 0
+    got = run(state, inputs)
+    assert torch.equal(got["phi"], state["phi"])
+    assert torch.equal(got["proposal"], state["phi"])
+    assert (got["log_alpha"] == 0).all()
+    assert got["is_accepted"].all()
+
+
+OPCHECK_TESTS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_opcheck(dtype, device):
+    state, inputs = problem(3, 17, dtype, device)
+    eta, namespace = state["log_step_size"].exp(), torch.ops.lae_fast
+    noise, uniform = torch.randn_like(state["phi"]), torch.rand_like(eta)
+    halves = (state["phi"], state["proposal"], state["potential"], inputs["proposal_potential"], state["grad"],
+              inputs["proposal_grad"], eta, state["rng"], True)  # fmt: skip
+    for args, kwargs in (((), {}), ((noise, uniform), {}), ((None, uniform), {})):
+        torch.library.opcheck(
+            namespace.transition.default, (*copy(state).values(), *inputs.values(), True, *args), kwargs
+        )
+    torch.library.opcheck(namespace.decide.default, halves)
+    torch.library.opcheck(namespace.decide.default, (*halves, uniform))
+    torch.library.opcheck(namespace.propose.default, (state["phi"], state["grad"], eta, state["rng"]))
+    torch.library.opcheck(namespace.propose.default, (state["phi"], state["grad"], eta, state["rng"], noise))
+    torch.library.opcheck(namespace.noise.default, (torch.empty(3, 5, dtype=dtype, device=device), state["rng"], 2))
+
+
+def test_compiles_without_graph_breaks(device):
+    state, inputs = problem(2, 100, torch.float32, device)
+    eta = state["log_step_size"].exp()
+
+    def two_steps(tensors):
+        ops.transition(*tensors.values(), **inputs)
+        ops.transition(*tensors.values(), **inputs)
+        proposal, rng = ops.propose(tensors["phi"], tensors["grad"], eta, tensors["rng"])
+        accepted, _, _ = ops.decide(
+            tensors["phi"], proposal, tensors["potential"], tensors["potential"] + 1, tensors["grad"],
+            tensors["grad"], eta, rng,
+        )  # fmt: skip
+        return proposal, accepted
+
+    plain, compiled = copy(state), copy(state)
+    expected = two_steps(plain)
+    got = torch.compile(two_steps, fullgraph=True, backend="aot_eager")(compiled)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    assert all(torch.equal(compiled[k], plain[k]) for k in plain)
+
+
+def test_thread_count_changes_nothing():
+    n_threads = torch.get_num_threads()
+    results = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        results.append([run(*problem(*size, torch.float32)) for size in ((1, 100_003), (300, 40))])
+    torch.set_num_threads(n_threads)
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+FINGERPRINT = """
+import hashlib, sys
+sys.path.insert(0, {tests!r})
+from test_ops import problem, run, DTYPES
+from lae_fast import _ext
+digest = hashlib.sha256()
+for dtype in DTYPES:
+    for size in ((1, 2048), (1, 100_003), (77, 9)):
+        for tensor in run(*problem(*size, dtype)).values():
+            digest.update(tensor.numpy().tobytes())
+print(_ext.simd_level(), digest.hexdigest())
+"""
+
+
+@pytest.mark.skipif(_ext.simd_level() not in ("avx2", "avx512"), reason="needs compiled kernels for x86-64")
+def test_every_simd_level_computes_the_same_bits():
+    fingerprints = {}
+    for level in ("sse2", "avx2", "avx512"):
+        environment = os.environ | {_ext.KERNELS_VARIABLE: level}
+        command = [sys.executable, "-c", FINGERPRINT.format(tests=os.path.dirname(__file__))]
+        out = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
+        fingerprints[out[0]] = out[1]
+    assert "sse2" in fingerprints
+    assert len(fingerprints) >= 2
+    assert len(set(fingerprints.values())) == 1, fingerprints
+
+
+def test_misfits_are_named():
+    state, inputs = problem(3, 8, torch.float32)
+    with pytest.raises(ValueError, match=r"grad is float64 \[3, 8\] on cpu; expected float32 \[3, 8\] on cpu"):
+        run(state | {"grad": state["grad"].double()}, inputs)
+    with pytest.raises(ValueError, match=r"potential is float64 \[1\] on cpu; expected float64 \[3\]"):
+        run(state | {"potential": state["potential"][:1]}, inputs)
+    with pytest.raises(ValueError, match=r"phi is int64 \[3, 8\] on cpu; expected float32 or float64 \[C, D\]"):
+        run(state | {"phi": state["phi"].long()}, inputs)
+    with pytest.raises(ValueError, match=r"adaptation is float64 \[3, 1\].*expected float64 \[3, K >= 2\]"):
+        run(state, inputs | {"adaptation": inputs["adaptation"][:, :1]})
+    with pytest.raises(ValueError, match=r"step_size is float64 \[2\] on cpu; expected float64 \[3\]"):
+        run(state | {"log_step_size": state["log_step_size"][:2]}, inputs)
+
+
+@pytest.mark.skipif(not _ext.backends["cpu"].is_compiled, reason="needs compiled kernels")
+def test_raw_calls_of_a_kernel_check_their_arguments():
+    state, inputs = problem(3, 8, torch.float32)
+    for name in ("grad", "counters", "is_accepted", "rng"):
+        bad = copy(state) | {name: state[name][:1]}
+        with pytest.raises(RuntimeError, match=f"transition: {name} has the wrong"):
+            torch.ops.lae_fast.transition(*bad.values(), *inputs.values(), True)
+    with pytest.raises(RuntimeError, match="transition: grad must be contiguous"):
+        torch.ops.lae_fast.transition(
+            *(copy(state) | {"grad": state["grad"].t().contiguous().t()}).values(), *inputs.values(), True
+        )
