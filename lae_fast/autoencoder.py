@@ -1,0 +1,89 @@
+"""The interface that all models share: p(x, z) = N(z; 0, I) p(x|z), an encoder, and an approximate posterior."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def negative_log_prior(z: Tensor) -> Tensor:
+    """-log N(z; 0, I) for z [..., nz]: float64 [...], nats."""
+    return 0.5 * z.square().sum(-1, dtype=torch.float64) + 0.5 * z.shape[-1] * math.log(2 * math.pi)
+
+
+def check_images(x: Tensor, nx: int) -> None:
+    """Raise a ValueError unless x holds images as the models take them: floating point [n, nx] in [0, 1].
+
+    The values are looked at on the CPU only, where that takes no synchronisation.
+    """
+    if x.dim() != 2 or x.shape[0] < 1 or x.shape[1] != nx or not x.is_floating_point():
+        kind = str(x.dtype).removeprefix("torch.")
+        raise ValueError(f"images are {kind} {list(x.shape)}; expected floating point [n, {nx}] with n >= 1")
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        low, high = (v.item() for v in x.detach().aminmax())
+        if not (low >= 0 and high <= 1):  # a NaN fails too
+            raise ValueError(f"images have values from {low:g} to {high:g}; expected all in [0, 1]")
+
+
+class Autoencoder(nn.Module):
+    """Base of `LAE` and `VAE`.
+
+    Args:
+        encoder: images [n, nx] -> features [n, d].
+        decoder: latent variables [n, nz] -> what the likelihood takes, [n, nx].
+        likelihood: one of `lae_fast.likelihood`.
+        nx: pixels of an image.
+        nz: latent dimensions.
+        d: features.
+
+    Raises:
+        ValueError: nx, nz or d is not positive.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, decoder: nn.Module, likelihood: nn.Module, *, nx: int, nz: int, d: int
+    ) -> None:
+        super().__init__()
+        for name, value in (("nx", nx), ("nz", nz), ("d", d)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; expected a positive number")
+        self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
+        self.nx, self.nz, self.d = nx, nz, d
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, each [n, nz], of the Gaussian q(z|x) that evaluation uses."""
+        raise NotImplementedError
+
+    def loss(self, x: Tensor) -> Tensor:
+        """What training minimises, nats per image; call `backward` on it."""
+        raise NotImplementedError
+
+    def potential(self, x: Tensor, z: Tensor) -> Tensor:
+        """U(x, z) = -log p(x|z) - log p(z): float64 [n], nats per image."""
+        return self.likelihood.energy(self.decoder(z), x) + negative_log_prior(z)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The most typical latent variable of each image: [n, nx] -> [n, nz]."""
+        return self.posterior(x)[0]
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The mean image of each latent variable: [n, nz] -> [n, nx]."""
+        return self.likelihood.mean(self.decoder(z))
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """[n, nx] -> [n, nx]."""
+        return self.decode(self.encode(x))
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """n mean images [n, nx] of latent variables drawn from the prior."""
+        like = next(self.parameters())
+        z = torch.randn(n, self.nz, generator=generator, device=like.device, dtype=like.dtype)
+        return self.decode(z)
+
+    def interpolate(self, start: Tensor, end: Tensor, n_steps: int) -> Tensor:
+        """Decoded straight lines between the codes of two image batches: 2 x [n, nx] -> [n, n_steps, nx]."""
+        a, b = self.encode(start)[:, None], self.encode(end)[:, None]  # [n, 1, nz]
+        t = torch.linspace(0, 1, n_steps, device=a.device, dtype=a.dtype)[:, None]  # [n_steps, 1]
+        return self.decode((a + t * (b - a)).flatten(0, 1)).unflatten(0, (-1, n_steps))

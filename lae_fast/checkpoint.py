@@ -1,0 +1,125 @@
+"""Checkpoints: safetensors weights and a small state file in one folder, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor, nn
+
+_FOLDER = re.compile(r"step-(\d{9})")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be read or does not fit; the message says which and why."""
+
+
+class Checkpoint(NamedTuple):
+    path: Path
+    weights: dict[str, Tensor]
+    metadata: dict[str, Any]
+    state: dict[str, Any]
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace `path` by a file with this content; whatever happens, it is the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def save_weights(path: Path, weights: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """A safetensors file with JSON metadata, written atomically."""
+    contiguous = {name: t.detach().cpu().contiguous() for name, t in weights.items()}
+    write_atomically(path, safetensors_bytes(contiguous, {"lae_fast": json.dumps(metadata)}))
+
+
+def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata of `save_weights`.
+
+    Raises:
+        CheckpointError: missing, damaged, or written by something else.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {})["lae_fast"])
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    except (KeyError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} is a safetensors file, but not one of lae_fast") from error
+
+
+def load_into(model: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
+    """`load_state_dict`, with the first misfit named.
+
+    Raises:
+        CheckpointError: names or shapes are not the model's.
+    """
+    expected = {name: list(t.shape) for name, t in model.state_dict().items()}
+    given = {name: list(t.shape) for name, t in weights.items()}
+    for name in [*expected, *given]:
+        a, b = given.get(name, "missing"), expected.get(name, "not expected")
+        if a != b:
+            raise CheckpointError(f"{source} is of another architecture: {name} is {a} there, {b} in this model")
+    model.load_state_dict(weights)
+
+
+def save(folder: Path, step: int, weights: dict[str, Tensor], metadata: dict[str, Any], state: dict[str, Any]) -> Path:
+    """Write the checkpoint of this step as a folder, then remove older ones. The rename makes it count."""
+    final = folder / f"step-{step:09d}"
+    temporary = folder / f".{final.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        save_weights(temporary / "model.safetensors", weights, metadata)
+        with (temporary / "state.pt").open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if final.exists():  # written by a run that was cut off just after; the new one is the same
+            shutil.rmtree(final)
+        temporary.rename(final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for old in folder.iterdir():
+        if _FOLDER.fullmatch(old.name) and old != final:
+            shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def load_latest(folder: Path) -> Checkpoint | None:
+    """The newest whole checkpoint in `folder`, or None.
+
+    Raises:
+        CheckpointError: it is damaged, or its state file holds anything but plain data and tensors.
+    """
+    steps = sorted(p for p in folder.glob("step-*") if _FOLDER.fullmatch(p.name)) if folder.is_dir() else []
+    if not steps:
+        return None
+    weights, metadata = load_weights(steps[-1] / "model.safetensors")
+    path = steps[-1] / "state.pt"
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{path} is damaged or not a plain state file: {reason}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} holds a {type(state).__name__}; expected a dictionary")
+    return Checkpoint(steps[-1], weights, metadata, state)

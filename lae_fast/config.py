@@ -1,0 +1,100 @@
+"""The main job's options: one dataclass, turned into flags by tyro."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Literal
+
+from lae_fast.models import Architecture
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Train a Langevin autoencoder, or a VAE to compare with, on MNIST."""
+
+    model: Literal["lae", "vae"] = "lae"
+    """Langevin autoencoder or variational autoencoder."""
+    nz: int = 8
+    """Latent dimensions."""
+    nh: int = 256
+    """Width of the hidden layers; also the number of features d that phi acts on."""
+    depth: int = 3
+    """Blocks of Linear, LayerNorm, ReLU (conv: halvings of the image) on each side."""
+    network: Literal["mlp", "conv"] = "mlp"
+    """The report's fully connected network, or a small convolutional one."""
+    likelihood: Literal["bernoulli", "gaussian", "logistic"] = "bernoulli"
+    """p(x|z): Bernoulli on logits; Gaussian or 256-level discretized logistic with a learned scale."""
+
+    n_steps: int = 2
+    """Langevin steps T per minibatch (LAE)."""
+    mh: bool = True
+    """Metropolis-Hastings accept or reject (LAE)."""
+    step_size: float | Literal["auto"] = "auto"
+    """Langevin step size per example: eta = step_size / batch size. auto: adapted on the device towards an
+    acceptance of 0.574; without MH, the published 1e-3 (LAE)."""
+
+    batch_size: int = 512
+    """Images per minibatch; the ragged last batch of an epoch is dropped."""
+    epochs: int = 30
+    """Passes over the training images, at most."""
+    lr: float = 1e-3
+    """Learning rate of Adam."""
+    patience: int = 10
+    """Stop after this many epochs without a better validation loss."""
+    seed: int = 0
+    """Decides everything random: initial weights, order of the images, chain."""
+    device: str = "auto"
+    """auto (CUDA where there is one), cpu, cuda, cuda:1, ..."""
+
+    dataset: Literal["auto", "mnist", "digits"] = "auto"
+    """auto: MNIST, found or downloaded; without a network scikit-learn's 8 x 8 digits."""
+    data_dir: Path = Path("~/.cache/lae_fast")
+    """Where MNIST lies or goes (torchvision's layout: MNIST/raw inside)."""
+    validation: int | None = None
+    """Last images of the training set kept for validation (default 5,000; digits: 200). 0: train on all, no
+    early stopping."""
+    binarize: Literal["none", "fixed", "dynamic"] = "none"
+    """Grey pixels in [0, 1]; drawn once; or drawn anew each time an image is used in training."""
+
+    output_dir: Path | None = None
+    """Folder of the run; default runs/MODEL-DATE-TIME. Must not hold another run."""
+    resume: Path | None = None
+    """Folder of a run to continue from its last checkpoint, with the options it was started with; others given
+    here replace them (more --epochs, say)."""
+    log_every: int = 20
+    """Minibatches between lines of metrics.jsonl and looks at the device."""
+    checkpoint_every: int = 0
+    """Minibatches between checkpoints within an epoch; 0: only at its end."""
+
+    def __post_init__(self) -> None:
+        positive = ("nz", "nh", "depth", "n_steps", "batch_size", "epochs", "patience", "log_every")
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected at least 1")
+        for name in ("checkpoint_every", "seed", "validation"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ValueError(f"--{name.replace('_', '-')} is {value}; expected 0 or more")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"--lr is {self.lr}; expected a positive finite number")
+        if self.step_size != "auto" and not 0 <= self.step_size < math.inf:
+            raise ValueError(f"--step-size is {self.step_size}; expected a finite number >= 0, or auto")
+        if self.resume is not None and self.output_dir is not None and self.output_dir != self.resume:
+            raise ValueError(f"--output-dir {self.output_dir} beside --resume {self.resume}: a run stays in its folder")
+
+    def architecture(self, nx: int) -> Architecture:
+        """The model's part of the options, for images of nx pixels."""
+        return Architecture(self.model, self.network, self.likelihood, nx, self.nz, self.nh, self.depth)
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values; `from_json` undoes it."""
+        values = dataclasses.asdict(self)
+        return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, object]) -> Config:
+        """A configuration as `config.json` holds it."""
+        paths = {"data_dir", "output_dir", "resume"}
+        return cls(**{k: Path(v) if k in paths and v is not None else v for k, v in values.items()})

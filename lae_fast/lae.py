@@ -1,0 +1,160 @@
+"""The Langevin autoencoder (Taniguchi et al., 2022, Algorithm 2)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from lae_fast import ops
+from lae_fast.autoencoder import Autoencoder, check_images
+
+TARGET_ACCEPTANCE = 0.574  # optimal for Langevin proposals in high dimension (Roberts and Rosenthal, 1998)
+
+
+class _KnownGradients(torch.autograd.Function):
+    """A value whose gradients with respect to `inputs` have been computed already."""
+
+    @staticmethod
+    def forward(ctx, value: Tensor, *inputs_and_gradients: Tensor) -> Tensor:  # noqa: ANN001
+        ctx.save_for_backward(*inputs_and_gradients[len(inputs_and_gradients) // 2 :])
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, cotangent: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN001
+        gradients = [g * cotangent.to(g.dtype) for g in ctx.saved_tensors]
+        return None, *gradients, *([None] * len(gradients))
+
+
+class LAE(Autoencoder):
+    """An encoder z = phi g(x) whose last layer phi is moved by a Langevin chain instead of an optimizer.
+
+    Every call of `loss` runs `n_steps` steps of the chain on that minibatch's potential
+    V(phi) = sum_i U(x_i, phi g(x_i)) and returns its time average: phi moves by the chain alone, decoder,
+    likelihood and features by whatever optimizer follows. phi is a buffer, part of the `state_dict`.
+
+    Args (beyond those of `Autoencoder`):
+        n_steps: T >= 1.
+        mh: Metropolis-Hastings accept or reject.
+        step_size: per example, as the published code's flag: eta = step_size / n for a batch of n. None: start
+            at 1e-4 and, with `mh`, adapt while training towards an acceptance of 0.574; without `mh` nothing
+            tells good steps from bad ones, and the published 1e-3 is used.
+        adaptation_rate: of the logarithm of the step size, per step of the chain.
+
+    Raises:
+        ValueError: n_steps < 1, or a step size that is not a finite number >= 0.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        likelihood: nn.Module,
+        *,
+        nx: int,
+        nz: int,
+        d: int,
+        n_steps: int = 2,
+        mh: bool = True,
+        step_size: float | None = None,
+        adaptation_rate: float = 0.02,
+    ) -> None:
+        super().__init__(encoder, decoder, likelihood, nx=nx, nz=nz, d=d)
+        if n_steps < 1:
+            raise ValueError(f"n_steps is {n_steps}; expected at least 1")
+        if step_size is not None and not 0 <= step_size < math.inf:
+            raise ValueError(f"step_size is {step_size}; expected a finite number >= 0")
+        self.n_steps, self.mh = n_steps, mh
+        self.register_buffer("phi", nn.init.orthogonal_(torch.empty(nz, d)))
+        # Of q(z|x) = N(f(x), s^2 I); the published code's value until `fit_posterior_scale`.
+        self.register_buffer("posterior_scale", torch.tensor(0.05))
+
+        if step_size is None:
+            rate, start = (adaptation_rate, 1e-4) if mh else (0.0, 1e-3)
+        else:
+            rate, start = 0.0, step_size
+        f64 = torch.float64
+        log_start = math.log(start) if start > 0 else -math.inf
+        self._chain_buffer("log_step_size", torch.tensor([log_start], dtype=f64))  # per example
+        self._chain_buffer("adaptation", torch.tensor([[TARGET_ACCEPTANCE, rate]], dtype=f64))
+        self._chain_buffer("rng", ops.make_rng("cpu"))
+        self._chain_buffer("counters", torch.zeros(1, 2, dtype=torch.int64))  # rejected, non-finite
+        self._chain_buffer("acceptance_rate", torch.zeros((), dtype=f64))  # mean of the last T steps
+
+    def _chain_buffer(self, name: str, value: Tensor) -> None:
+        self.register_buffer(name, value, persistent=False)
+
+    def chain_state(self) -> dict[str, Tensor]:
+        """What the chain needs beside phi to go on exactly as it would have: for checkpoints."""
+        return {name: getattr(self, name).clone() for name in ("log_step_size", "rng", "counters")}
+
+    def load_chain_state(self, state: dict[str, Tensor]) -> None:
+        """Undo `chain_state`."""
+        for name, value in state.items():
+            getattr(self, name).copy_(value)
+
+    def _apply(self, fn, recurse: bool = True) -> LAE:  # noqa: ANN001
+        """Move with the model, but stay float64: `model.half()` concerns the networks, not the chain."""
+        super()._apply(fn, recurse)
+        for name in ("log_step_size", "adaptation", "acceptance_rate"):
+            setattr(self, name, getattr(self, name).double())
+        return self
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean = self.encoder(x) @ self.phi.T
+        return mean, self.posterior_scale.to(mean.dtype).expand_as(mean)
+
+    def _evaluate(self, x: Tensor, h: Tensor, phi: Tensor, theta: list[Tensor]) -> tuple[Tensor, ...]:
+        """V [1], dV/dphi [1, nz d], dV/dz [n, nz] and dV/dtheta at phi [nz, d], from one forward and backward."""
+        with torch.enable_grad():
+            z = (h @ phi.T).requires_grad_()  # [n, nz]
+            energy = self.potential(x, z).sum()
+            z_grad, *theta_grad = torch.autograd.grad(energy, [z, *theta], allow_unused=True)
+        theta_grad = [torch.zeros_like(p) if g is None else g for p, g in zip(theta, theta_grad, strict=True)]
+        return energy.detach().reshape(1), (z_grad.T @ h).reshape(1, -1), z_grad, *theta_grad
+
+    def loss(self, x: Tensor) -> Tensor:
+        """(1/T) sum_{t=1..T} V_t / n for images x [n, nx]: nats per image. Advances the chain by T steps.
+
+        T + 1 evaluations, each one forward and one backward pass of the decoder. The gradients of the state after
+        every step are *selected*, so that a rejected evaluation leaves no trace, not even a NaN.
+        """
+        check_images(x, self.nx)
+        theta = [p for m in (self.decoder, self.likelihood) for p in m.parameters() if p.requires_grad]
+        h = self.encoder(x)  # [n, d]
+        with torch.no_grad():
+            value, h_grad, theta_grad = self._run_chain(x, h.detach(), theta)
+        inputs, gradients = [h, *theta], [h_grad, *theta_grad]
+        return _KnownGradients.apply(value, *inputs, *gradients)
+
+    def _run_chain(self, x: Tensor, h: Tensor, theta: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """T steps of the chain; the time average of V / n and its gradients in h [n, d] and in theta."""
+        n = x.shape[0]
+        phi = self.phi.view(1, -1)  # [1, nz d], updated in place
+        log_step_size = self.log_step_size - math.log(n)  # of V summed over the batch
+        is_accepted = torch.empty(1, dtype=torch.bool, device=x.device)
+        log_alpha = torch.empty_like(log_step_size)
+        potential, grad, *current = self._evaluate(x, h, self.phi, theta)
+        proposal, rng = ops.propose(phi, grad, log_step_size.exp(), self.rng)
+        self.rng.copy_(rng)
+
+        value, acceptance = torch.zeros_like(potential), torch.zeros_like(potential)
+        h_total, theta_total = torch.zeros_like(h), [torch.zeros_like(p) for p in theta]
+        for _ in range(self.n_steps):
+            new_potential, new_grad, *new = self._evaluate(x, h, proposal.view_as(self.phi), theta)
+            ops.transition(
+                phi, potential, grad, proposal, self.rng, log_step_size, self.counters, is_accepted, log_alpha,
+                adaptation=self.adaptation, proposal_potential=new_potential, proposal_grad=new_grad, mh=self.mh,
+            )  # fmt: skip
+            current = [torch.where(is_accepted[0], a, b) for a, b in zip(new, current, strict=True)]
+            z_grad, *theta_grad = current
+            h_total.addmm_(z_grad, self.phi)  # dV/dh = dV/dz phi
+            torch._foreach_add_(theta_total, theta_grad)
+            value += potential
+            acceptance += log_alpha.exp().clamp(max=1)
+        self.log_step_size.copy_(log_step_size + math.log(n))
+        self.acceptance_rate.copy_(acceptance[0] / self.n_steps)
+        scale = 1 / (self.n_steps * n)
+        torch._foreach_mul_([h_total, *theta_total], scale)
+        return value[0] * scale, h_total, theta_total

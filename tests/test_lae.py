@@ -1,0 +1,242 @@
+"""The Langevin autoencoder's training step, against a hand computation and its own invariants."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lae_fast import lae as lae_module
+from lae_fast import nets, ops
+from lae_fast.lae import LAE
+from lae_fast.likelihood import Bernoulli, DiscretizedLogistic, Gaussian
+from lae_fast.vae import VAE
+
+NX, NZ, NH, N = 16, 3, 8, 6
+
+
+def make(cls=LAE, likelihood=None, seed=0, **options):
+    torch.manual_seed(seed)
+    encoder, decoder = nets.mlp(NX, NZ, NH, 2)
+    return cls(encoder, decoder, likelihood or Bernoulli(), nx=NX, nz=NZ, d=NH, **options)
+
+
+def images(n=N, seed=1, dtype=torch.float32):
+    return torch.rand(n, NX, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def gradients(model):
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("likelihood", [Bernoulli, Gaussian, DiscretizedLogistic])
+@pytest.mark.parametrize(("mh", "step_size"), [(True, 0.03), (False, 0.003)])
+def test_training_step_by_hand(likelihood, mh, step_size):
+    """Algorithm 2 with T = 3, written out with plain autograd in float64, on the same noise."""
+    model = make(likelihood=likelihood(), n_steps=3, mh=mh, step_size=step_size).double()
+    x, phi, rng = images(dtype=torch.float64), model.phi.clone(), model.rng.clone()
+    eta = step_size / N
+
+    def potential(phi):  # V, attached to theta and psi, and its gradient in phi
+        leaf = phi.clone().requires_grad_()
+        z = model.encoder(x) @ leaf.T
+        output = model.decoder(z)
+        if likelihood is Bernoulli:
+            nll = torch.nn.functional.binary_cross_entropy_with_logits(output, x, reduction="sum")
+        elif likelihood is Gaussian:
+            nll = -torch.distributions.Normal(output, model.likelihood.log_scale.exp()).log_prob(x).sum()
+        else:
+            nll = model.likelihood.energy(output, x).sum()
+        v = nll - torch.distributions.Normal(0.0, 1.0).log_prob(z).sum()
+        return v, torch.autograd.grad(v, leaf, retain_graph=True)[0]
+
+    def log_q(to, start, grad):
+        return -((to - start + eta * grad) ** 2).sum() / (4 * eta)
+
+    visited, outcomes = [], []
+    v, grad = potential(phi)
+    for t in range(3):
+        eps = ops.noise(torch.tensor([rng[0], t, 0]), 1, NZ * NH, torch.float64).view(NZ, NH)
+        u = ops.noise(torch.tensor([rng[0], t + 1, 0]), 1, 1, torch.float64, ops.ACCEPT).item()
+        proposal = phi - eta * grad + math.sqrt(2 * eta) * eps
+        new_v, new_grad = potential(proposal)
+        log_alpha = v - new_v + log_q(phi, proposal, new_grad) - log_q(proposal, phi, grad)
+        outcomes.append(not mh or math.log(u) <= log_alpha.item())
+        if outcomes[-1]:
+            phi, v, grad = proposal, new_v, new_grad
+        visited.append(v)
+    if mh and likelihood is Bernoulli:
+        assert set(outcomes) == {True, False}  # the case covers both
+    average = torch.stack(visited).mean() / N
+    parameters = dict(model.named_parameters())
+    expected = torch.autograd.grad(average, [p for p in parameters.values() if p.requires_grad])
+
+    loss = model.loss(x)
+    loss.backward()
+    assert loss.item() == pytest.approx(average.item(), rel=1e-12)
+    torch.testing.assert_close(model.phi, phi, rtol=0, atol=1e-10)
+    for (name, p), e in zip(((n, p) for n, p in parameters.items() if p.requires_grad), expected, strict=True):
+        torch.testing.assert_close(p.grad, e, rtol=0, atol=1e-10, msg=lambda m, name=name: f"{name}: {m}")
+    assert model.counters.tolist() == [[outcomes.count(False), 0]]
+
+
+@pytest.mark.parametrize("mh", [True, False])
+def test_a_nan_proposal_leaves_the_gradients_of_a_rejection(mh, monkeypatch):
+    def poisoned(value):
+        def propose(phi, grad, step_size, rng, noise=None):
+            return torch.full_like(phi, value), rng + torch.tensor([0, 1, 0])
+
+        return propose
+
+    results = []
+    for value in (math.nan, 1e30):  # not finite at all; finite but of infinite energy: an ordinary rejection
+        model = make(n_steps=1, mh=mh)
+        before = model.phi.clone()
+        monkeypatch.setattr(lae_module.ops, "propose", poisoned(value))
+        loss = model.loss(images())
+        loss.backward()
+        assert torch.equal(model.phi, before)
+        results.append((loss, gradients(model), model.counters))
+    (loss, grads, counters), (other_loss, other_grads, other_counters) = results
+    assert counters.tolist() == [[0, 1]]
+    assert other_counters.sum() == 1
+    assert loss.isfinite()
+    assert loss == other_loss
+    assert grads
+    for name, grad in grads.items():
+        assert grad.isfinite().all(), name
+        assert torch.equal(grad, other_grads[name]), name
+
+
+def test_phi_moves_by_the_chain_alone():
+    model = make()
+    assert "phi" in model.state_dict()
+    assert "phi" not in dict(model.named_parameters())
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    model.loss(images()).backward()
+    moved = model.phi.clone()
+    optimizer.step()
+    assert torch.equal(model.phi, moved)
+    assert not torch.equal(moved, make().phi)
+
+
+def test_every_parameter_gets_its_gradient():
+    model = make(likelihood=Gaussian())
+    model.loss(images()).backward()
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == set(gradients(model))
+    assert all(g.abs().sum() > 0 for g in gradients(model).values())
+
+
+def test_the_step_size_adapts_unless_it_is_fixed():
+    adapted, fixed, unadjusted = make(), make(step_size=1e-3), make(mh=False)
+    for model in (adapted, fixed, unadjusted):
+        start = model.log_step_size.clone()
+        model.loss(images())
+        assert torch.equal(model.log_step_size, start) == (model is not adapted)
+    assert fixed.log_step_size.exp().item() == pytest.approx(1e-3)
+    # A batch of another size keeps the step per example.
+    fixed.loss(images(3))
+    assert fixed.log_step_size.exp().item() == pytest.approx(1e-3)
+
+
+def test_it_adapts_to_its_target():
+    model = make(adaptation_rate=0.1)
+    x = images(50)
+    for _ in range(600):
+        with torch.no_grad():
+            model.loss(x)
+    rates = []
+    for _ in range(400):
+        with torch.no_grad():
+            model.loss(x)
+        rates.append(model.acceptance_rate.item())
+    assert sum(rates) / len(rates) == pytest.approx(0.574, abs=0.05)
+
+
+def test_a_frozen_decoder_still_trains_the_features():
+    model = make()
+    model.decoder.requires_grad_(False)
+    model.loss(images()).backward()
+    assert all(name.startswith("encoder") for name in gradients(model))
+
+
+class Head(nn.Module):
+    """A decoder that is not a Sequential and leaves a parameter unused."""
+
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused = nn.Linear(NZ, NX), nn.Parameter(torch.ones(3))
+
+    def forward(self, z):
+        return self.used(z.sin())
+
+
+def test_any_module_can_be_the_decoder():
+    torch.manual_seed(0)
+    encoder, _ = nets.mlp(NX, NZ, NH, 1)
+    model = LAE(encoder, Head(), Bernoulli(), nx=NX, nz=NZ, d=NH)
+    model.loss(images()).backward()
+    assert model.decoder.used.weight.grad.abs().sum() > 0
+    assert model.decoder.unused.grad.abs().sum() == 0
+
+
+@pytest.mark.parametrize("cls", [LAE, VAE])
+@pytest.mark.parametrize("likelihood", [Bernoulli, Gaussian, DiscretizedLogistic])
+def test_one_interface(cls, likelihood):
+    model, x = make(cls, likelihood()), images()
+    assert model.encode(x).shape == (N, NZ)
+    assert model.decode(torch.zeros(4, NZ)).shape == (4, NX)
+    assert model.reconstruct(x).shape == (N, NX)
+    first = model.sample(5, torch.Generator().manual_seed(0))
+    assert first.shape == (5, NX)
+    assert torch.equal(first, model.sample(5, torch.Generator().manual_seed(0)))
+    path = model.interpolate(x[:2], x[2:4], 7)
+    assert path.shape == (2, 7, NX)
+    torch.testing.assert_close(path[:, 0], model.reconstruct(x[:2]))
+    torch.testing.assert_close(path[:, -1], model.reconstruct(x[2:4]))
+    mean, std = model.posterior(x)
+    assert mean.shape == std.shape == (N, NZ)
+    assert model.loss(x).shape == ()
+
+
+@pytest.mark.parametrize("side", [8, 28])
+@pytest.mark.parametrize("cls", [LAE, VAE])
+def test_convolutional_network(cls, side):
+    torch.manual_seed(0)
+    encoder, decoder = nets.conv(side**2, NZ, 32)
+    model = cls(encoder, decoder, Bernoulli(), nx=side**2, nz=NZ, d=32)
+    x = torch.rand(4, side**2)
+    model.loss(x).backward()
+    assert model.reconstruct(x).shape == x.shape
+
+
+def test_initialisation():
+    encoder, _ = nets.mlp(NX, NZ, NH, 2)
+    weight = encoder[3].weight.detach()
+    torch.testing.assert_close(weight @ weight.T, torch.eye(NH), rtol=0, atol=1e-5)
+    assert encoder[3].bias.abs().sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: make(n_steps=0), "n_steps is 0"),
+        (lambda: make(step_size=-1e-3), "step_size is -0.001"),
+        (lambda: make(step_size=math.nan), "step_size is nan"),
+        (lambda: LAE(nn.Identity(), nn.Identity(), Bernoulli(), nx=NX, nz=0, d=3), "nz is 0"),
+        (lambda: make().loss(images() * 2), r"images have values from 0\.\d+ to 1\.\d+; expected all in \[0, 1\]"),
+        (lambda: make().loss(images() * math.nan), "images have values from nan"),
+        (lambda: make(VAE).loss(images() - 1), "expected all in"),
+        (lambda: make().loss(images()[:, :5]), r"images are float32 \[6, 5\]; expected floating point \[n, 16\]"),
+        (lambda: make().loss(images().view(6, 4, 4)), r"images are float32 \[6, 4, 4\]"),
+        (lambda: make().loss(images().to(torch.uint8)), "images are uint8"),
+        (lambda: make().loss(images()[:0]), "with n >= 1"),
+        (lambda: nets.conv(15, 2), "conv needs square images"),
+        (lambda: nets.conv(81, 2), "divisible by 4"),
+        (lambda: Gaussian(-1), "scale is -1"),
+        (lambda: DiscretizedLogistic(0), "scale is 0"),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
