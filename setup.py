@@ -71,7 +71,9 @@ def gencode_flags() -> str:
     for arch in re.split(r"[;\s]+", architectures().strip()):
         number = re.fullmatch(r"(\d+)\.(\d+)(a?)(\+PTX)?", arch)
         if not number:
-            raise SystemExit(f"lae_fast: TORCH_CUDA_ARCH_LIST holds {arch!r}; expected entries like 8.0 or 9.0+PTX")
+            raise SystemExit(
+                f"lae_fast: TORCH_CUDA_ARCH_LIST holds {arch!r}; expected entries like 8.0 or 9.0+PTX"
+            )
         n = number[1] + number[2] + number[3]
         code = f"[sm_{n},compute_{n}]" if number[4] else f"sm_{n}"
         flags.append(f"-gencode arch=compute_{n},code={code}")
@@ -117,8 +119,13 @@ class Plan:
     def leave_out(self, name: str, reason: str) -> None:
         """Say so, or stop when this very library was asked for."""
         if self.request == name or (self.request == "cuda" and name == "cpu"):
-            raise SystemExit(f"lae_fast: LAE_FAST_BUILD={self.request}, but the {name} kernels cannot be built: {reason}")
-        print(f"lae_fast: the {name} kernels are left out, plain PyTorch serves instead: {reason}", file=sys.stderr)
+            raise SystemExit(
+                f"lae_fast: LAE_FAST_BUILD={self.request}, but the {name} kernels cannot be built: {reason}"
+            )
+        print(
+            f"lae_fast: the {name} kernels are left out, plain PyTorch serves instead: {reason}",
+            file=sys.stderr,
+        )
         self.left_out[name] = reason
 
 
@@ -168,10 +175,14 @@ class BuildLibraries(build_ext):
         # loaded: named here, not used by name, hence --no-as-needed. No path is recorded.
         libtorch = f"-L{shlex.quote(str(torch_folder() / 'lib'))} -Wl,--no-as-needed -ltorch"
         is_mac = sys.platform == "darwin"
-        link = f"{PLAN.cxx} " + ("-bundle -undefined dynamic_lookup $in" if is_mac else f"-shared $in {libtorch}")
+        link = f"{PLAN.cxx} " + (
+            "-bundle -undefined dynamic_lookup $in" if is_mac else f"-shared $in {libtorch}"
+        )
         with path.open("w") as file:
             graph = Writer(file)
-            graph.rule("cpu", f"{PLAN.cxx} {CPU_FLAGS} {torch_flags} -MD -MF $out.d -c $in -o $out", depfile="$out.d")
+            graph.rule(
+                "cpu", f"{PLAN.cxx} {CPU_FLAGS} {torch_flags} -MD -MF $out.d -c $in -o $out", depfile="$out.d"
+            )
             graph.rule("build", f"{PLAN.cxx} {CXX_FLAGS} {self._build_info_flags()} -c $in -o $out")
             graph.rule("link", f"{link} -o $out")
             if PLAN.nvcc:
@@ -180,7 +191,9 @@ class BuildLibraries(build_ext):
                 nvcc_libtorch = libtorch.replace("-Wl,", "-Xlinker ")
                 graph.rule("cuda", f"{nvcc} {torch_flags} -MD -MF $out.d -c $in -o $out", depfile="$out.d")
                 # cudart is linked statically: torch's own CUDA version does not matter.
-                graph.rule("link_cuda", f"{PLAN.nvcc} {ccbin} -shared -cudart static $in {nvcc_libtorch} -o $out")
+                graph.rule(
+                    "link_cuda", f"{PLAN.nvcc} {ccbin} -shared -cudart static $in {nvcc_libtorch} -o $out"
+                )
             for name, sources in SOURCES.items():
                 kind = name.removeprefix("_lae_fast_")
                 if kind == "cuda" and not PLAN.nvcc:

@@ -79,9 +79,7 @@ def announce_reference(device: str) -> None:
     if device in backends and device not in _announced:
         _announced.add(device)
         if os.environ.get(KERNELS_VARIABLE) != "reference":
-            warnings.warn(
-                f"lae_fast: plain PyTorch serves {device}: {backends[device].reason}", stacklevel=2
-            )
+            warnings.warn(f"lae_fast: plain PyTorch serves {device}: {backends[device].reason}", stacklevel=2)
 
 
 _choice = os.environ.get(KERNELS_VARIABLE)

@@ -153,7 +153,16 @@ def transition(
     uniform: Tensor | None = None,
 ) -> None:
     accepted, nonfinite, log_ratio = decide(
-        phi, proposal, potential, proposal_potential, grad, proposal_grad, log_step_size.exp(), rng, mh, uniform
+        phi,
+        proposal,
+        potential,
+        proposal_potential,
+        grad,
+        proposal_grad,
+        log_step_size.exp(),
+        rng,
+        mh,
+        uniform,
     )
     is_accepted.copy_(accepted)
     log_alpha.copy_(log_ratio)

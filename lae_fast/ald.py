@@ -111,7 +111,9 @@ def ald_init(
         rng, start = ops.make_rng(phi.device, generator), phi.detach()
     energy, grad = _evaluate(potential, start, n_chains)
     if start.device.type == "cpu" and not torch.compiler.is_compiling() and not energy.isfinite().all():
-        raise ValueError(f"potential(phi) is {energy.detach().tolist()} where the chain starts; expected finite values")
+        raise ValueError(
+            f"potential(phi) is {energy.detach().tolist()} where the chain starts; expected finite values"
+        )
     return ALDState(start, energy, grad, rng, _as_step_size(step_size, start))
 
 
@@ -181,7 +183,10 @@ def ald_step(
     )
     phi = torch.where(accepted[:, None], proposal, rows).reshape(state.phi.shape)
     grad = torch.where(accepted[:, None], _rows(new_grad, n_chains), _rows(state.grad, n_chains))
-    info = (t.reshape(state.potential.shape) for t in (accepted, log_alpha, log_alpha.exp().clamp(max=1), nonfinite))
+    info = (
+        t.reshape(state.potential.shape)
+        for t in (accepted, log_alpha, log_alpha.exp().clamp(max=1), nonfinite)
+    )
     info = ALDInfo(*info)
     selected = torch.where(info.is_accepted, new_potential, state.potential)
     return ALDState(phi, selected, grad.reshape(state.phi.shape), rng, eta), info

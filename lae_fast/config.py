@@ -82,7 +82,9 @@ class Config:
         if self.step_size != "auto" and not 0 <= self.step_size < math.inf:
             raise ValueError(f"--step-size is {self.step_size}; expected a finite number >= 0, or auto")
         if self.resume is not None and self.output_dir is not None and self.output_dir != self.resume:
-            raise ValueError(f"--output-dir {self.output_dir} beside --resume {self.resume}: a run stays in its folder")
+            raise ValueError(
+                f"--output-dir {self.output_dir} beside --resume {self.resume}: a run stays in its folder"
+            )
 
     def architecture(self, nx: int) -> Architecture:
         """The model's part of the options, for images of nx pixels."""

@@ -61,7 +61,9 @@ def _read_idx(path: Path) -> np.ndarray:
     shape = struct.unpack(f">{n_axes}I", content[4:header]) if len(content) >= header else ()
     expected = header + int(np.prod(shape, dtype=np.int64))
     if not shape or len(content) != expected:
-        raise DataError(f"{path} holds {len(content)} bytes; expected {expected}. Delete it to have it fetched anew")
+        raise DataError(
+            f"{path} holds {len(content)} bytes; expected {expected}. Delete it to have it fetched anew"
+        )
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
@@ -102,7 +104,9 @@ def _mnist(root: Path) -> tuple[str, Split, Split]:
     for split, (image_path, label_path) in files.items():
         images, labels = _read_idx(image_path), _read_idx(label_path)
         if images.ndim != 3 or labels.shape != images.shape[:1]:
-            raise DataError(f"{split}: images {images.shape} and labels {labels.shape} do not belong together")
+            raise DataError(
+                f"{split}: images {images.shape} and labels {labels.shape} do not belong together"
+            )
         splits.append(_split(images.reshape(len(images), -1), labels))
     return source, *splits
 
@@ -114,7 +118,11 @@ def _digits() -> tuple[str, Split, Split]:
     images = np.round(bunch.data * (255 / 16)).astype(np.uint8)  # 17 grey levels
     n_test = 360
     source = "scikit-learn's bundled digits (1,797 real images of 8 x 8)"
-    return source, _split(images[:-n_test], bunch.target[:-n_test]), _split(images[-n_test:], bunch.target[-n_test:])
+    return (
+        source,
+        _split(images[:-n_test], bunch.target[:-n_test]),
+        _split(images[-n_test:], bunch.target[-n_test:]),
+    )
 
 
 def _split(images: np.ndarray, labels: np.ndarray) -> Split:

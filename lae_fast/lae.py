@@ -124,11 +124,10 @@ class LAE(Autoencoder):
         theta = [p for m in (self.decoder, self.likelihood) for p in m.parameters() if p.requires_grad]
         h = self.encoder(x)  # [n, d]
         with torch.no_grad():
-            value, h_grad, theta_grad = self._run_chain(x, h.detach(), theta)
-        inputs, gradients = [h, *theta], [h_grad, *theta_grad]
-        return _KnownGradients.apply(value, *inputs, *gradients)
+            value, gradients = self._run_chain(x, h.detach(), theta)
+        return _KnownGradients.apply(value, h, *theta, *gradients)
 
-    def _run_chain(self, x: Tensor, h: Tensor, theta: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def _run_chain(self, x: Tensor, h: Tensor, theta: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """T steps of the chain; the time average of V / n and its gradients in h [n, d] and in theta."""
         n = x.shape[0]
         phi = self.phi.view(1, -1)  # [1, nz d], updated in place
@@ -140,7 +139,7 @@ class LAE(Autoencoder):
         self.rng.copy_(rng)
 
         value, acceptance = torch.zeros_like(potential), torch.zeros_like(potential)
-        h_total, theta_total = torch.zeros_like(h), [torch.zeros_like(p) for p in theta]
+        totals = [torch.zeros_like(t) for t in (h, *theta)]
         for _ in range(self.n_steps):
             new_potential, new_grad, *new = self._evaluate(x, h, proposal.view_as(self.phi), theta)
             ops.transition(
@@ -149,12 +148,11 @@ class LAE(Autoencoder):
             )  # fmt: skip
             current = [torch.where(is_accepted[0], a, b) for a, b in zip(new, current, strict=True)]
             z_grad, *theta_grad = current
-            h_total.addmm_(z_grad, self.phi)  # dV/dh = dV/dz phi
-            torch._foreach_add_(theta_total, theta_grad)
+            torch._foreach_add_(totals, [z_grad @ self.phi, *theta_grad])  # dV/dh = dV/dz phi
             value += potential
             acceptance += log_alpha.exp().clamp(max=1)
         self.log_step_size.copy_(log_step_size + math.log(n))
         self.acceptance_rate.copy_(acceptance[0] / self.n_steps)
         scale = 1 / (self.n_steps * n)
-        torch._foreach_mul_([h_total, *theta_total], scale)
-        return value[0] * scale, h_total, theta_total
+        torch._foreach_mul_(totals, scale)
+        return value[0] * scale, totals

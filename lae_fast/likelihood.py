@@ -83,7 +83,9 @@ class DiscretizedLogistic(nn.Module):
         # cancellation; the outermost bins lose the factor of their open side.
         inner = torch.log(-torch.expm1(-2 * half_bin * inverse_scale))
         is_first, is_last = x < half_bin, x > 1 - half_bin
-        log_mass = torch.where(is_last, 0.0, F.logsigmoid(upper)) + torch.where(is_first, 0.0, F.logsigmoid(-lower))
+        log_mass = torch.where(is_last, 0.0, F.logsigmoid(upper)) + torch.where(
+            is_first, 0.0, F.logsigmoid(-lower)
+        )
         log_mass = log_mass + torch.where(is_first | is_last, 0.0, inner)
         return -log_mass.sum(-1, dtype=torch.float64)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 from torch import nn
@@ -46,7 +47,7 @@ def conv(nx: int, nz: int, nh: int = 256, depth: int = 2) -> tuple[nn.Sequential
     small, channels = side // 2**depth, [1] + [32 * 2**i for i in range(depth)]
     flat = channels[-1] * small**2
     down, up = [], []
-    for before, after in zip(channels, channels[1:], strict=False):
+    for before, after in itertools.pairwise(channels):
         down += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.ReLU()]
         up = [nn.ReLU(), nn.ConvTranspose2d(after, before, 4, stride=2, padding=1), *up]
     encoder = [nn.Unflatten(1, (1, side, side)), *down, nn.Flatten(), *_blocks(flat, nh, 1)]

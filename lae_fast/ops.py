@@ -118,7 +118,9 @@ def _expect(op: str, phi: Tensor, step_size: Tensor, rng: Tensor, **arguments: T
             n >= 2 if e is None else n == e for e, n in zip(shape, t.shape, strict=True)
         )
         if not fits or t.dtype != dtype or t.device != phi.device:
-            wanted = f"{str(dtype).removeprefix('torch.')} {list(shape)} on {phi.device}".replace("None", "K >= 2")
+            wanted = f"{str(dtype).removeprefix('torch.')} {list(shape)} on {phi.device}".replace(
+                "None", "K >= 2"
+            )
             raise ValueError(f"{op}: {name} is {_describe(t)}; expected {wanted}")
 
 
@@ -235,4 +237,14 @@ def make_rng(device: torch.device | str, generator: torch.Generator | None = Non
     return torch.cat((seed, seed.new_zeros(2)))
 
 
-__all__ = ["ACCEPT", "INTEGERS", "NORMALS", "UNIFORMS", "decide", "make_rng", "noise", "propose", "transition"]
+__all__ = [
+    "ACCEPT",
+    "INTEGERS",
+    "NORMALS",
+    "UNIFORMS",
+    "decide",
+    "make_rng",
+    "noise",
+    "propose",
+    "transition",
+]

@@ -38,7 +38,9 @@ def save_picture(picture: Tensor, path: Path) -> None:
     """A grey PNG, three pixels per pixel."""
     from matplotlib import image
 
-    image.imsave(path, picture.repeat_interleave(3, 0).repeat_interleave(3, 1).numpy(), cmap="gray", vmin=0, vmax=1)
+    image.imsave(
+        path, picture.repeat_interleave(3, 0).repeat_interleave(3, 1).numpy(), cmap="gray", vmin=0, vmax=1
+    )
 
 
 @torch.no_grad()
@@ -49,7 +51,9 @@ def save_latent_plane(model: Autoencoder, x: Tensor, labels: Tensor, path: Path)
     z = model.encode(x).cpu()
     figure = Figure(figsize=(5, 4.4), layout="constrained")
     axes = figure.subplots()
-    dots = axes.scatter(z[:, 0], z[:, 1], c=labels.cpu(), s=3, cmap="tab10", vmin=-0.5, vmax=9.5, linewidths=0)
+    dots = axes.scatter(
+        z[:, 0], z[:, 1], c=labels.cpu(), s=3, cmap="tab10", vmin=-0.5, vmax=9.5, linewidths=0
+    )
     figure.colorbar(dots, ax=axes, ticks=range(10), label="class")
     axes.set(xlabel="$z_1$", ylabel="$z_2$", aspect="equal")
     figure.savefig(path, dpi=150)

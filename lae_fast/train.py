@@ -71,15 +71,20 @@ class Trainer:
     def __init__(self, config: Config, dataset: Dataset, folder: Path, device: torch.device) -> None:
         self.config, self.dataset, self.folder, self.device = config, dataset, folder, device
         self.train, self.validation, self.test = (
-            data.Split(*(t.to(device) for t in split)) for split in (dataset.train, dataset.validation, dataset.test)
+            data.Split(*(t.to(device) for t in split))
+            for split in (dataset.train, dataset.validation, dataset.test)
         )
         self.n_batches = len(self.train.images) // config.batch_size
         if self.n_batches < 1:
-            raise TrainingError(f"--batch-size is {config.batch_size}; expected at most {len(self.train.images)} images")
+            raise TrainingError(
+                f"--batch-size is {config.batch_size}; expected at most {len(self.train.images)} images"
+            )
         torch.manual_seed(config.seed)
         self.architecture = config.architecture(self.train.images.shape[1])
         step_size = None if config.step_size == "auto" else config.step_size
-        self.model = models.build(self.architecture, n_steps=config.n_steps, mh=config.mh, step_size=step_size)
+        self.model = models.build(
+            self.architecture, n_steps=config.n_steps, mh=config.mh, step_size=step_size
+        )
         self.model.to(device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr, fused=True)
         self.progress = Progress()
@@ -105,7 +110,9 @@ class Trainer:
             "window": self.window,
             "n_window": self.n_window,
         }
-        checkpoint.save(self.folder / "checkpoints", self.progress.step, self.model.state_dict(), self.metadata(), state)
+        checkpoint.save(
+            self.folder / "checkpoints", self.progress.step, self.model.state_dict(), self.metadata(), state
+        )
 
     def restore(self, saved: Checkpoint) -> None:
         """Continue from a checkpoint exactly where it was written."""
@@ -128,13 +135,19 @@ class Trainer:
             self.window.copy_(state["window"])
             self.n_window = state["n_window"]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"{saved.path}/state.pt is not a state of this training job: {error}") from error
+            raise CheckpointError(
+                f"{saved.path}/state.pt is not a state of this training job: {error}"
+            ) from error
 
     def _check_finite(self) -> None:
         values = [self.window.sum(), *(p.detach().double().sum() for p in self.model.state_dict().values())]
         if not torch.stack([v.double().cpu() for v in values]).isfinite().all():
             kept = sorted(p.name for p in (self.folder / "checkpoints").glob("step-*"))
-            left = f"the last good checkpoint is {self.folder / 'checkpoints' / kept[-1]}" if kept else "no checkpoint was written yet"
+            left = (
+                f"the last good checkpoint is {self.folder / 'checkpoints' / kept[-1]}"
+                if kept
+                else "no checkpoint was written yet"
+            )
             raise TrainingError(
                 f"loss or weights are not finite at step {self.progress.step}; {left}. "
                 "A smaller --lr or --step-size usually helps"
@@ -157,7 +170,9 @@ class Trainer:
         """Train until the epochs are over, patience is, or somebody asks to stop."""
         total = self.config.epochs * self.n_batches * self.config.batch_size
         done = self.progress.step * self.config.batch_size
-        with tqdm(total=total, initial=done, unit=" images", unit_scale=True, disable=None, smoothing=0.05) as bar:
+        with tqdm(
+            total=total, initial=done, unit=" images", unit_scale=True, disable=None, smoothing=0.05
+        ) as bar:
             while self.progress.epoch < self.config.epochs and not self.progress.is_finished:
                 for x in self.batches():
                     self._step(x, bar)
@@ -204,7 +219,9 @@ class Trainer:
             self.progress.step,
             values | {"images_per_second": self.n_window * self.config.batch_size / (now - self.seconds)},
         )
-        bar.set_postfix({"loss": f"{loss:.1f}"} | ({"acceptance": f"{acceptance:.2f}"} if "step_size" in values else {}))
+        bar.set_postfix(
+            {"loss": f"{loss:.1f}"} | ({"acceptance": f"{acceptance:.2f}"} if "step_size" in values else {})
+        )
         self.window.zero_()
         self.n_window, self.seconds = 0, now
 
@@ -219,18 +236,25 @@ class Trainer:
         fit_posterior_scale(self.model, self.train.images)
         values = {"epoch": float(epoch)}
         if isinstance(self.model, LAE):
-            values |= {"phi_norm": self.model.phi.norm().item(), "posterior_scale": self.model.posterior_scale.item()}
+            values |= {
+                "phi_norm": self.model.phi.norm().item(),
+                "posterior_scale": self.model.posterior_scale.item(),
+            }
         if len(self.validation.images):
             result = evaluate(self.model, self.validation.images)
             values |= {f"validation_{name}": value for name, value in result._asdict().items()}
             if result.negative_elbo < self.progress.best:
                 self.progress.best, self.progress.best_epoch = result.negative_elbo, epoch
-                checkpoint.save_weights(self.folder / "best.safetensors", self.model.state_dict(), self.metadata())
+                checkpoint.save_weights(
+                    self.folder / "best.safetensors", self.model.state_dict(), self.metadata()
+                )
             bar.write(f"epoch {epoch}: validation {_describe(result)}", file=sys.stderr)
             self.progress.is_finished = epoch - self.progress.best_epoch >= self.config.patience
         self.log.scalars(step, values)
         self.log.picture(step, "samples", pictures.samples(self.model))
-        self.log.picture(step, "reconstructions", pictures.reconstructions(self.model, self.test.images[:30] / 255))
+        self.log.picture(
+            step, "reconstructions", pictures.reconstructions(self.model, self.test.images[:30] / 255)
+        )
         self.seconds = time.perf_counter()
 
     def finish(self) -> Evaluation:
@@ -243,7 +267,9 @@ class Trainer:
         result = evaluate(self.model, self.test.images, n_draws=5)
         images = self.test.images / 255
         pictures.save_picture(pictures.samples(self.model), self.folder / "samples.png")
-        pictures.save_picture(pictures.reconstructions(self.model, images[:30]), self.folder / "reconstructions.png")
+        pictures.save_picture(
+            pictures.reconstructions(self.model, images[:30]), self.folder / "reconstructions.png"
+        )
         if self.config.nz == 2:
             pictures.save_latent_plane(self.model, images, self.test.labels, self.folder / "latent_plane.png")
         values = {f"test_{name}": value for name, value in result._asdict().items()}
@@ -278,7 +304,9 @@ def _prepare_folder(config: Config) -> tuple[Path, bool]:
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = config.output_dir or Path("runs") / f"{config.model}-{stamp}"
     if (folder / "config.json").exists():
-        raise TrainingError(f"{folder} holds a run already; continue it with --resume {folder}, or choose another folder")
+        raise TrainingError(
+            f"{folder} holds a run already; continue it with --resume {folder}, or choose another folder"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -291,7 +319,9 @@ def _check_room(folder: Path, model: torch.nn.Module) -> None:
     bytes_needed = 3 * 3 * sum(p.numel() * p.element_size() for p in model.parameters()) + 4 * 2**20
     free = shutil.disk_usage(folder).free
     if free < bytes_needed:
-        raise TrainingError(f"{folder} has {free / 2**20:.0f} MB free; this run needs about {bytes_needed / 2**20:.0f} MB")
+        raise TrainingError(
+            f"{folder} has {free / 2**20:.0f} MB free; this run needs about {bytes_needed / 2**20:.0f} MB"
+        )
 
 
 def _parse(argv: Sequence[str] | None) -> Config:
@@ -305,7 +335,9 @@ def _parse(argv: Sequence[str] | None) -> Config:
         saved = json.loads(path.read_text())["options"]
         base = Config.from_json(saved | {"output_dir": None, "resume": str(config.resume)})
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TrainingError(f"--resume {config.resume} is not the folder of a run: {path}: {error}") from error
+        raise TrainingError(
+            f"--resume {config.resume} is not the folder of a run: {path}: {error}"
+        ) from error
     return tyro.cli(Config, args=arguments, default=base, prog="python -m lae_fast.train")
 
 
@@ -313,7 +345,9 @@ def train(config: Config, command: str = "") -> int:
     """Run the main job; the exit code."""
     device = _device(config.device)
     folder, is_resumed = _prepare_folder(config)
-    dataset = data.load(config.dataset, config.data_dir, validation=config.validation, binarization=config.binarize)
+    dataset = data.load(
+        config.dataset, config.data_dir, validation=config.validation, binarization=config.binarize
+    )
     trainer = Trainer(config, dataset, folder, device)
     saved = checkpoint.load_latest(folder / "checkpoints") if is_resumed else None
     if saved:
@@ -324,12 +358,18 @@ def train(config: Config, command: str = "") -> int:
     sizes = " / ".join(f"{len(s.images):,}" for s in (trainer.train, trainer.validation, trainer.test))
     print(f"data      {dataset.source}; {sizes} train / validation / test images")
     print(f"kernels   {device.type}: {facts[device.type]}")
-    print(f"model     {config.model}, nz {config.nz}, {sum(p.numel() for p in trainer.model.parameters()):,} parameters")
+    print(
+        f"model     {config.model}, nz {config.nz}, {sum(p.numel() for p in trainer.model.parameters()):,} parameters"
+    )
     if config.model == "lae" and config.nh < config.batch_size:
-        print(f"note      {config.nh} features for minibatches of {config.batch_size}: with fewer features than images the")
+        print(
+            f"note      {config.nh} features for minibatches of {config.batch_size}: with fewer features than images the"
+        )
         print("          chain's law is close to, but not, the product of the posteriors")
     if is_resumed:
-        print(f"resume    {f'from {saved.path}' if saved else 'no checkpoint was written yet: starting anew'}")
+        print(
+            f"resume    {f'from {saved.path}' if saved else 'no checkpoint was written yet: starting anew'}"
+        )
     record = {"options": config.to_json(), "data": dataset.source, "command": command, "versions": facts}
     checkpoint.write_atomically(folder / "config.json", json.dumps(record, indent=2).encode())
 
@@ -340,15 +380,21 @@ def train(config: Config, command: str = "") -> int:
     finally:
         trainer.log.close()
     if interrupt.requested:
-        print(f"stopped at step {trainer.progress.step}; continue with: python -m lae_fast.train --resume {folder}")
+        print(
+            f"stopped at step {trainer.progress.step}; continue with: python -m lae_fast.train --resume {folder}"
+        )
         return 130
     result = trainer.finish()
     print(f"test      {_describe(result)}")
     if isinstance(trainer.model, LAE):
-        print(f"          with q(z|x) = N(f(x), s^2 I), s = {trainer.model.posterior_scale.item():.3f}, best on training data")
+        print(
+            f"          with q(z|x) = N(f(x), s^2 I), s = {trainer.model.posterior_scale.item():.3f}, best on training data"
+        )
         rejected, nonfinite = trainer.model.counters[0].tolist()
         moves = trainer.progress.step * config.n_steps
-        print(f"chain     {1 - (rejected + nonfinite) / moves:.2f} of {moves:,} proposals accepted, {nonfinite} not finite")
+        print(
+            f"chain     {1 - (rejected + nonfinite) / moves:.2f} of {moves:,} proposals accepted, {nonfinite} not finite"
+        )
     print(f"written   {folder}: best.safetensors, metrics.jsonl, results.json, tensorboard, pictures")
     return 0
 

@@ -115,7 +115,10 @@ def test_steps_follow_the_fused_transition(dtype, device):
     fused = dict(phi=phi.clone(), potential=state.potential.detach().clone(), grad=state.grad.clone())
     fused["proposal"], fused["rng"] = ops.propose(phi, state.grad, eta, state.rng)
     counters = torch.zeros(c, 2, dtype=torch.int64, device=device)
-    out = dict(is_accepted=torch.zeros(c, dtype=torch.bool, device=device), log_alpha=torch.zeros_like(fused["potential"]))
+    out = dict(
+        is_accepted=torch.zeros(c, dtype=torch.bool, device=device),
+        log_alpha=torch.zeros_like(fused["potential"]),
+    )
     for _ in range(20):
         state, info = lae_fast.ald_step(target, state)
         leaf = fused["proposal"].clone().requires_grad_()
@@ -165,7 +168,9 @@ def test_the_time_average_is_differentiable():
         return 0.5 * (phi**2 + theta * phi.sin())
 
     state = lae_fast.ald_init(potential, torch.ones(6, dtype=torch.float64), 0.1, generator=generator)
-    uniforms = torch.tensor([1e-9, math.exp(50), 1e-9], dtype=torch.float64)  # no alpha reaches e^50: a rejection
+    uniforms = torch.tensor(
+        [1e-9, math.exp(50), 1e-9], dtype=torch.float64
+    )  # no alpha reaches e^50: a rejection
     average, visited, outcomes = 0.0, [], []
     for u in uniforms:
         state, info = lae_fast.ald_step(potential, state, uniform=u)

@@ -10,7 +10,19 @@ import torch
 
 from lae_fast import _ext, _reference, ops
 
-SIZES = [(1, 1), (1, 7), (1, 255), (1, 2048), (1, 10**6 + 3), (3, 2048), (1000, 8), (1000, 33), (5, 600), (0, 4), (3, 0)]
+SIZES = [
+    (1, 1),
+    (1, 7),
+    (1, 255),
+    (1, 2048),
+    (1, 10**6 + 3),
+    (3, 2048),
+    (1000, 8),
+    (1000, 33),
+    (5, 600),
+    (0, 4),
+    (3, 0),
+]
 DTYPES = [torch.float32, torch.float64]
 
 
@@ -238,7 +250,9 @@ def test_opcheck(dtype, device):
     torch.library.opcheck(namespace.decide.default, (*halves, uniform))
     torch.library.opcheck(namespace.propose.default, (state["phi"], state["grad"], eta, state["rng"]))
     torch.library.opcheck(namespace.propose.default, (state["phi"], state["grad"], eta, state["rng"], noise))
-    torch.library.opcheck(namespace.noise.default, (torch.empty(3, 5, dtype=dtype, device=device), state["rng"], 2))
+    torch.library.opcheck(
+        namespace.noise.default, (torch.empty(3, 5, dtype=dtype, device=device), state["rng"], 2)
+    )
 
 
 def test_compiles_without_graph_breaks(device):
@@ -294,7 +308,9 @@ def test_every_simd_level_computes_the_same_bits():
     for level in ("sse2", "avx2", "avx512"):
         environment = os.environ | {_ext.KERNELS_VARIABLE: level}
         command = [sys.executable, "-c", FINGERPRINT.format(tests=os.path.dirname(__file__))]
-        out = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
+        out = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True
+        ).stdout.split()
         fingerprints[out[0]] = out[1]
     assert "sse2" in fingerprints
     assert len(fingerprints) >= 2
@@ -303,11 +319,15 @@ def test_every_simd_level_computes_the_same_bits():
 
 def test_misfits_are_named():
     state, inputs = problem(3, 8, torch.float32)
-    with pytest.raises(ValueError, match=r"grad is float64 \[3, 8\] on cpu; expected float32 \[3, 8\] on cpu"):
+    with pytest.raises(
+        ValueError, match=r"grad is float64 \[3, 8\] on cpu; expected float32 \[3, 8\] on cpu"
+    ):
         run(state | {"grad": state["grad"].double()}, inputs)
     with pytest.raises(ValueError, match=r"potential is float64 \[1\] on cpu; expected float64 \[3\]"):
         run(state | {"potential": state["potential"][:1]}, inputs)
-    with pytest.raises(ValueError, match=r"phi is int64 \[3, 8\] on cpu; expected float32 or float64 \[C, D\]"):
+    with pytest.raises(
+        ValueError, match=r"phi is int64 \[3, 8\] on cpu; expected float32 or float64 \[C, D\]"
+    ):
         run(state | {"phi": state["phi"].long()}, inputs)
     with pytest.raises(ValueError, match=r"adaptation is float64 \[3, 1\].*expected float64 \[3, K >= 2\]"):
         run(state, inputs | {"adaptation": inputs["adaptation"][:, :1]})

@@ -1,0 +1,72 @@
+"""Evaluation against a model whose negative ELBO is known in closed form."""
+
+import pytest
+import torch
+from torch import nn
+
+from lae_fast import evaluate, fit_posterior_scale
+from lae_fast.lae import LAE
+from lae_fast.likelihood import Gaussian
+from lae_fast.vae import VAE
+
+NX, NZ, N = 6, 2, 3000
+SCALE = 0.4
+
+
+def linear_lae():
+    """z = phi x, p(x|z) = N(W z, 0.4^2 I)."""
+    torch.manual_seed(0)
+    decoder = nn.Linear(NZ, NX, bias=False)
+    return LAE(nn.Identity(), decoder, Gaussian(SCALE), nx=NX, nz=NZ, d=NX)
+
+
+def closed_form(model, x, s):
+    """Reconstruction and rate of q = N(phi x, s^2 I) for the linear model, float64 means over x."""
+    w, x, f = model.decoder.weight.detach().double(), x.double(), (x @ model.phi.T).double()
+    squares = (x - f @ w.T).square().sum(1) + s**2 * w.square().sum()
+    log_normaliser = NX * torch.tensor(SCALE * (2 * torch.pi) ** 0.5).log()
+    reconstruction = squares / (2 * SCALE**2) + log_normaliser
+    rate = 0.5 * (f.square().sum(1) + NZ * (s**2 - 1 - 2 * torch.tensor(s).log()))
+    return reconstruction.mean().item(), rate.mean().item()
+
+
+def test_against_the_closed_form():
+    model, x = linear_lae(), torch.rand(N, NX, generator=torch.Generator().manual_seed(1))
+    model.posterior_scale.fill_(0.3)
+    result = evaluate(model, x, n_draws=200, batch_size=700)
+    reconstruction, rate = closed_form(model, x, 0.3)
+    assert result.reconstruction == pytest.approx(reconstruction, abs=5e-3)
+    assert result.rate == pytest.approx(rate, abs=1e-5)
+    assert result.negative_elbo == result.reconstruction + result.rate
+    assert result.mse == pytest.approx((model.reconstruct(x) - x).square().mean().item(), rel=1e-5)
+
+
+def test_the_best_posterior_scale():
+    model, x = linear_lae(), torch.rand(N, NX, generator=torch.Generator().manual_seed(2))
+    fit_posterior_scale(model, x)
+    # d/ds of the closed form vanishes where s^2 (|W|^2 / (nz scale^2) + 1) = 1.
+    best = (model.decoder.weight.double().square().sum() / (NZ * SCALE**2) + 1) ** -0.5
+    assert model.posterior_scale.item() == pytest.approx(best.item(), rel=0.06)
+
+
+def test_the_draws_depend_on_the_seed_alone():
+    model, x = linear_lae(), torch.rand(50, NX)
+    torch.manual_seed(0)
+    first = evaluate(model, x)
+    assert evaluate(model, x) == first
+    assert evaluate(model, x, seed=1) != first
+
+
+def test_uint8_images_and_the_vae():
+    torch.manual_seed(0)
+    model = VAE(nn.Identity(), nn.Linear(NZ, NX), Gaussian(), nx=NX, nz=NZ, d=NX)
+    x = torch.randint(0, 256, (30, NX), dtype=torch.uint8)
+    assert evaluate(model, x) == evaluate(model, x / 255)
+    fit_posterior_scale(model, x)  # nothing to fit, no error
+
+
+def test_bad_images_are_named():
+    with pytest.raises(ValueError, match=r"values from .* expected all in \[0, 1\]"):
+        evaluate(linear_lae(), torch.full((3, NX), 2.0))
+    with pytest.raises(ValueError, match=r"expected floating point \[n, 6\]"):
+        evaluate(linear_lae(), torch.rand(3, NX + 1))

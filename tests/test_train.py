@@ -1,0 +1,390 @@
+"""The main job: it trains, stops and resumes exactly, keeps what it has, and names what it cannot use."""
+
+import json
+import os
+import pickle
+import resource
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lae_fast import checkpoint, train
+from lae_fast.config import Config
+
+QUICK = [
+    "--dataset",
+    "digits",
+    "--nh",
+    "16",
+    "--depth",
+    "1",
+    "--batch-size",
+    "100",
+    "--epochs",
+    "2",
+    "--log-every",
+    "5",
+]
+
+
+def run(*arguments, **options):
+    """The command line in a process of its own: on one thread, as a user would type it."""
+    quick = [] if "--resume" in arguments else QUICK
+    command = [sys.executable, "-m", "lae_fast.train", *quick, *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, **options)
+
+
+def metrics(folder):
+    """The lines of metrics.jsonl without wall-clock."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("images_per_second", None)
+    return lines
+
+
+def last_checkpoint(folder):
+    return checkpoint.load_latest(folder / "checkpoints")
+
+
+def assert_same_run(a, b):
+    assert metrics(a) == metrics(b)
+    x, y = last_checkpoint(a), last_checkpoint(b)
+    assert x.path.name == y.path.name
+    assert all(torch.equal(x.weights[k], y.weights[k]) for k in x.weights)
+    assert all(torch.equal(x.state["chain"][k], y.state["chain"][k]) for k in x.state["chain"])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One uninterrupted run of three epochs."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    result = run("--output-dir", folder, "--epochs", 3, "--nz", 2)
+    assert result.returncode == 0, result.stderr
+    return folder, result
+
+
+def test_a_run_leaves_its_records(finished):
+    folder, result = finished
+    for name in ("best.safetensors", "config.json", "metrics.jsonl", "results.json", "samples.png",
+                 "reconstructions.png", "latent_plane.png", "tensorboard"):  # fmt: skip
+        assert (folder / name).exists(), name
+    assert "scikit-learn's bundled digits" in result.stdout
+    assert "kernels   cpu:" in result.stdout
+    assert "16 features for minibatches of 100" in result.stdout
+    assert "negative ELBO" in result.stdout
+    lines = metrics(folder)
+    assert [line["step"] for line in lines if "loss" in line] == list(range(5, 37, 5))
+    assert all(0 <= line["acceptance_rate"] <= 1 for line in lines if "loss" in line)
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < losses[0]
+    epochs = [line for line in lines if "validation_negative_elbo" in line]
+    assert [line["epoch"] for line in epochs] == [1, 2, 3]
+    record = json.loads((folder / "config.json").read_text())
+    assert record["options"]["nz"] == 2
+    assert "digits" in record["data"]
+    assert "python -m lae_fast.train" in record["command"]
+    assert "torch" in record["versions"]
+    weights, architecture = checkpoint.load_weights(folder / "best.safetensors")
+    assert weights["phi"].shape == (2, 16)
+    assert architecture["model"] == "lae"
+    assert len(list((folder / "checkpoints").iterdir())) == 1  # older ones are removed
+
+
+@pytest.mark.parametrize("model", ["lae", "vae"])
+def test_kill_in_mid_epoch_and_resume_bit_for_bit(model, tmp_path):
+    options = ["--model", model, "--epochs", 3, "--checkpoint-every", 7, "--binarize", "dynamic"]
+    assert run("--output-dir", tmp_path / "whole", *options).returncode == 0
+
+    folder = tmp_path / "killed"
+    # A run that kills itself, as hard as can be, some steps after a checkpoint in the middle of epoch 2.
+    program = f"""
+import os, signal, sys
+from lae_fast import train
+step = train.Trainer._step
+def fatal(self, x, bar):
+    step(self, x, bar)
+    if self.progress.step == 23:
+        self.log.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+train.Trainer._step = fatal
+sys.exit(train.main({[*QUICK, "--output-dir", str(folder), *map(str, options)]!r}))
+"""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    killed = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, env=environment, timeout=120
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert last_checkpoint(folder).state["progress"]["step"] == 21
+    assert metrics(folder)[-1]["step"] >= 20
+    with (folder / "metrics.jsonl").open("a") as file:  # what a crash may leave beyond the checkpoint
+        file.write('{"step": 22, "loss": 1.0}\n{"step": 2')
+    resumed = run("--resume", folder)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "step-000000021" in resumed.stdout
+    assert_same_run(tmp_path / "whole", folder)
+
+
+def test_killed_before_the_first_checkpoint_it_starts_anew(finished, tmp_path):
+    whole, _ = finished
+    folder = tmp_path / "early"
+    folder.mkdir()
+    record = json.loads((whole / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(record))
+    (folder / "metrics.jsonl").write_text('{"step": 5, "loss": 1.0}\n')
+    result = run("--resume", folder)
+    assert result.returncode == 0, result.stderr
+    assert "no checkpoint was written yet: starting anew" in result.stdout
+
+
+def test_resume_with_more_epochs_goes_on(tmp_path):
+    folder = tmp_path / "run"
+    assert run("--output-dir", folder, "--epochs", 1).returncode == 0
+    assert run("--resume", folder, "--epochs", 2).returncode == 0
+    assert run("--output-dir", tmp_path / "whole", "--epochs", 2).returncode == 0
+    assert_same_run(folder, tmp_path / "whole")
+
+
+def test_ctrl_c_leaves_a_usable_run(tmp_path):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "lae_fast.train", *QUICK, "--epochs", "100000", "--patience", "100000",
+               "--output-dir", str(folder)]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for _ in range(600):
+        if (folder / "checkpoints").exists() or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert f"--resume {folder}" in stdout
+    step = last_checkpoint(folder).state["progress"]["step"]
+    resumed = run("--resume", folder, "--epochs", step // 12 + 1)
+    assert resumed.returncode == 0, resumed.stderr
+
+
+def test_early_stopping(tmp_path):
+    folder = tmp_path / "run"
+    result = run("--output-dir", folder, "--epochs", 50, "--patience", 1, "--lr", 0.1)
+    assert result.returncode == 0, result.stderr
+    epochs = [line for line in metrics(folder) if "validation_negative_elbo" in line]
+    assert len(epochs) < 50
+    best = min(epochs, key=lambda line: line["validation_negative_elbo"])
+    assert epochs[-1]["epoch"] - best["epoch"] == 1
+
+
+def test_non_finite_training_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    step = train.Trainer._step
+
+    def diverge(self, x, bar):
+        if self.progress.step == 17:
+            with torch.no_grad():
+                self.model.decoder[0].weight.fill_(float("nan"))
+        step(self, x, bar)
+
+    monkeypatch.setattr(train.Trainer, "_step", diverge)
+    assert train.main([*QUICK, "--output-dir", str(folder)]) == 2
+    message = capsys.readouterr().err
+    assert "not finite at step 20" in message
+    assert "the last good checkpoint is" in message
+    saved = last_checkpoint(folder)
+    assert saved.state["progress"]["step"] == 12
+    assert all(t.isfinite().all() for t in saved.weights.values())
+
+
+@pytest.mark.parametrize("options", [["--network", "conv"], ["--likelihood", "logistic", "--no-mh"],
+                                     ["--likelihood", "gaussian", "--step-size", "1e-4"], ["--validation", "0"],
+                                     ["--binarize", "fixed", "--n-steps", "1"]])  # fmt: skip
+def test_options(options, tmp_path):
+    assert (
+        train.main([*QUICK, "--epochs", "1", "--depth", "2", *options, "--output-dir", str(tmp_path / "run")])
+        == 0
+    )
+
+
+def test_config_survives_json():
+    config = Config(nz=3, data_dir=Path("x"), step_size=0.1)
+    assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+# ---- bad input: a clear error before work starts, nothing lost, exit code non-zero ----
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--nz", "0"], "--nz is 0; expected at least 1"),
+        (["--nz", "-3"], "--nz is -3"),
+        (["--nh", "0"], "--nh is 0"),
+        (["--n-steps", "0"], "--n-steps is 0; expected at least 1"),
+        (["--step-size", "-0.1"], "--step-size is -0.1"),
+        (["--step-size", "nan"], "--step-size is nan"),
+        (["--lr", "0"], "--lr is 0"),
+        (["--lr", "inf"], "--lr is inf"),
+        (["--epochs", "0"], "--epochs is 0"),
+        (["--batch-size", "0"], "--batch-size is 0"),
+        (["--batch-size", "5000"], "--batch-size is 5000; expected at most 1237 images"),
+        (["--validation", "-1"], "--validation is -1"),
+        (["--validation", "99999"], "validation is 99999; expected 0 to 1436"),
+        (["--seed", "-1"], "--seed is -1"),
+        (["--dataset", "imagenet"], "imagenet"),
+        (["--model", "gan"], "gan"),
+        (["--likelihood", "poisson"], "poisson"),
+        (["--binarize", "sometimes"], "sometimes"),
+        (["--nz", "two"], "two"),
+        (["--no-such-flag"], "no-such-flag"),
+        (["--device", "cuda:77"], "--device cuda:77 cannot be used"),
+        (["--device", "abacus"], "--device abacus cannot be used"),
+        (["--device", "meta"], "--device is meta"),
+        (["--network", "conv", "--depth", "5"], "divisible by 32"),
+        (["--resume", "/nonexistent"], "--resume /nonexistent is not the folder of a run"),
+    ],
+)  # fmt: skip
+def test_bad_options(options, message, tmp_path, capsys):
+    output = [] if "--resume" in options else ["--output-dir", str(tmp_path / "run")]
+    try:
+        code = train.main([*QUICK, *options, *output])
+    except SystemExit as stop:  # tyro's own errors
+        code = stop.code
+    assert code not in (0, None)
+    captured = capsys.readouterr()
+    assert message in captured.err + captured.out
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_output_folder_is_a_file(tmp_path, capsys):
+    (tmp_path / "run").write_text("mine")
+    for target in (tmp_path / "run", tmp_path / "run" / "below"):
+        assert train.main([*QUICK, "--output-dir", str(target)]) == 2
+        assert "cannot be made" in capsys.readouterr().err
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_a_folder_that_holds_a_run_is_left_alone(finished, capsys):
+    folder, _ = finished
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    assert train.main([*QUICK, "--output-dir", str(folder)]) == 2
+    assert "holds a run already; continue it with --resume" in capsys.readouterr().err
+    assert before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def copied_run(finished, tmp_path):
+    """A copy of the finished run, to be damaged; and its last checkpoint's folder."""
+    folder = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(finished[0]), str(folder)], check=True)
+    return folder, next((folder / "checkpoints").iterdir())
+
+
+class Malice:
+    def __reduce__(self):
+        return os.system, ("touch hacked",)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda c: truncate(c / "model.safetensors"), "cannot be read"),
+        (lambda c: (c / "model.safetensors").write_bytes(b"junk"), "cannot be read"),
+        (lambda c: (c / "model.safetensors").unlink(), "cannot be read"),
+        (
+            lambda c: (c / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}"),
+            "not one of lae_fast",
+        ),
+        (lambda c: truncate(c / "state.pt"), "damaged or not a plain state file"),
+        (lambda c: (c / "state.pt").write_bytes(b"junk"), "damaged or not a plain state file"),
+        (lambda c: (c / "state.pt").unlink(), "damaged or not a plain state file"),
+        (lambda c: (c / "state.pt").write_bytes(pickle.dumps(Malice())), "damaged or not a plain state file"),
+        (lambda c: torch.save(Malice(), c / "state.pt"), "damaged or not a plain state file"),
+        (lambda c: torch.save([1], c / "state.pt"), "holds a list; expected a dictionary"),
+        (lambda c: torch.save({"a": 1}, c / "state.pt"), "not a state of this training job"),
+    ],
+)
+def test_damaged_checkpoints(damage, message, copied_run, monkeypatch, tmp_path, capsys):
+    folder, saved = copied_run
+    monkeypatch.chdir(tmp_path)
+    damage(saved)
+    records = (folder / "metrics.jsonl").read_bytes()
+    assert train.main(["--resume", str(folder), "--epochs", "9"]) == 2
+    assert message in capsys.readouterr().err
+    assert (folder / "metrics.jsonl").read_bytes() == records
+    assert not (tmp_path / "hacked").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [(["--nz", "5"], "nz is 2 there, 5 in this run"), (["--model", "vae"], "model is 'lae' there, 'vae' in this run"),
+     (["--dataset", "digits", "--nh", "17"], "nh is 16 there, 17 in this run")],
+)  # fmt: skip
+def test_a_checkpoint_of_another_architecture(option, message, copied_run, capsys):
+    folder, _ = copied_run
+    assert train.main(["--resume", str(folder), *option]) == 2
+    error = capsys.readouterr().err
+    assert "is of another architecture" in error
+    assert message in error
+
+
+def test_damaged_run_folder(copied_run, capsys):
+    folder, _ = copied_run
+    (folder / "config.json").write_text("{")
+    assert train.main(["--resume", str(folder)]) == 2
+    assert "is not the folder of a run" in capsys.readouterr().err
+
+
+def test_unreadable_data_folder(tmp_path, capsys):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (raw / f"{name}-ubyte").write_bytes(b"\0\0\x08\x01\0\0\0\x05abc")
+    assert train.main(["--data-dir", str(tmp_path), "--output-dir", str(tmp_path / "run")]) == 2
+    assert "holds 11 bytes; expected 13" in capsys.readouterr().err
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
+    """Writing fails for good in mid-run (a limit on file size stands in for the disk)."""
+    folder = tmp_path / "run"
+    assert run("--output-dir", folder, "--epochs", 1).returncode == 0
+    good = {p.name: p.read_bytes() for p in next((folder / "checkpoints").iterdir()).iterdir()}
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+
+    result = run("--resume", folder, "--epochs", 3, preexec_fn=limit)
+    assert result.returncode == 2
+    assert "error:" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert {p.name: p.read_bytes() for p in next((folder / "checkpoints").iterdir()).iterdir()} == good
+    assert not list((folder / "checkpoints").glob(".*"))
+
+
+def test_a_disk_without_room_is_seen_before_work_starts(tmp_path, monkeypatch, capsys):
+    usage = train.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(train.shutil, "disk_usage", lambda _: usage._replace(free=2**20))
+    assert train.main([*QUICK, "--output-dir", str(tmp_path / "run")]) == 2
+    assert "has 1 MB free; this run needs about" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_small_file_system(tmp_path):
+    mount = tmp_path / "small"
+    mount.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(mount)]).returncode:
+        pytest.skip("mounting is not permitted here")
+    try:
+        result = run("--output-dir", mount / "run")
+        assert result.returncode == 2
+        assert "MB free; this run needs about" in result.stderr
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)
