@@ -40,7 +40,9 @@ class Config:
     epochs: int = 30
     """Passes over the training images, at most."""
     lr: float = 1e-3
-    """Learning rate of Adam."""
+    """Learning rate of Adam: constant, then linear to 0 over the last epochs (--cooldown)."""
+    cooldown: float = 0.2
+    """Fraction of the epochs, at the end, over which the learning rate falls to 0; 0: never."""
     patience: int = 10
     """Stop after this many epochs without a better validation loss."""
     seed: int = 0
@@ -79,6 +81,8 @@ class Config:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}; expected 0 or more")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"--lr is {self.lr}; expected a positive finite number")
+        if not 0 <= self.cooldown <= 1:
+            raise ValueError(f"--cooldown is {self.cooldown}; expected a number from 0 to 1")
         if self.step_size != "auto" and not 0 <= self.step_size < math.inf:
             raise ValueError(f"--step-size is {self.step_size}; expected a finite number >= 0, or auto")
         if self.resume is not None and self.output_dir is not None and self.output_dir != self.resume:

@@ -58,7 +58,7 @@ class LAE(Autoencoder):
         n_steps: int = 2,
         mh: bool = True,
         step_size: float | None = None,
-        adaptation_rate: float = 0.02,
+        adaptation_rate: float = 0.05,
     ) -> None:
         super().__init__(encoder, decoder, likelihood, nx=nx, nz=nz, d=d)
         if n_steps < 1:

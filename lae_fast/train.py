@@ -185,7 +185,14 @@ class Trainer:
                 self._end_epoch_if_due(bar)
                 self.save()
 
+    def _set_learning_rate(self) -> None:
+        left = 1 - self.progress.step / (self.config.epochs * self.n_batches)
+        factor = min(1.0, left / self.config.cooldown) if self.config.cooldown else 1.0
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * factor
+
     def _step(self, x: Tensor, bar: tqdm) -> None:
+        self._set_learning_rate()
         loss = self.model.loss(x)
         self.optimizer.zero_grad(set_to_none=False)
         loss.backward()

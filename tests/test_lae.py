@@ -30,12 +30,20 @@ def gradients(model):
 
 
 @pytest.mark.parametrize("likelihood", [Bernoulli, Gaussian, DiscretizedLogistic])
-@pytest.mark.parametrize(("mh", "step_size"), [(True, 0.1), (False, 0.003)])
+@pytest.mark.parametrize(("mh", "step_size"), [(True, 0.1), (False, 0.003), (True, None)])
 def test_training_step_by_hand(likelihood, mh, step_size):
-    """Algorithm 2 with T = 3, written out with plain autograd in float64, on the same noise."""
-    model = make(likelihood=likelihood(), n_steps=3, mh=mh, step_size=step_size).double()
+    """Algorithm 2 with T = 3, written out with plain autograd in float64, on the same noise.
+
+    Without a given step size it adapts after every decision.
+    """
+    rate = 0.0 if step_size else 0.3
+    model = make(
+        likelihood=likelihood(), n_steps=3, mh=mh, step_size=step_size, adaptation_rate=rate
+    ).double()
+    if step_size is None:
+        model.log_step_size.fill_(math.log(0.1))
     x, phi, rng = images(dtype=torch.float64), model.phi.clone(), model.rng.clone()
-    eta = step_size / N
+    eta = model.log_step_size.exp().item() / N
 
     def potential(phi):  # V, attached to theta and psi, and its gradient in phi
         leaf = phi.clone().requires_grad_()
@@ -60,11 +68,12 @@ def test_training_step_by_hand(likelihood, mh, step_size):
         u = ops.noise(torch.tensor([rng[0], t + 1, 0]), 1, 1, torch.float64, ops.ACCEPT).item()
         proposal = phi - eta * grad + math.sqrt(2 * eta) * eps
         new_v, new_grad = potential(proposal)
-        log_alpha = v - new_v + log_q(phi, proposal, new_grad) - log_q(proposal, phi, grad)
-        outcomes.append(not mh or math.log(u) <= log_alpha.item())
+        log_alpha = (v - new_v + log_q(phi, proposal, new_grad) - log_q(proposal, phi, grad)).item()
+        outcomes.append(not mh or math.log(u) <= log_alpha)
         if outcomes[-1]:
             phi, v, grad = proposal, new_v, new_grad
         visited.append(v)
+        eta *= math.exp(rate * (min(1, math.exp(min(log_alpha, 0))) - 0.574))
     if mh and likelihood is Bernoulli:
         assert set(outcomes) == {True, False}  # the case covers both
     average = torch.stack(visited).mean() / N
@@ -75,6 +84,7 @@ def test_training_step_by_hand(likelihood, mh, step_size):
     loss.backward()
     assert loss.item() == pytest.approx(average.item(), rel=1e-12)
     torch.testing.assert_close(model.phi, phi, rtol=0, atol=1e-10)
+    assert model.log_step_size.exp().item() == pytest.approx(eta * N, rel=1e-10)
     for (name, p), e in zip(
         ((n, p) for n, p in parameters.items() if p.requires_grad), expected, strict=True
     ):

@@ -144,10 +144,10 @@ def test_killed_before_the_first_checkpoint_it_starts_anew(finished, tmp_path):
 
 
 def test_resume_with_more_epochs_goes_on(tmp_path):
-    folder = tmp_path / "run"
-    assert run("--output-dir", folder, "--epochs", 1).returncode == 0
+    folder, constant = tmp_path / "run", ["--cooldown", 0]  # a cooldown would depend on the number of epochs
+    assert run("--output-dir", folder, "--epochs", 1, *constant).returncode == 0
     assert run("--resume", folder, "--epochs", 2).returncode == 0
-    assert run("--output-dir", tmp_path / "whole", "--epochs", 2).returncode == 0
+    assert run("--output-dir", tmp_path / "whole", "--epochs", 2, *constant).returncode == 0
     assert_same_run(folder, tmp_path / "whole")
 
 
@@ -209,6 +209,21 @@ def test_options(options, tmp_path):
     )
 
 
+def test_the_learning_rate_cools_down(tmp_path, monkeypatch):
+    rates = []
+    step = train.Trainer._step
+
+    def record(self, x, bar):
+        step(self, x, bar)
+        rates.append(self.optimizer.param_groups[0]["lr"])
+
+    monkeypatch.setattr(train.Trainer, "_step", record)
+    assert train.main([*QUICK, "--cooldown", "0.5", "--output-dir", str(tmp_path / "run")]) == 0
+    n = len(rates)
+    expected = [1e-3 * min(1, (1 - i / n) / 0.5) for i in range(n)]
+    assert rates == pytest.approx(expected)
+
+
 def test_config_survives_json():
     config = Config(nz=3, data_dir=Path("x"), step_size=0.1)
     assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
@@ -228,6 +243,7 @@ def test_config_survives_json():
         (["--step-size", "nan"], "--step-size is nan"),
         (["--lr", "0"], "--lr is 0"),
         (["--lr", "inf"], "--lr is inf"),
+        (["--cooldown", "1.5"], "--cooldown is 1.5"),
         (["--epochs", "0"], "--epochs is 0"),
         (["--batch-size", "0"], "--batch-size is 0"),
         (["--batch-size", "5000"], "--batch-size is 5000; expected at most 1237 images"),
