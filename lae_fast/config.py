@@ -41,6 +41,9 @@ class Config:
     """Passes over the training images, at most."""
     lr: float = 1e-3
     """Learning rate of Adam: constant, then linear to 0 over the last epochs (--cooldown)."""
+    beta1: float | Literal["auto"] = "auto"
+    """Adam's momentum. auto: 0.5 for an LAE, whose phi has moved on since the gradients it remembers; 0.9 for a
+    VAE."""
     cooldown: float = 0.2
     """Fraction of the epochs, at the end, over which the learning rate falls to 0; 0: never."""
     patience: int = 10
@@ -81,6 +84,8 @@ class Config:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}; expected 0 or more")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"--lr is {self.lr}; expected a positive finite number")
+        if self.beta1 != "auto" and not 0 <= self.beta1 < 1:
+            raise ValueError(f"--beta1 is {self.beta1}; expected a number from 0 to below 1, or auto")
         if not 0 <= self.cooldown <= 1:
             raise ValueError(f"--cooldown is {self.cooldown}; expected a number from 0 to 1")
         if self.step_size != "auto" and not 0 <= self.step_size < math.inf:

@@ -86,7 +86,10 @@ class Trainer:
             self.architecture, n_steps=config.n_steps, mh=config.mh, step_size=step_size
         )
         self.model.to(device)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr, fused=True)
+        beta1 = {"lae": 0.5, "vae": 0.9}[config.model] if config.beta1 == "auto" else config.beta1
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(), config.lr, betas=(beta1, 0.999), fused=True
+        )
         self.progress = Progress()
         self.window = torch.zeros(2, dtype=torch.float64, device=device)  # sums of loss and acceptance since
         self.n_window = 0  # the last log line, over so many minibatches
@@ -239,6 +242,7 @@ class Trainer:
         self.progress.epoch += 1
         self.progress.position = 0
         epoch, step = self.progress.epoch, self.progress.step
+        start = time.perf_counter()
         self._check_finite()
         fit_posterior_scale(self.model, self.train.images)
         values = {"epoch": float(epoch)}

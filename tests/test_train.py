@@ -244,6 +244,7 @@ def test_config_survives_json():
         (["--lr", "0"], "--lr is 0"),
         (["--lr", "inf"], "--lr is inf"),
         (["--cooldown", "1.5"], "--cooldown is 1.5"),
+        (["--beta1", "1"], "--beta1 is 1"),
         (["--epochs", "0"], "--epochs is 0"),
         (["--batch-size", "0"], "--batch-size is 0"),
         (["--batch-size", "5000"], "--batch-size is 5000; expected at most 1237 images"),
