@@ -67,13 +67,12 @@ def architectures() -> str:
 
 
 def gencode_flags() -> str:
+    """nvcc's flags for the architectures; a ValueError names an entry it does not know."""
     flags = []
-    for arch in re.split(r"[;\s]+", architectures().strip()):
-        number = re.fullmatch(r"(\d+)\.(\d+)(a?)(\+PTX)?", arch)
+    for arch in filter(None, re.split(r"[;\s]+", architectures())):
+        number = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", arch)
         if not number:
-            raise SystemExit(
-                f"lae_fast: TORCH_CUDA_ARCH_LIST holds {arch!r}; expected entries like 8.0 or 9.0+PTX"
-            )
+            raise ValueError(f"TORCH_CUDA_ARCH_LIST holds {arch!r}; expected entries like 8.0 or 9.0+PTX")
         n = number[1] + number[2] + number[3]
         code = f"[sm_{n},compute_{n}]" if number[4] else f"sm_{n}"
         flags.append(f"-gencode arch=compute_{n},code={code}")
@@ -112,7 +111,13 @@ class Plan:
             found = ".".join(map(str, nvcc_version(self.nvcc)))
             reason = f"nvcc {found} is older than {MINIMUM_NVCC[0]}.{MINIMUM_NVCC[1]}; install a newer CUDA toolkit and reinstall"
         else:
-            return True
+            try:
+                gencode_flags()
+                return True
+            except ValueError as error:
+                if name != "cuda":
+                    return True
+                reason = str(error)
         self.leave_out(name, reason)
         return False
 
@@ -141,10 +146,13 @@ class BuildLibraries(build_ext):
             if error:
                 PLAN.libraries.remove(name)
                 PLAN.leave_out(name, f"it did not compile (full log above): {error}")
-        if PLAN.libraries:
-            error = self._ninja("_lae_fast_build")
-            if error:
-                raise SystemExit(f"lae_fast: the build information module did not compile: {error}")
+        error = self._ninja("_lae_fast_build") if PLAN.libraries else None
+        if error:  # no Python.h, most likely
+            for name in PLAN.libraries:
+                PLAN.leave_out(
+                    name, f"their pybind11 module did not compile; install Python's headers: {error}"
+                )
+            PLAN.libraries.clear()
         kept = {f"_lae_fast_{name}" for name in PLAN.libraries} | {"_lae_fast_build"}
         self.extensions = [e for e in self.extensions if PLAN.libraries and e.name in kept]
 
@@ -185,18 +193,19 @@ class BuildLibraries(build_ext):
             )
             graph.rule("build", f"{PLAN.cxx} {CXX_FLAGS} {self._build_info_flags()} -c $in -o $out")
             graph.rule("link", f"{link} -o $out")
-            if PLAN.nvcc:
-                ccbin = f"-ccbin {shlex.quote(os.environ['CXX'])}" if "CXX" in os.environ else ""
-                nvcc = f"{PLAN.nvcc} {ccbin} {NVCC_FLAGS} {gencode_flags()}"
+            if "cuda" in PLAN.libraries:
+                ccbin = f"-ccbin {shlex.split(os.environ['CXX'])[-1]}" if "CXX" in os.environ else ""
+                nvcc = f"{shlex.quote(PLAN.nvcc)} {ccbin} {NVCC_FLAGS} {gencode_flags()}"
                 nvcc_libtorch = libtorch.replace("-Wl,", "-Xlinker ")
                 graph.rule("cuda", f"{nvcc} {torch_flags} -MD -MF $out.d -c $in -o $out", depfile="$out.d")
                 # cudart is linked statically: torch's own CUDA version does not matter.
                 graph.rule(
-                    "link_cuda", f"{PLAN.nvcc} {ccbin} -shared -cudart static $in {nvcc_libtorch} -o $out"
+                    "link_cuda",
+                    f"{shlex.quote(PLAN.nvcc)} {ccbin} -shared -cudart static $in {nvcc_libtorch} -o $out",
                 )
             for name, sources in SOURCES.items():
                 kind = name.removeprefix("_lae_fast_")
-                if kind == "cuda" and not PLAN.nvcc:
+                if kind == "cuda" and "cuda" not in PLAN.libraries:
                     continue
                 objects = [graph.build(f"{source}.o", kind, str(ROOT / source))[0] for source in sources]
                 graph.build(f"{name}.so", "link_cuda" if kind == "cuda" else "link", objects)

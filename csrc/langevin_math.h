@@ -53,7 +53,7 @@ LAE_HD Decision metropolis(double potential, double proposal_potential, Sums sum
   Decision d;
   d.is_nonfinite = !is_outside && !is_finite;
   d.log_alpha = is_finite ? log_alpha : -INFINITY;
-  d.is_accepted = log_u <= d.log_alpha;
+  d.is_accepted = is_finite && log_u <= d.log_alpha;
   return d;
 }
 

@@ -25,7 +25,7 @@ struct TransitionArgs {
   const double* proposal_potential;  // [C]
   int64_t* rng;                      // [3]: seed, step, ticket; the step is advanced
   double* log_step_size;             // [S], in and out
-  const double* adaptation;          // [S, K]: target, rate, ...
+  double* adaptation;                // [S, K]: target, rate, room for more state
   int64_t adaptation_stride;         // K
   int64_t* counters;                 // [C, 2]: rejected, non-finite; added to
   bool* is_accepted;                 // [C], out

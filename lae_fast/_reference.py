@@ -132,7 +132,7 @@ def decide(
     )
     log_alpha = log_alpha.where(is_finite, -math.inf)
     u = accept_uniforms(rng, phi.shape[0]) if uniform is None else uniform
-    return u.log() <= log_alpha, ~is_outside & ~is_finite, log_alpha
+    return is_finite & (u.log() <= log_alpha), ~is_outside & ~is_finite, log_alpha
 
 
 def transition(

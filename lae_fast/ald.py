@@ -70,7 +70,10 @@ def _as_step_size(step_size: float | Tensor | None, phi: Tensor) -> Tensor | Non
         if not (0 <= step_size < math.inf):
             raise ValueError(f"step_size is {step_size}; expected a finite number >= 0")
         return torch.full((1,), step_size, dtype=torch.float64, device=phi.device)
-    return step_size.detach().to(phi.device, torch.float64).reshape(-1)
+    step_size = step_size.detach().to(phi.device, torch.float64).reshape(-1)
+    if phi.device.type == "cpu" and not torch.compiler.is_compiling() and not (step_size >= 0).all():
+        raise ValueError(f"step_size is {step_size.tolist()}; expected numbers >= 0")
+    return step_size
 
 
 def ald_init(
@@ -151,8 +154,9 @@ def ald_step(
 
     Returns:
         The new state, and what happened. A rejected proposal never enters the state. It does stay in the
-        graph of `state.potential` with weight zero: where V itself is NaN there, so are the gradients of
-        its parameters (`lae_fast.LAE` selects gradients instead and has no such limit).
+        graph of `state.potential` with weight zero, and 0 * NaN is NaN: where V is infinite or NaN at a
+        proposal, the gradients of its parameters can be too (`lae_fast.LAE` selects gradients instead, and
+        has no such limit).
 
     Raises:
         ValueError: no step size is known, it is negative, or shapes, types or devices do not fit.

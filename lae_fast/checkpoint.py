@@ -88,6 +88,8 @@ def save(
     """Write the checkpoint of this step as a folder, then remove older ones. The rename makes it count."""
     final = folder / f"step-{step:09d}"
     temporary = folder / f".{final.name}.tmp"
+    if final.exists():  # a checkpoint of this very step, whole since the rename
+        return final
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
@@ -96,8 +98,6 @@ def save(
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        if final.exists():  # written by a run that was cut off just after; the new one is the same
-            shutil.rmtree(final)
         temporary.rename(final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -126,6 +126,7 @@ def load_latest(folder: Path) -> Checkpoint | None:
     except Exception as error:  # whatever a parser of arbitrary bytes may raise: struct.error, KeyError, ...
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{path} is damaged or not a plain state file: {reason}") from error
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path} holds a {type(state).__name__}; expected a dictionary")
+    for name, value in ((path, state), (steps[-1] / "model.safetensors", metadata)):
+        if not isinstance(value, dict):
+            raise CheckpointError(f"{name} holds a {type(value).__name__}; expected a dictionary")
     return Checkpoint(steps[-1], weights, metadata, state)

@@ -66,8 +66,8 @@ class Config:
     output_dir: Path | None = None
     """Folder of the run; default runs/MODEL-DATE-TIME. Must not hold another run."""
     resume: Path | None = None
-    """Folder of a run to continue from its last checkpoint, with the options it was started with; others given
-    here replace them (more --epochs, say)."""
+    """Folder of a run to continue from its last checkpoint, with the options it was started with. Those that do
+    not change what has been done (more --epochs or --patience, another --lr, ...) may be given anew."""
     log_every: int = 20
     """Minibatches between lines of metrics.jsonl and looks at the device."""
     checkpoint_every: int = 0

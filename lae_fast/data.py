@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import socket
 import struct
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,7 +53,7 @@ def _read_idx(path: Path) -> np.ndarray:
         content = path.read_bytes()
         if path.suffix == ".gz":
             content = gzip.decompress(content)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     if len(content) < 4 or content[:3] != b"\0\0\x08":
         raise DataError(f"{path} is not an IDX file of unsigned bytes")
@@ -107,7 +108,11 @@ def _mnist(root: Path) -> tuple[str, Split, Split]:
             raise DataError(
                 f"{split}: images {images.shape} and labels {labels.shape} do not belong together"
             )
+        if images.size == 0 or images.shape[1] != images.shape[2]:
+            raise DataError(f"{split}: images are {images.shape}; expected square ones")
         splits.append(_split(images.reshape(len(images), -1), labels))
+    if splits[0].images.shape[1] != splits[1].images.shape[1]:
+        raise DataError(f"training and test images in {root} differ in size")
     return source, *splits
 
 

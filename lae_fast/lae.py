@@ -96,9 +96,10 @@ class LAE(Autoencoder):
 
     def _apply(self, fn, recurse: bool = True) -> LAE:  # noqa: ANN001
         """Move with the model, but stay float64: `model.half()` concerns the networks, not the chain."""
+        kept = {name: getattr(self, name) for name in ("log_step_size", "adaptation", "acceptance_rate")}
         super()._apply(fn, recurse)
-        for name in ("log_step_size", "adaptation", "acceptance_rate"):
-            setattr(self, name, getattr(self, name).double())
+        for name, value in kept.items():
+            setattr(self, name, value.to(getattr(self, name).device))
         return self
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:

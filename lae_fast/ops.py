@@ -44,7 +44,7 @@ _SCHEMAS = {
     "-> (Tensor, Tensor, Tensor)",
     "transition": "(Tensor(a!) phi, Tensor(b!) potential, Tensor(c!) grad, Tensor(d!) proposal, Tensor(e!) rng, "
     "Tensor(f!) log_step_size, Tensor(g!) counters, Tensor(h!) is_accepted, Tensor(i!) log_alpha, "
-    "Tensor adaptation, Tensor proposal_potential, Tensor proposal_grad, bool mh, Tensor? noise=None, "
+    "Tensor(j!) adaptation, Tensor proposal_potential, Tensor proposal_grad, bool mh, Tensor? noise=None, "
     "Tensor? uniform=None) -> ()",
     "noise": "(Tensor(a!) out, Tensor rng, int kind) -> ()",
 }
@@ -183,10 +183,11 @@ def transition(
     """One whole inner step, in place: decide, select, adapt the step size, propose anew, advance the rng.
 
     All positional arguments are updated; `proposal` holds phi' on entry and the next proposal on return.
-    With rate > 0, log eta += rate (min(1, alpha) - target), per chain; a step size shared by several
+    `adaptation` is the adaptation's own state; the rule in use only reads its first two columns. With
+    rate > 0, log eta += rate (min(1, alpha) - target), per chain; a step size shared by several
     chains stays as it is. On a GPU this is one launch and no host synchronisation.
     """
-    state = (phi, potential, grad, proposal, rng, log_step_size, counters, is_accepted, log_alpha)
+    state = (phi, potential, grad, proposal, rng, log_step_size, counters, is_accepted, log_alpha, adaptation)
     _expect(
         "transition",
         phi,
@@ -205,7 +206,7 @@ def transition(
         uniform=uniform,
     )
     packed = [t.contiguous() for t in state]
-    inputs = [t.contiguous() for t in (adaptation, proposal_potential, proposal_grad)]
+    inputs = [t.contiguous() for t in (proposal_potential, proposal_grad)]
     optional = [None if t is None else t.contiguous() for t in (noise, uniform)]
     torch.ops.lae_fast.transition(*packed, *inputs, mh, *optional)
     for original, updated in zip(state, packed, strict=True):
@@ -219,6 +220,10 @@ def noise(rng: Tensor, n_chains: int, n_elements: int, dtype: torch.dtype, kind:
     NORMALS: standard normals. UNIFORMS: the uniforms they are made of. INTEGERS: the 32-bit words these
     are made of, int64. ACCEPT: the uniforms of the decisions, [C, 1].
     """
+    if kind not in (INTEGERS, UNIFORMS, NORMALS, ACCEPT) or dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"noise: kind is {kind} and dtype {dtype}; expected one of the four, float32 or float64"
+        )
     dtype = {INTEGERS: torch.int64, ACCEPT: torch.float64}.get(kind, dtype)
     out = torch.empty(n_chains, 1 if kind == ACCEPT else n_elements, dtype=dtype, device=rng.device)
     torch.ops.lae_fast.noise(out, rng, kind)

@@ -17,7 +17,7 @@ def _cut_back(path: Path, last_step: int) -> None:
     for line in path.read_text().splitlines():
         try:
             step = json.loads(line)["step"]
-        except (json.JSONDecodeError, KeyError):
+        except (json.JSONDecodeError, KeyError, TypeError):
             break
         if step > last_step:
             break
@@ -30,13 +30,13 @@ class RunLog:
 
     Args:
         folder: of the run.
-        resume_step: continue after this step; what was written beyond it is dropped.
+        resume_step: continue after this step (-1: from the start); what was written beyond it is dropped.
     """
 
     def __init__(self, folder: Path, resume_step: int | None = None) -> None:
         path = folder / "metrics.jsonl"
         if path.exists():
-            _cut_back(path, -1 if resume_step is None else resume_step)
+            _cut_back(path, resume_step if resume_step is not None else -1)
         self._file = path.open("a", buffering=1)
         purge = None if resume_step is None else resume_step + 1
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)

@@ -31,6 +31,10 @@ from lae_fast.evaluate import Evaluation, evaluate, fit_posterior_scale
 from lae_fast.lae import LAE
 from lae_fast.runlog import RunLog
 
+# Options that a checkpoint's position, chain and metrics depend on: a run keeps them for life. (Those of the
+# architecture are checked against the checkpoint itself.)
+_FIXED = ("batch_size", "seed", "n_steps", "mh", "step_size", "beta1", "validation", "binarize")
+
 
 class TrainingError(RuntimeError):
     """Training cannot start or go on; the message says why and what is left."""
@@ -79,6 +83,12 @@ class Trainer:
             raise TrainingError(
                 f"--batch-size is {config.batch_size}; expected at most {len(self.train.images)} images"
             )
+        if len(self.test.images) < 10:
+            raise TrainingError(f"the test set holds {len(self.test.images)} images; expected at least 10")
+        self.shown = self.test.images[: min(30, len(self.test.images) // 10 * 10)]  # rows of ten
+        self.fit_images = self.train.images[:2000]  # what the LAE's posterior scale is fitted on
+        if config.binarize == "dynamic":
+            self.fit_images = data.binarize(self.fit_images, torch.Generator(device).manual_seed(0))
         torch.manual_seed(config.seed)
         self.architecture = config.architecture(self.train.images.shape[1])
         step_size = None if config.step_size == "auto" else config.step_size
@@ -129,6 +139,7 @@ class Trainer:
         state = saved.state
         try:
             self.progress = Progress(**state["progress"])
+            self.progress.is_finished = self._is_out_of_patience()
             self.optimizer.load_state_dict(state["optimizer"])
             if isinstance(self.model, LAE):
                 self.model.load_chain_state(state["chain"])
@@ -137,7 +148,7 @@ class Trainer:
                 torch.cuda.set_rng_state(state["device_rng"], self.device)
             self.window.copy_(state["window"])
             self.n_window = state["n_window"]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise CheckpointError(
                 f"{saved.path}/state.pt is not a state of this training job: {error}"
             ) from error
@@ -176,7 +187,7 @@ class Trainer:
         with tqdm(
             total=total, initial=done, unit=" images", unit_scale=True, disable=None, smoothing=0.05
         ) as bar:
-            while self.progress.epoch < self.config.epochs and not self.progress.is_finished:
+            while not self.is_over():
                 for x in self.batches():
                     self._step(x, bar)
                     if interrupt.requested:
@@ -244,7 +255,7 @@ class Trainer:
         epoch, step = self.progress.epoch, self.progress.step
         start = time.perf_counter()
         self._check_finite()
-        fit_posterior_scale(self.model, self.train.images)
+        fit_posterior_scale(self.model, self.fit_images)
         values = {"epoch": float(epoch)}
         if isinstance(self.model, LAE):
             values |= {
@@ -260,13 +271,19 @@ class Trainer:
                     self.folder / "best.safetensors", self.model.state_dict(), self.metadata()
                 )
             bar.write(f"epoch {epoch}: validation {_describe(result)}", file=sys.stderr)
-            self.progress.is_finished = epoch - self.progress.best_epoch >= self.config.patience
+            self.progress.is_finished = self._is_out_of_patience()
         self.log.scalars(step, values)
         self.log.picture(step, "samples", pictures.samples(self.model))
-        self.log.picture(
-            step, "reconstructions", pictures.reconstructions(self.model, self.test.images[:30] / 255)
-        )
-        self.seconds = time.perf_counter()
+        self.log.picture(step, "reconstructions", pictures.reconstructions(self.model, self.shown / 255))
+        self.seconds += time.perf_counter() - start  # images per second are those of training
+
+    def _is_out_of_patience(self) -> bool:
+        waited = self.progress.epoch - self.progress.best_epoch
+        return len(self.validation.images) > 0 and waited >= self.config.patience
+
+    def is_over(self) -> bool:
+        """Whether all epochs are done, or patience is."""
+        return self.progress.epoch >= self.config.epochs or self.progress.is_finished
 
     def finish(self) -> Evaluation:
         """Test the best weights (without validation data: the last ones) and leave pictures."""
@@ -279,7 +296,7 @@ class Trainer:
         images = self.test.images / 255
         pictures.save_picture(pictures.samples(self.model), self.folder / "samples.png")
         pictures.save_picture(
-            pictures.reconstructions(self.model, images[:30]), self.folder / "reconstructions.png"
+            pictures.reconstructions(self.model, self.shown / 255), self.folder / "reconstructions.png"
         )
         if self.config.nz == 2:
             pictures.save_latent_plane(self.model, images, self.test.labels, self.folder / "latent_plane.png")
@@ -349,7 +366,14 @@ def _parse(argv: Sequence[str] | None) -> Config:
         raise TrainingError(
             f"--resume {config.resume} is not the folder of a run: {path}: {error}"
         ) from error
-    return tyro.cli(Config, args=arguments, default=base, prog="python -m lae_fast.train")
+    config = tyro.cli(Config, args=arguments, default=base, prog="python -m lae_fast.train")
+    for name in _FIXED:
+        before, now = getattr(base, name), getattr(config, name)
+        if before != now:
+            raise TrainingError(
+                f"--{name.replace('_', '-')} was {before}, now {now}: a run keeps it when it resumes"
+            )
+    return config
 
 
 def train(config: Config, command: str = "") -> int:
@@ -384,13 +408,14 @@ def train(config: Config, command: str = "") -> int:
     record = {"options": config.to_json(), "data": dataset.source, "command": command, "versions": facts}
     checkpoint.write_atomically(folder / "config.json", json.dumps(record, indent=2).encode())
 
-    trainer.log = RunLog(folder, trainer.progress.step if saved else None)
+    nothing = -1 if is_resumed else None
+    trainer.log = RunLog(folder, trainer.progress.step if saved else nothing)
     try:
         with Interrupt() as interrupt:
             trainer.fit(interrupt)
     finally:
         trainer.log.close()
-    if interrupt.requested:
+    if interrupt.requested and not trainer.is_over():
         print(
             f"stopped at step {trainer.progress.step}; continue with: python -m lae_fast.train --resume {folder}"
         )
@@ -418,6 +443,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (TrainingError, DataError, CheckpointError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(
+            "stopped; what was written stays, and --resume continues from the last checkpoint",
+            file=sys.stderr,
+        )
+        return 130
 
 
 if __name__ == "__main__":

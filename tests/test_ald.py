@@ -264,6 +264,7 @@ def test_shapes():
         (lambda: lae_fast.ald_step(quadratic, torch.ones(3)), "step_size is None"),
         (lambda: lae_fast.ald_step(quadratic, torch.ones(3), -0.1), "step_size is -0.1"),
         (lambda: lae_fast.ald_step(quadratic, torch.ones(3), math.nan), "step_size is nan"),
+        (lambda: lae_fast.ald_step(quadratic, torch.ones(3), torch.tensor([-0.1])), r"step_size is \[-0.1"),
         (lambda: lae_fast.ald_step(quadratic, torch.ones(3).long(), 0.1), "phi is torch.int64"),
         (lambda: lae_fast.ald_step(quadratic, [1.0], 0.1), "phi is list"),
         (lambda: lae_fast.ald_step(quadratic, torch.ones(3), 0.1, n_chains=2), r"phi is \[3\] for n_chains=2"),

@@ -81,6 +81,16 @@ def test_damaged_files_are_never_replaced_by_something_else(mnist_folder, name, 
         data.load(name, mnist_folder)
 
 
+def test_a_damaged_gzip_file(mnist_folder):
+    path = mnist_folder / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    content = bytearray(gzip.compress(path.read_bytes()))
+    content[20] ^= 0xFF
+    path.with_name(path.name + ".gz").write_bytes(content)
+    path.unlink()
+    with pytest.raises(data.DataError, match="cannot be read"):
+        data.load("mnist", mnist_folder)
+
+
 def test_images_and_labels_must_belong_together(mnist_folder):
     raw = mnist_folder / "MNIST" / "raw"
     (raw / "train-labels-idx1-ubyte").write_bytes((raw / "t10k-labels-idx1-ubyte").read_bytes())

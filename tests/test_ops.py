@@ -19,6 +19,7 @@ SIZES = [
     (3, 2048),
     (1000, 8),
     (1000, 33),
+    (1000, 2048),
     (5, 600),
     (0, 4),
     (3, 0),
@@ -255,7 +256,8 @@ def test_opcheck(dtype, device):
     )
 
 
-def test_compiles_without_graph_breaks(device):
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiles_without_graph_breaks(backend, device):
     state, inputs = problem(2, 100, torch.float32, device)
     eta = state["log_step_size"].exp()
 
@@ -271,7 +273,7 @@ def test_compiles_without_graph_breaks(device):
 
     plain, compiled = copy(state), copy(state)
     expected = two_steps(plain)
-    got = torch.compile(two_steps, fullgraph=True, backend="aot_eager")(compiled)
+    got = torch.compile(two_steps, fullgraph=True, backend=backend)(compiled)
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
     assert all(torch.equal(compiled[k], plain[k]) for k in plain)
 

@@ -352,6 +352,27 @@ def test_a_checkpoint_of_another_architecture(option, message, copied_run, capsy
     assert message in error
 
 
+@pytest.mark.parametrize(
+    "option", [["--batch-size", "50"], ["--seed", "3"], ["--step-size", "0.1"], ["--no-mh"]]
+)
+def test_a_run_keeps_what_its_past_depends_on(option, copied_run, capsys):
+    folder, _ = copied_run
+    assert train.main(["--resume", str(folder), *option]) == 2
+    assert "a run keeps it when it resumes" in capsys.readouterr().err
+
+
+def test_an_early_stopped_run_goes_on_with_more_patience(tmp_path):
+    folder = tmp_path / "run"
+    assert (
+        train.main([*QUICK, "--epochs", "20", "--patience", "1", "--lr", "0.1", "--output-dir", str(folder)])
+        == 0
+    )
+    stopped = last_checkpoint(folder).state["progress"]["epoch"]
+    assert stopped < 20
+    assert train.main(["--resume", str(folder), "--patience", "100"]) == 0
+    assert last_checkpoint(folder).state["progress"]["epoch"] == 20
+
+
 def test_damaged_run_folder(copied_run, capsys):
     folder, _ = copied_run
     (folder / "config.json").write_text("{")

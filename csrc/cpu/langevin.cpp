@@ -86,7 +86,11 @@ struct Loops {
 LAE_LEVEL(Baseline, )
 #if defined(__x86_64__)
 LAE_LEVEL(Avx2, __attribute__((target("avx2"))))
+#if defined(__clang__)  // does not know the last one, and would drop them all
+LAE_LEVEL(Avx512, __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw"))))
+#else
 LAE_LEVEL(Avx512, __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,prefer-vector-width=512"))))
+#endif
 constexpr const char* kBaselineName = "sse2";
 #elif defined(__aarch64__)
 constexpr const char* kBaselineName = "neon";

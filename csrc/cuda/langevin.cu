@@ -2,7 +2,7 @@
 //
 // A thread owns groups of four consecutive elements, one Philox call each. A chain is served by a
 // *team*: a few lanes of a warp, a block, or (a few long chains) the whole grid behind one barrier. The
-// team's size depends on the problem's shape alone, so a run never depends on timing.
+// team depends on the problem's shape and the card alone, so a run never depends on timing.
 
 #include <cooperative_groups.h>
 #include <cuda_runtime.h>
@@ -63,6 +63,7 @@ __device__ Sums team_sum(Sums s) {
     s.ratio += __shfl_xor_sync(0xFFFFFFFFu, s.ratio, offset, kWidth);
     s.probe += __shfl_xor_sync(0xFFFFFFFFu, s.probe, offset, kWidth);
   }
+  __syncwarp();  // shuffles alone do not order memory: the team's reads are done before its lane 0 writes
   if constexpr (kTeam > 32) {
     static_assert(kTeam == kThreads);
     __shared__ Sums warps[kWarps];
@@ -169,7 +170,7 @@ __device__ bool is_last_block(int64_t* rng) {
   if (threadIdx.x != 0) return false;
   __threadfence();
   const auto before = atomicAdd(reinterpret_cast<unsigned long long*>(rng + kTicket), 1ull);
-  return before + 1 == static_cast<unsigned long long>(gridDim.x);
+  return before % gridDim.x + 1 == gridDim.x;
 }
 __device__ void advance_rng(int64_t* rng) {
   rng[kStep] += 1;
