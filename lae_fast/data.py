@@ -87,7 +87,8 @@ def _download(root: Path) -> None:
 
         MNIST(root=str(root), download=True)
     except (ImportError, RuntimeError, OSError) as error:
-        raise DataError(f"MNIST is not in {root} and cannot be downloaded: {error}") from error
+        reason = " ".join(str(error).split())  # on one line
+        raise DataError(f"MNIST is not in {root} and cannot be downloaded: {reason}") from error
     finally:
         socket.setdefaulttimeout(timeout)
 
