@@ -6,9 +6,9 @@
 
 namespace lae {
 
-// Columns of `rng` int64 [3], of `adaptation` float64 [S, >= 2] and of `counters` int64 [C, 2].
+// Columns of `rng` int64 [3], of `adaptation` float64 [S, 2 or 6] and of `counters` int64 [C, 2].
 enum { kSeed = 0, kStep = 1, kTicket = 2 };
-enum { kTarget = 0, kRate = 1 };
+enum { kTarget = 0, kRate = 1, kCount = 2, kError = 3, kAverage = 4, kCentre = 5, kDualColumns = 6 };
 enum { kRejected = 0, kNonfinite = 1 };
 
 // phi' = phi - eta grad + sqrt(2 eta) eps
@@ -57,10 +57,39 @@ LAE_HD Decision metropolis(double potential, double proposal_potential, Sums sum
   return d;
 }
 
-// Robbins-Monro: log eta += rate (min(1, alpha) - target). A rate of 0 keeps the step size.
-LAE_HD double adapted_log_step_size(double log_step_size, double log_alpha, double target, double rate) {
-  const double acceptance = log_alpha < 0.0 ? std::exp(log_alpha) : 1.0;
-  return log_step_size + rate * (acceptance - target);
+LAE_HD double acceptance_probability(double log_alpha) {
+  return log_alpha < 0.0 ? std::exp(log_alpha) : 1.0;
+}
+
+// One step size's row of `adaptation`, in registers.
+struct Adaptation {
+  double v[kDualColumns];
+  bool is_dual;
+};
+
+LAE_HD Adaptation load_adaptation(const double* row, int64_t n_columns) {
+  Adaptation a = {};
+  a.is_dual = n_columns == kDualColumns;
+  for (int64_t k = 0; k < n_columns; ++k) a.v[k] = row[k];
+  return a;
+}
+LAE_HD void store_adaptation(const Adaptation& a, double* row) {
+  if (!a.is_dual) return;  // the other rule has no state
+  for (int k = kCount; k <= kAverage; ++k) row[k] = a.v[k];
+}
+
+// Two columns: Robbins and Monro, log eta += rate (acceptance - target). Six: dual averaging (Hoffman and
+// Gelman, 2014, section 3.2.1; t0 = 10, kappa = 3/4, gamma = 1 / rate). A rate of 0 keeps the step size.
+LAE_HD double adapted_log_step_size(double log_step_size, double acceptance, Adaptation& a) {
+  const double rate = a.v[kRate], error = a.v[kTarget] - acceptance;
+  if (rate == 0.0) return log_step_size;
+  if (!a.is_dual) return log_step_size - rate * error;
+  const double t = a.v[kCount] + 1.0, root = std::sqrt(t);
+  a.v[kCount] = t;
+  a.v[kError] += (error - a.v[kError]) / (t + 10.0);
+  const double next = a.v[kCentre] - rate * root * a.v[kError];
+  a.v[kAverage] += (next - a.v[kAverage]) / (root * std::sqrt(root));
+  return next;
 }
 
 }  // namespace lae

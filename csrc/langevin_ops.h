@@ -11,6 +11,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "check.h"
+#include "langevin_math.h"
 
 namespace lae {
 
@@ -25,14 +26,17 @@ struct TransitionArgs {
   const double* proposal_potential;  // [C]
   int64_t* rng;                      // [3]: seed, step, ticket; the step is advanced
   double* log_step_size;             // [S], in and out
-  double* adaptation;                // [S, K]: target, rate, room for more state
-  int64_t adaptation_stride;         // K
+  double* adaptation;                // [S, K], in and out, or null: the step sizes stay
+  int64_t adaptation_stride;         // K: 2 or 6
   int64_t* counters;                 // [C, 2]: rejected, non-finite; added to
   bool* is_accepted;                 // [C], out
   double* log_alpha;                 // [C], out
   const T* noise;                    // [C, D] or null
   const double* uniform;             // [C] or null
   bool mh;
+
+  // One step size for several chains adapts to their mean acceptance: all decisions come before any proposal.
+  LAE_HD bool adapts_jointly() const { return adaptation && n_step_sizes == 1 && n_chains > 1; }
 };
 
 template <typename T>
@@ -92,7 +96,7 @@ template <class Backend>
 struct Ops {
   static void transition(Tensor phi, Tensor potential, Tensor grad, Tensor proposal, Tensor rng,
                          Tensor log_step_size, Tensor counters, Tensor is_accepted, Tensor log_alpha,
-                         Tensor adaptation, Tensor proposal_potential, Tensor proposal_grad, bool mh,
+                         std::optional<Tensor> adaptation, Tensor proposal_potential, Tensor proposal_grad, bool mh,
                          std::optional<Tensor> noise, std::optional<Tensor> uniform) {
     const Check check("transition", phi);
     check.state("phi", phi);
@@ -107,8 +111,9 @@ struct Ops {
     check.array("counters", counters, ScalarType::Long, {n_chains, 2});
     check.array("is_accepted", is_accepted, ScalarType::Bool, {n_chains});
     check.array("log_alpha", log_alpha, ScalarType::Double, {n_chains});
-    const int64_t n_columns = adaptation.dim() == 2 && adaptation.size(1) > 2 ? adaptation.size(1) : 2;
-    check.array("adaptation", adaptation, ScalarType::Double, {n_step_sizes, n_columns});
+    const bool is_dual = adaptation && adaptation->dim() == 2 && adaptation->size(1) == kDualColumns;
+    const int64_t n_columns = is_dual ? kDualColumns : 2;
+    if (adaptation) check.array("adaptation", *adaptation, ScalarType::Double, {n_step_sizes, n_columns});
     if (noise) check.like("noise", *noise);
     if (uniform) check.array("uniform", *uniform, ScalarType::Double, {n_chains});
     const typename Backend::Guard guard(phi);
@@ -117,7 +122,7 @@ struct Ops {
       Backend::transition(TransitionArgs<T>{
           n_chains, n_elements, n_step_sizes, pointer<T>(phi), pointer<T>(grad), pointer<T>(proposal),
           pointer<T>(proposal_grad), pointer<double>(potential), pointer<double>(proposal_potential),
-          pointer<int64_t>(rng), pointer<double>(log_step_size), pointer<double>(adaptation), n_columns,
+          pointer<int64_t>(rng), pointer<double>(log_step_size), mh ? pointer<double>(adaptation) : nullptr, n_columns,
           pointer<int64_t>(counters), pointer<bool>(is_accepted), pointer<double>(log_alpha),
           pointer<T>(noise), pointer<double>(uniform), mh});
     });

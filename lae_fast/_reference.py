@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 SEED, STEP, TICKET = 0, 1, 2  # rng int64 [3]
-TARGET, RATE = 0, 1  # adaptation float64 [S, >= 2]
+TARGET, RATE, COUNT, ERROR, AVERAGE, CENTRE = range(6)  # adaptation float64 [S, 2 or 6]
 REJECTED, NONFINITE = 0, 1  # counters int64 [C, 2]
 INTEGERS, UNIFORMS, NORMALS, ACCEPT = 0, 1, 2, 3  # kinds of `noise`
 
@@ -135,6 +135,24 @@ def decide(
     return is_finite & (u.log() <= log_alpha), ~is_outside & ~is_finite, log_alpha
 
 
+def _adapt(log_step_size: Tensor, adaptation: Tensor, acceptance: Tensor) -> None:
+    """Move the step sizes [S] after acceptances [S]: Robbins and Monro, or (6 columns) dual averaging."""
+    rate, error = adaptation[:, RATE], adaptation[:, TARGET] - acceptance
+    if adaptation.shape[1] == 2:
+        log_step_size -= rate * error
+        return
+    count, mean_error, average = (adaptation[:, k].clone() for k in (COUNT, ERROR, AVERAGE))
+    count += 1
+    root = count.sqrt()
+    mean_error += (error - mean_error) / (count + 10)
+    following = adaptation[:, CENTRE] - rate * root * mean_error
+    average += (following - average) / (root * root.sqrt())
+    is_on = rate != 0
+    log_step_size.copy_(following.where(is_on, log_step_size))
+    for k, value in ((COUNT, count), (ERROR, mean_error), (AVERAGE, average)):
+        adaptation[:, k] = value.where(is_on, adaptation[:, k])
+
+
 def transition(
     phi: Tensor,
     potential: Tensor,
@@ -145,7 +163,7 @@ def transition(
     counters: Tensor,
     is_accepted: Tensor,
     log_alpha: Tensor,
-    adaptation: Tensor,
+    adaptation: Tensor | None,
     proposal_potential: Tensor,
     proposal_grad: Tensor,
     mh: bool,
@@ -171,9 +189,10 @@ def transition(
     potential.copy_(proposal_potential.where(accepted, potential))
     phi.copy_(proposal.where(accepted[:, None], phi))
     grad.copy_(proposal_grad.where(accepted[:, None], grad))
-    if mh and log_step_size.shape[0] == phi.shape[0]:
+    if mh and adaptation is not None:
         acceptance = log_ratio.exp().clamp(max=1)
-        log_step_size += adaptation[:, RATE] * (acceptance - adaptation[:, TARGET])
+        is_joint = log_step_size.shape[0] == 1 < phi.shape[0]
+        _adapt(log_step_size, adaptation, acceptance.mean(0, keepdim=True) if is_joint else acceptance)
     next_proposal, next_rng = propose(phi, grad, log_step_size.exp(), rng, noise)
     proposal.copy_(next_proposal)
     rng.copy_(next_rng)

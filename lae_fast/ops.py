@@ -11,7 +11,7 @@ Shapes and types, throughout:
     step_size, log_step_size                    [S]     float64, eta of the proposal below
     uniform                                     [C]     float64 in (0, 1]
     rng                                         [3]     int64: seed, step, ticket (scratch, 0 between launches)
-    adaptation                                  [S, K]  float64, K >= 2: target acceptance, rate, room for more
+    adaptation                                  [S, K]  float64, K = 2 or 6: how step sizes adapt, below
     counters                                    [C, 2]  int64: rejections, non-finite proposals
     is_accepted, is_nonfinite                   [C]     bool
 
@@ -23,6 +23,13 @@ One Langevin step targets exp(-V):
 
 `mh=False` accepts every finite proposal. V' = +inf is an ordinary rejection; V' = NaN or -inf, a non-finite
 proposal or gradient, or a NaN ratio is a rejection counted apart. Rejected values never enter the state.
+
+Step sizes adapt with `mh` to the acceptance min(1, alpha) of their chain, or to the mean over all chains if
+these share one. The row `adaptation` holds, by its columns: a target, a rate (0: the step size stays); that is
+
+    2   Robbins and Monro: log eta += rate (acceptance - target), for as long as the chain runs
+    6   dual averaging (Hoffman and Gelman, 2014, section 3.2.1) with gamma = 1 / rate, t0 = 10, kappa = 3/4; its
+        state: count, mean error, average of log eta (what to keep after warm-up), and the centre mu
 
 Noise is a pure function of (seed, step, chain, element): Philox4x32-10 with the seed as key and counter
 (element / 4, chain, step, purpose), normals by Box-Muller. Decisions at step s use the uniforms of step s,
@@ -44,7 +51,7 @@ _SCHEMAS = {
     "-> (Tensor, Tensor, Tensor)",
     "transition": "(Tensor(a!) phi, Tensor(b!) potential, Tensor(c!) grad, Tensor(d!) proposal, Tensor(e!) rng, "
     "Tensor(f!) log_step_size, Tensor(g!) counters, Tensor(h!) is_accepted, Tensor(i!) log_alpha, "
-    "Tensor(j!) adaptation, Tensor proposal_potential, Tensor proposal_grad, bool mh, Tensor? noise=None, "
+    "Tensor(j!)? adaptation, Tensor proposal_potential, Tensor proposal_grad, bool mh, Tensor? noise=None, "
     "Tensor? uniform=None) -> ()",
     "noise": "(Tensor(a!) out, Tensor rng, int kind) -> ()",
 }
@@ -106,7 +113,7 @@ def _expect(op: str, phi: Tensor, step_size: Tensor, rng: Tensor, **arguments: T
         "uniform": ((n_chains,), f64),
         "is_accepted": ((n_chains,), torch.bool),
         "counters": ((n_chains, 2), torch.int64),
-        "adaptation": ((n_step_sizes, None), f64),
+        "adaptation": ((n_step_sizes, "2 or 6"), f64),
     }
     arguments |= {"step_size": step_size, "rng": rng}
     expected |= {"step_size": ((n_step_sizes,), f64), "rng": ((3,), torch.int64)}
@@ -115,12 +122,11 @@ def _expect(op: str, phi: Tensor, step_size: Tensor, rng: Tensor, **arguments: T
             continue
         shape, dtype = expected.get(name, (phi.shape, phi.dtype))
         fits = t.dim() == len(shape) and all(
-            n >= 2 if e is None else n == e for e, n in zip(shape, t.shape, strict=True)
+            n in (2, 6) if e == "2 or 6" else n == e for e, n in zip(shape, t.shape, strict=True)
         )
         if not fits or t.dtype != dtype or t.device != phi.device:
-            wanted = f"{str(dtype).removeprefix('torch.')} {list(shape)} on {phi.device}".replace(
-                "None", "K >= 2"
-            )
+            sizes = ", ".join(str(e) for e in shape)
+            wanted = f"{str(dtype).removeprefix('torch.')} [{sizes}] on {phi.device}"
             raise ValueError(f"{op}: {name} is {_describe(t)}; expected {wanted}")
 
 
@@ -173,7 +179,7 @@ def transition(
     is_accepted: Tensor,
     log_alpha: Tensor,
     *,
-    adaptation: Tensor,
+    adaptation: Tensor | None,
     proposal_potential: Tensor,
     proposal_grad: Tensor,
     mh: bool = True,
@@ -183,9 +189,8 @@ def transition(
     """One whole inner step, in place: decide, select, adapt the step size, propose anew, advance the rng.
 
     All positional arguments are updated; `proposal` holds phi' on entry and the next proposal on return.
-    `adaptation` is the adaptation's own state; the rule in use only reads its first two columns. With
-    rate > 0, log eta += rate (min(1, alpha) - target), per chain; a step size shared by several
-    chains stays as it is. On a GPU this is one launch and no host synchronisation.
+    `adaptation` is updated too; None: the step sizes stay. On a GPU this is one launch (three where a shared
+    step size waits for all decisions) and no host synchronisation.
     """
     state = (phi, potential, grad, proposal, rng, log_step_size, counters, is_accepted, log_alpha, adaptation)
     _expect(
@@ -205,7 +210,7 @@ def transition(
         adaptation=adaptation,
         uniform=uniform,
     )
-    packed = [t.contiguous() for t in state]
+    packed = [None if t is None else t.contiguous() for t in state]
     inputs = [t.contiguous() for t in (proposal_potential, proposal_grad)]
     optional = [None if t is None else t.contiguous() for t in (noise, uniform)]
     torch.ops.lae_fast.transition(*packed, *inputs, mh, *optional)

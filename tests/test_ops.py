@@ -203,21 +203,65 @@ def test_adaptation(device):
     got = run(state, inputs)
     expected = state["log_step_size"] + 0.05 * (got["log_alpha"].exp().clamp(max=1) - 0.574)
     torch.testing.assert_close(got["log_step_size"], expected, rtol=1e-14, atol=1e-14)
-    assert torch.equal(run(state, inputs, mh=False)["log_step_size"], state["log_step_size"])
-    inputs["adaptation"] = torch.cat((inputs["adaptation"], torch.ones_like(inputs["adaptation"])), 1)
-    assert torch.equal(run(state, inputs)["log_step_size"], got["log_step_size"])  # room for more columns
-    inputs["adaptation"][:, 1] = 0
-    assert torch.equal(run(state, inputs)["log_step_size"], state["log_step_size"])
+    for fixed in (dict(mh=False), dict(adaptation=None)):
+        assert torch.equal(run(state, inputs | fixed)["log_step_size"], state["log_step_size"])
+    for n_columns in (2, 6):
+        inputs["adaptation"] = torch.ones(3, n_columns, dtype=torch.float64, device=device)
+        inputs["adaptation"][:, 1] = 0  # the rate
+        frozen = inputs["adaptation"].clone()
+        assert torch.equal(run(state, inputs)["log_step_size"], state["log_step_size"])
+        assert torch.equal(inputs["adaptation"], frozen)
+
+
+@pytest.mark.parametrize("n_step_sizes", [3, 1])
+def test_dual_averaging_is_hoffman_and_gelmans(n_step_sizes, device):
+    """Against the recurrences of the paper (section 3.2.1), written out in Python floats."""
+    state, inputs = problem(3, 64, torch.float32, device, n_step_sizes=n_step_sizes)
+    target, gamma, t0, kappa = 0.6, 0.05, 10, 0.75
+    row = torch.tensor([target, 1 / gamma, 0, 0, 0, 1.0], dtype=torch.float64, device=device)
+    inputs["adaptation"] = row.repeat(n_step_sizes, 1)
+    mu = row[5].item()
+    h, average = [0.0] * n_step_sizes, [0.0] * n_step_sizes
+    for t in range(1, 6):
+        state = run(state, inputs)
+        acceptance = state["log_alpha"].exp().clamp(max=1)
+        for s, a in enumerate(acceptance.tolist() if n_step_sizes > 1 else [acceptance.mean().item()]):
+            h[s] = (1 - 1 / (t + t0)) * h[s] + (target - a) / (t + t0)
+            log_eta = mu - math.sqrt(t) / gamma * h[s]
+            average[s] = t**-kappa * log_eta + (1 - t**-kappa) * average[s]
+            assert state["log_step_size"][s].item() == pytest.approx(log_eta, abs=1e-12)
+            assert inputs["adaptation"][s, 4].item() == pytest.approx(average[s], abs=1e-12)
 
 
 @pytest.mark.parametrize("n", [16, 20000])
-def test_a_shared_step_size_stays_fixed(n, device):
+@pytest.mark.parametrize("n_columns", [2, 6])
+def test_a_shared_step_size_adapts_to_the_mean_acceptance_before_it_proposes(n, n_columns, device):
     state, inputs = problem(3, n, torch.float32, device, n_step_sizes=1)
+    inputs["adaptation"] = torch.tensor([[0.3, 0.05, 4, 0.1, -2, -1]], dtype=torch.float64, device=device)
+    inputs["adaptation"] = inputs["adaptation"][:, :n_columns].clone()
+    before = inputs["adaptation"].clone()
+    got = run(state, inputs)
+    expected = copy(state), before.clone()
+    _reference.transition(*expected[0].values(), expected[1], *list(inputs.values())[1:], True)
+    for key in ("is_accepted", "phi", "grad", "rng"):
+        assert torch.equal(got[key], expected[0][key]), key
+    for key in ("log_step_size", "log_alpha", "proposal"):
+        torch.testing.assert_close(got[key], expected[0][key], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(inputs["adaptation"], expected[1], rtol=1e-12, atol=1e-12)
+    assert got["log_step_size"] != state["log_step_size"]
+    # All chains propose with the adapted size.
+    proposal, _ = ops.propose(got["phi"], got["grad"], got["log_step_size"].exp(), state["rng"])
+    assert torch.equal(got["proposal"], proposal)
+
+
+@pytest.mark.parametrize("n", [16, 20000])
+def test_a_shared_step_size_without_adaptation_stays(n, device):
+    state, inputs = problem(3, n, torch.float32, device, n_step_sizes=1)
+    inputs["adaptation"] = None
     got = run(state, inputs)
     assert torch.equal(got["log_step_size"], state["log_step_size"])
     expanded = state | {"log_step_size": state["log_step_size"].expand(3).clone()}
-    fixed = inputs | {"adaptation": torch.zeros(3, 2, dtype=torch.float64, device=device)}
-    assert torch.equal(run(expanded, fixed)["proposal"], got["proposal"])
+    assert torch.equal(run(expanded, inputs)["proposal"], got["proposal"])
 
 
 def test_step_size_zero_is_the_identity(device):
@@ -332,7 +376,7 @@ def test_misfits_are_named():
         ValueError, match=r"phi is int64 \[3, 8\] on cpu; expected float32 or float64 \[C, D\]"
     ):
         run(state | {"phi": state["phi"].long()}, inputs)
-    with pytest.raises(ValueError, match=r"adaptation is float64 \[3, 1\].*expected float64 \[3, K >= 2\]"):
+    with pytest.raises(ValueError, match=r"adaptation is float64 \[3, 1\].*expected float64 \[3, 2 or 6\]"):
         run(state, inputs | {"adaptation": inputs["adaptation"][:, :1]})
     with pytest.raises(ValueError, match=r"step_size is float64 \[2\] on cpu; expected float64 \[3\]"):
         run(state | {"log_step_size": state["log_step_size"][:2]}, inputs)

@@ -220,41 +220,56 @@ struct Cpu {
   template <typename T>
   static void transition(const TransitionArgs<T>& a) {
     const uint64_t seed = a.rng[kSeed], step = a.rng[kStep];
+    const bool adapts_jointly = a.adapts_jointly();
+    const auto propose = [&](int64_t c, double eta, int64_t i, int64_t n) {
+      const int64_t row = c * a.n_elements;
+      propose_block(a.phi + row, a.grad + row, eta, {seed, step, static_cast<uint32_t>(c)},
+                    a.noise ? a.noise + row : nullptr, i, n, a.proposal + row);
+    };
     for_chains(a.n_chains, a.n_elements, [&](int64_t c) {
-      const bool is_shared = a.n_step_sizes == 1;
-      double& log_step_size = a.log_step_size[is_shared ? 0 : c];
+      const int64_t s = a.n_step_sizes == 1 ? 0 : c;
+      const double log_step_size = a.log_step_size[s];
       const int64_t row = c * a.n_elements;
       T *phi = a.phi + row, *grad = a.grad + row, *proposal = a.proposal + row;
       const T* proposal_grad = a.proposal_grad + row;
-      const T* noise = a.noise ? a.noise + row : nullptr;
-      const Stream stream{seed, step, static_cast<uint32_t>(c)};
 
       const Sums sums =
           chain_sums(phi, proposal, grad, proposal_grad, std::exp(log_step_size), a.n_elements);
-      const double u = a.uniform ? a.uniform[c] : accept_uniform(seed, step, stream.chain);
+      const double u = a.uniform ? a.uniform[c] : accept_uniform(seed, step, static_cast<uint32_t>(c));
       const Decision d = metropolis(a.potential[c], a.proposal_potential[c], sums, a.mh, log_uniform(u));
       a.is_accepted[c] = d.is_accepted;
       a.log_alpha[c] = d.log_alpha;
       a.counters[2 * c + kRejected] += !d.is_accepted && !d.is_nonfinite;
       a.counters[2 * c + kNonfinite] += d.is_nonfinite;
       if (d.is_accepted) a.potential[c] = a.proposal_potential[c];
-      double next_log_step_size = log_step_size;
-      if (a.mh && (!is_shared || a.n_chains == 1)) {
-        const double* adaptation = a.adaptation + (is_shared ? 0 : c) * a.adaptation_stride;
-        next_log_step_size = adapted_log_step_size(log_step_size, d.log_alpha, adaptation[kTarget],
-                                                   adaptation[kRate]);
-        log_step_size = next_log_step_size;
-      }
-      const double eta = std::exp(next_log_step_size);
+      if (a.adaptation && !adapts_jointly) adapt(a, s, acceptance_probability(d.log_alpha));
+      const double eta = std::exp(a.log_step_size[s]);
       for_blocks(a.n_elements, [&](int64_t i, int64_t n) {
         if (d.is_accepted) {
           std::memcpy(phi + i, proposal + i, n * sizeof(T));
           std::memcpy(grad + i, proposal_grad + i, n * sizeof(T));
         }
-        propose_block(phi, grad, eta, stream, noise, i, n, proposal);
+        if (!adapts_jointly) propose(c, eta, i, n);
       });
     });
+    if (adapts_jointly) {
+      double acceptance = 0.0;
+      for (int64_t c = 0; c < a.n_chains; ++c) acceptance += acceptance_probability(a.log_alpha[c]);
+      adapt(a, 0, acceptance / static_cast<double>(a.n_chains));
+      const double eta = std::exp(a.log_step_size[0]);
+      for_chains(a.n_chains, a.n_elements, [&](int64_t c) {
+        for_blocks(a.n_elements, [&](int64_t i, int64_t n) { propose(c, eta, i, n); });
+      });
+    }
     a.rng[kStep] += 1;
+  }
+
+  template <typename T>
+  static void adapt(const TransitionArgs<T>& a, int64_t s, double acceptance) {
+    double* row = a.adaptation + s * a.adaptation_stride;
+    Adaptation adaptation = load_adaptation(row, a.adaptation_stride);
+    a.log_step_size[s] = adapted_log_step_size(a.log_step_size[s], acceptance, adaptation);
+    store_adaptation(adaptation, row);
   }
 
   template <typename T>

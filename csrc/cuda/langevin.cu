@@ -117,25 +117,25 @@ __device__ Quad<T> proposal_quad(const Quad<T>& phi, const Quad<T>& grad, double
 // The scalars of one chain as they were when the launch began.
 struct ChainScalars {
   double potential, proposal_potential, log_step_size, log_u;
+  Adaptation adaptation;
 };
 
 template <typename T>
 __device__ ChainScalars read_scalars(const TransitionArgs<T>& a, int64_t c, uint64_t seed, uint64_t step) {
   const double u = a.uniform ? a.uniform[c] : accept_uniform(seed, step, static_cast<uint32_t>(c));
-  return {a.potential[c], a.proposal_potential[c], a.log_step_size[a.n_step_sizes == 1 ? 0 : c],
-          log_uniform(u)};
+  const int64_t own = a.n_step_sizes == 1 ? 0 : c;
+  const bool adapts = a.adaptation && !a.adapts_jointly();
+  return {a.potential[c], a.proposal_potential[c], a.log_step_size[own], log_uniform(u),
+          adapts ? load_adaptation(a.adaptation + own * a.adaptation_stride, a.adaptation_stride)
+                 : Adaptation{}};  // of rate 0
 }
 
-template <typename T>
-__device__ double next_log_step_size(const TransitionArgs<T>& a, int64_t c, double log_step_size,
-                                     double log_alpha) {
-  const bool is_shared = a.n_step_sizes == 1;
-  if (!a.mh || (is_shared && a.n_chains > 1)) return log_step_size;
-  const double* adaptation = a.adaptation + (is_shared ? 0 : c) * a.adaptation_stride;
-  return adapted_log_step_size(log_step_size, log_alpha, adaptation[kTarget], adaptation[kRate]);
+// The chain's step size from now on; advances the adaptation's state in `s`.
+__device__ double next_log_step_size(ChainScalars& s, const Decision& d) {
+  return adapted_log_step_size(s.log_step_size, acceptance_probability(d.log_alpha), s.adaptation);
 }
 
-// Select, then propose anew: this thread's groups of one chain.
+// Select, then propose anew (unless that waits for all decisions): this thread's groups of one chain.
 template <typename T>
 __device__ void advance(const TransitionArgs<T>& a, int64_t c, bool is_accepted, double eta, Stream stream,
                         int64_t lane, int64_t n_lanes, bool is_wide) {
@@ -148,8 +148,9 @@ __device__ void advance(const TransitionArgs<T>& a, int64_t c, bool is_accepted,
       store(a.phi + row, i, n, is_wide, phi);
       store(a.grad + row, i, n, is_wide, grad);
     }
-    store(a.proposal + row, i, n, is_wide,
-          proposal_quad(phi, grad, eta, stream, noise_row, i, n, is_wide));
+    if (!a.adapts_jointly())
+      store(a.proposal + row, i, n, is_wide,
+            proposal_quad(phi, grad, eta, stream, noise_row, i, n, is_wide));
   }
 }
 
@@ -161,7 +162,10 @@ __device__ void write_scalars(const TransitionArgs<T>& a, int64_t c, const Chain
   a.counters[2 * c + kRejected] += !d.is_accepted && !d.is_nonfinite;
   a.counters[2 * c + kNonfinite] += d.is_nonfinite;
   if (d.is_accepted) a.potential[c] = s.proposal_potential;
-  if (a.n_step_sizes > 1 || a.n_chains == 1) a.log_step_size[c] = log_step_size;
+  if (a.adaptation && !a.adapts_jointly()) {
+    a.log_step_size[c] = log_step_size;
+    store_adaptation(s.adaptation, a.adaptation + c * a.adaptation_stride);
+  }
 }
 
 // True in one thread of the last block to get here; every other block's reads and writes are then done.
@@ -172,9 +176,10 @@ __device__ bool is_last_block(int64_t* rng) {
   const auto before = atomicAdd(reinterpret_cast<unsigned long long*>(rng + kTicket), 1ull);
   return before % gridDim.x + 1 == gridDim.x;
 }
-__device__ void advance_rng(int64_t* rng) {
-  rng[kStep] += 1;
-  rng[kTicket] = 0;
+template <typename T>
+__device__ void advance_rng(const TransitionArgs<T>& a) {
+  a.rng[kStep] += !a.adapts_jointly();  // a joint adaptation comes before the proposals, which advance it
+  a.rng[kTicket] = 0;
 }
 
 // One team a chain.
@@ -185,18 +190,18 @@ __global__ void __launch_bounds__(kThreads) transition_rows(TransitionArgs<T> a,
   const bool is_real = chain < a.n_chains;      // the last block may hold idle teams, which still
   const int64_t c = is_real ? chain : 0;        // take part in the reductions
   const int64_t lane = threadIdx.x % kTeam, n = is_real ? a.n_elements : 0, row = c * a.n_elements;
-  const ChainScalars s = is_real ? read_scalars(a, c, seed, step) : ChainScalars{};
+  ChainScalars s = is_real ? read_scalars(a, c, seed, step) : ChainScalars{};
   const Sums sums = team_sum<kTeam>(partial_sums(a.phi + row, a.proposal + row, a.grad + row,
                                                  a.proposal_grad + row, exp(s.log_step_size), lane, kTeam,
                                                  n, is_wide));
   if (is_real) {
     const Decision d = metropolis(s.potential, s.proposal_potential, sums, a.mh, s.log_u);
-    const double log_step_size = next_log_step_size(a, c, s.log_step_size, d.log_alpha);
+    const double log_step_size = next_log_step_size(s, d);
     advance(a, c, d.is_accepted, exp(log_step_size), {seed, step, static_cast<uint32_t>(c)}, lane, kTeam,
             is_wide);
     if (lane == 0) write_scalars(a, c, s, d, log_step_size);
   }
-  if (is_last_block(a.rng)) advance_rng(a.rng);
+  if (is_last_block(a.rng)) advance_rng(a);
 }
 
 // The whole grid on each of a few long chains; all blocks are resident (cooperative launch).
@@ -223,9 +228,9 @@ __global__ void __launch_bounds__(kThreads)
     return metropolis(s.potential, s.proposal_potential, team_sum<kThreads>(sums), a.mh, s.log_u);
   };
   for (int64_t c = 0; c < a.n_chains; ++c) {
-    const ChainScalars s = read_scalars(a, c, seed, step);
+    ChainScalars s = read_scalars(a, c, seed, step);
     const Decision d = decide_chain(c, s);
-    advance(a, c, d.is_accepted, exp(next_log_step_size(a, c, s.log_step_size, d.log_alpha)),
+    advance(a, c, d.is_accepted, exp(next_log_step_size(s, d)),
             {seed, step, static_cast<uint32_t>(c)}, lane, n_lanes, is_wide);
   }
   __shared__ bool is_last;
@@ -234,13 +239,35 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();
   if (!is_last) return;
   for (int64_t c = 0; c < a.n_chains; ++c) {
-    const ChainScalars s = read_scalars(a, c, seed, step);
+    ChainScalars s = read_scalars(a, c, seed, step);
     const Decision d = decide_chain(c, s);
+    const double log_step_size = next_log_step_size(s, d);
     __syncthreads();  // every thread has read the scalars
-    if (threadIdx.x == 0)
-      write_scalars(a, c, s, d, next_log_step_size(a, c, s.log_step_size, d.log_alpha));
+    if (threadIdx.x == 0) write_scalars(a, c, s, d, log_step_size);
   }
-  if (threadIdx.x == 0) advance_rng(a.rng);
+  if (threadIdx.x == 0) advance_rng(a);
+}
+
+// What the proposals after a joint adaptation read while they advance the rng itself.
+struct Joint {
+  double step_size;
+  int64_t rng[3];
+};
+
+// One block, between the decisions and the proposals: the shared step size, from all chains' acceptance.
+template <typename T>
+__global__ void __launch_bounds__(kThreads) adapt_jointly(TransitionArgs<T> a, Joint* joint) {
+  Sums sums = {0.0, 0.0};
+  for (int64_t c = threadIdx.x; c < a.n_chains; c += kThreads)
+    sums.ratio += acceptance_probability(a.log_alpha[c]);
+  sums = team_sum<kThreads>(sums);
+  if (threadIdx.x != 0) return;
+  Adaptation adaptation = load_adaptation(a.adaptation, a.adaptation_stride);
+  a.log_step_size[0] =
+      adapted_log_step_size(a.log_step_size[0], sums.ratio / static_cast<double>(a.n_chains), adaptation);
+  store_adaptation(adaptation, a.adaptation);
+  joint->step_size = exp(a.log_step_size[0]);
+  for (int k = 0; k < 3; ++k) joint->rng[k] = a.rng[k];
 }
 
 // ---- the halves, and the noise alone -----------------------------------------------------------
@@ -384,6 +411,18 @@ struct Cuda {
 
   template <typename T>
   static void transition(const TransitionArgs<T>& a) {
+    decide_and_advance(a);
+    if (!a.adapts_jointly()) return;
+    Tensor workspace = new_workspace((sizeof(Joint) + sizeof(double) - 1) / sizeof(double));
+    Joint* joint = static_cast<Joint*>(workspace.data_ptr());
+    adapt_jointly<T><<<1, kThreads, 0, stream()>>>(a, joint);
+    check_cuda(cudaGetLastError(), "transition");
+    propose(ProposeArgs<T>{a.n_chains, a.n_elements, 1, a.phi, a.grad, &joint->step_size, joint->rng,
+                           a.noise, a.proposal, a.rng});
+  }
+
+  template <typename T>
+  static void decide_and_advance(const TransitionArgs<T>& a) {
     const bool is_wide = all_wide(a.n_elements, a.phi, a.grad, a.proposal, a.proposal_grad) &&
                          (!a.noise || all_wide(a.n_elements, a.noise));
     if (a.n_chains > 0 && a.n_elements > kMaxRowElements && a.n_chains < multiprocessors())
