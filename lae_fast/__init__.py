@@ -5,6 +5,7 @@ from lae_fast.ald import ALDInfo, ALDState, ald_init, ald_step
 from lae_fast.evaluate import Evaluation, evaluate, fit_posterior_scale
 from lae_fast.lae import LAE
 from lae_fast.likelihood import Bernoulli, DiscretizedLogistic, Gaussian
+from lae_fast.sample import Samples, ald_sample, langevin_sample
 from lae_fast.vae import VAE
 
 __all__ = [
@@ -16,9 +17,12 @@ __all__ = [
     "DiscretizedLogistic",
     "Evaluation",
     "Gaussian",
+    "Samples",
     "__version__",
     "ald_init",
+    "ald_sample",
     "ald_step",
     "evaluate",
     "fit_posterior_scale",
+    "langevin_sample",
 ]

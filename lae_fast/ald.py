@@ -44,7 +44,7 @@ def _rows(t: Tensor, n_chains: int | None) -> Tensor:
     return t.reshape(1 if n_chains is None else n_chains, -1)
 
 
-def _evaluate(potential: Potential, phi: Tensor, n_chains: int | None) -> tuple[Tensor, Tensor]:
+def evaluate_potential(potential: Potential, phi: Tensor, n_chains: int | None) -> tuple[Tensor, Tensor]:
     """V(phi), float64 [] or [C], and grad V(phi), like phi."""
     keep_graph = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -112,7 +112,7 @@ def ald_init(
         if n_chains is not None and (phi.dim() == 0 or phi.shape[0] != n_chains):
             raise ValueError(f"phi is {list(phi.shape)} for n_chains={n_chains}; expected [{n_chains}, ...]")
         rng, start = ops.make_rng(phi.device, generator), phi.detach()
-    energy, grad = _evaluate(potential, start, n_chains)
+    energy, grad = evaluate_potential(potential, start, n_chains)
     if start.device.type == "cpu" and not torch.compiler.is_compiling() and not energy.isfinite().all():
         raise ValueError(
             f"potential(phi) is {energy.detach().tolist()} where the chain starts; expected finite values"
@@ -172,7 +172,7 @@ def ald_step(
     uniform = None if uniform is None else uniform.reshape(-1)
 
     proposal, rng = ops.propose(rows, _rows(state.grad, n_chains), eta, state.rng, noise)
-    new_potential, new_grad = _evaluate(potential, proposal.reshape(state.phi.shape), n_chains)
+    new_potential, new_grad = evaluate_potential(potential, proposal.reshape(state.phi.shape), n_chains)
     accepted, nonfinite, log_alpha = ops.decide(
         rows,
         proposal,

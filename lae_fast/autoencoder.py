@@ -61,8 +61,13 @@ class Autoencoder(nn.Module):
         raise NotImplementedError
 
     def potential(self, x: Tensor, z: Tensor) -> Tensor:
-        """U(x, z) = -log p(x|z) - log p(z): float64 [n], nats per image."""
-        return self.likelihood.energy(self.decoder(z), x) + negative_log_prior(z)
+        """U(x, z) = -log p(x|z) - log p(z) of images [n, nx] and z [..., n, nz]: float64 [..., n], nats per image."""
+        return self.reconstruction(x, z) + negative_log_prior(z)
+
+    def reconstruction(self, x: Tensor, z: Tensor) -> Tensor:
+        """-log p(x|z) of images [n, nx] and z [..., n, nz]: float64 [..., n], nats per image."""
+        output = self.decoder(z.flatten(0, -2)).view(*z.shape[:-1], -1)
+        return self.likelihood.energy(output, x)
 
     def encode(self, x: Tensor) -> Tensor:
         """The most typical latent variable of each image: [n, nx] -> [n, nz]."""

@@ -1,7 +1,7 @@
 """What a decoder's output means: -log p(x|z) of Bernoulli, Gaussian and discretized logistic pixels.
 
-`energy(output, x)` maps a decoder's output and images x in [0, 1], both [n, nx], to -log p(x|z), float64 [n],
-in nats summed over pixels. `mean(output)` is the image a person wants to see.
+`energy(output, x)` maps a decoder's output [..., n, nx] and images x [n, nx] in [0, 1] to -log p(x|z), float64
+[..., n], in nats summed over pixels. `mean(output)` is the image a person wants to see.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _BernoulliEnergy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, cotangent: Tensor) -> tuple[Tensor, None]:  # noqa: ANN001
         (derivative,) = ctx.saved_tensors
-        return derivative * cotangent.to(derivative.dtype)[:, None], None
+        return derivative * cotangent.to(derivative.dtype)[..., None], None
 
 
 class Bernoulli(nn.Module):
