@@ -87,6 +87,12 @@ class Autoencoder(nn.Module):
         z = torch.randn(n, self.nz, generator=generator, device=like.device, dtype=like.dtype)
         return self.decode(z)
 
+    def simulate(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """n draws of the joint p(x, z): images [n, nx], and z [n, nz], which is an exact draw of p(z|x)."""
+        like = next(self.parameters())
+        z = torch.randn(n, self.nz, generator=generator, device=like.device, dtype=like.dtype)
+        return self.likelihood.sample(self.decoder(z), generator), z
+
     def interpolate(self, start: Tensor, end: Tensor, n_steps: int) -> Tensor:
         """Decoded straight lines between the codes of two image batches: 2 x [n, nx] -> [n, n_steps, nx]."""
         a, b = self.encode(start)[:, None], self.encode(end)[:, None]  # [n, 1, nz]

@@ -12,10 +12,10 @@ from lae_fast.models import Architecture
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Train a Langevin autoencoder, or a VAE to compare with, on MNIST."""
+    """Train a Langevin autoencoder, or a VAE or Hoffman's method to compare with, on MNIST."""
 
-    model: Literal["lae", "vae"] = "lae"
-    """Langevin autoencoder or variational autoencoder."""
+    model: Literal["lae", "vae", "hoffman"] = "lae"
+    """Langevin autoencoder, variational autoencoder, or Hoffman's method between the two."""
     nz: int = 8
     """Latent dimensions."""
     nh: int = 256
@@ -28,12 +28,16 @@ class Config:
     """p(x|z): Bernoulli on logits; Gaussian or 256-level discretized logistic with a learned scale."""
 
     n_steps: int = 2
-    """Langevin steps T per minibatch (LAE)."""
+    """Langevin steps T per minibatch (LAE, Hoffman)."""
     mh: bool = True
-    """Metropolis-Hastings accept or reject (LAE)."""
+    """Metropolis-Hastings accept or reject (LAE, Hoffman)."""
     step_size: float | Literal["auto"] = "auto"
-    """Langevin step size per example: eta = step_size / batch size. auto: adapted on the device towards an
-    acceptance of 0.574; without MH, the published 1e-3 (LAE)."""
+    """Langevin step size: per example for an LAE (eta = step_size / batch size), of z for Hoffman's method. auto:
+    adapted on the device towards an acceptance of 0.574; without MH, the published 1e-3."""
+    gradient: Literal["average", "last"] = "average"
+    """What the decoder learns from: all T states of the chain, or the last (Hoffman)."""
+    start: Literal["encoder", "prior"] = "encoder"
+    """Where the chains start: the encoder's draw, or anywhere, the traditional way (Hoffman)."""
 
     batch_size: int = 512
     """Images per minibatch; the ragged last batch of an epoch is dropped."""
@@ -42,8 +46,7 @@ class Config:
     lr: float = 1e-3
     """Learning rate of Adam: constant, then linear to 0 over the last epochs (--cooldown)."""
     beta1: float | Literal["auto"] = "auto"
-    """Adam's momentum. auto: 0.5 for an LAE, whose phi has moved on since the gradients it remembers; 0.9 for a
-    VAE."""
+    """Adam's momentum. auto: 0.5 for an LAE, whose phi has moved on since the gradients it remembers; else 0.9."""
     cooldown: float = 0.2
     """Fraction of the epochs, at the end, over which the learning rate falls to 0; 0: never."""
     patience: int = 10

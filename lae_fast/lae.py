@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lae_fast import ops
-from lae_fast.autoencoder import Autoencoder, check_images
-
-TARGET_ACCEPTANCE = 0.574  # optimal for Langevin proposals in high dimension (Roberts and Rosenthal, 1998)
+from lae_fast.autoencoder import check_images
+from lae_fast.chained import ChainedAutoencoder
 
 
 class _KnownGradients(torch.autograd.Function):
@@ -27,24 +27,19 @@ class _KnownGradients(torch.autograd.Function):
         return None, *gradients, *([None] * len(gradients))
 
 
-class LAE(Autoencoder):
+class LAE(ChainedAutoencoder):
     """An encoder z = phi g(x) whose last layer phi is moved by a Langevin chain instead of an optimizer.
 
     Every call of `loss` runs `n_steps` steps of the chain on that minibatch's potential
     V(phi) = sum_i U(x_i, phi g(x_i)) and returns its time average: phi moves by the chain alone, decoder,
     likelihood and features by whatever optimizer follows. phi is a buffer, part of the `state_dict`.
 
-    Args (beyond those of `Autoencoder`):
-        n_steps: T >= 1.
-        mh: Metropolis-Hastings accept or reject.
-        step_size: per example, as the published code's flag: eta = step_size / n for a batch of n. None: start
-            at 1e-4 and, with `mh`, adapt while training towards an acceptance of 0.574; without `mh` nothing
-            tells good steps from bad ones, and the published 1e-3 is used.
-        adaptation_rate: of the logarithm of the step size, per step of the chain.
-
-    Raises:
-        ValueError: n_steps < 1, or a step size that is not a finite number >= 0.
+    Arguments as for `ChainedAutoencoder`; `step_size` is per example, as the published code's flag:
+    eta = step_size / n for a batch of n.
     """
+
+    first_step_size = 1e-4
+    published_step_size = 1e-3
 
     def __init__(
         self,
@@ -55,52 +50,12 @@ class LAE(Autoencoder):
         nx: int,
         nz: int,
         d: int,
-        n_steps: int = 2,
-        mh: bool = True,
-        step_size: float | None = None,
-        adaptation_rate: float = 0.05,
+        **chain: Any,
     ) -> None:
-        super().__init__(encoder, decoder, likelihood, nx=nx, nz=nz, d=d)
-        if n_steps < 1:
-            raise ValueError(f"n_steps is {n_steps}; expected at least 1")
-        if step_size is not None and not 0 <= step_size < math.inf:
-            raise ValueError(f"step_size is {step_size}; expected a finite number >= 0")
-        self.n_steps, self.mh = n_steps, mh
+        super().__init__(encoder, decoder, likelihood, nx=nx, nz=nz, d=d, **chain)
         self.register_buffer("phi", nn.init.orthogonal_(torch.empty(nz, d)))
         # Of q(z|x) = N(f(x), s^2 I); the published code's value until `fit_posterior_scale`.
         self.register_buffer("posterior_scale", torch.tensor(0.05))
-
-        if step_size is None:
-            rate, start = (adaptation_rate, 1e-4) if mh else (0.0, 1e-3)
-        else:
-            rate, start = 0.0, step_size
-        f64 = torch.float64
-        log_start = math.log(start) if start > 0 else -math.inf
-        self._chain_buffer("log_step_size", torch.tensor([log_start], dtype=f64))  # per example
-        self._chain_buffer("adaptation", torch.tensor([[TARGET_ACCEPTANCE, rate]], dtype=f64))
-        self._chain_buffer("rng", ops.make_rng("cpu"))
-        self._chain_buffer("counters", torch.zeros(1, 2, dtype=torch.int64))  # rejected, non-finite
-        self._chain_buffer("acceptance_rate", torch.zeros((), dtype=f64))  # mean of the last T steps
-
-    def _chain_buffer(self, name: str, value: Tensor) -> None:
-        self.register_buffer(name, value, persistent=False)
-
-    def chain_state(self) -> dict[str, Tensor]:
-        """What the chain needs beside phi to go on exactly as it would have: for checkpoints."""
-        return {name: getattr(self, name).clone() for name in ("log_step_size", "rng", "counters")}
-
-    def load_chain_state(self, state: dict[str, Tensor]) -> None:
-        """Undo `chain_state`."""
-        for name, value in state.items():
-            getattr(self, name).copy_(value)
-
-    def _apply(self, fn, recurse: bool = True) -> LAE:  # noqa: ANN001
-        """Move with the model, but stay float64: `model.half()` concerns the networks, not the chain."""
-        kept = {name: getattr(self, name) for name in ("log_step_size", "adaptation", "acceptance_rate")}
-        super()._apply(fn, recurse)
-        for name, value in kept.items():
-            setattr(self, name, value.to(getattr(self, name).device))
-        return self
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mean = self.encoder(x) @ self.phi.T
@@ -154,6 +109,7 @@ class LAE(Autoencoder):
             acceptance += log_alpha.exp().clamp(max=1)
         self.log_step_size.copy_(log_step_size + math.log(n))
         self.acceptance_rate.copy_(acceptance[0] / self.n_steps)
+        self.n_decisions += self.n_steps
         scale = 1 / (self.n_steps * n)
         torch._foreach_mul_(totals, scale)
         return value[0] * scale, totals

@@ -1,7 +1,8 @@
 """What a decoder's output means: -log p(x|z) of Bernoulli, Gaussian and discretized logistic pixels.
 
 `energy(output, x)` maps a decoder's output [..., n, nx] and images x [n, nx] in [0, 1] to -log p(x|z), float64
-[..., n], in nats summed over pixels. `mean(output)` is the image a person wants to see.
+[..., n], in nats summed over pixels. `mean(output)` is the image a person wants to see, `sample(output)` a draw of
+p(x|z).
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ class Bernoulli(nn.Module):
     def mean(self, output: Tensor) -> Tensor:
         return torch.sigmoid(output)
 
+    def sample(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return torch.bernoulli(torch.sigmoid(output), generator=generator)
+
 
 class Gaussian(nn.Module):
     """Output: means. One scale for all pixels, fixed, or learned when `scale` is None (from 0.1 on)."""
@@ -58,6 +62,10 @@ class Gaussian(nn.Module):
 
     def mean(self, output: Tensor) -> Tensor:
         return output
+
+    def sample(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        eps = torch.randn(output.shape, generator=generator, dtype=output.dtype, device=output.device)
+        return output + self.log_scale.exp() * eps  # pixels may leave [0, 1]: the model's own do
 
 
 class DiscretizedLogistic(nn.Module):
@@ -91,6 +99,11 @@ class DiscretizedLogistic(nn.Module):
 
     def mean(self, output: Tensor) -> Tensor:
         return output.clamp(0, 1)
+
+    def sample(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        u = torch.rand(output.shape, generator=generator, dtype=output.dtype, device=output.device)
+        x = output + self.log_scale.exp() * torch.logit(u)
+        return (x * (self.n_levels - 1)).round().clamp(0, self.n_levels - 1) / (self.n_levels - 1)
 
 
 LIKELIHOODS = {"bernoulli": Bernoulli, "gaussian": Gaussian, "logistic": DiscretizedLogistic}

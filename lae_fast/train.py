@@ -24,6 +24,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lae_fast import checkpoint, data, info, models, pictures
+from lae_fast.chained import ChainedAutoencoder
+from lae_fast.chains import acceptance_warning
 from lae_fast.checkpoint import Checkpoint, CheckpointError
 from lae_fast.config import Config
 from lae_fast.data import DataError, Dataset
@@ -33,7 +35,18 @@ from lae_fast.runlog import RunLog
 
 # Options that a checkpoint's position, chain and metrics depend on: a run keeps them for life. (Those of the
 # architecture are checked against the checkpoint itself.)
-_FIXED = ("batch_size", "seed", "n_steps", "mh", "step_size", "beta1", "validation", "binarize")
+_FIXED = (
+    "batch_size",
+    "seed",
+    "n_steps",
+    "mh",
+    "step_size",
+    "gradient",
+    "start",
+    "beta1",
+    "validation",
+    "binarize",
+)
 
 
 class TrainingError(RuntimeError):
@@ -66,6 +79,8 @@ class Progress:
     step: int = 0  # minibatches in all
     best: float = math.inf  # validation loss, nats per image
     best_epoch: int = 0
+    decisions: int = 0  # of the chain when the current epoch began
+    rejections: int = 0
     is_finished: bool = False
 
 
@@ -91,18 +106,23 @@ class Trainer:
             self.fit_images = data.binarize(self.fit_images, torch.Generator(device).manual_seed(0))
         torch.manual_seed(config.seed)
         self.architecture = config.architecture(self.train.images.shape[1])
-        step_size = None if config.step_size == "auto" else config.step_size
         self.model = models.build(
-            self.architecture, n_steps=config.n_steps, mh=config.mh, step_size=step_size
+            self.architecture,
+            n_steps=config.n_steps,
+            mh=config.mh,
+            step_size=None if config.step_size == "auto" else config.step_size,
+            gradient=config.gradient,
+            start=config.start,
         )
         self.model.to(device)
-        beta1 = {"lae": 0.5, "vae": 0.9}[config.model] if config.beta1 == "auto" else config.beta1
+        beta1 = (0.5 if config.model == "lae" else 0.9) if config.beta1 == "auto" else config.beta1
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), config.lr, betas=(beta1, 0.999), fused=True
         )
         self.progress = Progress()
         self.window = torch.zeros(2, dtype=torch.float64, device=device)  # sums of loss and acceptance since
         self.n_window = 0  # the last log line, over so many minibatches
+        self.has_warned = False
         self.seconds = time.perf_counter()
 
     # ---- checkpoints ----
@@ -117,7 +137,7 @@ class Trainer:
         state = {
             "progress": dataclasses.asdict(self.progress),
             "optimizer": self.optimizer.state_dict(),
-            "chain": self.model.chain_state() if isinstance(self.model, LAE) else {},
+            "chain": self.model.chain_state() if isinstance(self.model, ChainedAutoencoder) else {},
             "torch_rng": torch.get_rng_state(),
             "device_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             "window": self.window,
@@ -141,7 +161,7 @@ class Trainer:
             self.progress = Progress(**state["progress"])
             self.progress.is_finished = self._is_out_of_patience()
             self.optimizer.load_state_dict(state["optimizer"])
-            if isinstance(self.model, LAE):
+            if isinstance(self.model, ChainedAutoencoder):
                 self.model.load_chain_state(state["chain"])
             torch.set_rng_state(state["torch_rng"])
             if state["device_rng"] is not None and self.device.type == "cuda":
@@ -212,7 +232,7 @@ class Trainer:
         loss.backward()
         self.optimizer.step()
         self.window[0] += loss.detach()
-        if isinstance(self.model, LAE):
+        if isinstance(self.model, ChainedAutoencoder):
             self.window[1] += self.model.acceptance_rate
         self.n_window += 1
         self.progress.step += 1
@@ -228,7 +248,7 @@ class Trainer:
         loss, acceptance = (self.window / self.n_window).tolist()
         now = time.perf_counter()
         values = {"epoch": self.progress.epoch + self.progress.position / self.n_batches, "loss": loss}
-        if isinstance(self.model, LAE):
+        if isinstance(self.model, ChainedAutoencoder):
             values |= {
                 "acceptance_rate": acceptance,
                 "step_size": self.model.log_step_size.exp().item(),
@@ -257,6 +277,8 @@ class Trainer:
         self._check_finite()
         fit_posterior_scale(self.model, self.fit_images)
         values = {"epoch": float(epoch)}
+        if isinstance(self.model, ChainedAutoencoder):
+            values["epoch_acceptance_rate"] = self._epoch_acceptance_rate(bar)
         if isinstance(self.model, LAE):
             values |= {
                 "phi_norm": self.model.phi.norm().item(),
@@ -276,6 +298,18 @@ class Trainer:
         self.log.picture(step, "samples", pictures.samples(self.model))
         self.log.picture(step, "reconstructions", pictures.reconstructions(self.model, self.shown / 255))
         self.seconds += time.perf_counter() - start  # images per second are those of training
+
+    def _epoch_acceptance_rate(self, bar: tqdm) -> float:
+        """The fraction of the epoch's proposals that were accepted; a warning, once, if it is no good."""
+        decisions, rejections = self.model.n_decisions.item(), self.model.counters.sum().item()
+        progress = self.progress
+        rate = 1 - (rejections - progress.rejections) / (decisions - progress.decisions)
+        progress.decisions, progress.rejections = decisions, rejections
+        message = acceptance_warning(torch.tensor([rate])) if self.model.mh else None
+        if message and not self.has_warned:
+            bar.write(f"epoch {progress.epoch}: {message}", file=sys.stderr)
+            self.has_warned = True
+        return rate
 
     def _is_out_of_patience(self) -> bool:
         waited = self.progress.epoch - self.progress.best_epoch
@@ -426,10 +460,12 @@ def train(config: Config, command: str = "") -> int:
         print(
             f"          with q(z|x) = N(f(x), s^2 I), s = {trainer.model.posterior_scale.item():.3f}, best on training data"
         )
+    if isinstance(trainer.model, ChainedAutoencoder):
         rejected, nonfinite = trainer.model.counters[0].tolist()
-        moves = trainer.progress.step * config.n_steps
+        proposals = trainer.model.n_decisions.item()
         print(
-            f"chain     {1 - (rejected + nonfinite) / moves:.2f} of {moves:,} proposals accepted, {nonfinite} not finite"
+            f"chain     {1 - (rejected + nonfinite) / proposals:.2f} of {proposals:,} proposals accepted, "
+            f"{nonfinite} not finite; step size {trainer.model.log_step_size.exp().item():.2g}"
         )
     print(f"written   {folder}: best.safetensors, metrics.jsonl, results.json, tensorboard, pictures")
     return 0
