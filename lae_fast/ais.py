@@ -1,9 +1,9 @@
 """Annealed importance sampling of log p(x) (Neal, 2001), forward and reverse (Grosse et al., 2015).
 
-From the prior at beta = 0 to the posterior at beta = 1 through p(z) p(x|z)^beta, one MALA step at each
-temperature, thousands of images x chains at once. Forward, log mean w is in expectation a lower bound of log p(x); the
-reverse from an exact draw of p(z|x), known for data simulated by the model itself, is an upper bound. Their gap says
-how far either can be off.
+From a base r(z|x) at beta = 0 to the posterior at beta = 1 through r(z|x)^(1 - beta) p(x, z)^beta, one MALA step at
+each temperature, thousands of images x chains at once. The base is the prior, or the encoder's q(z|x), from which it is
+not far. Forward, log mean w is in expectation a lower bound of log p(x); reverse, from an exact draw of p(z|x), known
+for images that the model itself has simulated, an upper bound. Their gap says how far either can be off.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from lae_fast.autoencoder import Autoencoder, check_images, negative_log_prior
 from lae_fast.chains import TARGET_ACCEPTANCE
 
 ROWS = 2048  # images x chains of one pass through the decoder
+BASES = ("encoder", "prior")
 
 
 class Schedule(NamedTuple):
-    """What annealing is done by; fixed by a pilot run, frozen before anything is estimated."""
+    """What annealing is done by: fixed by a pilot run, frozen before anything is estimated."""
 
+    base: str  # "encoder" or "prior"
     beta: Tensor  # [K + 1], float64: from 0 to 1
-    step_size: Tensor  # [K - 1], float64: of the moves at beta[1] .. beta[K - 1]
+    step_size: Tensor  # [K - 1], float64: of the moves at beta[1] .. beta[K - 1], in units of the base
 
 
 class AISEstimate(NamedTuple):
@@ -37,82 +39,59 @@ class AISEstimate(NamedTuple):
 
 
 class _Annealing:
-    """Rows z [C, n, nz] and the cached -log p(x|z) and its gradient, moved at one temperature after another."""
+    """Rows e [C, n, nz], moved from N(0, I) at one temperature after another; z = m + s e.
 
-    def __init__(self, model: Autoencoder, x: Tensor, z: Tensor, rng: Tensor) -> None:
-        self.model, self.x, self.z, self.rng = model, x, z, rng
-        self.energy, self.grad = self._evaluate(z)  # [C, n] and [C, n, nz]
+    m and s [n, nz] are the base's: in e it is round, and one step size fits all images. `log_ratio` [C, n] is
+    log p(x, z) - log r(z|x), by which the weights grow.
+    """
 
-    def _evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def __init__(
+        self, model: Autoencoder, x: Tensor, base: str, n_chains: int, generator: torch.Generator
+    ) -> None:
+        self.model, self.x = model, x
+        self.mean, self.std = x.new_zeros(len(x), model.nz), x.new_ones(len(x), model.nz)
+        if base == "encoder":
+            self.mean, self.std = model.posterior(x)
+        self.rng = ops.make_rng(x.device, generator)
+        shape = (n_chains, len(x), model.nz)
+        self.start_at(torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device))
+
+    def start_at(self, e: Tensor) -> None:
+        self.e = e.contiguous()
+        self.log_ratio, self.slope = self._evaluate(self.e)
+
+    def start_at_z(self, z: Tensor, n_chains: int) -> None:
+        self.start_at(((z - self.mean) / self.std).expand(n_chains, -1, -1))
+
+    def _evaluate(self, e: Tensor) -> tuple[Tensor, Tensor]:
+        """log p(x, z) - log r(z|x) [C, n], and its derivative in e [C, n, nz]."""
         with torch.enable_grad():
-            leaf = z.detach().requires_grad_()
-            energy = self.model.reconstruction(self.x, leaf)
-            return energy.detach(), torch.autograd.grad(energy.sum(), leaf)[0]
+            leaf = e.detach().requires_grad_()
+            log_joint = -self.model.potential(self.x, self.mean + self.std * leaf)
+            (slope,) = torch.autograd.grad(log_joint.sum(), leaf)
+        log_base = -negative_log_prior(e) - self.std.log().sum(-1, dtype=torch.float64)
+        return log_joint.detach() - log_base, slope + e
 
     def move(self, beta: Tensor, step_size: Tensor) -> Tensor:
-        """One MALA step that leaves p(z) p(x|z)^beta invariant; its acceptance rates [C, n]."""
+        """One MALA step that leaves r^(1 - beta) p^beta invariant; its acceptance rates [C, n]."""
 
-        def potential(z: Tensor, energy: Tensor) -> Tensor:
-            return (negative_log_prior(z) + beta * energy).flatten()
+        def rows(e: Tensor, log_ratio: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            potential = negative_log_prior(e) - beta * log_ratio
+            return e.flatten(0, 1), potential.flatten(), (e - beta.to(e.dtype) * slope).flatten(0, 1)
 
-        def gradient(z: Tensor, grad: Tensor) -> Tensor:
-            return (z + beta.to(z.dtype) * grad).flatten(0, 1)
-
-        rows, g = self.z.flatten(0, 1), gradient(self.z, self.grad)
-        proposal, rng = ops.propose(rows, g, step_size.view(1), self.rng)
-        z = proposal.view_as(self.z)
-        energy, grad = self._evaluate(z)
+        e, potential, grad = rows(self.e, self.log_ratio, self.slope)
+        step_size = step_size.view(1)
+        proposal, self.rng = ops.propose(e, grad, step_size, self.rng)
+        new = proposal.view_as(self.e), *self._evaluate(proposal.view_as(self.e))
+        _, new_potential, new_grad = rows(*new)
         accepted, _, log_alpha = ops.decide(
-            rows, proposal, potential(self.z, self.energy), potential(z, energy), g, gradient(z, grad),
-            step_size.view(1), rng,
-        )  # fmt: skip
-        accepted = accepted.view_as(energy)
-        self.rng = rng
-        self.z = torch.where(accepted[..., None], z, self.z)
-        self.grad = torch.where(accepted[..., None], grad, self.grad)
-        self.energy = torch.where(accepted, energy, self.energy)
-        return log_alpha.exp().clamp(max=1).view_as(energy)
-
-
-def _prior(model: Autoencoder, n_chains: int, x: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(n_chains, len(x), model.nz, generator=generator, dtype=x.dtype, device=x.device)
-
-
-@torch.no_grad()
-def fit_schedule(
-    model: Autoencoder, images: Tensor, *, n_temperatures: int = 500, n_chains: int = 16, seed: int = 10_000,
-    n_pilot: int = 200,
-) -> Schedule:  # fmt: skip
-    """Temperatures and step sizes from a pilot run on some images [n, nx] in [0, 1], with noise of its own.
-
-    Temperatures lie dense where log p(x|z) varies most between chains: in equal steps of the integral of its standard
-    deviation over beta, which is the thermodynamic length. Step sizes follow the acceptance to 0.574 along the way.
-
-    Raises:
-        ValueError: images are not of that form, or fewer than 2 temperatures.
-    """
-    if n_temperatures < 2:
-        raise ValueError(f"n_temperatures is {n_temperatures}; expected at least 2")
-    check_images(images, model.nx)
-    generator = torch.Generator(images.device).manual_seed(seed)
-    chains = _Annealing(
-        model, images, _prior(model, n_chains, images, generator), ops.make_rng(images.device, generator)
-    )
-    pilot = torch.linspace(0, 1, n_pilot + 1, dtype=torch.float64, device=images.device) ** 4
-    log_step_size = torch.zeros((), dtype=torch.float64, device=images.device)
-    spread, steps = [chains.energy.std(0).mean()], [log_step_size]
-    for beta in pilot[1:]:
-        for _ in range(2):
-            acceptance = chains.move(beta, log_step_size.exp()).mean()
-            log_step_size = log_step_size + 0.5 * (acceptance - TARGET_ACCEPTANCE)
-        spread.append(chains.energy.std(0).mean())
-        steps.append(log_step_size)
-    density = torch.stack(spread)
-    length = torch.cat((density.new_zeros(1), torch.cumulative_trapezoid(density, pilot)))
-    even = torch.linspace(0, 1, n_temperatures + 1, dtype=torch.float64, device=images.device) * length[-1]
-    beta = _interpolate(even, length, pilot)
-    beta[0], beta[-1] = 0, 1
-    return Schedule(beta, _interpolate(even[1:-1], length, torch.stack(steps)).exp())
+            e, proposal, potential, new_potential, grad, new_grad, step_size, self.rng
+        )
+        accepted = accepted.view_as(self.log_ratio)
+        self.e = torch.where(accepted[..., None], new[0], self.e)
+        self.log_ratio = torch.where(accepted, new[1], self.log_ratio)
+        self.slope = torch.where(accepted[..., None], new[2], self.slope)
+        return log_alpha.exp().clamp(max=1).view_as(self.log_ratio)
 
 
 def _interpolate(at: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -123,16 +102,69 @@ def _interpolate(at: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def fit_schedule(
+    model: Autoencoder,
+    images: Tensor,
+    *,
+    base: str = "encoder",
+    n_temperatures: int = 500,
+    n_chains: int = 16,
+    seed: int = 10_000,
+    n_pilot: int = 200,
+) -> Schedule:
+    """Temperatures and step sizes from a pilot run on some images [n, nx] in [0, 1], with noise of its own.
+
+    Temperatures lie dense where the chains' weights would part fastest: in equal steps of the integral over beta of the
+    standard deviation of log p(x, z) - log r(z|x), the thermodynamic length. Step sizes follow the acceptance to
+    0.574 along the way.
+
+    Args:
+        base: "encoder" or "prior".
+        n_temperatures: K; n_pilot: of the pilot run, two moves at each.
+
+    Raises:
+        ValueError: images are not of that form, an unknown base, or fewer than 2 temperatures.
+    """
+    if n_temperatures < 2:
+        raise ValueError(f"n_temperatures is {n_temperatures}; expected at least 2")
+    if base not in BASES:
+        raise ValueError(f"base is {base!r}; expected encoder or prior")
+    check_images(images, model.nx)
+    generator = torch.Generator(images.device).manual_seed(seed)
+    chains = _Annealing(model, images, base, n_chains, generator)
+    pilot = torch.linspace(0, 1, n_pilot + 1, dtype=torch.float64, device=images.device) ** 3
+    log_step_size = pilot.new_zeros(())
+    spread, steps = [chains.log_ratio.std(0).mean()], [log_step_size]
+    for beta in pilot[1:]:
+        for _ in range(2):
+            acceptance = chains.move(beta, log_step_size.exp()).mean()
+            log_step_size = log_step_size + 0.5 * (acceptance - TARGET_ACCEPTANCE)
+        spread.append(chains.log_ratio.std(0).mean())
+        steps.append(log_step_size)
+    length = torch.cat((pilot.new_zeros(1), torch.cumulative_trapezoid(torch.stack(spread), pilot)))
+    even = torch.linspace(0, 1, n_temperatures + 1, dtype=torch.float64, device=images.device) * length[-1]
+    beta = _interpolate(even, length, pilot)
+    beta[0], beta[-1] = 0, 1
+    return Schedule(base, beta, _interpolate(even[1:-1], length, torch.stack(steps)).exp())
+
+
+@torch.no_grad()
 def annealed_log_likelihood(
-    model: Autoencoder, images: Tensor, schedule: Schedule, *, n_chains: int = 16, seed: int = 0,
-    exact: Tensor | None = None, progress: bool = True,
-) -> AISEstimate:  # fmt: skip
+    model: Autoencoder,
+    images: Tensor,
+    schedule: Schedule,
+    *,
+    n_chains: int = 16,
+    seed: int = 0,
+    exact: Tensor | None = None,
+    progress: bool = True,
+) -> AISEstimate:
     """log p(x) of images [n, nx] in [0, 1], estimated by `n_chains` annealed chains for each.
 
     Args:
         schedule: of `fit_schedule`, which must have used another seed.
         exact: posterior draws [n, nz] of images that the model itself has simulated (`Autoencoder.simulate`): anneal
-            from them to the prior instead, for the upper bound.
+            from them to the base instead, for the upper bound.
 
     Raises:
         ValueError: images or draws are not of that form, or fewer than 2 chains.
@@ -145,29 +177,29 @@ def annealed_log_likelihood(
     if exact is not None and exact.shape != (len(images), model.nz):
         raise ValueError(f"exact is {list(exact.shape)}; expected [{len(images)}, {model.nz}]")
     generator = torch.Generator(images.device).manual_seed(seed)
-    results = []
-    n_moves = len(schedule.step_size)
-    size = max(1, ROWS // n_chains)
-    bar = tqdm(
-        total=-(-len(images) // size) * n_moves, unit="step", desc="AIS", disable=None if progress else True
-    )
-    with bar:
-        for start in range(0, len(images), size):
-            x = images[start : start + size]
-            if exact is None:
-                z, order = _prior(model, n_chains, x, generator), range(n_moves)
-            else:
-                z, order = exact[start : start + size].expand(n_chains, -1, -1), range(n_moves)[::-1]
-            chains = _Annealing(model, x, z.contiguous(), ops.make_rng(x.device, generator))
-            gaps, acceptance = schedule.beta.diff(), 0.0
-            log_w = -chains.energy * (gaps[0] if exact is None else gaps[-1])
-            for k in order:  # at beta[k + 1], between gaps[k] and gaps[k + 1]
-                acceptance = acceptance + chains.move(schedule.beta[k + 1], schedule.step_size[k]).mean(0)
-                log_w -= chains.energy * gaps[k + 1 if exact is None else k]
+    is_forward, n_moves = exact is None, len(schedule.step_size)
+    growth = schedule.beta.diff()  # of beta: growth[k] and growth[k + 1] lie around the move k
+    log_weights, acceptances = [], []
+    batches = torch.arange(len(images)).split(max(1, ROWS // n_chains))
+    with tqdm(
+        total=len(batches) * n_moves, unit="step", desc="AIS", disable=None if progress else True
+    ) as bar:
+        for index in batches:
+            x = images[index]
+            chains, acceptance = _Annealing(model, x, schedule.base, n_chains, generator), x.new_zeros(len(x))
+            if not is_forward:
+                chains.start_at_z(exact[index], n_chains)
+            log_w = chains.log_ratio * growth[0 if is_forward else -1]
+            for k in range(n_moves) if is_forward else reversed(range(n_moves)):
+                acceptance = (
+                    acceptance + chains.move(schedule.beta[k + 1], schedule.step_size[k]).mean(0) / n_moves
+                )
+                log_w += chains.log_ratio * growth[k + 1 if is_forward else k]
                 bar.update()
-            results.append((log_w.cpu(), (acceptance / n_moves).cpu()))
-    log_w = torch.cat([w for w, _ in results], 1)  # [C, n]
-    sign = 1 if exact is None else -1  # the reverse weights average to 1 / p(x)
+            log_weights.append(log_w.cpu())
+            acceptances.append(acceptance.cpu())
+    log_w = torch.cat(log_weights, 1)  # [C, n]
+    sign = 1 if is_forward else -1  # reverse weights average to 1 / p(x)
     log_mean = torch.logsumexp(sign * log_w, 0) - math.log(n_chains)
     error = (sign * log_w - log_mean).exp().std(0) / math.sqrt(n_chains)
-    return AISEstimate(sign * log_mean, error, torch.cat([a for _, a in results]))
+    return AISEstimate(sign * log_mean, error, torch.cat(acceptances))

@@ -21,6 +21,13 @@ CHECKS = {
     "banana_bias_without_mh": 1,
     "stationary_moments": 5,
     "detailed_balance": 3,
+    "hoffman_posterior": 6,
+    "posterior_moments": 60,
+    "rank_condition": 180,
+    "samplers_agree": 15,
+    "getting_it_right": 30,
+    "options_leave_the_law": 30,
+    "minibatches": 5,
 }
 
 

@@ -97,7 +97,7 @@ def test_a_run_leaves_its_records(finished):
     assert len(list((folder / "checkpoints").iterdir())) == 1  # older ones are removed
 
 
-@pytest.mark.parametrize("model", ["lae", "vae"])
+@pytest.mark.parametrize("model", ["lae", "vae", "hoffman"])
 def test_kill_in_mid_epoch_and_resume_bit_for_bit(model, tmp_path):
     options = ["--model", model, "--epochs", 3, "--checkpoint-every", 7, "--binarize", "dynamic"]
     assert run("--output-dir", tmp_path / "whole", *options).returncode == 0

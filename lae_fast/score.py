@@ -1,0 +1,179 @@
+"""`python -m lae_fast.score RUN [RUN ...]`: how likely trained models find test images, in one table.
+
+For each run of `lae_fast.train` the negative ELBO, the importance-weighted bound and annealed importance sampling, with
+the gap between forward and reverse AIS on images that the model itself has simulated.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+
+from lae_fast import data, models
+from lae_fast.ais import annealed_log_likelihood, fit_schedule
+from lae_fast.checkpoint import CheckpointError
+from lae_fast.config import Config
+from lae_fast.data import DataError
+from lae_fast.evaluate import evaluate, importance_bound
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Likelihoods of trained models on test images."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders that `python -m lae_fast.train` has written."""
+    images: int = 500
+    """Test images, the first of the set."""
+    n_temperatures: int = 500
+    """Temperatures of annealed importance sampling (AIS)."""
+    n_chains: int = 16
+    """Chains per image."""
+    base: Literal["encoder", "prior"] = "encoder"
+    """What AIS anneals from."""
+    n_draws: int = 1000
+    """Draws per image of the importance-weighted bound."""
+    simulated: int = 100
+    """Simulated images that forward and reverse AIS are compared on."""
+    seed: int = 0
+    """Of all draws; the AIS schedule is fixed with noise of its own."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1, ..."""
+    data_dir: Path | None = None
+    """Where MNIST lies; default: where the run found it."""
+    output: Path | None = None
+    """CSV file to write, one line a run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """One run. Everything in nats per image unless said; `gap` and `standard_error` concern AIS."""
+
+    run: str
+    model: str
+    nz: int
+    seed: int
+    epochs: int
+    data: str
+    is_density: bool  # False: grey pixels under a Bernoulli likelihood
+    images: int
+    negative_elbo: float
+    reconstruction: float
+    rate: float
+    importance_bound: float  # of the negative log-likelihood, from above
+    ais: float  # the same by annealing
+    standard_error: float
+    gap: float  # reverse - forward on simulated images
+    bits_per_dim: float  # of `ais`
+    ais_acceptance: float
+    training_acceptance: float | None  # over the last epoch
+    step_size: float | None
+    seconds_per_epoch: float
+    image_chain_steps_per_second: float
+
+
+def score(folder: Path, options: Options) -> Score:
+    """Evaluate one run's best weights.
+
+    Raises:
+        CheckpointError, DataError, ValueError: the folder holds no finished run, or its data cannot be had.
+    """
+    try:
+        config = Config.from_json(json.loads((folder / "config.json").read_text())["options"])
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder} is not the folder of a run: {error}") from error
+    model = models.load(folder / "best.safetensors").to(options.device)
+    # A model of binary images is asked about binary ones, the same for every model.
+    binarization = "none" if config.binarize == "none" else "fixed"
+    dataset = data.load(
+        config.dataset,
+        options.data_dir or config.data_dir,
+        validation=config.validation,
+        binarization=binarization,
+    )
+    x = dataset.test.images[: options.images].to(options.device) / 255
+    quality = evaluate(model, x, n_draws=20, seed=options.seed)
+    bound = -importance_bound(model, x, n_draws=options.n_draws, seed=options.seed).mean().item()
+    schedule = fit_schedule(model, x[:50], base=options.base, n_temperatures=options.n_temperatures)
+    annealing = dict(n_chains=options.n_chains, seed=options.seed)
+    start = time.perf_counter()
+    forward = annealed_log_likelihood(model, x, schedule, **annealing)
+    seconds = time.perf_counter() - start
+    with torch.no_grad():
+        generator = torch.Generator(options.device).manual_seed(options.seed)
+        own, z = model.simulate(options.simulated, generator)
+    lower = annealed_log_likelihood(model, own, schedule, **annealing)
+    upper = annealed_log_likelihood(model, own, schedule, **annealing, exact=z)
+    nll = -forward.log_likelihood.mean().item()
+
+    def last(key: str) -> float | None:
+        return next((line[key] for line in reversed(lines) if key in line), None)
+
+    rates = [line["images_per_second"] for line in lines if "images_per_second" in line]
+    return Score(
+        run=folder.name,
+        model=config.model,
+        nz=config.nz,
+        seed=config.seed,
+        epochs=int(last("epoch") or 0),
+        data=f"{dataset.name}, {binarization if binarization != 'none' else 'grey'}",
+        is_density=binarization != "none" or config.likelihood != "bernoulli",
+        images=len(x),
+        negative_elbo=quality.negative_elbo,
+        reconstruction=quality.reconstruction,
+        rate=quality.rate,
+        importance_bound=bound,
+        ais=nll,
+        standard_error=forward.standard_error.square().sum().sqrt().item() / len(x),
+        gap=(upper.log_likelihood - lower.log_likelihood).mean().item(),
+        bits_per_dim=nll / (model.nx * math.log(2)),
+        ais_acceptance=forward.acceptance_rate.mean().item(),
+        training_acceptance=last("epoch_acceptance_rate"),
+        step_size=last("step_size"),
+        seconds_per_epoch=len(dataset.train.images) / statistics.median(rates) if rates else math.nan,
+        image_chain_steps_per_second=len(x) * options.n_chains * len(schedule.step_size) / seconds,
+    )
+
+
+def _report(s: Score) -> str:
+    label = "" if s.is_density else "   (grey Bernoulli: no density, compare among themselves only)"
+    return (
+        f"{s.run}: -log p(x) {s.ais:.2f} ± {s.standard_error:.2f} by AIS (gap {s.gap:.2f}), {s.bits_per_dim:.4f} bits per dim; "
+        f"importance bound {s.importance_bound:.2f}, negative ELBO {s.negative_elbo:.2f}{label}"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line. A run that cannot be scored is named; the others are scored."""
+    options = tyro.cli(Options, args=argv, prog="python -m lae_fast.score")
+    scores, failures = [], 0
+    for folder in options.runs:
+        try:
+            scores.append(score(folder, options))
+        except (CheckpointError, DataError, ValueError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            failures += 1
+            continue
+        print(_report(scores[-1]))
+        if options.output:
+            with options.output.open("w", newline="") as file:
+                writer = csv.DictWriter(file, [f.name for f in dataclasses.fields(Score)])
+                writer.writeheader()
+                writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in dataclasses.asdict(s).items()} for s in scores)  # fmt: skip
+    return 2 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""Likelihood estimates against the exact log p(x) of a linear-Gaussian model, and against each other."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import MultivariateNormal
+
+from lae_fast import annealed_log_likelihood, fit_schedule, importance_bound
+from lae_fast.likelihood import Bernoulli, DiscretizedLogistic, Gaussian
+from lae_fast.vae import VAE
+
+NX, NZ, N, SCALE = 12, 3, 100, 0.06
+
+
+class Linear(VAE):
+    """x = W z + 1/2 + noise, with a q(z|x) that is off: the posterior's own mean and twice its deviation."""
+
+    def posterior(self, x):
+        w, b = self.decoder.weight, self.decoder.bias
+        precision = torch.eye(NZ) + w.T @ w / SCALE**2
+        mean = (x - b) @ w @ torch.linalg.inv(precision) / SCALE**2
+        return mean, 2 * torch.linalg.inv(precision).diagonal().sqrt().expand_as(mean)
+
+
+def linear_model():
+    torch.manual_seed(0)
+    model = Linear(nn.Identity(), nn.Linear(NZ, NX), Gaussian(SCALE), nx=NX, nz=NZ, d=NX)
+    with torch.no_grad():
+        model.decoder.weight.mul_(0.1)  # pixels stay within [0, 1]
+        model.decoder.bias.fill_(0.5)
+    return model
+
+
+def exact_log_likelihood(model, x):
+    w = model.decoder.weight.detach().double()
+    covariance = w @ w.T + SCALE**2 * torch.eye(NX, dtype=torch.float64)
+    mean = model.decoder.bias.detach().double()
+    return MultivariateNormal(mean, covariance).log_prob(x.double())
+
+
+def standard_error(estimate):
+    return estimate.standard_error.square().sum().sqrt().item() / len(estimate.standard_error)
+
+
+@pytest.fixture(scope="module", params=["prior", "encoder"])
+def simulated(request):
+    model = linear_model()
+    x, z = model.simulate(N, torch.Generator().manual_seed(1))
+    schedule = fit_schedule(model, x[:30], base=request.param, n_temperatures=300)
+    return model, x.detach(), z, schedule
+
+
+def test_annealing_is_exact_for_a_linear_gaussian_model(simulated):
+    model, x, _, schedule = simulated
+    estimate = annealed_log_likelihood(model, x, schedule, n_chains=32, progress=False)
+    error = (estimate.log_likelihood - exact_log_likelihood(model, x)).mean().item()
+    assert abs(error) < 0.05
+    assert abs(error) < 3 * standard_error(estimate)
+    assert 0.4 < estimate.acceptance_rate.mean() < 0.8
+
+
+def test_forward_and_reverse_enclose_the_truth(simulated):
+    model, x, z, schedule = simulated
+    exact = exact_log_likelihood(model, x).mean()
+    lower = annealed_log_likelihood(model, x, schedule, n_chains=8, progress=False)
+    upper = annealed_log_likelihood(model, x, schedule, n_chains=8, exact=z, progress=False)
+    assert lower.log_likelihood.mean() < exact + 3 * standard_error(lower)
+    assert upper.log_likelihood.mean() > exact - 3 * standard_error(upper)
+    assert 0 <= (upper.log_likelihood - lower.log_likelihood).mean() < 1
+    # Hardly any annealing: the bounds stay bounds, and the gap tells.
+    coarse = fit_schedule(model, x[:30], base="prior", n_temperatures=3)
+    lower = annealed_log_likelihood(model, x, coarse, n_chains=8, progress=False)
+    upper = annealed_log_likelihood(model, x, coarse, n_chains=8, exact=z, progress=False)
+    assert lower.log_likelihood.mean() < exact < upper.log_likelihood.mean()
+    assert (upper.log_likelihood - lower.log_likelihood).mean() > 1
+
+
+def test_importance_bound(simulated):
+    model, x, _, schedule = simulated
+    exact = exact_log_likelihood(model, x)
+    many = importance_bound(model, x, n_draws=3000)
+    assert (many - exact).mean().abs() < 0.02
+    few = importance_bound(model, x, n_draws=1, seed=1).mean()
+    some = importance_bound(model, x, n_draws=5, seed=2).mean()
+    assert few < some < many.mean()  # K = 1 is the ELBO, about a nat below
+    ais = annealed_log_likelihood(model, x, schedule, n_chains=16, progress=False)
+    assert many.mean() <= ais.log_likelihood.mean() + 3 * standard_error(ais)
+    chunked = importance_bound(model, x, n_draws=3000, rows=64)  # fewer rows than images: in batches
+    assert (chunked - exact).mean().abs() < 0.02
+
+
+def test_the_pilot_is_frozen_before_anything_is_estimated(simulated):
+    model, x, _, schedule = simulated
+    before = [t.clone() for t in schedule[1:]]
+    first = annealed_log_likelihood(model, x[:5], schedule, n_chains=4, progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(before, schedule[1:], strict=True))
+    again = annealed_log_likelihood(model, x[:5], schedule, n_chains=4, progress=False)
+    other = annealed_log_likelihood(model, x[:5], schedule, n_chains=4, seed=1, progress=False)
+    assert torch.equal(first.log_likelihood, again.log_likelihood)
+    assert not torch.equal(first.log_likelihood, other.log_likelihood)
+    assert schedule.beta[0] == 0
+    assert schedule.beta[-1] == 1
+    assert (schedule.beta.diff() > 0).all()
+    assert len(schedule.step_size) == len(schedule.beta) - 2
+
+
+def test_bad_arguments(simulated):
+    model, x, z, schedule = simulated
+    with pytest.raises(ValueError, match="n_chains is 1; expected at least 2"):
+        annealed_log_likelihood(model, x, schedule, n_chains=1)
+    with pytest.raises(ValueError, match=r"exact is \[3, 3\]; expected \[100, 3\]"):
+        annealed_log_likelihood(model, x, schedule, exact=z[:3])
+    with pytest.raises(ValueError, match="n_temperatures is 1"):
+        fit_schedule(model, x, n_temperatures=1)
+    with pytest.raises(ValueError, match="base is 'q'; expected encoder or prior"):
+        fit_schedule(model, x, base="q")
+    with pytest.raises(ValueError, match="n_draws is 0"):
+        importance_bound(model, x, n_draws=0)
+    for call in (lambda v: annealed_log_likelihood(model, v, schedule), lambda v: importance_bound(model, v)):
+        with pytest.raises(ValueError, match="expected all in"):
+            call(2 * x)
+
+
+@pytest.mark.parametrize("likelihood", [Bernoulli(), Gaussian(0.2), DiscretizedLogistic(0.05)])
+def test_draws_of_a_likelihood_follow_its_energy(likelihood):
+    """E[-log p(x)] over draws x ~ p is the entropy, here of one pixel by summing or integrating p."""
+    output = torch.full((200_000, 1), 0.3)
+    x = likelihood.sample(output, torch.Generator().manual_seed(2))
+    surprise = likelihood.energy(output, x).detach()
+    if isinstance(likelihood, Gaussian):
+        grid = torch.linspace(-1, 2, 3001)
+        weight = 0.001
+    else:
+        grid = torch.linspace(0, 1, 2 if isinstance(likelihood, Bernoulli) else 256)
+        weight = 1
+    energy = likelihood.energy(torch.full((len(grid), 1), 0.3), grid[:, None]).detach()
+    assert (weight * (-energy).exp()).sum().item() == pytest.approx(1, abs=1e-4)
+    entropy = (weight * energy * (-energy).exp()).sum().item()
+    assert surprise.mean().item() == pytest.approx(entropy, abs=5 * surprise.std().item() / math.sqrt(len(x)))
