@@ -426,3 +426,17 @@ def test_a_small_file_system(tmp_path):
         assert "MB free; this run needs about" in result.stderr
     finally:
         subprocess.run(["umount", str(mount)], check=True)
+
+
+@pytest.mark.parametrize(("step_size", "message"), [("100", "less than 5%"), ("1e-9", "more than 95%")])
+def test_a_frozen_or_timid_chain_is_warned_of_once(step_size, message, tmp_path):
+    result = run("--output-dir", tmp_path / "run", "--step-size", step_size)
+    assert result.returncode == 0
+    assert result.stderr.count(message) == 1
+    epochs = [line for line in metrics(tmp_path / "run") if "epoch_acceptance_rate" in line]
+    assert [line["epoch"] for line in epochs] == [1, 2]
+    assert all(line["phi_norm"] > 0 for line in epochs)
+    chain = last_checkpoint(tmp_path / "run").state["chain"]
+    accepted = 1 - chain["counters"].sum().item() / chain["n_decisions"].item()
+    assert sum(line["epoch_acceptance_rate"] for line in epochs) / 2 == pytest.approx(accepted, abs=1e-9)
+    assert any((tmp_path / "run" / "tensorboard").iterdir())

@@ -1,0 +1,83 @@
+"""The table of likelihoods: from runs on disk to a CSV, and clear words for what cannot be scored."""
+
+import csv
+
+import pytest
+import torch
+
+from lae_fast import score, train
+from lae_fast.models import Architecture, build, load
+
+RUN = [
+    "--dataset",
+    "digits",
+    "--nh",
+    "16",
+    "--depth",
+    "1",
+    "--nz",
+    "2",
+    "--batch-size",
+    "100",
+    "--epochs",
+    "1",
+]
+QUICK = [
+    "--images",
+    "20",
+    "--n-temperatures",
+    "20",
+    "--n-chains",
+    "4",
+    "--n-draws",
+    "10",
+    "--simulated",
+    "10",
+]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    for name, options in {
+        "hoffman": ["--model", "hoffman", "--binarize", "dynamic", "--likelihood", "bernoulli"],
+        "grey": ["--model", "lae"],
+    }.items():
+        assert train.main([*RUN, *options, "--log-every", "2", "--output-dir", str(folder / name)]) == 0
+    return folder
+
+
+def test_scores_of_several_runs(runs, tmp_path, capsys):
+    table = tmp_path / "table.csv"
+    arguments = [str(runs / "hoffman"), str(runs / "grey"), *QUICK, "--output", str(table)]
+    assert score.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "no density" in next(line for line in printed.splitlines() if line.startswith("grey:"))
+    assert "no density" not in next(line for line in printed.splitlines() if line.startswith("hoffman:"))
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert [row["model"] for row in rows] == ["hoffman", "lae"]
+    for row in rows:
+        value = {k: float(row[k]) for k in ("ais", "negative_elbo", "reconstruction", "rate", "bits_per_dim")}
+        assert value["negative_elbo"] == pytest.approx(value["reconstruction"] + value["rate"], rel=1e-4)
+        assert value["ais"] < value["negative_elbo"] + 5 * float(row["standard_error"])
+        assert value["bits_per_dim"] == pytest.approx(value["ais"] / 64 / 0.6931472, rel=1e-4)
+        assert 0 <= float(row["training_acceptance"]) <= 1
+        assert float(row["seconds_per_epoch"]) > 0
+    assert (rows[0]["data"], rows[1]["data"]) == ("digits, fixed", "digits, grey")
+
+
+def test_a_run_that_cannot_be_scored_is_named_and_the_others_are_scored(runs, capsys):
+    assert score.main([str(runs / "missing"), str(runs / "grey"), *QUICK, "--base", "prior"]) == 2
+    out, err = capsys.readouterr()
+    assert "missing is not the folder of a run" in err
+    assert "from the prior" in out
+
+
+def test_load_gives_back_the_trained_model(runs):
+    model = load(runs / "grey" / "best.safetensors")
+    assert not model.training
+    assert model.phi.shape == (2, 16)
+    fresh = build(Architecture(nx=64, nz=2, nh=16, depth=1))
+    fresh.load_state_dict(model.state_dict())
+    x = torch.rand(3, 64)
+    assert torch.equal(fresh.encode(x), model.encode(x))
