@@ -34,6 +34,9 @@ class Config:
     step_size: float | Literal["auto"] = "auto"
     """Langevin step size: per example for an LAE (eta = step_size / batch size), of z for Hoffman's method. auto:
     adapted on the device towards an acceptance of 0.574; without MH, the published 1e-3."""
+    window: Literal["after", "before"] = "after"
+    """States the decoder and the features learn from: those after each of the T steps, as published, or those before
+    each: then V_0, the cost of the optimizer's own last step, counts too (LAE)."""
     gradient: Literal["average", "last"] = "average"
     """What the decoder learns from: all T states of the chain, or the last (Hoffman)."""
     start: Literal["encoder", "prior"] = "encoder"

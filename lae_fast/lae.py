@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lae_fast import ops
 from lae_fast.autoencoder import check_images
 from lae_fast.chained import ChainedAutoencoder
+from lae_fast.chains import Chains
 
 
 class _KnownGradients(torch.autograd.Function):
@@ -31,11 +31,19 @@ class LAE(ChainedAutoencoder):
     """An encoder z = phi g(x) whose last layer phi is moved by a Langevin chain instead of an optimizer.
 
     Every call of `loss` runs `n_steps` steps of the chain on that minibatch's potential
-    V(phi) = sum_i U(x_i, phi g(x_i)) and returns its time average: phi moves by the chain alone, decoder,
+    V(phi) = sum_i U(x_i, phi g(x_i)) and returns its average over time: phi moves by the chain alone, decoder,
     likelihood and features by whatever optimizer follows. phi is a buffer, part of the `state_dict`.
 
     Arguments as for `ChainedAutoencoder`; `step_size` is per example, as the published code's flag:
     eta = step_size / n for a batch of n.
+
+    Args (beyond those):
+        window: which T states the average takes: those "after" each step, t = 1..T, as published; or those "before" each,
+            t = 0..T-1. The optimizer then sees what its own last step and the new minibatch cost, V_0, before
+            the chain has repaired part of it.
+
+    Raises:
+        ValueError: as there, or an unknown window.
     """
 
     first_step_size = 1e-4
@@ -50,9 +58,13 @@ class LAE(ChainedAutoencoder):
         nx: int,
         nz: int,
         d: int,
+        window: str = "after",
         **chain: Any,
     ) -> None:
         super().__init__(encoder, decoder, likelihood, nx=nx, nz=nz, d=d, **chain)
+        if window not in ("after", "before"):
+            raise ValueError(f"window is {window!r}; expected after or before")
+        self.window = window
         self.register_buffer("phi", nn.init.orthogonal_(torch.empty(nz, d)))
         # Of q(z|x) = N(f(x), s^2 I); the published code's value until `fit_posterior_scale`.
         self.register_buffer("posterior_scale", torch.tensor(0.05))
@@ -71,10 +83,10 @@ class LAE(ChainedAutoencoder):
         return energy.detach().reshape(1), (z_grad.T @ h).reshape(1, -1), z_grad, *theta_grad
 
     def loss(self, x: Tensor) -> Tensor:
-        """(1/T) sum_{t=1..T} V_t / n for images x [n, nx]: nats per image. Advances the chain by T steps.
+        """(1/T) sum_t V_t / n over the window, for images x [n, nx]: nats per image. Advances the chain by T steps.
 
-        T + 1 evaluations, each one forward and one backward pass of the decoder. The gradients of the state after
-        every step are *selected*, so that a rejected evaluation leaves no trace, not even a NaN.
+        T + 1 evaluations, each one forward and one backward pass of the decoder. The gradients of every state are
+        *selected*, so that a rejected evaluation leaves no trace, not even a NaN.
         """
         check_images(x, self.nx)
         theta = [p for m in (self.decoder, self.likelihood) for p in m.parameters() if p.requires_grad]
@@ -85,31 +97,41 @@ class LAE(ChainedAutoencoder):
 
     def _run_chain(self, x: Tensor, h: Tensor, theta: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """T steps of the chain; the time average of V / n and its gradients in h [n, d] and in theta."""
-        n = x.shape[0]
-        phi = self.phi.view(1, -1)  # [1, nz d], updated in place
-        log_step_size = self.log_step_size - math.log(n)  # of V summed over the batch
-        is_accepted = torch.empty(1, dtype=torch.bool, device=x.device)
-        log_alpha = torch.empty_like(log_step_size)
-        potential, grad, *current = self._evaluate(x, h, self.phi, theta)
-        proposal, rng = ops.propose(phi, grad, log_step_size.exp(), self.rng)
-        self.rng.copy_(rng)
+        n, latest = x.shape[0], []
 
-        value, acceptance = torch.zeros_like(potential), torch.zeros_like(potential)
+        def evaluate(rows: Tensor) -> tuple[Tensor, Tensor]:
+            potential, grad, *latest[:] = self._evaluate(x, h, rows.view_as(self.phi), theta)
+            return potential, grad
+
+        chain = Chains(
+            evaluate, self.phi.view(1, -1), self.log_step_size - math.log(n), self.rng, mh=self.mh,
+            adaptation=self.adaptation,
+        )  # fmt: skip
+        current = list(latest)  # dV/dz [n, nz] and dV/dtheta at the chain's state
+        value, acceptance = torch.zeros_like(chain.potential), torch.zeros_like(chain.potential)
         totals = [torch.zeros_like(t) for t in (h, *theta)]
-        for _ in range(self.n_steps):
-            new_potential, new_grad, *new = self._evaluate(x, h, proposal.view_as(self.phi), theta)
-            ops.transition(
-                phi, potential, grad, proposal, self.rng, log_step_size, self.counters, is_accepted, log_alpha,
-                adaptation=self.adaptation, proposal_potential=new_potential, proposal_grad=new_grad, mh=self.mh,
-            )  # fmt: skip
-            current = [torch.where(is_accepted[0], a, b) for a, b in zip(new, current, strict=True)]
+
+        def add_state() -> None:
             z_grad, *theta_grad = current
-            torch._foreach_add_(totals, [z_grad @ self.phi, *theta_grad])  # dV/dh = dV/dz phi
-            value += potential
-            acceptance += log_alpha.exp().clamp(max=1)
-        self.log_step_size.copy_(log_step_size + math.log(n))
-        self.acceptance_rate.copy_(acceptance[0] / self.n_steps)
+            torch._foreach_add_(
+                totals, [z_grad @ chain.phi.view_as(self.phi), *theta_grad]
+            )  # dV/dh = dV/dz phi
+            value.add_(chain.potential)
+
+        for _ in range(self.n_steps):
+            if self.window == "before":
+                add_state()
+            chain.step()
+            current = [torch.where(chain.is_accepted[0], a, b) for a, b in zip(latest, current, strict=True)]
+            if self.window == "after":
+                add_state()
+            acceptance += chain.acceptance_rate()
+        self.phi.copy_(chain.phi.view_as(self.phi))
+        self.rng.copy_(chain.rng)
+        self.log_step_size.copy_(chain.log_step_size + math.log(n))
+        self.counters += chain.counters
         self.n_decisions += self.n_steps
+        self.acceptance_rate.copy_(acceptance[0] / self.n_steps)
         scale = 1 / (self.n_steps * n)
         torch._foreach_mul_(totals, scale)
         return value[0] * scale, totals

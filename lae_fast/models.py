@@ -46,11 +46,12 @@ def build(
     n_steps: int = 2,
     mh: bool = True,
     step_size: float | None = None,
+    window: str = "after",
     gradient: str = "average",
     start: str = "encoder",
 ) -> Autoencoder:
-    """A freshly initialised model. The options concern the chain of an LAE or of Hoffman's method, the last two the
-    latter only; see there."""
+    """A freshly initialised model. The options concern the chain: `window` of an LAE, `gradient` and `start` of
+    Hoffman's method, the others of both; see there."""
     a = architecture
     encoder, decoder = NETWORKS[a.network](a.nx, a.nz, a.nh, a.depth)
     parts = (encoder, decoder, LIKELIHOODS[a.likelihood]())
@@ -60,7 +61,7 @@ def build(
         return VAE(*parts, **sizes)
     if a.model == "hoffman":
         return Hoffman(*parts, **sizes, **chain, gradient=gradient, start=start)
-    return LAE(*parts, **sizes, **chain)
+    return LAE(*parts, **sizes, **chain, window=window)
 
 
 def load(path: Path) -> Autoencoder:

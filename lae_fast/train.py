@@ -41,6 +41,7 @@ _FIXED = (
     "n_steps",
     "mh",
     "step_size",
+    "window",
     "gradient",
     "start",
     "beta1",
@@ -111,6 +112,7 @@ class Trainer:
             n_steps=config.n_steps,
             mh=config.mh,
             step_size=None if config.step_size == "auto" else config.step_size,
+            window=config.window,
             gradient=config.gradient,
             start=config.start,
         )

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lae_fast import lae as lae_module
+from lae_fast import chains as chains_module
 from lae_fast import nets, ops
 from lae_fast.lae import LAE
 from lae_fast.likelihood import Bernoulli, DiscretizedLogistic, Gaussian
@@ -104,7 +104,7 @@ def test_a_nan_proposal_leaves_the_gradients_of_a_rejection(mh, monkeypatch):
     for value in (math.nan, 1e30):  # not finite at all; finite but of infinite energy: an ordinary rejection
         model = make(n_steps=1, mh=mh)
         before = model.phi.clone()
-        monkeypatch.setattr(lae_module.ops, "propose", poisoned(value))
+        monkeypatch.setattr(chains_module.ops, "propose", poisoned(value))
         loss = model.loss(images())
         loss.backward()
         assert torch.equal(model.phi, before)
