@@ -34,9 +34,13 @@ class Config:
     step_size: float | Literal["auto"] = "auto"
     """Langevin step size: per example for an LAE (eta = step_size / batch size), of z for Hoffman's method. auto:
     adapted on the device towards an acceptance of 0.574; without MH, the published 1e-3."""
+    adaptation_rate: float = 0.05
+    """Of the logarithm of the step size, at every step of the chain."""
     window: Literal["after", "before"] = "after"
     """States the decoder and the features learn from: those after each of the T steps, as published, or those before
     each: then V_0, the cost of the optimizer's own last step, counts too (LAE)."""
+    whiten: bool = False
+    """Move phi in coordinates where the features' running Gram matrix is the identity (LAE)."""
     gradient: Literal["average", "last"] = "average"
     """What the decoder learns from: all T states of the chain, or the last (Hoffman)."""
     start: Literal["encoder", "prior"] = "encoder"
@@ -90,6 +94,8 @@ class Config:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}; expected 0 or more")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"--lr is {self.lr}; expected a positive finite number")
+        if not 0 <= self.adaptation_rate < math.inf:
+            raise ValueError(f"--adaptation-rate is {self.adaptation_rate}; expected a finite number >= 0")
         if self.beta1 != "auto" and not 0 <= self.beta1 < 1:
             raise ValueError(f"--beta1 is {self.beta1}; expected a number from 0 to below 1, or auto")
         if not 0 <= self.cooldown <= 1:

@@ -41,6 +41,9 @@ class LAE(ChainedAutoencoder):
         window: which T states the average takes: those "after" each step, t = 1..T, as published; or those "before" each,
             t = 0..T-1. The optimizer then sees what its own last step and the new minibatch cost, V_0, before
             the chain has repaired part of it.
+        whiten: move phi L instead of phi, where L L^T is a running average of the features' H^T H / n (plus 0.04 of its
+            mean diagonal): all directions then mix alike. Fixed during the T steps of a minibatch; the step size
+            is one of those coordinates.
 
     Raises:
         ValueError: as there, or an unknown window.
@@ -59,15 +62,21 @@ class LAE(ChainedAutoencoder):
         nz: int,
         d: int,
         window: str = "after",
+        whiten: bool = False,
         **chain: Any,
     ) -> None:
         super().__init__(encoder, decoder, likelihood, nx=nx, nz=nz, d=d, **chain)
         if window not in ("after", "before"):
             raise ValueError(f"window is {window!r}; expected after or before")
-        self.window = window
+        self.window, self.whiten = window, whiten
         self.register_buffer("phi", nn.init.orthogonal_(torch.empty(nz, d)))
         # Of q(z|x) = N(f(x), s^2 I); the published code's value until `fit_posterior_scale`.
         self.register_buffer("posterior_scale", torch.tensor(0.05))
+        if whiten:
+            self._chain_buffer("gram", torch.zeros(d, d))  # of the features, averaged over minibatches
+
+    def chain_state(self) -> dict[str, Tensor]:
+        return super().chain_state() | ({"gram": self.gram.clone()} if self.whiten else {})
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mean = self.encoder(x) @ self.phi.T
@@ -95,16 +104,26 @@ class LAE(ChainedAutoencoder):
             value, gradients = self._run_chain(x, h.detach(), theta)
         return _KnownGradients.apply(value, h, *theta, *gradients)
 
+    def _root_of_gram(self, h: Tensor) -> Tensor:
+        """The lower triangular L [d, d] with L L^T the running Gram matrix, this minibatch included, and its ridge."""
+        n_batches = 1 + self.n_decisions // self.n_steps
+        self.gram.lerp_(h.T @ h / len(h), (1 / n_batches).clamp(min=0.01).to(h.dtype))
+        ridge = 0.04 * self.gram.diagonal().mean() * torch.eye(self.d, dtype=h.dtype, device=h.device)
+        return torch.linalg.cholesky_ex(self.gram + ridge).L  # without a look at the device
+
     def _run_chain(self, x: Tensor, h: Tensor, theta: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """T steps of the chain; the time average of V / n and its gradients in h [n, d] and in theta."""
-        n, latest = x.shape[0], []
+        n, latest, phi = x.shape[0], [], self.phi
+        if self.whiten:  # phi h = (phi L) (L^-1 h)
+            root = self._root_of_gram(h)
+            h, phi = torch.linalg.solve_triangular(root, h.T, upper=False).T.contiguous(), phi @ root
 
         def evaluate(rows: Tensor) -> tuple[Tensor, Tensor]:
-            potential, grad, *latest[:] = self._evaluate(x, h, rows.view_as(self.phi), theta)
+            potential, grad, *latest[:] = self._evaluate(x, h, rows.view_as(phi), theta)
             return potential, grad
 
         chain = Chains(
-            evaluate, self.phi.view(1, -1), self.log_step_size - math.log(n), self.rng, mh=self.mh,
+            evaluate, phi.view(1, -1), self.log_step_size - math.log(n), self.rng, mh=self.mh,
             adaptation=self.adaptation,
         )  # fmt: skip
         current = list(latest)  # dV/dz [n, nz] and dV/dtheta at the chain's state
@@ -113,9 +132,7 @@ class LAE(ChainedAutoencoder):
 
         def add_state() -> None:
             z_grad, *theta_grad = current
-            torch._foreach_add_(
-                totals, [z_grad @ chain.phi.view_as(self.phi), *theta_grad]
-            )  # dV/dh = dV/dz phi
+            torch._foreach_add_(totals, [z_grad @ chain.phi.view_as(phi), *theta_grad])  # dV/dh = dV/dz phi
             value.add_(chain.potential)
 
         for _ in range(self.n_steps):
@@ -126,7 +143,12 @@ class LAE(ChainedAutoencoder):
             if self.window == "after":
                 add_state()
             acceptance += chain.acceptance_rate()
-        self.phi.copy_(chain.phi.view_as(self.phi))
+        phi = chain.phi.view_as(phi)
+        if self.whiten:
+            phi, totals[0] = (
+                torch.linalg.solve_triangular(root, t, upper=False, left=False) for t in (phi, totals[0])
+            )
+        self.phi.copy_(phi)
         self.rng.copy_(chain.rng)
         self.log_step_size.copy_(chain.log_step_size + math.log(n))
         self.counters += chain.counters

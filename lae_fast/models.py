@@ -46,22 +46,24 @@ def build(
     n_steps: int = 2,
     mh: bool = True,
     step_size: float | None = None,
+    adaptation_rate: float = 0.05,
     window: str = "after",
+    whiten: bool = False,
     gradient: str = "average",
     start: str = "encoder",
 ) -> Autoencoder:
-    """A freshly initialised model. The options concern the chain: `window` of an LAE, `gradient` and `start` of
+    """A freshly initialised model. The options concern the chain: `window` and `whiten` of an LAE, `gradient` and `start` of
     Hoffman's method, the others of both; see there."""
     a = architecture
     encoder, decoder = NETWORKS[a.network](a.nx, a.nz, a.nh, a.depth)
     parts = (encoder, decoder, LIKELIHOODS[a.likelihood]())
     sizes = dict(nx=a.nx, nz=a.nz, d=a.nh)
-    chain = dict(n_steps=n_steps, mh=mh, step_size=step_size)
+    chain = dict(n_steps=n_steps, mh=mh, step_size=step_size, adaptation_rate=adaptation_rate)
     if a.model == "vae":
         return VAE(*parts, **sizes)
     if a.model == "hoffman":
         return Hoffman(*parts, **sizes, **chain, gradient=gradient, start=start)
-    return LAE(*parts, **sizes, **chain, window=window)
+    return LAE(*parts, **sizes, **chain, window=window, whiten=whiten)
 
 
 def load(path: Path) -> Autoencoder:

@@ -258,3 +258,44 @@ def test_initialisation():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("window", ["after", "before"])
+def test_whitening_is_a_change_of_coordinates(window):
+    """The step of an LAE whose features are L^-1 h and whose last layer is phi L, in float64: the same chain."""
+    options = dict(n_steps=3, step_size=0.2, window=window)
+    white, plain = (make(**options, whiten=w).double() for w in (True, False))
+    x = images(20, dtype=torch.float64)
+    with torch.no_grad():
+        h = white.encoder(x)
+    gram = h.T @ h / 20
+    root = torch.linalg.cholesky(gram + 0.04 * gram.diagonal().mean() * torch.eye(NH, dtype=torch.float64))
+    inverse = nn.Linear(NH, NH, bias=False, dtype=torch.float64).requires_grad_(False)
+    inverse.weight.copy_(torch.linalg.inv(root))
+    plain.encoder.append(inverse)
+    plain.phi.copy_(white.phi @ root)
+    plain.rng.copy_(white.rng)
+    for model in (white, plain):
+        model.loss(x).backward()
+    assert 0 < white.counters[0, 0] < 3  # the case covers both decisions
+    assert torch.equal(white.counters, plain.counters)
+    torch.testing.assert_close(white.phi @ root, plain.phi, rtol=0, atol=1e-10)
+    found, expected = gradients(white), gradients(plain)
+    assert found.keys() == expected.keys()
+    for name in found:
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-10, msg=name)
+
+
+def test_the_gram_matrix_is_a_running_mean_and_part_of_the_chains_state():
+    model = make(whiten=True, step_size=1e-4)
+    batches = [images(seed=s) for s in range(3)]
+    for x in batches:
+        model.loss(x)
+    with torch.no_grad():
+        expected = sum(h.T @ h / len(h) for h in map(model.encoder, batches)) / 3
+    torch.testing.assert_close(model.gram, expected)
+    other = make(whiten=True, step_size=1e-4)
+    other.load_state_dict(model.state_dict())
+    other.load_chain_state(model.chain_state())
+    assert torch.equal(other.loss(batches[0]), model.loss(batches[0]))
+    assert torch.equal(other.phi, model.phi)
