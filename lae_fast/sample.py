@@ -46,6 +46,7 @@ class Samples:
             {"posterior": {"z": self.z.cpu().numpy()}, "sample_stats": stats},
             dims={"z": ["datapoint", "latent"]}
             | dict.fromkeys(stats, ["datapoint"][: self.potential.dim() - 2]),
+            check_conventions=False,  # more chains than draws are no mistake
         )
 
 
@@ -135,7 +136,9 @@ def _sample(
                 )
                 bar.update(50)
         bar.update(n_steps - bar.n)
-    message = acceptance_warning(rates.mean(1)) if plan.mh else None
+    # The mean over a few steps of one chain says little about it.
+    is_long = plan.n_draws * plan.thin >= 100
+    message = acceptance_warning(rates.mean(1)) if plan.mh and is_long else None
     if message:
         warnings.warn(message, stacklevel=3)
     step_size = chains.log_step_size.exp().expand(n_rows).reshape(shape).clone()
@@ -194,7 +197,8 @@ def ald_sample(
         target_acceptance: what dual averaging aims at.
         share_step_size: one for all chains, adapted to their mean acceptance, instead of one each.
         batch_size: m of SGALD: every step takes the gradient of (n/m) sum over m fresh datapoints. Unadjusted by
-            nature, so `mh=False`; the potential reported is that estimate too.
+            nature, so `mh=False`; the potential reported is that estimate too. All chains see the same minibatches:
+            they are not independent of each other.
         generator: decides all that is random; default: the one `torch.manual_seed` sets.
         progress: show a bar with the acceptance, on a terminal.
 
@@ -205,7 +209,7 @@ def ald_sample(
         ValueError: shapes, counts or step sizes make no sense, or V is not finite at the start.
 
     Warns:
-        UserWarning: rank below n; a chain that accepts less than 5 % or more than 95 % of its proposals.
+        UserWarning: rank below n; a chain that accepts less than 5 % or more than 95 % of 100 proposals or more.
     """
     plan = _Plan(
         n_draws, n_warmup, thin, step_size, mh, target_acceptance, share_step_size, generator, progress
@@ -242,7 +246,7 @@ def ald_sample(
             stacklevel=2,
         )
     basis, start = (q, phi @ r.T) if whiten else (features, phi)
-    c, n_rows = phi.shape[0], start[0].numel()
+    c = phi.shape[0]
 
     def read(rows: Tensor, index: Tensor | slice = slice(None)) -> Tensor:
         return basis[index] @ rows.view(c, -1, basis.shape[1]).mT  # [C, n, nz]
@@ -253,7 +257,7 @@ def ald_sample(
         index = torch.rand(n, device=features.device, generator=generator).argsort()[:batch_size]
         return energy(read(rows, index), index).double() * (n / batch_size)
 
-    samples, rows = _sample(potential, start.reshape(c, n_rows), read, (c,), plan)
+    samples, rows = _sample(potential, start.flatten(1), read, (c,), plan)
     last = rows.view(start.shape)
     if whiten:
         last = phi + (last - start) @ r_inverse.T

@@ -1,0 +1,1 @@
+"""Experiments: each file makes its figures or its table with one command."""
