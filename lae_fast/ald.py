@@ -52,15 +52,15 @@ def evaluate_potential(potential: Potential, phi: Tensor, n_chains: int | None) 
         energy = potential(leaf)
         if not isinstance(energy, Tensor) or not energy.requires_grad:
             raise ValueError(f"potential(phi) returned {type(energy).__name__} that does not depend on phi")
-        if n_chains is None and energy.dim() <= 1:
-            total = energy.double().sum()
-        elif n_chains is not None and energy.dim() in (1, 2) and energy.shape[0] == n_chains:
-            total = energy.double().reshape(n_chains, -1).sum(1)
-        else:
+        n_axes = 0 if n_chains is None else 1
+        if energy.dim() not in (n_axes, n_axes + 1) or (n_axes and energy.shape[0] != n_chains):
             wanted = "[] or [n]" if n_chains is None else f"[{n_chains}] or [{n_chains}, n]"
             raise ValueError(f"potential(phi) returned shape {list(energy.shape)}; expected {wanted}")
-        (grad,) = torch.autograd.grad(total.sum(), leaf, retain_graph=keep_graph)
-    return total if keep_graph else total.detach(), grad
+        # from the energies themselves: their sum in float64 would only lengthen the graph
+        (grad,) = torch.autograd.grad(energy, leaf, torch.ones_like(energy), retain_graph=keep_graph)
+    # a copy, as chains update it in place: the energies may be a view of phi
+    total = (energy if keep_graph else energy.detach()).to(torch.float64, copy=True)
+    return total if total.dim() == n_axes else total.sum(-1), grad
 
 
 def _as_step_size(step_size: float | Tensor | None, phi: Tensor) -> Tensor | None:

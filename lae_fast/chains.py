@@ -53,7 +53,8 @@ class Chains:
         n_chains = phi.shape[0]
         self.evaluate, self.mh, self.adaptation = evaluate, mh, adaptation
         self.phi, self.rng = phi.detach().clone(memory_format=torch.contiguous_format), rng.clone()
-        self.potential, self.grad = evaluate(self.phi)
+        self.potential, grad = evaluate(self.phi)
+        self.grad = grad.clone(memory_format=torch.contiguous_format)
         self.counters = torch.zeros(n_chains, 2, dtype=torch.int64, device=phi.device)
         self.is_accepted = torch.zeros(n_chains, dtype=torch.bool, device=phi.device)
         self.log_alpha = torch.zeros_like(self.potential)
@@ -71,10 +72,9 @@ class Chains:
     def step(self) -> None:
         """Evaluate the proposal; then one fused transition decides, selects, adapts and proposes anew."""
         potential, grad = self.evaluate(self.proposal)
-        ops.transition(
+        ops.transition_unchecked(
             self.phi, self.potential, self.grad, self.proposal, self.rng, self.log_step_size, self.counters,
-            self.is_accepted, self.log_alpha, adaptation=self.adaptation, proposal_potential=potential,
-            proposal_grad=grad, mh=self.mh,
+            self.is_accepted, self.log_alpha, self.adaptation, potential, grad.contiguous(), self.mh,
         )  # fmt: skip
 
     def acceptance_rate(self) -> Tensor:

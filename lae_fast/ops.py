@@ -115,12 +115,15 @@ def _expect(op: str, phi: Tensor, step_size: Tensor, rng: Tensor, **arguments: T
         "counters": ((n_chains, 2), torch.int64),
         "adaptation": ((n_step_sizes, "2 or 6"), f64),
     }
+    like_phi, device = (phi.shape, phi.dtype), phi.device
     arguments |= {"step_size": step_size, "rng": rng}
     expected |= {"step_size": ((n_step_sizes,), f64), "rng": ((3,), torch.int64)}
     for name, t in arguments.items():
         if t is None:
             continue
-        shape, dtype = expected.get(name, (phi.shape, phi.dtype))
+        shape, dtype = expected.get(name, like_phi)
+        if t.shape == shape and t.dtype == dtype and t.device == device:
+            continue
         fits = t.dim() == len(shape) and all(
             n in (2, 6) if e == "2 or 6" else n == e for e, n in zip(shape, t.shape, strict=True)
         )
@@ -219,6 +222,11 @@ def transition(
             original.copy_(updated)
 
 
+# `transition` for whoever owns the state: contiguous tensors that fit, in the schema's order. The compiled kernels
+# check them all the same; checking here too would take as long as a small transition.
+transition_unchecked = torch.ops.lae_fast.transition
+
+
 def noise(rng: Tensor, n_chains: int, n_elements: int, dtype: torch.dtype, kind: int = NORMALS) -> Tensor:
     """The noise [C, n] that a proposal at this rng uses; `kind` one of the four constants below.
 
@@ -257,4 +265,5 @@ __all__ = [
     "noise",
     "propose",
     "transition",
+    "transition_unchecked",
 ]

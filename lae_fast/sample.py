@@ -116,7 +116,7 @@ def _sample(
         )
     z = read(start).new_empty(shape[0], plan.n_draws, *read(start).shape[1:])
     energies = chains.potential.new_empty(shape[0], plan.n_draws, *shape[1:])
-    rates = torch.zeros_like(energies)
+    rates, accepted = torch.empty_like(energies), torch.zeros_like(chains.potential)
     n_steps = plan.n_warmup + plan.n_draws * plan.thin
     with tqdm(total=n_steps, unit="step", disable=None if plan.progress else True) as bar:
         for t in range(n_steps):
@@ -126,8 +126,10 @@ def _sample(
             chains.step()
             draw, rest = divmod(t - plan.n_warmup, plan.thin)
             if draw >= 0:
-                rates[:, draw] += chains.acceptance_rate().view(shape) / plan.thin
+                accepted += chains.acceptance_rate()
                 if rest == plan.thin - 1:
+                    rates[:, draw] = accepted.div_(plan.thin).view(shape)
+                    accepted.zero_()
                     z[:, draw], energies[:, draw] = read(chains.phi), chains.potential.view(shape)
             if not bar.disable and (t + 1) % 50 == 0:  # the only look at the device
                 phase = "sampling" if draw >= 0 else "warm-up"
@@ -248,8 +250,9 @@ def ald_sample(
     basis, start = (q, phi @ r.T) if whiten else (features, phi)
     c = phi.shape[0]
 
-    def read(rows: Tensor, index: Tensor | slice = slice(None)) -> Tensor:
-        return basis[index] @ rows.view(c, -1, basis.shape[1]).mT  # [C, n, nz]
+    def read(rows: Tensor, index: Tensor | None = None) -> Tensor:
+        h = basis if index is None else basis[index]
+        return (rows.view(c, -1, basis.shape[1]) @ h.T).mT  # [C, n, nz]; h @ rows.mT is several times slower
 
     def potential(rows: Tensor) -> Tensor:
         if batch_size is None:

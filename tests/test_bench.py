@@ -125,7 +125,6 @@ def rivals_on_gaussians(energy, start, mh):
 
 
 @pytest.mark.parametrize("mh", [True, False])
-@pytest.mark.filterwarnings("ignore:.*chains? accept")
 def test_all_drift_by_eta_with_noise_of_variance_two_eta(mh):
     """From far out, where MH accepts every step inwards. No alarm by chance: at 8 standard deviations."""
     torch.manual_seed(0)
@@ -140,7 +139,6 @@ def test_all_drift_by_eta_with_noise_of_variance_two_eta(mh):
 
 
 @pytest.mark.parametrize("mh", [True, False])
-@pytest.mark.filterwarnings("ignore:.*chains? accept")
 def test_all_evaluate_once_a_step(mh):
     n_calls = 0
 
