@@ -70,7 +70,8 @@ struct Adaptation {
 LAE_HD Adaptation load_adaptation(const double* row, int64_t n_columns) {
   Adaptation a = {};
   a.is_dual = n_columns == kDualColumns;
-  for (int64_t k = 0; k < n_columns; ++k) a.v[k] = row[k];
+  for (int k = 0; k < kDualColumns; ++k)
+    if (k < n_columns) a.v[k] = row[k];
   return a;
 }
 LAE_HD void store_adaptation(const Adaptation& a, double* row) {

@@ -25,6 +25,7 @@ BASES = ("encoder", "prior")
 class Schedule(NamedTuple):
     """What annealing is done by: fixed by a pilot run, frozen before anything is estimated."""
 
+    seed: int  # of the pilot run: not to be used again
     base: str  # "encoder" or "prior"
     beta: Tensor  # [K + 1], float64: from 0 to 1
     step_size: Tensor  # [K - 1], float64: of the moves at beta[1] .. beta[K - 1], in units of the base
@@ -34,7 +35,9 @@ class AISEstimate(NamedTuple):
     """One value an image, float64 [n], on the CPU."""
 
     log_likelihood: Tensor  # nats: log of the mean weight
-    standard_error: Tensor  # nats: of that, by the delta method
+    standard_error: (
+        Tensor  # nats: of that, by the delta method; reverse, given the one exact draw of each image
+    )
     acceptance_rate: Tensor  # mean over chains and temperatures
 
 
@@ -119,17 +122,24 @@ def fit_schedule(
     0.574 along the way.
 
     Args:
+        images: as many as one pass of the decoder takes are used, the first `ROWS // n_chains`.
         base: "encoder" or "prior".
         n_temperatures: K; n_pilot: of the pilot run, two moves at each.
 
     Raises:
-        ValueError: images are not of that form, an unknown base, or fewer than 2 temperatures.
+        ValueError: images or counts are not of that form, an unknown base, or a model that is not finite at them.
     """
-    if n_temperatures < 2:
-        raise ValueError(f"n_temperatures is {n_temperatures}; expected at least 2")
+    for name, value, least in (
+        ("n_temperatures", n_temperatures, 2),
+        ("n_chains", n_chains, 2),
+        ("n_pilot", n_pilot, 1),
+    ):
+        if value < least:
+            raise ValueError(f"{name} is {value}; expected at least {least}")
     if base not in BASES:
         raise ValueError(f"base is {base!r}; expected encoder or prior")
-    check_images(images, model.nx)
+    check_images(images, model.nx, in_range=False)
+    images = images[: max(1, ROWS // n_chains)]
     generator = torch.Generator(images.device).manual_seed(seed)
     chains = _Annealing(model, images, base, n_chains, generator)
     pilot = torch.linspace(0, 1, n_pilot + 1, dtype=torch.float64, device=images.device) ** 3
@@ -141,11 +151,16 @@ def fit_schedule(
             log_step_size = log_step_size + 0.5 * (acceptance - TARGET_ACCEPTANCE)
         spread.append(chains.log_ratio.std(0).mean())
         steps.append(log_step_size)
-    length = torch.cat((pilot.new_zeros(1), torch.cumulative_trapezoid(torch.stack(spread), pilot)))
+    density = torch.stack(spread) + 1e-9  # where nothing varies, even steps
+    if not density.isfinite().all():
+        raise ValueError(
+            "log p(x, z) is not finite for some image and draw of the pilot run; expected finite values"
+        )
+    length = torch.cat((pilot.new_zeros(1), torch.cumulative_trapezoid(density, pilot)))
     even = torch.linspace(0, 1, n_temperatures + 1, dtype=torch.float64, device=images.device) * length[-1]
     beta = _interpolate(even, length, pilot)
     beta[0], beta[-1] = 0, 1
-    return Schedule(base, beta, _interpolate(even[1:-1], length, torch.stack(steps)).exp())
+    return Schedule(seed, base, beta, _interpolate(even[1:-1], length, torch.stack(steps)).exp())
 
 
 @torch.no_grad()
@@ -167,11 +182,18 @@ def annealed_log_likelihood(
             from them to the base instead, for the upper bound.
 
     Raises:
-        ValueError: images or draws are not of that form, or fewer than 2 chains.
+        ValueError: images, draws or schedule are not of that form, fewer than 2 chains, or the pilot's seed.
     """
     from tqdm import tqdm
 
-    check_images(images, model.nx)
+    check_images(images, model.nx, in_range=False)
+    if schedule.base not in BASES or len(schedule.step_size) != len(schedule.beta) - 2:
+        raise ValueError(
+            f"schedule has base {schedule.base!r}, {len(schedule.beta)} temperatures and {len(schedule.step_size)} step "
+            "sizes; expected encoder or prior, K + 1 and K - 1"
+        )
+    if seed == schedule.seed:
+        raise ValueError(f"seed is {seed}, the pilot run's; expected another")
     if n_chains < 2:
         raise ValueError(f"n_chains is {n_chains}; expected at least 2, for a standard error")
     if exact is not None and exact.shape != (len(images), model.nz):

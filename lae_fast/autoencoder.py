@@ -13,22 +13,23 @@ def negative_log_prior(z: Tensor) -> Tensor:
     return 0.5 * z.square().sum(-1, dtype=torch.float64) + 0.5 * z.shape[-1] * math.log(2 * math.pi)
 
 
-def check_images(x: Tensor, nx: int) -> None:
+def check_images(x: Tensor, nx: int, *, in_range: bool = True) -> None:
     """Raise a ValueError unless x holds images as the models take them: floating point [n, nx] in [0, 1].
 
-    The values are looked at on the CPU only, where that takes no synchronisation.
+    The values are looked at on the CPU only, where that takes no synchronisation; and not with `in_range=False`, for
+    images that a model has simulated: a Gaussian likelihood's leave [0, 1].
     """
     if x.dim() != 2 or x.shape[0] < 1 or x.shape[1] != nx or not x.is_floating_point():
         kind = str(x.dtype).removeprefix("torch.")
         raise ValueError(f"images are {kind} {list(x.shape)}; expected floating point [n, {nx}] with n >= 1")
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+    if in_range and x.device.type == "cpu" and not torch.compiler.is_compiling():
         low, high = (v.item() for v in x.detach().aminmax())
         if not (low >= 0 and high <= 1):  # a NaN fails too
             raise ValueError(f"images have values from {low:g} to {high:g}; expected all in [0, 1]")
 
 
 class Autoencoder(nn.Module):
-    """Base of `LAE` and `VAE`.
+    """Base of `LAE`, `VAE` and `Hoffman`.
 
     Args:
         encoder: images [n, nx] -> features [n, d].

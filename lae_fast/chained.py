@@ -73,7 +73,13 @@ class ChainedAutoencoder(Autoencoder):
         }
 
     def load_chain_state(self, state: dict[str, Tensor]) -> None:
-        """Undo `chain_state`."""
+        """Undo `chain_state`.
+
+        Raises:
+            KeyError: names are missing, or belong to another chain.
+        """
+        if state.keys() != self.chain_state().keys():
+            raise KeyError(f"the chain's state holds {sorted(state)}; expected {sorted(self.chain_state())}")
         for name, value in state.items():
             getattr(self, name).copy_(value)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -24,7 +25,7 @@ def dual_averaging(log_step_size: Tensor, target: float) -> Tensor:
     """Rows [S, 6] of `ops`' adaptation, with the constants of Hoffman and Gelman (2014) and mu = log(10 eta)."""
     rows = log_step_size.new_zeros(log_step_size.shape[0], 6)
     rows[:, 0], rows[:, 1] = target, 20.0  # gamma = 0.05
-    rows[:, 5] = log_step_size + torch.tensor(10.0).log()
+    rows[:, 5] = log_step_size + math.log(10)
     return rows
 
 
@@ -37,7 +38,7 @@ class Chains:
         log_step_size: [S], float64, S = 1 (shared) or C; copied.
         rng: [3] of `ops.make_rng`; copied.
         mh: Metropolis-Hastings accept or reject.
-        adaptation: [S, 2 or 6] as `ops` describes it; None: the step sizes stay.
+        adaptation: [S, 2 or 6] as `ops` describes it, updated in place; None: the step sizes stay.
     """
 
     def __init__(

@@ -53,7 +53,8 @@ class Config:
     lr: float = 1e-3
     """Learning rate of Adam: constant, then linear to 0 over the last epochs (--cooldown)."""
     beta1: float | Literal["auto"] = "auto"
-    """Adam's momentum. auto: 0.5 for an LAE, whose phi has moved on since the gradients it remembers; else 0.9."""
+    """Adam's momentum. auto: 0.5 for an LAE that learns from the states after each step, by which phi has undone part
+    of what the momentum remembers; else 0.9."""
     cooldown: float = 0.2
     """Fraction of the epochs, at the end, over which the learning rate falls to 0; 0: never."""
     patience: int = 10

@@ -110,10 +110,10 @@ def _sample(
         ops.make_rng(start.device, plan.generator), mh=plan.mh,
         adaptation=dual_averaging(log_step_size, plan.target_acceptance) if adapts else None,
     )  # fmt: skip
-    if not chains.potential.isfinite().all():
-        raise ValueError(
-            f"the energy is {chains.potential.sum().item()} where the chains start; expected finite values"
-        )
+    for name, value in (("energy", chains.potential), ("gradient of the energy", chains.grad)):
+        if not value.isfinite().all():
+            total = value.sum().item()
+            raise ValueError(f"the {name} is {total} where the chains start; expected finite values")
     z = read(start).new_empty(shape[0], plan.n_draws, *read(start).shape[1:])
     energies = chains.potential.new_empty(shape[0], plan.n_draws, *shape[1:])
     rates, accepted = torch.empty_like(energies), torch.zeros_like(chains.potential)
@@ -138,14 +138,25 @@ def _sample(
                 )
                 bar.update(50)
         bar.update(n_steps - bar.n)
-    # The mean over a few steps of one chain says little about it.
-    is_long = plan.n_draws * plan.thin >= 100
-    message = acceptance_warning(rates.mean(1)) if plan.mh and is_long else None
+    message = None
+    if plan.mh and plan.n_draws * plan.thin >= 100:  # the mean over a few steps says little about a chain
+        message = acceptance_warning(rates.mean(1))
+    elif not plan.mh and chains.counters.any():
+        message = (
+            f"{chains.counters.any(1).sum()} of {n_rows} unadjusted chains reached energies that are not finite: they have "
+            "diverged; take a smaller step size"
+        )
     if message:
-        warnings.warn(message, stacklevel=3)
+        warnings.warn(message, stacklevel=4)
     step_size = chains.log_step_size.exp().expand(n_rows).reshape(shape).clone()
     kind = "Metropolis-Hastings" if plan.mh else "unadjusted"
     return Samples(z, energies, rates, step_size, int(chains.counters[:, 1].sum()), kind), chains.phi
+
+
+def _checked(u: Tensor, n_chains: int, n: int) -> Tensor:
+    if u.shape != (n_chains, n):
+        raise ValueError(f"energy returned shape {list(u.shape)}; expected [{n_chains}, {n}]")
+    return u
 
 
 def _whitened(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -194,7 +205,7 @@ def ald_sample(
         phi: where the chains start, [C, nz, d]. None: `n_chains` of them with `nz` rows, drawn so that the z are
             about as large as the prior's.
         n_draws, n_warmup, thin: draws kept of each chain, steps before the first, steps that lead to each.
-        step_size: eta of the paper, a number or [C], not adapted. None: adapted, which takes `mh`.
+        step_size: eta (drift eta, noise variance 2 eta), a number or [C], not adapted. None: adapted, which takes `mh`.
         mh: Metropolis-Hastings accept or reject. False: unadjusted, biased at order eta, and labelled so.
         target_acceptance: what dual averaging aims at.
         share_step_size: one for all chains, adapted to their mean acceptance, instead of one each.
@@ -211,7 +222,8 @@ def ald_sample(
         ValueError: shapes, counts or step sizes make no sense, or V is not finite at the start.
 
     Warns:
-        UserWarning: rank below n; a chain that accepts less than 5 % or more than 95 % of 100 proposals or more.
+        UserWarning: rank below n; a chain that accepts less than 5 % or more than 95 % of 100 proposals or more; an
+            unadjusted chain that diverges.
     """
     plan = _Plan(
         n_draws, n_warmup, thin, step_size, mh, target_acceptance, share_step_size, generator, progress
@@ -222,6 +234,8 @@ def ald_sample(
             f"features are {features.dtype} {list(features.shape)}; expected float32 or float64 [n, d]"
         )
     n, d = features.shape
+    if n < 1 or d < 1 or not features.isfinite().all() or not features.any():
+        raise ValueError(f"features are {list(features.shape)}; expected at least one, finite and not all 0")
     if phi is None:
         if nz is None or nz < 1 or n_chains < 1:
             raise ValueError(
@@ -230,7 +244,12 @@ def ald_sample(
         scale = features.square().sum(1).mean().rsqrt()
         eps = torch.randn(n_chains, nz, d, generator=generator, dtype=features.dtype, device=features.device)
         phi = scale * eps
-    if phi.dim() != 3 or phi.shape[2] != d or (phi.dtype, phi.device) != (features.dtype, features.device):
+    if (
+        phi.dim() != 3
+        or phi.shape[2] != d
+        or not phi.numel()
+        or (phi.dtype, phi.device) != (features.dtype, features.device)
+    ):
         raise ValueError(
             f"phi is {phi.dtype} {list(phi.shape)} on {phi.device}; expected {features.dtype} [C, nz, {d}] on "
             f"{features.device}, like the features"
@@ -245,7 +264,7 @@ def ald_sample(
         warnings.warn(
             f"the features have rank {q.shape[1]} for n = {n} datapoints (d = {d}): the draws do not follow the product "
             "of the posteriors, which takes rank n and so d >= n",
-            stacklevel=2,
+            stacklevel=3,
         )
     basis, start = (q, phi @ r.T) if whiten else (features, phi)
     c = phi.shape[0]
@@ -256,9 +275,9 @@ def ald_sample(
 
     def potential(rows: Tensor) -> Tensor:
         if batch_size is None:
-            return energy(read(rows))
+            return _checked(energy(read(rows)), c, n)
         index = torch.rand(n, device=features.device, generator=generator).argsort()[:batch_size]
-        return energy(read(rows, index), index).double() * (n / batch_size)
+        return _checked(energy(read(rows, index), index), c, batch_size).double() * (n / batch_size)
 
     samples, rows = _sample(potential, start.flatten(1), read, (c,), plan)
     last = rows.view(start.shape)
@@ -304,9 +323,6 @@ def langevin_sample(
     c, n, nz = z.shape
 
     def potential(rows: Tensor) -> Tensor:
-        u = energy(rows.view(c, n, nz))
-        if u.shape != (c, n):
-            raise ValueError(f"energy returned shape {list(u.shape)}; expected [{c}, {n}]")
-        return u.reshape(c * n)
+        return _checked(energy(rows.view(c, n, nz)), c, n).reshape(c * n)
 
     return _sample(potential, z.reshape(c * n, nz), lambda rows: rows.view(c, n, nz), (c, n), plan)[0]

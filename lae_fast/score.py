@@ -41,7 +41,8 @@ class Options:
     n_chains: int = 16
     """Chains per image."""
     base: Literal["encoder", "prior", "both"] = "both"
-    """What AIS anneals from. both: the estimate that is higher in the mean; each is a lower bound."""
+    """What AIS anneals from. both: the one of the two estimates that is higher in the mean over the images; each is a
+    lower bound, and noise makes the higher one too high by at most about its standard error."""
     n_draws: int = 1000
     """Draws per image of the importance-weighted bound."""
     simulated: int = 100
@@ -55,6 +56,21 @@ class Options:
     output: Path | None = None
     """CSV file to write, one line a run."""
 
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("images", 1),
+            ("n_temperatures", 2),
+            ("n_chains", 2),
+            ("n_draws", 1),
+            ("simulated", 1),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} is {getattr(self, name)}; expected at least {least}"
+                )
+        if self.output is not None and not self.output.parent.is_dir():
+            raise ValueError(f"--output {self.output}: {self.output.parent} is not a folder")
+
 
 @dataclasses.dataclass(frozen=True)
 class Score:
@@ -66,7 +82,7 @@ class Score:
     seed: int
     epochs: int
     data: str
-    is_density: bool  # False: grey pixels under a Bernoulli likelihood
+    is_comparable: bool  # with published numbers: a probability of these very pixels, binary or 8-bit
     images: int
     negative_elbo: float
     reconstruction: float
@@ -88,7 +104,7 @@ def score(folder: Path, options: Options) -> Score:
     """Evaluate one run's best weights.
 
     Raises:
-        CheckpointError, DataError, ValueError: the folder holds no finished run, or its data cannot be had.
+        CheckpointError, DataError, ValueError: the folder holds no run with best weights, or its data cannot be had.
     """
     try:
         config = Config.from_json(json.loads((folder / "config.json").read_text())["options"])
@@ -110,7 +126,9 @@ def score(folder: Path, options: Options) -> Score:
     annealing = dict(n_chains=options.n_chains, seed=options.seed)
     start, found = time.perf_counter(), []
     for base in ("encoder", "prior") if options.base == "both" else (options.base,):
-        schedule = fit_schedule(model, x[:50], base=base, n_temperatures=options.n_temperatures)
+        schedule = fit_schedule(
+            model, x[:50], base=base, n_temperatures=options.n_temperatures, seed=options.seed + 1_000_003
+        )
         found.append((annealed_log_likelihood(model, x, schedule, **annealing), schedule))
     seconds = (time.perf_counter() - start) / len(found)
     forward, schedule = max(found, key=lambda f: f[0].log_likelihood.mean())
@@ -132,7 +150,7 @@ def score(folder: Path, options: Options) -> Score:
         seed=config.seed,
         epochs=int(last("epoch") or 0),
         data=f"{dataset.name}, {binarization if binarization != 'none' else 'grey'}",
-        is_density=binarization != "none" or config.likelihood != "bernoulli",
+        is_comparable=(config.likelihood, binarization) in (("bernoulli", "fixed"), ("logistic", "none")),
         images=len(x),
         negative_elbo=quality.negative_elbo,
         reconstruction=quality.reconstruction,
@@ -152,7 +170,7 @@ def score(folder: Path, options: Options) -> Score:
 
 
 def _report(s: Score) -> str:
-    label = "" if s.is_density else "   (grey Bernoulli: no density, compare among themselves only)"
+    label = "" if s.is_comparable else "   (no probability of these pixels: compare among themselves only)"
     return (
         f"{s.run}: -log p(x) {s.ais:.2f} ± {s.standard_error:.2f} by AIS (gap {s.gap:.2f} from the {s.base}), {s.bits_per_dim:.4f} bits per dim; "
         f"importance bound {s.importance_bound:.2f}, negative ELBO {s.negative_elbo:.2f}{label}"
@@ -161,7 +179,12 @@ def _report(s: Score) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. A run that cannot be scored is named; the others are scored."""
-    options = tyro.cli(Options, args=argv, prog="python -m lae_fast.score")
+    try:
+        options = tyro.cli(Options, args=argv, prog="python -m lae_fast.score")
+        torch.empty(0, device=options.device)
+    except (RuntimeError, AssertionError) as error:  # a device that is not there
+        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 2
     scores, failures = [], 0
     for folder in options.runs:
         try:

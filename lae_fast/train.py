@@ -121,7 +121,8 @@ class Trainer:
             start=config.start,
         )
         self.model.to(device)
-        beta1 = (0.5 if config.model == "lae" else 0.9) if config.beta1 == "auto" else config.beta1
+        is_repaired = config.model == "lae" and config.window == "after"
+        beta1 = (0.5 if is_repaired else 0.9) if config.beta1 == "auto" else config.beta1
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), config.lr, betas=(beta1, 0.999), fused=True
         )

@@ -93,9 +93,9 @@ def test_importance_bound(simulated):
 
 def test_the_pilot_is_frozen_before_anything_is_estimated(simulated):
     model, x, _, schedule = simulated
-    before = [t.clone() for t in schedule[1:]]
+    before = [t.clone() for t in schedule[2:]]
     first = annealed_log_likelihood(model, x[:5], schedule, n_chains=4, progress=False)
-    assert all(torch.equal(a, b) for a, b in zip(before, schedule[1:], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, schedule[2:], strict=True))
     again = annealed_log_likelihood(model, x[:5], schedule, n_chains=4, progress=False)
     other = annealed_log_likelihood(model, x[:5], schedule, n_chains=4, seed=1, progress=False)
     assert torch.equal(first.log_likelihood, again.log_likelihood)
@@ -118,9 +118,30 @@ def test_bad_arguments(simulated):
         fit_schedule(model, x, base="q")
     with pytest.raises(ValueError, match="n_draws is 0"):
         importance_bound(model, x, n_draws=0)
-    for call in (lambda v: annealed_log_likelihood(model, v, schedule), lambda v: importance_bound(model, v)):
-        with pytest.raises(ValueError, match="expected all in"):
-            call(2 * x)
+    with pytest.raises(ValueError, match="expected all in"):
+        importance_bound(model, 2 * x)
+    for call in (lambda v: annealed_log_likelihood(model, v, schedule), lambda v: fit_schedule(model, v)):
+        with pytest.raises(ValueError, match=r"expected floating point \[n, 12\]"):
+            call(x[:, :5])
+    with pytest.raises(ValueError, match="seed is 10000, the pilot run's"):
+        annealed_log_likelihood(model, x, schedule, seed=10_000)
+    with pytest.raises(ValueError, match="base 'priro'"):
+        annealed_log_likelihood(model, x, schedule._replace(base="priro"))
+    for option in (dict(n_chains=1), dict(n_pilot=0)):
+        with pytest.raises(ValueError, match=f"{next(iter(option))} is .*; expected at least"):
+            fit_schedule(model, x, **option)
+
+
+def test_a_decoder_that_ignores_z_is_no_trouble():
+    model = linear_model()
+    with torch.no_grad():
+        model.decoder.weight.zero_()
+    x, _ = model.simulate(5, torch.Generator().manual_seed(1))
+    schedule = fit_schedule(model, x.detach(), base="prior", n_temperatures=10, n_pilot=10)
+    estimate = annealed_log_likelihood(model, x.detach(), schedule, n_chains=4, progress=False)
+    torch.testing.assert_close(
+        estimate.log_likelihood, exact_log_likelihood(model, x.detach()), rtol=0, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("likelihood", [Bernoulli(), Gaussian(0.2), DiscretizedLogistic(0.05)])

@@ -469,7 +469,7 @@ X, H = PROBLEMS["Gaussian"].x, torch.eye(3, dtype=torch.float64)
         (dict(phi=torch.full((4, 2, 3), math.nan).double()), "the energy is nan where the chains start"),
         (dict(batch_size=2), "batch_size is 2 with mh=True; expected 1 to 3 with mh=False"),
         (dict(batch_size=4, mh=False, step_size=0.1), "batch_size is 4 with mh=False; expected 1 to 3"),
-        (dict(energy=lambda z: z.sum()), r"potential.phi. returned shape \[\]; expected \[4\] or \[4, n\]"),
+        (dict(energy=lambda z: z.sum()), r"energy returned shape \[\]; expected \[4, 3\]"),
         (dict(energy=lambda z: torch.ones(4, 3)), "does not depend on phi"),
     ],
 )  # fmt: skip
@@ -516,3 +516,25 @@ def test_a_frozen_step_size_replaces_the_pending_proposal():
     eta = (log_step_size + 1).exp()[:, None]
     expected = phi - eta * chains.grad + (2 * eta).sqrt() * eps
     torch.testing.assert_close(chains.proposal, expected, rtol=1e-14, atol=1e-14)
+
+
+def test_an_unadjusted_chain_that_diverges_is_warned_of_where_it_was_called():
+    with pytest.warns(UserWarning, match="6 of 6 unadjusted chains .* diverged") as caught:
+        lae_fast.langevin_sample(
+            lambda z: (z**4).sum(-1), 3 + normals(9, 2, 3, 2), n_draws=50, n_warmup=5, step_size=3.0, mh=False,
+            progress=False,
+        )  # fmt: skip
+    assert caught[0].filename == __file__
+
+
+def test_a_gradient_that_is_not_finite_at_the_start_is_named():
+    with pytest.raises(ValueError, match="the gradient of the energy is nan where the chains start"):
+        lae_fast.langevin_sample(
+            lambda z: z.abs().sqrt().sum(-1), torch.zeros(2, 3, 1), n_draws=5, progress=False
+        )
+
+
+@pytest.mark.parametrize("features", [torch.zeros(3, 4), torch.zeros(0, 4), torch.full((3, 4), math.nan)])
+def test_features_that_say_nothing_are_named(features):
+    with pytest.raises(ValueError, match=r"features are .*; expected at least one, finite and not all 0"):
+        lae_fast.ald_sample(lambda z: z.square().sum(-1), features, nz=2, n_draws=5)
