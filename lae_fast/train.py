@@ -312,9 +312,8 @@ class Trainer:
         progress = self.progress
         rate = 1 - (rejections - progress.rejections) / (decisions - progress.decisions)
         progress.decisions, progress.rejections = decisions, rejections
-        is_settled = (
-            progress.epoch > 1 or self.config.step_size != "auto"
-        )  # adaptation may still be on its way
+        # In the first epoch adaptation may still be on its way.
+        is_settled = progress.epoch > 1 or self.config.step_size != "auto"
         message = acceptance_warning(torch.tensor([rate])) if self.model.mh and is_settled else None
         if message and not self.has_warned:
             bar.write(f"epoch {progress.epoch}: {message}", file=sys.stderr)
