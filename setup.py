@@ -30,11 +30,11 @@ CUDA_ARCHITECTURES = "7.5;8.0;9.0+PTX"
 MINIMUM_NVCC = (12, 0)
 
 SOURCES = {
-    "_lae_fast_cpu": ["csrc/cpu/langevin.cpp"],
-    "_lae_fast_cuda": ["csrc/cuda/langevin.cu"],
+    "_lae_fast_cpu": ["csrc/cpu/langevin.cpp", "csrc/cpu/energy.cpp", "csrc/cpu/dense.cpp"],
+    "_lae_fast_cuda": ["csrc/cuda/langevin.cu", "csrc/cuda/energy.cu"],
     "_lae_fast_build": ["csrc/build_info.cpp"],
 }
-HEADERS = [str(p.relative_to(ROOT)) for p in (ROOT / "csrc").glob("*.h")]
+HEADERS = [str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.h")]
 
 # No contraction and no fast-math: the same bits at every SIMD level and on every device.
 CXX_FLAGS = "-std=c++20 -O3 -fPIC -fvisibility=hidden"

@@ -12,6 +12,7 @@
 
 #include "check.h"
 #include "langevin_math.h"
+#include "tensors.h"
 
 namespace lae {
 
@@ -75,23 +76,6 @@ struct NoiseArgs {
   T* out;  // [C, D]
 };
 
-template <typename T>
-T* pointer(const Tensor& t) {
-  return static_cast<T*>(t.data_ptr());
-}
-template <typename T>
-T* pointer(const std::optional<Tensor>& t) {
-  return t ? static_cast<T*>(t->data_ptr()) : nullptr;
-}
-
-template <typename F>
-void for_state_type(const Tensor& state, F f) {
-  if (state.scalar_type() == ScalarType::Float)
-    f(float{});
-  else
-    f(double{});
-}
-
 template <class Backend>
 struct Ops {
   static void transition(Tensor phi, Tensor potential, Tensor grad, Tensor proposal, Tensor rng,
@@ -117,7 +101,7 @@ struct Ops {
     if (noise) check.like("noise", *noise);
     if (uniform) check.array("uniform", *uniform, ScalarType::Double, {n_chains});
     const typename Backend::Guard guard(phi);
-    for_state_type(phi, [&](auto type) {
+    for_type(phi, [&](auto type) {
       using T = decltype(type);
       Backend::transition(TransitionArgs<T>{
           n_chains, n_elements, n_step_sizes, pointer<T>(phi), pointer<T>(grad), pointer<T>(proposal),
@@ -147,7 +131,7 @@ struct Ops {
     Tensor is_accepted = torch::stable::new_empty(phi, {n_chains}, ScalarType::Bool);
     Tensor is_nonfinite = torch::stable::new_empty(phi, {n_chains}, ScalarType::Bool);
     Tensor log_alpha = torch::stable::new_empty(phi, {n_chains}, ScalarType::Double);
-    for_state_type(phi, [&](auto type) {
+    for_type(phi, [&](auto type) {
       using T = decltype(type);
       Backend::decide(DecideArgs<T>{
           n_chains, n_elements, n_step_sizes, pointer<T>(phi), pointer<T>(proposal), pointer<T>(grad),
@@ -169,7 +153,7 @@ struct Ops {
     const typename Backend::Guard guard(phi);
     Tensor proposal = torch::stable::empty_like(phi);
     Tensor next_rng = torch::stable::empty_like(rng);
-    for_state_type(phi, [&](auto type) {
+    for_type(phi, [&](auto type) {
       using T = decltype(type);
       Backend::propose(ProposeArgs<T>{phi.size(0), phi.size(1), n_step_sizes, pointer<T>(phi),
                                       pointer<T>(grad), pointer<double>(step_size), pointer<int64_t>(rng),
@@ -202,7 +186,7 @@ struct Ops {
     if (kind == kIntegers)
       run(int64_t{});
     else
-      for_state_type(out, run);
+      for_type(out, run);
   }
 
   static void register_with(torch::stable::detail::StableLibrary& library) {

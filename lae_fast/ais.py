@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from lae_fast import ops
-from lae_fast.autoencoder import Autoencoder, check_images, negative_log_prior
+from lae_fast.autoencoder import Autoencoder, check_images
 from lae_fast.chains import TARGET_ACCEPTANCE
+from lae_fast.likelihood import negative_log_prior
 
 ROWS = 2048  # images x chains of one pass through the decoder
 BASES = ("encoder", "prior")

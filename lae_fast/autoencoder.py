@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
-
-def negative_log_prior(z: Tensor) -> Tensor:
-    """-log N(z; 0, I) for z [..., nz]: float64 [...], nats."""
-    return 0.5 * z.square().sum(-1, dtype=torch.float64) + 0.5 * z.shape[-1] * math.log(2 * math.pi)
+from lae_fast import ops
+from lae_fast.precision import check_precision
 
 
 def check_images(x: Tensor, nx: int, *, in_range: bool = True) -> None:
@@ -23,8 +19,8 @@ def check_images(x: Tensor, nx: int, *, in_range: bool = True) -> None:
         kind = str(x.dtype).removeprefix("torch.")
         raise ValueError(f"images are {kind} {list(x.shape)}; expected floating point [n, {nx}] with n >= 1")
     if in_range and x.device.type == "cpu" and not torch.compiler.is_compiling():
-        low, high = (v.item() for v in x.detach().aminmax())
-        if not (low >= 0 and high <= 1):  # a NaN fails too
+        if not ops.in_unit_range(x.detach().float().contiguous()):  # a NaN fails too
+            low, high = (v.item() for v in x.detach().aminmax())
             raise ValueError(f"images have values from {low:g} to {high:g}; expected all in [0, 1]")
 
 
@@ -38,13 +34,22 @@ class Autoencoder(nn.Module):
         nx: pixels of an image.
         nz: latent dimensions.
         d: features.
+        precision: of the matrix products in training, as far as the model bears it (precision.py).
 
     Raises:
-        ValueError: nx, nz or d is not positive.
+        ValueError: nx, nz or d is not positive, or an unknown precision.
     """
 
     def __init__(
-        self, encoder: nn.Module, decoder: nn.Module, likelihood: nn.Module, *, nx: int, nz: int, d: int
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        likelihood: nn.Module,
+        *,
+        nx: int,
+        nz: int,
+        d: int,
+        precision: str = "float32",
     ) -> None:
         super().__init__()
         for name, value in (("nx", nx), ("nz", nz), ("d", d)):
@@ -52,6 +57,8 @@ class Autoencoder(nn.Module):
                 raise ValueError(f"{name} is {value}; expected a positive number")
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
         self.nx, self.nz, self.d = nx, nz, d
+        check_precision("precision", precision)
+        self.precision = precision
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation, each [n, nz], of the Gaussian q(z|x) that evaluation uses."""
@@ -63,12 +70,15 @@ class Autoencoder(nn.Module):
 
     def potential(self, x: Tensor, z: Tensor) -> Tensor:
         """U(x, z) = -log p(x|z) - log p(z) of images [n, nx] and z [..., n, nz]: float64 [..., n], nats per image."""
-        return self.reconstruction(x, z) + negative_log_prior(z)
+        return self.likelihood.potential(self._output(z), x, z)
 
     def reconstruction(self, x: Tensor, z: Tensor) -> Tensor:
         """-log p(x|z) of images [n, nx] and z [..., n, nz]: float64 [..., n], nats per image."""
-        output = self.decoder(z.flatten(0, -2)).view(*z.shape[:-1], -1)
-        return self.likelihood.energy(output, x)
+        return self.likelihood.energy(self._output(z), x)
+
+    def _output(self, z: Tensor) -> Tensor:
+        """What the decoder makes of z [..., n, nz]: [..., n, nx]."""
+        return self.decoder(z.flatten(0, -2)).view(*z.shape[:-1], -1)
 
     def encode(self, x: Tensor) -> Tensor:
         """The most typical latent variable of each image: [n, nx] -> [n, nz]."""
@@ -88,6 +98,7 @@ class Autoencoder(nn.Module):
         z = torch.randn(n, self.nz, generator=generator, device=like.device, dtype=like.dtype)
         return self.decode(z)
 
+    @torch.no_grad()
     def simulate(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """n draws of the joint p(x, z): images [n, nx], and z [n, nz], which is an exact draw of p(z|x)."""
         like = next(self.parameters())

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lae_fast import ops
 from lae_fast.autoencoder import Autoencoder
 from lae_fast.chains import TARGET_ACCEPTANCE, robbins_monro
+from lae_fast.precision import chain_precision as check_chain_precision
 
 
 class ChainedAutoencoder(Autoencoder):
@@ -21,9 +22,11 @@ class ChainedAutoencoder(Autoencoder):
         step_size: None: start at `first_step_size` and, with `mh`, adapt while training towards an acceptance of
             0.574; without `mh` nothing tells good steps from bad ones, and `published_step_size` is used.
         adaptation_rate: of the logarithm of the step size, per step of the chain.
+        chain_precision: of the decoder's products when it evaluates proposals; default: `precision`, but never so
+            coarse that Metropolis-Hastings decisions suffer (precision.py).
 
     Raises:
-        ValueError: n_steps < 1, or a step size that is not a finite number >= 0.
+        ValueError: n_steps < 1, a step size that is not a finite number >= 0, or too coarse a chain_precision.
     """
 
     first_step_size: float
@@ -42,8 +45,11 @@ class ChainedAutoencoder(Autoencoder):
         mh: bool = True,
         step_size: float | None = None,
         adaptation_rate: float = 0.05,
+        precision: str = "float32",
+        chain_precision: str | None = None,
     ) -> None:
-        super().__init__(encoder, decoder, likelihood, nx=nx, nz=nz, d=d)
+        super().__init__(encoder, decoder, likelihood, nx=nx, nz=nz, d=d, precision=precision)
+        self.chain_precision = check_chain_precision(precision, chain_precision, mh)
         if n_steps < 1:
             raise ValueError(f"n_steps is {n_steps}; expected at least 1")
         if step_size is not None and not 0 <= step_size < math.inf:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from lae_fast.models import Architecture
+from lae_fast.precision import chain_precision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,13 @@ class Config:
     """What the decoder learns from: all T states of the chain, or the last (Hoffman)."""
     start: Literal["encoder", "prior"] = "encoder"
     """Where the chains start: the encoder's draw, or anywhere, the traditional way (Hoffman)."""
+
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    """Of matrix products in training: encoder, weight gradients and, where no Metropolis-Hastings decision hangs on
+    them, the rest. tf32 is for GPUs."""
+    chain_precision: Literal["auto", "float32", "tf32", "bf16"] = "auto"
+    """Of the decoder's products when it evaluates the chain's proposals. auto: --precision, but never too coarse for
+    Metropolis-Hastings decisions."""
 
     batch_size: int = 512
     """Images per minibatch; the ragged last batch of an epoch is dropped."""
@@ -97,6 +105,9 @@ class Config:
             raise ValueError(f"--lr is {self.lr}; expected a positive finite number")
         if not 0 <= self.adaptation_rate < math.inf:
             raise ValueError(f"--adaptation-rate is {self.adaptation_rate}; expected a finite number >= 0")
+        if self.model != "vae":
+            asked = None if self.chain_precision == "auto" else self.chain_precision
+            chain_precision(self.precision, asked, self.mh)  # raises
         if self.beta1 != "auto" and not 0 <= self.beta1 < 1:
             raise ValueError(f"--beta1 is {self.beta1}; expected a number from 0 to below 1, or auto")
         if not 0 <= self.cooldown <= 1:

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lae_fast.autoencoder import Autoencoder, check_images, negative_log_prior
+from lae_fast.autoencoder import Autoencoder, check_images
 from lae_fast.lae import LAE
+from lae_fast.likelihood import negative_log_prior
 from lae_fast.vae import gaussian_rate
 
 

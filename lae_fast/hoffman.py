@@ -11,6 +11,8 @@ from lae_fast.ald import evaluate_potential
 from lae_fast.autoencoder import check_images
 from lae_fast.chained import ChainedAutoencoder
 from lae_fast.chains import Chains
+from lae_fast.dense import without_weight_gradients
+from lae_fast.precision import products_in
 from lae_fast.vae import VAE, gaussian_rate
 
 
@@ -50,13 +52,15 @@ class Hoffman(ChainedAutoencoder, VAE):
         not the value.
         """
         check_images(x, self.nx)
-        mean, std = self.posterior(x)
+        with products_in(self.precision, x.device):
+            mean, std = (t.to(x.dtype) for t in self.posterior(x))
         z = mean + std * torch.randn_like(mean)  # [n, nz]
-        with torch.no_grad():
+        with torch.no_grad(), without_weight_gradients(self.decoder):
             visited, slope = self._run_chain(x, z.detach())
         encoder_loss = ((z * slope).sum(1) + gaussian_rate(mean, std)).mean()
         n_visited = len(visited) if self.gradient == "average" else 1
-        decoder_loss = self.potential(x, visited[-n_visited:]).mean()
+        with products_in(self.precision, x.device):
+            decoder_loss = self.potential(x, visited[-n_visited:]).mean()
         return decoder_loss + (encoder_loss - encoder_loss.detach())
 
     def _run_chain(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,7 +68,8 @@ class Hoffman(ChainedAutoencoder, VAE):
         n = len(x)
 
         def evaluate(rows: Tensor) -> tuple[Tensor, Tensor]:
-            return evaluate_potential(lambda z: self.potential(x, z), rows, n)
+            with products_in(self.chain_precision, x.device):
+                return evaluate_potential(lambda z: self.potential(x, z), rows, n)
 
         start = z if self.start == "encoder" else torch.randn_like(z)
         chains = Chains(

@@ -7,24 +7,30 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from lae_fast.autoencoder import check_images
 from lae_fast.chained import ChainedAutoencoder
 from lae_fast.chains import Chains
+from lae_fast.decoder_pass import AutogradPass, DensePass, decoder_pass
+from lae_fast.precision import products_in
 
 
 class _KnownGradients(torch.autograd.Function):
-    """A value whose gradients with respect to `inputs` have been computed already."""
+    """scale * value, whose gradients with respect to `inputs` are scale * gradients, computed already."""
 
     @staticmethod
-    def forward(ctx, value: Tensor, *inputs_and_gradients: Tensor) -> Tensor:  # noqa: ANN001
+    def forward(ctx, value: Tensor, scale: float, *inputs_and_gradients: Tensor) -> Tensor:  # noqa: ANN001
+        ctx.scale = scale
         ctx.save_for_backward(*inputs_and_gradients[len(inputs_and_gradients) // 2 :])
-        return value.clone()
+        return value * scale
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, cotangent: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN001
-        gradients = [g * cotangent.to(g.dtype) for g in ctx.saved_tensors]
-        return None, *gradients, *([None] * len(gradients))
+        factor = cotangent * ctx.scale
+        gradients = [g * factor.to(g.dtype) for g in ctx.saved_tensors]
+        return None, None, *gradients, *([None] * len(gradients))
 
 
 class LAE(ChainedAutoencoder):
@@ -82,27 +88,21 @@ class LAE(ChainedAutoencoder):
         mean = self.encoder(x) @ self.phi.T
         return mean, self.posterior_scale.to(mean.dtype).expand_as(mean)
 
-    def _evaluate(self, x: Tensor, h: Tensor, phi: Tensor, theta: list[Tensor]) -> tuple[Tensor, ...]:
-        """V [1], dV/dphi [1, nz d], dV/dz [n, nz] and dV/dtheta at phi [nz, d], from one forward and backward."""
-        with torch.enable_grad():
-            z = (h @ phi.T).requires_grad_()  # [n, nz]
-            energy = self.potential(x, z).sum()
-            z_grad, *theta_grad = torch.autograd.grad(energy, [z, *theta], allow_unused=True)
-        theta_grad = [torch.zeros_like(p) if g is None else g for p, g in zip(theta, theta_grad, strict=True)]
-        return energy.detach().reshape(1), (z_grad.T @ h).reshape(1, -1), z_grad, *theta_grad
-
     def loss(self, x: Tensor) -> Tensor:
         """(1/T) sum_t V_t / n over the window, for images x [n, nx]: nats per image. Advances the chain by T steps.
 
-        T + 1 evaluations, each one forward and one backward pass of the decoder. The gradients of every state are
-        *selected*, so that a rejected evaluation leaves no trace, not even a NaN.
+        T + 1 evaluations. The gradients of every state are *selected*, so that a rejected evaluation leaves no trace,
+        not even a NaN; with an `MLP` for a decoder only states, not proposals, pay for weight gradients.
         """
         check_images(x, self.nx)
-        theta = [p for m in (self.decoder, self.likelihood) for p in m.parameters() if p.requires_grad]
-        h = self.encoder(x)  # [n, d]
+        with products_in(self.precision, x.device):
+            h = self.encoder(x).to(x.dtype)  # [n, d]
         with torch.no_grad():
-            value, gradients = self._run_chain(x, h.detach(), theta)
-        return _KnownGradients.apply(value, h, *theta, *gradients)
+            decoder = decoder_pass(self, x.contiguous())
+            value, h_grad = self._run_chain(decoder, h.detach())
+        return _KnownGradients.apply(
+            value, 1 / (self.n_steps * len(x)), h, *decoder.parameters, h_grad, *decoder.totals
+        )
 
     def _root_of_gram(self, h: Tensor) -> Tensor:
         """The lower triangular L [d, d] with L L^T the running Gram matrix, this minibatch included, and its ridge."""
@@ -111,42 +111,42 @@ class LAE(ChainedAutoencoder):
         ridge = 0.04 * self.gram.diagonal().mean() * torch.eye(self.d, dtype=h.dtype, device=h.device)
         return torch.linalg.cholesky_ex(self.gram + ridge).L  # without a look at the device
 
-    def _run_chain(self, x: Tensor, h: Tensor, theta: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """T steps of the chain; the time average of V / n and its gradients in h [n, d] and in theta."""
-        n, latest, phi = x.shape[0], [], self.phi
+    def _run_chain(self, decoder: AutogradPass | DensePass, h: Tensor) -> tuple[Tensor, Tensor]:
+        """T steps of the chain; the sum over the window of V, and of its gradient in h [n, d]."""
+        n, phi = len(h), self.phi
         if self.whiten:  # phi h = (phi L) (L^-1 h)
             root = self._root_of_gram(h)
             h, phi = torch.linalg.solve_triangular(root, h.T, upper=False).T.contiguous(), phi @ root
 
         def evaluate(rows: Tensor) -> tuple[Tensor, Tensor]:
-            potential, grad, *latest[:] = self._evaluate(x, h, rows.view_as(phi), theta)
-            return potential, grad
+            potential, z_grad = decoder.evaluate(h @ rows.view_as(phi).T)
+            return potential, (z_grad.T @ h).view(1, -1)
 
         chain = Chains(
             evaluate, phi.view(1, -1), self.log_step_size - math.log(n), self.rng, mh=self.mh,
             adaptation=self.adaptation,
         )  # fmt: skip
-        current = list(latest)  # dV/dz [n, nz] and dV/dtheta at the chain's state
+        decoder.start()
         value, acceptance = torch.zeros_like(chain.potential), torch.zeros_like(chain.potential)
-        totals = [torch.zeros_like(t) for t in (h, *theta)]
+        h_grad = torch.zeros_like(h)
 
         def add_state() -> None:
-            z_grad, *theta_grad = current
-            torch._foreach_add_(totals, [z_grad @ chain.phi.view_as(phi), *theta_grad])  # dV/dh = dV/dz phi
+            decoder.add_weight_gradients()
+            h_grad.addmm_(decoder.z_grad, chain.phi.view_as(phi))
             value.add_(chain.potential)
 
         for _ in range(self.n_steps):
             if self.window == "before":
                 add_state()
             chain.step()
-            current = [torch.where(chain.is_accepted[0], a, b) for a, b in zip(latest, current, strict=True)]
+            decoder.decide(chain.is_accepted)
             if self.window == "after":
                 add_state()
             acceptance += chain.acceptance_rate()
         phi = chain.phi.view_as(phi)
         if self.whiten:
-            phi, totals[0] = (
-                torch.linalg.solve_triangular(root, t, upper=False, left=False) for t in (phi, totals[0])
+            phi, h_grad = (
+                torch.linalg.solve_triangular(root, t, upper=False, left=False) for t in (phi, h_grad)
             )
         self.phi.copy_(phi)
         self.rng.copy_(chain.rng)
@@ -154,6 +154,4 @@ class LAE(ChainedAutoencoder):
         self.counters += chain.counters
         self.n_decisions += self.n_steps
         self.acceptance_rate.copy_(acceptance[0] / self.n_steps)
-        scale = 1 / (self.n_steps * n)
-        torch._foreach_mul_(totals, scale)
-        return value[0] * scale, totals
+        return value[0], h_grad

@@ -47,18 +47,26 @@ def build(
     mh: bool = True,
     step_size: float | None = None,
     adaptation_rate: float = 0.05,
+    precision: str = "float32",
+    chain_precision: str | None = None,
     window: str = "after",
     whiten: bool = False,
     gradient: str = "average",
     start: str = "encoder",
 ) -> Autoencoder:
-    """A freshly initialised model. The options concern the chain: `window` and `whiten` of an LAE, `gradient` and `start` of
-    Hoffman's method, the others of both; see there."""
+    """A freshly initialised model. `precision` concerns training; the other options the chain: `window` and
+    `whiten` of an LAE, `gradient` and `start` of Hoffman's method, the others of both; see there."""
     a = architecture
     encoder, decoder = NETWORKS[a.network](a.nx, a.nz, a.nh, a.depth)
     parts = (encoder, decoder, LIKELIHOODS[a.likelihood]())
-    sizes = dict(nx=a.nx, nz=a.nz, d=a.nh)
-    chain = dict(n_steps=n_steps, mh=mh, step_size=step_size, adaptation_rate=adaptation_rate)
+    sizes = dict(nx=a.nx, nz=a.nz, d=a.nh, precision=precision)
+    chain = dict(
+        n_steps=n_steps,
+        mh=mh,
+        step_size=step_size,
+        adaptation_rate=adaptation_rate,
+        chain_precision=chain_precision,
+    )
     if a.model == "vae":
         return VAE(*parts, **sizes)
     if a.model == "hoffman":

@@ -7,6 +7,8 @@ import math
 
 from torch import nn
 
+from lae_fast.dense import MLP
+
 
 def _orthogonal(net: nn.Sequential) -> nn.Sequential:
     """Orthogonal weights and zero biases, as in the report."""
@@ -24,14 +26,14 @@ def _blocks(n_in: int, nh: int, depth: int) -> list[nn.Module]:
     return layers
 
 
-def mlp(nx: int, nz: int, nh: int = 256, depth: int = 3) -> tuple[nn.Sequential, nn.Sequential]:
+def mlp(nx: int, nz: int, nh: int = 256, depth: int = 3) -> tuple[MLP, MLP]:
     """The report's network: `depth` blocks of Linear, LayerNorm, ReLU, mirrored.
 
     Returns:
         The encoder's body, [n, nx] -> features [n, nh], and the decoder, [n, nz] -> output [n, nx].
     """
-    encoder = nn.Sequential(*_blocks(nx, nh, depth))
-    decoder = nn.Sequential(*_blocks(nz, nh, depth), nn.Linear(nh, nx))
+    encoder = MLP(*_blocks(nx, nh, depth))
+    decoder = MLP(*_blocks(nz, nh, depth), nn.Linear(nh, nx))
     return _orthogonal(encoder), _orthogonal(decoder)
 
 

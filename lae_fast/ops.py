@@ -1,7 +1,4 @@
-"""The fused Langevin ops: schemas, fake kernels, validation, thin typed functions.
-
-The only file that says `torch.ops`. Each op has one schema and three implementations: the reference
-(`_reference.py`), and compiled kernels for CPU and CUDA that win as soon as their library is loaded.
+"""The fused ops, checked and typed; no other file says `torch.ops.lae_fast`. What serves them: _library.py.
 
 Shapes and types, throughout:
 
@@ -41,58 +38,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lae_fast import _ext, _reference
 from lae_fast._reference import ACCEPT, INTEGERS, NORMALS, UNIFORMS
-
-_SCHEMAS = {
-    "propose": "(Tensor phi, Tensor grad, Tensor step_size, Tensor rng, Tensor? noise=None) -> (Tensor, Tensor)",
-    "decide": "(Tensor phi, Tensor proposal, Tensor potential, Tensor proposal_potential, Tensor grad, "
-    "Tensor proposal_grad, Tensor step_size, Tensor rng, bool mh, Tensor? uniform=None) "
-    "-> (Tensor, Tensor, Tensor)",
-    "transition": "(Tensor(a!) phi, Tensor(b!) potential, Tensor(c!) grad, Tensor(d!) proposal, Tensor(e!) rng, "
-    "Tensor(f!) log_step_size, Tensor(g!) counters, Tensor(h!) is_accepted, Tensor(i!) log_alpha, "
-    "Tensor(j!)? adaptation, Tensor proposal_potential, Tensor proposal_grad, bool mh, Tensor? noise=None, "
-    "Tensor? uniform=None) -> ()",
-    "noise": "(Tensor(a!) out, Tensor rng, int kind) -> ()",
-}
-
-
-def _reference_kernel(name: str):  # noqa: ANN202 - a closure for the dispatcher
-    implementation = getattr(_reference, name)
-
-    def kernel(*args):  # noqa: ANN002, ANN202
-        _ext.announce_reference(args[0].device.type)
-        return implementation(*args)
-
-    return kernel
-
-
-_library = torch.library.Library("lae_fast", "DEF")
-for _name, _schema in _SCHEMAS.items():
-    _library.define(_name + _schema)
-    _library.impl(_name, _reference_kernel(_name), "CompositeExplicitAutograd")
-_ext.load_all()
-
-
-@torch.library.register_fake("lae_fast::propose", lib=_library)
-def _(phi, grad, step_size, rng, noise=None):  # noqa: ANN001, ANN202
-    return torch.empty_like(phi), torch.empty_like(rng)
-
-
-@torch.library.register_fake("lae_fast::decide", lib=_library)
-def _(phi, proposal, potential, *rest, **options):  # noqa: ANN001, ANN002, ANN003, ANN202
-    flags = potential.new_empty(potential.shape, dtype=torch.bool)
-    return flags, torch.empty_like(flags), torch.empty_like(potential)
-
-
-@torch.library.register_fake("lae_fast::transition", lib=_library)
-def _(*args, **options) -> None:  # noqa: ANN002, ANN003
-    pass
-
-
-@torch.library.register_fake("lae_fast::noise", lib=_library)
-def _(out, rng, kind) -> None:  # noqa: ANN001
-    pass
+from lae_fast._reference_dense import BERNOULLI, GAUSSIAN, LOGISTIC
 
 
 def _describe(t: Tensor) -> str:
@@ -255,14 +202,86 @@ def make_rng(device: torch.device | str, generator: torch.Generator | None = Non
     return torch.cat((seed, seed.new_zeros(2)))
 
 
+def energy(
+    output: Tensor, x: Tensor, kind: int, log_scale: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """-log p(x|z) and its derivatives in one pass over a decoder's output.
+
+    Args:
+        output: [..., n, nx], float32 or float64: logits (BERNOULLI) or means (GAUSSIAN, LOGISTIC).
+        x: images [n, nx] of the same type; in [0, 1] for BERNOULLI, k / 255 for LOGISTIC.
+        kind: BERNOULLI, GAUSSIAN or LOGISTIC.
+        log_scale: [], of that type: the logarithm of the last two's scale; None for BERNOULLI.
+
+    Returns:
+        The energies [..., n], float64, nats summed over pixels (float64 sums; a Gaussian's constant included); their
+        derivative by the output [..., n, nx]; and by log_scale [..., n], float64 (empty for BERNOULLI). The first is
+        differentiable in output and log_scale, once. Equivalent PyTorch for BERNOULLI:
+        `binary_cross_entropy_with_logits(output, x, reduction="none").sum(-1)` and `sigmoid(output) - x`.
+
+    Raises:
+        ValueError: shapes, types or devices do not fit, or x requires a gradient.
+    """
+    if output.dim() < 2 or output.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"energy: output is {_describe(output)}; expected float32 or float64 [..., n, nx]")
+    if x.shape != output.shape[-2:] or x.dtype != output.dtype or x.device != output.device:
+        wanted = _describe(output.flatten(0, -3)[0] if output.dim() > 2 else output)
+        raise ValueError(f"energy: x is {_describe(x)}; expected {wanted}, as the output")
+    if kind not in (BERNOULLI, GAUSSIAN, LOGISTIC):
+        raise ValueError(f"energy: kind is {kind}; expected BERNOULLI, GAUSSIAN or LOGISTIC")
+    if (kind == BERNOULLI) != (log_scale is None):
+        raise ValueError("energy: log_scale belongs to GAUSSIAN and LOGISTIC, and only there")
+    if log_scale is not None and (
+        log_scale.shape != () or log_scale.dtype != output.dtype or log_scale.device != output.device
+    ):
+        raise ValueError(f"energy: log_scale is {_describe(log_scale)}; expected [] like {_describe(output)}")
+    if x.requires_grad:
+        raise ValueError(
+            "energy: x requires a gradient; expected none, energies are differentiated by the output"
+        )
+    rows = output.reshape(-1, output.shape[-1]).contiguous()
+    energies, derivative, slope = torch.ops.lae_fast.energy(rows, x.contiguous(), kind, log_scale)
+    shape = output.shape[:-1]
+    return (
+        energies.reshape(shape),
+        derivative.reshape(output.shape),
+        slope.reshape(shape if slope.numel() else (0,)),
+    )
+
+
+# `energy` for rows [R, nx] of an output that fit: contiguous, R a multiple of n.
+energy_unchecked = torch.ops.lae_fast.energy
+
+# The ops between a fully connected network's products, for dense.py, which owns what it passes: contiguous tensors
+# that fit. y [n, d] becomes (y - mean) rstd, row by row; returned are relu of that times weight plus bias, and rstd [n].
+norm_relu = torch.ops.lae_fast.norm_relu
+# The gradient of that output [n, d] becomes the gradient of y; returned are [3, d], summed over the n rows: the
+# gradients of weight and bias, and the sum of what grad has become.
+norm_relu_backward = torch.ops.lae_fast.norm_relu_backward
+# `latest` keeps its values if is_accepted [1], else takes those of `previous`: tensor by tensor, by selection.
+keep = torch.ops.lae_fast.keep
+in_unit_range = (
+    torch.ops.lae_fast.in_unit_range
+)  # [n, nx] -> bool; for tensors on the CPU, where looking is free
+
+
 __all__ = [
     "ACCEPT",
+    "BERNOULLI",
+    "GAUSSIAN",
     "INTEGERS",
+    "LOGISTIC",
     "NORMALS",
     "UNIFORMS",
     "decide",
+    "energy",
+    "energy_unchecked",
+    "in_unit_range",
+    "keep",
     "make_rng",
     "noise",
+    "norm_relu",
+    "norm_relu_backward",
     "propose",
     "transition",
     "transition_unchecked",

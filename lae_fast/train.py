@@ -32,6 +32,7 @@ from lae_fast.data import DataError, Dataset
 from lae_fast.evaluate import Evaluation, evaluate, fit_posterior_scale
 from lae_fast.lae import LAE
 from lae_fast.runlog import RunLog
+from lae_fast.step import TrainingStep
 
 # Options that a checkpoint's position, chain and metrics depend on: a run keeps them for life. (Those of the
 # architecture are checked against the checkpoint itself.)
@@ -42,6 +43,8 @@ _FIXED = (
     "mh",
     "step_size",
     "adaptation_rate",
+    "precision",
+    "chain_precision",
     "window",
     "whiten",
     "gradient",
@@ -115,6 +118,8 @@ class Trainer:
             mh=config.mh,
             step_size=None if config.step_size == "auto" else config.step_size,
             adaptation_rate=config.adaptation_rate,
+            precision=config.precision,
+            chain_precision=None if config.chain_precision == "auto" else config.chain_precision,
             window=config.window,
             whiten=config.whiten,
             gradient=config.gradient,
@@ -123,9 +128,15 @@ class Trainer:
         self.model.to(device)
         is_repaired = config.model == "lae" and config.window == "after"
         beta1 = (0.5 if is_repaired else 0.9) if config.beta1 == "auto" else config.beta1
+        is_captured = device.type == "cuda"  # whatever a graph reads lives on the device
         self.optimizer = torch.optim.Adam(
-            self.model.parameters(), config.lr, betas=(beta1, 0.999), fused=True
+            self.model.parameters(),
+            torch.tensor(config.lr, device=device) if is_captured else config.lr,
+            betas=(beta1, 0.999),
+            fused=True,
+            capturable=is_captured,
         )
+        self.step = TrainingStep(self.model, self.optimizer)
         self.progress = Progress()
         self.window = torch.zeros(2, dtype=torch.float64, device=device)  # sums of loss and acceptance since
         self.n_window = 0  # the last log line, over so many minibatches
@@ -167,7 +178,10 @@ class Trainer:
         try:
             self.progress = Progress(**state["progress"])
             self.progress.is_finished = self._is_out_of_patience()
+            options = [group | {} for group in self.optimizer.param_groups]
             self.optimizer.load_state_dict(state["optimizer"])
+            for group, own in zip(self.optimizer.param_groups, options, strict=True):  # of this run's device
+                group.update(lr=own["lr"], capturable=own["capturable"])
             if isinstance(self.model, ChainedAutoencoder):
                 self.model.load_chain_state(state["chain"])
             torch.set_rng_state(state["torch_rng"])
@@ -230,15 +244,14 @@ class Trainer:
         left = 1 - self.progress.step / (self.config.epochs * self.n_batches)
         factor = min(1.0, left / self.config.cooldown) if self.config.cooldown else 1.0
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * factor
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(self.config.lr * factor)
+            else:
+                group["lr"] = self.config.lr * factor
 
     def _step(self, x: Tensor, bar: tqdm) -> None:
         self._set_learning_rate()
-        loss = self.model.loss(x)
-        self.optimizer.zero_grad(set_to_none=False)
-        loss.backward()
-        self.optimizer.step()
-        self.window[0] += loss.detach()
+        self.window[0] += self.step(x)
         if isinstance(self.model, ChainedAutoencoder):
             self.window[1] += self.model.acceptance_rate
         self.n_window += 1
@@ -368,6 +381,11 @@ def _device(name: str) -> torch.device:
     return device
 
 
+def _check_precision(config: Config, device: torch.device) -> None:
+    if device.type != "cuda" and "tf32" in (config.precision, config.chain_precision):
+        raise TrainingError(f"--precision tf32 on {device}; expected a GPU, or float32 or bf16")
+
+
 def _prepare_folder(config: Config) -> tuple[Path, bool]:
     """The run's folder, made if need be, and whether a run is to be continued there."""
     if config.resume is not None:
@@ -422,6 +440,7 @@ def _parse(argv: Sequence[str] | None) -> Config:
 def train(config: Config, command: str = "") -> int:
     """Run the main job; the exit code."""
     device = _device(config.device)
+    _check_precision(config, device)
     folder, is_resumed = _prepare_folder(config)
     dataset = data.load(
         config.dataset, config.data_dir, validation=config.validation, binarization=config.binarize

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lae_fast.autoencoder import Autoencoder, check_images
+from lae_fast.precision import products_in
 
 
 def gaussian_rate(mean: Tensor, std: Tensor) -> Tensor:
@@ -17,9 +18,10 @@ class VAE(Autoencoder):
     """q(z|x) = N(mu(x), diag(sigma^2(x))), both linear in the features. Arguments as for `Autoencoder`."""
 
     def __init__(
-        self, encoder: nn.Module, decoder: nn.Module, likelihood: nn.Module, *, nx: int, nz: int, d: int
-    ) -> None:
-        super().__init__(encoder, decoder, likelihood, nx=nx, nz=nz, d=d)
+        self, encoder: nn.Module, decoder: nn.Module, likelihood: nn.Module, *, nx: int, nz: int, d: int,
+        precision: str = "float32",
+    ) -> None:  # fmt: skip
+        super().__init__(encoder, decoder, likelihood, nx=nx, nz=nz, d=d, precision=precision)
         self.head = nn.Linear(d, 2 * nz)  # mu and log sigma^2
         nn.init.orthogonal_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -31,6 +33,8 @@ class VAE(Autoencoder):
     def loss(self, x: Tensor) -> Tensor:
         """The negative ELBO with one draw of z per image and the rate in closed form."""
         check_images(x, self.nx)
-        mean, std = self.posterior(x)
-        z = mean + std * torch.randn_like(mean)
-        return (self.likelihood.energy(self.decoder(z), x) + gaussian_rate(mean, std)).mean()
+        with products_in(self.precision, x.device):
+            mean, std = (t.to(x.dtype) for t in self.posterior(x))
+            z = mean + std * torch.randn_like(mean)
+            output = self.decoder(z)
+        return (self.likelihood.energy(output, x) + gaussian_rate(mean, std)).mean()

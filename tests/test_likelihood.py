@@ -1,48 +1,211 @@
-"""Energies against torch.distributions and float64, at the extremes too."""
+"""Energies against float64 and torch.distributions, at the extremes too, for every kernel that serves."""
 
+import json
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Normal
 
+from lae_fast import _ext, _reference_dense, ops
 from lae_fast.likelihood import Bernoulli, DiscretizedLogistic, Gaussian
 
 G = torch.Generator().manual_seed(0)
 X = torch.randint(0, 256, (5, 40), generator=G) / 255
 OUTPUT = torch.randn(5, 40, generator=G)
-LOGITS = torch.cat((torch.linspace(-100, 100, 35), torch.tensor([0.0, 1e-6, -1e-6, 17.0, -17.0]))).repeat(
-    5, 1
-)
+SCALES = {ops.BERNOULLI: [None], ops.GAUSSIAN: [1e-3, 0.1, 1.0], ops.LOGISTIC: [1e-3, 0.03, 1.0]}
+CASES = [(kind, scale) for kind, scales in SCALES.items() for scale in scales]
 
 
-@pytest.mark.parametrize("logits", [OUTPUT, LOGITS])
-def test_bernoulli(logits):
-    exact = -(X.double() * logits.double() - torch.nn.functional.softplus(logits.double()))
-    energy = Bernoulli().energy(logits, X)
+def problem(kind, scale, dtype, device="cpu"):
+    """Outputs [3 * 64, 333] that meet all sorts of pixels: grey, the extremes 0 and 1, certain and wrong."""
+    g = torch.Generator().manual_seed(1)
+    x = torch.randint(0, 256, (64, 333), generator=g) / 255
+    x[:, :100], x[:, 100:180] = 0.0, 1.0
+    if kind == ops.BERNOULLI:
+        output = torch.randn(192, 333, generator=g) * torch.logspace(-3, 1.5, 333)
+        output[:, ::17] = torch.linspace(-100, 100, 192)[:, None]
+    else:
+        output = x.repeat(3, 1) + torch.randn(192, 333, generator=g) * torch.logspace(-5, 0.3, 192)[:, None]
+    log_scale = None if scale is None else torch.tensor(math.log(scale), dtype=dtype, device=device)
+    return output.to(device, dtype), x.to(device, dtype), log_scale
+
+
+def arguments_of(kind, scale, dtype, device="cpu"):
+    output, x, log_scale = problem(kind, scale, dtype, device)
+    return output, x, kind, log_scale
+
+
+def textbook(output, x, kind, log_scale):
+    """Energies per pixel, their derivatives by output and by log_scale, by autograd in float64."""
+    output = output.double().detach().requires_grad_()
+    x = x.double().repeat(len(output) // len(x), 1)
+    log_scale = torch.zeros((), dtype=torch.float64) if log_scale is None else log_scale.double()
+    scales = log_scale.expand(output.shape).clone().requires_grad_()
+    if kind == ops.BERNOULLI:
+        log_sigmoid = torch.nn.functional.logsigmoid  # its softplus is cut off at 20
+        pixels = -x * log_sigmoid(output) - (1 - x) * log_sigmoid(-output)
+    elif kind == ops.GAUSSIAN:
+        pixels = -Normal(output, scales.exp()).log_prob(x)
+    else:
+        pixels = _reference_dense._logistic(output, x, scales)[0]  # held against its definition below
+    by_output, by_scale = torch.autograd.grad(pixels.sum(), [output, scales], allow_unused=True)
+    return pixels.detach(), by_output, None if kind == ops.BERNOULLI else by_scale
+
+
+def assert_within_bounds(output, x, kind, log_scale):
+    single = output.dtype == torch.float32
+    pixels, by_output, by_scale = textbook(output, x, kind, log_scale)
+    energy, derivative, slope = torch.ops.lae_fast.energy(output, x, kind, log_scale)
     assert energy.dtype == torch.float64
-    assert ((energy - exact.sum(1)).abs() <= 1e-6 * exact.abs().sum(1) + 1e-6).all()
+    bound = 1e-6 if single else 1e-12
+    assert ((energy - pixels.sum(1)).abs() <= bound * pixels.abs().sum(1) + bound).all()
+    tolerance = (2.0**-22 if single else 1e-12) * by_output.abs().clamp(min=1)
+    assert ((derivative - by_output).abs() <= tolerance).all()
+    if by_scale is not None:
+        assert ((slope - by_scale.sum(1)).abs() <= 2 * bound * (by_scale.abs().sum(1) + 1)).all()
+
+
+@pytest.mark.parametrize(("kind", "scale"), CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_energies_and_derivatives_within_their_bounds(kind, scale, dtype, device):
+    assert_within_bounds(*arguments_of(kind, scale, dtype, device))
+
+
+@pytest.mark.parametrize(("kind", "scale"), CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_reference_is_within_the_same_bounds(kind, scale, dtype, monkeypatch):
+    monkeypatch.setattr(torch.ops.lae_fast, "energy", _reference_dense.energy, raising=False)
+    assert_within_bounds(*arguments_of(kind, scale, dtype))
+
+
+LEVEL_SCRIPT = """
+import hashlib, json, sys
+import torch
+from lae_fast import _ext
+from test_likelihood import CASES, arguments_of, assert_within_bounds
+digest = hashlib.sha256()
+for kind, scale in CASES:
+    for dtype in (torch.float32, torch.float64):
+        arguments = arguments_of(kind, scale, dtype)
+        assert_within_bounds(*arguments)
+        for t in torch.ops.lae_fast.energy(*arguments):
+            digest.update(t.numpy().tobytes())
+print(json.dumps([_ext.simd_level(), digest.hexdigest()]))
+"""
+
+
+@pytest.mark.skipif(_ext.simd_level() not in ("avx2", "avx512"), reason="needs compiled kernels for x86-64")
+def test_every_simd_level_keeps_the_bounds_and_computes_the_same_bits():
+    digests = {}
+    for level in ("sse2", "avx2", "avx512"):
+        environment = os.environ | {"LAE_FAST_KERNELS": level, "PYTHONPATH": os.path.dirname(__file__)}
+        run = subprocess.run(
+            [sys.executable, "-c", LEVEL_SCRIPT], env=environment, capture_output=True, text=True
+        )
+        assert run.returncode == 0, run.stderr
+        name, digest = json.loads(run.stdout)
+        digests[name] = digest
+    assert "sse2" in digests
+    assert len(digests) > 1
+    assert len(set(digests.values())) == 1
+
+
+def test_threads_do_not_change_a_bit():
+    arguments, threads = arguments_of(ops.LOGISTIC, 0.03, torch.float32), torch.get_num_threads()
+    try:
+        results = []
+        for n in (1, 2, 5):
+            torch.set_num_threads(n)
+            results.append(torch.ops.lae_fast.energy(*arguments))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for result in results[1:] for a, b in zip(results[0], result, strict=True))
+
+
+@pytest.mark.parametrize(("kind", "scale"), CASES)
+def test_gradcheck(kind, scale):
+    output, x, log_scale = problem(kind, None if scale is None else max(scale, 0.03), torch.float64)
+    output, x = output[:6, ::37].contiguous(), x[:3, ::37].contiguous()
+    if kind == ops.BERNOULLI:
+        output = output.clamp(-5, 5)
+    inputs = (
+        output.view(2, 3, -1).requires_grad_(),
+        *([log_scale.requires_grad_()] if log_scale is not None else []),
+    )
+    assert torch.autograd.gradcheck(lambda o, *s: ops.energy(o, x, kind, *s)[0], inputs)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's own, of its fake tensors
+@pytest.mark.parametrize(("kind", "scale"), [(ops.BERNOULLI, None), (ops.LOGISTIC, 0.1)])
+def test_opcheck(kind, scale, device):
+    output, x, log_scale = problem(kind, scale, torch.float32, device)
+    for requires_grad in (False, True):
+        output.requires_grad_(requires_grad)
+        torch.library.opcheck(torch.ops.lae_fast.energy.default, (output, x, kind, log_scale))
+
+
+def test_a_second_derivative_is_refused():
+    logits, scale = OUTPUT.clone().requires_grad_(), torch.tensor(-1.0, requires_grad=True)
+    (first,) = torch.autograd.grad(Bernoulli().energy(logits, X).sum(), logits, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"second derivative through lae_fast\.ops\.energy"):
+        first.square().sum().backward()
+    total = ops.energy(logits, X, ops.GAUSSIAN, scale)[0].sum()
+    (first,) = torch.autograd.grad(total, scale, create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivative"):
+        (first + scale).backward()
+
+
+def test_wrong_arguments_are_named():
+    scale = torch.tensor(0.0)
+    for error, arguments in {
+        r"output is int64 \[5, 40\]": (OUTPUT.long(), X, 0),
+        r"x is float32 \[5, 39\].*expected float32 \[5, 40\]": (OUTPUT, X[:, :39], 0),
+        "x is float64": (OUTPUT, X.double(), 0),
+        "kind is 3": (OUTPUT, X, 3),
+        "log_scale belongs": (OUTPUT, X, ops.GAUSSIAN),
+        r"log_scale is float32 \[1\]": (OUTPUT, X, ops.GAUSSIAN, scale[None]),
+        "x requires a gradient": (OUTPUT, X.clone().requires_grad_(), 0),
+    }.items():
+        with pytest.raises(ValueError, match=f"energy: {error}"):
+            ops.energy(*arguments)
+    with pytest.raises(RuntimeError, match="multiple"):
+        ops.energy_unchecked(OUTPUT[:4], X, 0, None)
+
+
+@pytest.mark.parametrize("likelihood", [Bernoulli(), Gaussian(), DiscretizedLogistic()])
+def test_leading_dimensions_half_precision_and_the_prior(likelihood):
+    many = torch.stack((OUTPUT, OUTPUT + 1))
+    both = likelihood.energy(many, X)
+    assert torch.equal(both, torch.stack([likelihood.energy(o, X) for o in many]))
+    rounded = OUTPUT.bfloat16()
+    assert torch.equal(likelihood.energy(rounded, X), likelihood.energy(rounded.float(), X))
+    z = torch.randn(5, 3, generator=G)
+    prior = -Normal(0.0, 1.0).log_prob(z.double()).sum(1)
+    torch.testing.assert_close(likelihood.potential(OUTPUT, X, z), likelihood.energy(OUTPUT, X) + prior)
+    assert likelihood.energy(OUTPUT[:0], X[:0]).shape == (0,)
+
+
+def test_non_finite_outputs_give_non_finite_energies():
+    for likelihood in (Bernoulli(), Gaussian(), DiscretizedLogistic()):
+        for value in (math.nan, math.inf, -math.inf):
+            output = OUTPUT.clone()
+            output[2, 3] = value
+            energy = likelihood.energy(output, X)
+            assert not energy[2].isfinite()
+            assert energy[[0, 1, 3, 4]].isfinite().all()
+
+
+def test_bernoulli_is_the_distribution_s():
     binary = (X > 0.5).double()
     torch.testing.assert_close(
         Bernoulli().energy(OUTPUT.double(), binary),
         -TorchBernoulli(logits=OUTPUT.double()).log_prob(binary).sum(1),
     )
-
-
-def test_bernoulli_derivative():
-    logits = LOGITS.clone().requires_grad_()
-    weights = torch.arange(1.0, 6.0, dtype=torch.float64)
-    (grad,) = torch.autograd.grad((Bernoulli().energy(logits, X) * weights).sum(), logits)
-    exact = weights[:, None] * (torch.sigmoid(LOGITS.double()) - X.double())
-    assert ((grad - exact).abs() <= 2.0**-22 * weights[:, None]).all()
-    assert torch.autograd.gradcheck(
-        lambda logits: Bernoulli().energy(logits, X.double()), OUTPUT.double().requires_grad_()
-    )
-    total = (Bernoulli().energy(logits, X) * weights.requires_grad_()).sum()
-    (first,) = torch.autograd.grad(total, logits, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
 
 
 @pytest.mark.parametrize("scale", [None, 0.5])
@@ -63,12 +226,9 @@ def test_discretized_logistic_is_a_probability(scale):
         assert math.isclose((-energy).exp().sum().item(), 1, rel_tol=1e-9)
 
 
-def test_discretized_logistic_in_float32():
-    for scale in (1e-3, 0.05):
-        single, double = DiscretizedLogistic(scale), DiscretizedLogistic(scale).double()
-        output = OUTPUT * 0.1 + X
-        exact = double.energy(output.double(), X.double())
-        assert ((single.energy(output, X) - exact).abs() <= 1e-5 * exact.abs() + 1e-3).all()
+def test_a_tiny_scale_stays_finite():
+    likelihood = DiscretizedLogistic(1e-9)
+    assert likelihood.energy(OUTPUT, X).isfinite().all()
 
 
 def test_mean_images():

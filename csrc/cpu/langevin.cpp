@@ -4,12 +4,12 @@
 // the vector width and the number of threads: neither ever changes a bit. Each loop body is compiled
 // once per SIMD level and the best level the processor has is chosen when the library is loaded.
 
-#include <cstdlib>
 #include <cstring>
 #include <vector>
 
 #include "../langevin_math.h"
 #include "../langevin_ops.h"
+#include "simd.h"
 
 namespace lae {
 namespace {
@@ -18,17 +18,17 @@ constexpr int64_t kBlock = 8192;  // elements of one unit of parallel work
 constexpr int kLanes = 8;         // partial sums of one block
 constexpr int kTile = 256;        // normals drawn at once, small enough to stay in the first-level cache
 
-#define LAE_BODY template <typename T> inline __attribute__((always_inline))
-
 // normals of elements [begin, begin + n) of a chain; begin is a multiple of 4, out holds n rounded up to 4
-LAE_BODY void normals_body(uint64_t seed, uint64_t step, uint32_t chain, int64_t begin, int64_t n,
+template <typename T>
+LAE_INLINE void normals_body(uint64_t seed, uint64_t step, uint32_t chain, int64_t begin, int64_t n,
                            T* __restrict__ out) {
   const uint32_t first = static_cast<uint32_t>(begin / 4);
   const int32_t blocks = static_cast<int32_t>((n + 3) / 4);
   for (int32_t b = 0; b < blocks; ++b) normals4(seed, step, chain, first + b, out + 4 * b);
 }
 
-LAE_BODY void ratio_body(const T* __restrict__ phi, const T* __restrict__ proposal,
+template <typename T>
+LAE_INLINE void ratio_body(const T* __restrict__ phi, const T* __restrict__ proposal,
                          const T* __restrict__ grad, const T* __restrict__ proposal_grad, double eta,
                          int64_t n, Sums* out) {
   double ratio[kLanes] = {}, probe[kLanes] = {};
@@ -50,95 +50,11 @@ LAE_BODY void ratio_body(const T* __restrict__ phi, const T* __restrict__ propos
   *out = {ratio[0], probe[0]};
 }
 
-LAE_BODY void step_body(const T* phi, const T* grad, T eta, T noise_scale, const T* __restrict__ eps,
+template <typename T>
+LAE_INLINE void step_body(const T* phi, const T* grad, T eta, T noise_scale, const T* __restrict__ eps,
                         int64_t n, T* proposal) {
   for (int64_t i = 0; i < n; ++i)
     proposal[i] = proposal_element(phi[i], grad[i], eta, noise_scale, eps[i]);
-}
-
-// One SIMD level: the three bodies for both types, behind function pointers.
-template <typename T>
-struct Loops {
-  void (*normals)(uint64_t, uint64_t, uint32_t, int64_t, int64_t, T*);
-  void (*ratio)(const T*, const T*, const T*, const T*, double, int64_t, Sums*);
-  void (*step)(const T*, const T*, T, T, const T*, int64_t, T*);
-};
-
-#define LAE_LEVEL(LEVEL, TARGET)                                                                           \
-  struct LEVEL {                                                                                           \
-    template <typename T>                                                                                  \
-    TARGET static void normals(uint64_t seed, uint64_t step, uint32_t chain, int64_t begin, int64_t n,     \
-                               T* out) {                                                                   \
-      normals_body<T>(seed, step, chain, begin, n, out);                                                   \
-    }                                                                                                      \
-    template <typename T>                                                                                  \
-    TARGET static void ratio(const T* phi, const T* proposal, const T* grad, const T* proposal_grad,       \
-                             double eta, int64_t n, Sums* out) {                                           \
-      ratio_body<T>(phi, proposal, grad, proposal_grad, eta, n, out);                                      \
-    }                                                                                                      \
-    template <typename T>                                                                                  \
-    TARGET static void step(const T* phi, const T* grad, T eta, T noise_scale, const T* eps, int64_t n,    \
-                            T* proposal) {                                                                 \
-      step_body<T>(phi, grad, eta, noise_scale, eps, n, proposal);                                         \
-    }                                                                                                      \
-  };
-
-LAE_LEVEL(Baseline, )
-#if defined(__x86_64__)
-LAE_LEVEL(Avx2, __attribute__((target("avx2"))))
-#if defined(__clang__)  // does not know the last one, and would drop them all
-LAE_LEVEL(Avx512, __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw"))))
-#else
-LAE_LEVEL(Avx512, __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,prefer-vector-width=512"))))
-#endif
-constexpr const char* kBaselineName = "sse2";
-#elif defined(__aarch64__)
-constexpr const char* kBaselineName = "neon";
-#else
-constexpr const char* kBaselineName = "baseline";
-#endif
-
-struct Level {
-  const char* name;
-  Loops<float> f32;
-  Loops<double> f64;
-};
-
-template <class L>
-Level make_level(const char* name) {
-  return {name,
-          {&L::template normals<float>, &L::template ratio<float>, &L::template step<float>},
-          {&L::template normals<double>, &L::template ratio<double>, &L::template step<double>}};
-}
-
-// The best level this processor has; LAE_FAST_KERNELS=sse2|avx2|avx512 asks for a lower one.
-Level choose_level() {
-#if defined(__x86_64__)
-  const char* asked = std::getenv("LAE_FAST_KERNELS");
-  const auto allows = [&](const char* name) { return !asked || std::strcmp(asked, name) == 0; };
-  __builtin_cpu_init();
-  if (asked && std::strcmp(asked, "sse2") == 0) return make_level<Baseline>(kBaselineName);
-  if (allows("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
-    return make_level<Avx512>("avx512");
-  if (__builtin_cpu_supports("avx2")) return make_level<Avx2>("avx2");
-#endif
-  return make_level<Baseline>(kBaselineName);
-}
-
-const Level& level() {
-  static const Level chosen = choose_level();
-  return chosen;
-}
-template <typename T>
-const Loops<T>& loops();
-template <>
-const Loops<float>& loops() {
-  return level().f32;
-}
-template <>
-const Loops<double>& loops() {
-  return level().f64;
 }
 
 struct Stream {  // the noise of one chain in this launch
@@ -174,12 +90,14 @@ Sums chain_sums(const T* phi, const T* proposal, const T* grad, const T* proposa
                 int64_t n_elements) {
   if (n_elements <= kBlock) {
     Sums sums;
-    loops<T>().ratio(phi, proposal, grad, proposal_grad, eta, n_elements, &sums);
+    with_simd([&]() LAE_SIMD { ratio_body(phi, proposal, grad, proposal_grad, eta, n_elements, &sums); });
     return sums;
   }
   std::vector<Sums> partial((n_elements + kBlock - 1) / kBlock);
   for_blocks(n_elements, [&](int64_t i, int64_t n) {
-    loops<T>().ratio(phi + i, proposal + i, grad + i, proposal_grad + i, eta, n, &partial[i / kBlock]);
+    with_simd([&]() LAE_SIMD {
+      ratio_body(phi + i, proposal + i, grad + i, proposal_grad + i, eta, n, &partial[i / kBlock]);
+    });
   });
   Sums total = partial[0];
   for (size_t b = 1; b < partial.size(); ++b) {
@@ -193,9 +111,9 @@ template <typename T>
 void draw_normals(Stream stream, int64_t begin, int64_t n, T* out) {
   T tail[4];
   const int64_t whole = n / 4 * 4;
-  loops<T>().normals(stream.seed, stream.step, stream.chain, begin, whole, out);
+  with_simd([&]() LAE_SIMD { normals_body(stream.seed, stream.step, stream.chain, begin, whole, out); });
   if (whole == n) return;
-  loops<T>().normals(stream.seed, stream.step, stream.chain, begin + whole, 4, tail);
+  normals4(stream.seed, stream.step, stream.chain, static_cast<uint32_t>((begin + whole) / 4), tail);
   std::memcpy(out + whole, tail, (n - whole) * sizeof(T));
 }
 
@@ -208,7 +126,8 @@ void propose_block(const T* phi, const T* grad, double eta, Stream stream, const
   for (int64_t i = begin; i < begin + n; i += kTile) {
     const int64_t m = begin + n - i < kTile ? begin + n - i : kTile;
     if (!noise) draw_normals(stream, i, m, drawn);
-    loops<T>().step(phi + i, grad + i, drift, noise_scale, noise ? noise + i : drawn, m, proposal + i);
+    const T* eps = noise ? noise + i : drawn;
+    with_simd([&]() LAE_SIMD { step_body(phi + i, grad + i, drift, noise_scale, eps, m, proposal + i); });
   }
 }
 
@@ -335,7 +254,7 @@ struct Cpu {
 
 // The SIMD level in use, for lae_fast.info.
 extern "C" __attribute__((visibility("default"))) const char* lae_fast_simd_level() {
-  return lae::level().name;
+  return lae::simd_name();
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lae_fast, CPU, library) {

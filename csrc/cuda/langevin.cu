@@ -5,13 +5,10 @@
 // team depends on the problem's shape and the card alone, so a run never depends on timing.
 
 #include <cooperative_groups.h>
-#include <cuda_runtime.h>
-
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
 
 #include "../langevin_math.h"
 #include "../langevin_ops.h"
+#include "launch.h"
 
 namespace lae {
 namespace {
@@ -20,16 +17,7 @@ constexpr int kThreads = 256;                // of every block
 constexpr int kWarps = kThreads / 32;
 constexpr int64_t kMaxRowElements = 8192;    // longer chains are spread over blocks when they are few
 
-void check_cuda(cudaError_t error, const char* what) {
-  STD_TORCH_CHECK(error == cudaSuccess, "lae_fast: ", what, ": ", cudaGetErrorString(error));
-}
-
 // ---- device helpers ----------------------------------------------------------------------------
-
-template <typename T>
-struct alignas(4 * sizeof(T) > 16 ? 16 : 4 * sizeof(T)) Quad {
-  T v[4];
-};
 
 // Elements i .. i + 3 of a row of n; `is_wide` promises n % 4 == 0 and aligned rows.
 template <typename T>
@@ -341,7 +329,7 @@ __global__ void __launch_bounds__(kThreads) noise_all(NoiseArgs<T> a) {
 
 template <typename T, typename... Rest>
 bool all_wide(int64_t n_elements, const T* p, const Rest*... rest) {
-  const bool is_wide = n_elements % 4 == 0 && reinterpret_cast<uintptr_t>(p) % 16 == 0;
+  const bool is_wide = n_elements % 4 == 0 && is_aligned(p);
   if constexpr (sizeof...(rest) == 0)
     return is_wide;
   else
@@ -349,9 +337,8 @@ bool all_wide(int64_t n_elements, const T* p, const Rest*... rest) {
 }
 
 int multiprocessors() {
-  int device = 0, count = 0;
-  check_cuda(cudaGetDevice(&device), "current device");
-  check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "device attribute");
+  int count = 0;
+  check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, current_device()), "device attribute");
   return count;
 }
 
@@ -362,24 +349,13 @@ unsigned blocks_for(int64_t n_chains, int64_t n_elements) {  // enough for for_g
 }
 
 struct Cuda {
-  struct Guard {
-    torch::stable::accelerator::DeviceGuard device;
-    explicit Guard(const Tensor& t) : device(t.get_device_index()) {}
-  };
-
-  static cudaStream_t stream() {
-    int device = 0;
-    void* current = nullptr;
-    check_cuda(cudaGetDevice(&device), "current device");
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &current));
-    return static_cast<cudaStream_t>(current);
-  }
+  using Guard = DeviceGuard;
 
   template <typename T, int kTeam>
   static void transition_by_rows(const TransitionArgs<T>& a, bool is_wide) {
     constexpr int kChains = kThreads / kTeam;
     const int64_t blocks = (a.n_chains + kChains - 1) / kChains;
-    transition_rows<T, kTeam><<<static_cast<unsigned>(blocks > 0 ? blocks : 1), kThreads, 0, stream()>>>(
+    transition_rows<T, kTeam><<<static_cast<unsigned>(blocks > 0 ? blocks : 1), kThreads, 0, current_stream()>>>(
         a, is_wide);
     check_cuda(cudaGetLastError(), "transition");
   }
@@ -398,15 +374,13 @@ struct Cuda {
     void* arguments[] = {&a, &partials, &is_wide};
     check_cuda(cudaLaunchCooperativeKernel(reinterpret_cast<void*>(transition_grid<T>),
                                            dim3(static_cast<unsigned>(blocks)), dim3(kThreads), arguments, 0,
-                                           stream()),
+                                           current_stream()),
                "transition");
   }
 
   static Tensor new_workspace(int64_t n_doubles) {
-    int device = 0;
-    check_cuda(cudaGetDevice(&device), "current device");
     return torch::stable::empty({n_doubles}, ScalarType::Double, std::nullopt,
-                                torch::stable::Device(torch::headeronly::DeviceType::CUDA, device));
+                                torch::stable::Device(torch::headeronly::DeviceType::CUDA, current_device()));
   }
 
   template <typename T>
@@ -415,7 +389,7 @@ struct Cuda {
     if (!a.adapts_jointly()) return;
     Tensor workspace = new_workspace((sizeof(Joint) + sizeof(double) - 1) / sizeof(double));
     Joint* joint = static_cast<Joint*>(workspace.data_ptr());
-    adapt_jointly<T><<<1, kThreads, 0, stream()>>>(a, joint);
+    adapt_jointly<T><<<1, kThreads, 0, current_stream()>>>(a, joint);
     check_cuda(cudaGetLastError(), "transition");
     propose(ProposeArgs<T>{a.n_chains, a.n_elements, 1, a.phi, a.grad, &joint->step_size, joint->rng,
                            a.noise, a.proposal, a.rng});
@@ -441,7 +415,7 @@ struct Cuda {
   static void decide(const DecideArgs<T>& a) {
     if (a.n_chains == 0) return;
     const bool is_wide = all_wide(a.n_elements, a.phi, a.proposal, a.grad, a.proposal_grad);
-    decide_rows<T><<<static_cast<unsigned>(a.n_chains), kThreads, 0, stream()>>>(a, is_wide);
+    decide_rows<T><<<static_cast<unsigned>(a.n_chains), kThreads, 0, current_stream()>>>(a, is_wide);
     check_cuda(cudaGetLastError(), "decide");
   }
 
@@ -449,13 +423,13 @@ struct Cuda {
   static void propose(const ProposeArgs<T>& a) {
     const bool is_wide = all_wide(a.n_elements, a.phi, a.grad, a.proposal) &&
                          (!a.noise || all_wide(a.n_elements, a.noise));
-    propose_all<T><<<blocks_for(a.n_chains, a.n_elements), kThreads, 0, stream()>>>(a, is_wide);
+    propose_all<T><<<blocks_for(a.n_chains, a.n_elements), kThreads, 0, current_stream()>>>(a, is_wide);
     check_cuda(cudaGetLastError(), "propose");
   }
 
   template <typename T>
   static void noise(const NoiseArgs<T>& a) {
-    noise_all<T><<<blocks_for(a.n_chains, a.n_elements), kThreads, 0, stream()>>>(a);
+    noise_all<T><<<blocks_for(a.n_chains, a.n_elements), kThreads, 0, current_stream()>>>(a);
     check_cuda(cudaGetLastError(), "noise");
   }
 };

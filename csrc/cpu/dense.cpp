@@ -1,0 +1,127 @@
+// CPU kernels between a fully connected network's matrix products: layer normalization with ReLU, forward and
+// backward in one pass over each row, and the selection of what a rejected proposal leaves as it was.
+//
+// Sums over a row run in kLanes float64 lanes, sums over rows in chunks of kRows: neither the vector width nor the
+// number of threads ever changes a bit.
+
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "../dense_ops.h"
+#include "simd.h"
+
+namespace lae {
+namespace {
+
+constexpr int64_t kLanes = 16;
+constexpr int64_t kRows = 32;             // of one unit of parallel work
+constexpr int64_t kCopy = int64_t{1} << 18;  // bytes of one
+
+// sum over i < n of f(i), in float64
+template <typename F>
+LAE_INLINE double lane_sum(int64_t n, const F& f) {
+  double lanes[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    for (int64_t l = 0; l < kLanes; ++l) lanes[l] += static_cast<double>(f(i + l));
+  for (int64_t l = 0; i < n; ++i, ++l) lanes[l] += static_cast<double>(f(i));
+  for (int64_t width = kLanes / 2; width > 0; width /= 2)
+    for (int64_t l = 0; l < width; ++l) lanes[l] += lanes[l + width];
+  return lanes[0];
+}
+
+template <typename T>
+LAE_INLINE void forward_row(T* __restrict__ y, const T* __restrict__ weight, const T* __restrict__ bias, int64_t d,
+                            double eps, T* __restrict__ out, T* rstd_out) {
+  const double size = static_cast<double>(d);
+  const T mean = static_cast<T>(lane_sum(d, [&](int64_t i) LAE_SIMD { return y[i]; }) / size);
+  const double variance = lane_sum(d, [&](int64_t i) LAE_SIMD { return (y[i] - mean) * (y[i] - mean); }) / size;
+  const T rstd = static_cast<T>(1.0 / std::sqrt(variance + eps));
+  for (int64_t i = 0; i < d; ++i) {
+    const T normalized = (y[i] - mean) * rstd, value = normalized * weight[i] + bias[i];
+    y[i] = normalized;
+    out[i] = value < T(0) ? T(0) : value;  // keeps a NaN
+  }
+  *rstd_out = rstd;
+}
+
+// grad in, the gradient of y out; adds to the sums of the rows' chunk.
+template <typename T>
+LAE_INLINE void backward_row(T* __restrict__ grad, const T* __restrict__ out, const T* __restrict__ normalized,
+                             T rstd, const T* __restrict__ weight, int64_t d, T* __restrict__ weight_sum,
+                             T* __restrict__ bias_sum, T* __restrict__ y_sum) {
+  for (int64_t i = 0; i < d; ++i) {
+    const T g = out[i] <= T(0) ? T(0) : grad[i];
+    weight_sum[i] += g * normalized[i];
+    bias_sum[i] += g;
+    grad[i] = g * weight[i];
+  }
+  const double size = static_cast<double>(d);
+  const T mean = static_cast<T>(lane_sum(d, [&](int64_t i) LAE_SIMD { return grad[i]; }) / size);
+  const T slope = static_cast<T>(lane_sum(d, [&](int64_t i) LAE_SIMD { return grad[i] * normalized[i]; }) / size);
+  for (int64_t i = 0; i < d; ++i) {
+    grad[i] = rstd * (grad[i] - mean - normalized[i] * slope);
+    y_sum[i] += grad[i];
+  }
+}
+
+struct Cpu {
+  struct Guard {
+    explicit Guard(const Tensor&) {}
+  };
+
+  template <typename T>
+  static void norm_relu(const NormReluArgs<T>& a) {
+    torch::stable::parallel_for(0, a.n, kRows, [&](int64_t first, int64_t last) {
+      with_simd([&]() LAE_SIMD {
+        for (int64_t r = first; r < last; ++r)
+          forward_row(a.y + r * a.d, a.weight, a.bias, a.d, a.eps, a.out + r * a.d, a.rstd + r);
+      });
+    });
+  }
+
+  template <typename T>
+  static void norm_relu_backward(const NormReluBackwardArgs<T>& a) {
+    const int64_t chunks = (a.n + kRows - 1) / kRows, size = 3 * a.d;
+    std::vector<T> partial(chunks * size);
+    torch::stable::parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
+      with_simd([&]() LAE_SIMD {
+        for (int64_t c = first; c < last; ++c) {
+          T* sums = partial.data() + c * size;
+          const int64_t end = (c + 1) * kRows < a.n ? (c + 1) * kRows : a.n;
+          for (int64_t r = c * kRows; r < end; ++r) {
+            const int64_t row = r * a.d;
+            backward_row(a.grad + row, a.out + row, a.normalized + row, a.rstd[r], a.weight, a.d, sums,
+                         sums + a.d, sums + 2 * a.d);
+          }
+        }
+      });
+    });
+    std::memset(a.sums, 0, size * sizeof(T));
+    with_simd([&]() LAE_SIMD {
+      for (int64_t c = 0; c < chunks; ++c)
+        for (int64_t i = 0; i < size; ++i) a.sums[i] += partial[c * size + i];
+    });
+  }
+
+  static void keep(const KeepArgs& a) {
+    if (*a.is_accepted) return;
+    for (size_t i = 0; i < a.latest.size(); ++i) {
+      const int64_t n = a.n_bytes[i];
+      torch::stable::parallel_for(0, (n + kCopy - 1) / kCopy, 1, [&](int64_t first, int64_t last) {
+        const int64_t end = last * kCopy < n ? last * kCopy : n;
+        std::memcpy(a.latest[i] + first * kCopy, a.previous[i] + first * kCopy, end - first * kCopy);
+      });
+    }
+  }
+};
+
+}  // namespace
+}  // namespace lae
+
+STABLE_TORCH_LIBRARY_IMPL(lae_fast, CPU, library) {
+  library.impl("norm_relu", TORCH_BOX(&lae::DenseOps<lae::Cpu>::norm_relu));
+  library.impl("norm_relu_backward", TORCH_BOX(&lae::DenseOps<lae::Cpu>::norm_relu_backward));
+  library.impl("keep", TORCH_BOX(&lae::DenseOps<lae::Cpu>::keep));
+}

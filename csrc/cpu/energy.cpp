@@ -1,0 +1,108 @@
+// CPU kernel of the energies: one pass over the decoder's output, row by row.
+//
+// Pixels go by tiles that stay in the first-level cache, and are summed in kLanes interleaved float64 lanes:
+// neither the vector width nor the number of threads ever changes a bit.
+
+#include <atomic>
+
+#include "../energy_ops.h"
+#include "simd.h"
+
+namespace lae {
+namespace {
+
+constexpr int64_t kTile = 256;  // pixels
+constexpr int64_t kLanes = 16;
+constexpr int64_t kGrain = 16;  // rows that are worth a thread
+
+struct RowSums {
+  double energy, log_scale_derivative;
+};
+
+template <typename V>
+LAE_INLINE void add_tile(const V* __restrict__ values, int64_t n, double* __restrict__ lanes) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    for (int64_t l = 0; l < kLanes; ++l) lanes[l] += static_cast<double>(values[i + l]);
+  for (int64_t l = 0; i < n; ++i, ++l) lanes[l] += static_cast<double>(values[i]);
+}
+
+LAE_INLINE double total(double* lanes) {
+  for (int64_t width = kLanes / 2; width > 0; width /= 2)
+    for (int64_t l = 0; l < width; ++l) lanes[l] += lanes[l + width];
+  return lanes[0];
+}
+
+template <Likelihood kLikelihood, typename T>
+LAE_INLINE RowSums row_body(const PixelOf<kLikelihood, T>& pixel, const T* __restrict__ output,
+                            const T* __restrict__ x, int64_t n, T* __restrict__ derivative) {
+  using V = decltype(pixel(T{}, T{}).energy);
+  double energies[kLanes] = {}, slopes[kLanes] = {};
+  for (int64_t begin = 0; begin < n; begin += kTile) {
+    const int64_t m = n - begin < kTile ? n - begin : kTile;
+    V energy[kTile], slope[kTile];
+    for (int64_t i = 0; i < m; ++i) {
+      const auto p = pixel(output[begin + i], x[begin + i]);
+      energy[i] = p.energy;
+      slope[i] = p.log_scale_derivative;
+      derivative[begin + i] = static_cast<T>(p.derivative);
+    }
+    add_tile(energy, m, energies);
+    if constexpr (kLikelihood != kBernoulli) add_tile(slope, m, slopes);
+  }
+  const double constants = static_cast<double>(n);
+  return {total(energies) + (kLikelihood == kGaussian ? constants * pixel.scale.constant : 0.0),
+          total(slopes) + (kLikelihood == kGaussian ? constants * pixel.scale.slope : 0.0)};
+}
+
+template <typename T>
+LAE_INLINE bool all_in_unit_range(const T* __restrict__ x, int64_t n) {
+  int outside = 0;
+  for (int64_t i = 0; i < n; ++i) outside |= !(x[i] >= T(0) && x[i] <= T(1));
+  return !outside;
+}
+
+struct Cpu {
+  struct Guard {
+    explicit Guard(const Tensor&) {}
+  };
+
+  template <typename T>
+  static bool in_unit_range(const T* x, int64_t n) {
+    std::atomic<bool> all = true;
+    torch::stable::parallel_for(0, n, 1 << 16, [&](int64_t first, int64_t last) {
+      bool here = true;
+      with_simd([&]() LAE_SIMD { here = all_in_unit_range(x + first, last - first); });
+      if (!here) all = false;
+    });
+    return all;
+  }
+
+  template <typename T>
+  static void energy(const EnergyArgs<T>& a) {
+    for_likelihood<T>(a.likelihood, [&](auto likelihood) {
+      constexpr Likelihood kLikelihood = decltype(likelihood)::value;
+      const PixelOf<kLikelihood, T> pixel(
+          pixel_scale(kLikelihood, a.log_scale ? static_cast<double>(*a.log_scale) : 0.0));
+      torch::stable::parallel_for(0, a.n_rows, kGrain, [&](int64_t first, int64_t last) {
+        with_simd([&]() LAE_SIMD {
+          for (int64_t r = first; r < last; ++r) {
+            const int64_t row = r * a.n_pixels, image = r % a.n_images * a.n_pixels;
+            const RowSums sums =
+                row_body(pixel, a.output + row, a.x + image, a.n_pixels, a.derivative + row);
+            a.energy[r] = sums.energy;
+            if constexpr (kLikelihood != kBernoulli) a.log_scale_derivative[r] = sums.log_scale_derivative;
+          }
+        });
+      });
+    });
+  }
+};
+
+}  // namespace
+}  // namespace lae
+
+STABLE_TORCH_LIBRARY_IMPL(lae_fast, CPU, library) {
+  library.impl("energy", TORCH_BOX(&lae::EnergyOps<lae::Cpu>::energy));
+  library.impl("in_unit_range", TORCH_BOX(&lae::EnergyOps<lae::Cpu>::in_unit_range));
+}

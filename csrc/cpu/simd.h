@@ -1,0 +1,70 @@
+// One loop, compiled for every SIMD level; the best the processor has is chosen when the library is loaded.
+#pragma once
+
+#include <cstdlib>
+#include <cstring>
+
+// For a loop body and all it calls: what is not inlined would be compiled for the baseline.
+#define LAE_INLINE inline __attribute__((always_inline))
+
+namespace lae {
+
+enum class Simd { kBaseline, kAvx2, kAvx512 };
+
+inline Simd choose_simd() {
+#if defined(__x86_64__)
+  const char* asked = std::getenv("LAE_FAST_KERNELS");  // sse2|avx2|avx512 asks for a lower level
+  const auto allows = [&](const char* name) { return !asked || std::strcmp(asked, name) == 0; };
+  __builtin_cpu_init();
+  if (asked && std::strcmp(asked, "sse2") == 0) return Simd::kBaseline;
+  if (allows("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
+    return Simd::kAvx512;
+  if (__builtin_cpu_supports("avx2")) return Simd::kAvx2;
+#endif
+  return Simd::kBaseline;
+}
+
+inline Simd simd() {
+  static const Simd chosen = choose_simd();
+  return chosen;
+}
+
+inline const char* simd_name() {
+#if defined(__x86_64__)
+  return simd() == Simd::kAvx512 ? "avx512" : simd() == Simd::kAvx2 ? "avx2" : "sse2";
+#elif defined(__aarch64__)
+  return "neon";
+#else
+  return "baseline";
+#endif
+}
+
+#if defined(__x86_64__)
+template <typename F>
+__attribute__((target("avx2"))) void run_avx2(const F& f) {
+  f();
+}
+template <typename F>
+#if defined(__clang__)  // does not know the last one, and would drop them all
+__attribute__((target("avx512f,avx512dq,avx512vl,avx512bw")))
+#else
+__attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,prefer-vector-width=512")))
+#endif
+void run_avx512(const F& f) {
+  f();
+}
+#endif
+
+// Runs f, a lambda marked LAE_SIMD, at the chosen level: `with_simd([&]() LAE_SIMD { ... })`.
+#define LAE_SIMD __attribute__((always_inline))
+template <typename F>
+void with_simd(const F& f) {
+#if defined(__x86_64__)
+  if (simd() == Simd::kAvx512) return run_avx512(f);
+  if (simd() == Simd::kAvx2) return run_avx2(f);
+#endif
+  f();
+}
+
+}  // namespace lae

@@ -1,0 +1,45 @@
+// What every CUDA kernel's launch needs.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+namespace lae {
+
+inline void check_cuda(cudaError_t error, const char* what) {
+  STD_TORCH_CHECK(error == cudaSuccess, "lae_fast: ", what, ": ", cudaGetErrorString(error));
+}
+
+inline int current_device() {
+  int device = 0;
+  check_cuda(cudaGetDevice(&device), "current device");
+  return device;
+}
+
+inline cudaStream_t current_stream() {
+  void* current = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(current_device(), &current));
+  return static_cast<cudaStream_t>(current);
+}
+
+// Makes a tensor's device current.
+struct DeviceGuard {
+  torch::stable::accelerator::DeviceGuard device;
+  explicit DeviceGuard(const torch::stable::Tensor& t) : device(t.get_device_index()) {}
+};
+
+__host__ __device__ inline bool is_aligned(const void* p) {  // for loads of 16 bytes
+  return reinterpret_cast<uintptr_t>(p) % 16 == 0;
+}
+
+// Four consecutive elements.
+template <typename T>
+struct alignas(4 * sizeof(T) > 16 ? 16 : 4 * sizeof(T)) Quad {
+  T v[4];
+};
+
+}  // namespace lae

@@ -1,0 +1,145 @@
+// One pixel of each likelihood: -log p(x|z) in nats, its derivative by the decoder's output and by the
+// logarithm of the scale. Both compilers read this header; the loops around it do no arithmetic of their own.
+#pragma once
+
+#include "philox.h"
+
+namespace lae {
+
+// What a decoder's output means, as lae_fast/ops.py numbers it.
+enum Likelihood : int64_t { kBernoulli = 0, kGaussian = 1, kLogistic = 2 };
+
+// exp(x) for x <= 0, to a few units in the last place; below the smallest normal number that number instead of 0.
+// x = k log 2 + r, |r| <= log 2 / 2: the magic number's addition rounds to k and leaves it in the low bits.
+LAE_HD float exp_negative(float x) {
+  const float clamped = x < -87.0f ? -87.0f : x;  // keeps a NaN
+  const float magic = 12582912.0f, shifted = clamped * 1.44269504088896341f + magic, k = shifted - magic;
+  uint32_t bits;
+  memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits + 127u) << 23;
+  float scale;
+  memcpy(&scale, &bits, sizeof scale);
+  const float r = (clamped - k * 0.693359375f) - k * -2.12194440054690583e-4f;
+  float p = r * (1.0f / 5040) + 1.0f / 720;
+  p = r * p + 1.0f / 120;
+  p = r * p + 1.0f / 24;
+  p = r * p + 1.0f / 6;
+  p = r * p + 0.5f;
+  return (1.0f + (r + (r * r) * p)) * scale;
+}
+LAE_HD double exp_negative(double x) {
+  const double clamped = x < -708.0 ? -708.0 : x;
+  const double magic = 6755399441055744.0, shifted = clamped * 1.44269504088896340736 + magic,
+               k = shifted - magic;
+  uint64_t bits;
+  memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits + 1023u) << 52;
+  double scale;
+  memcpy(&scale, &bits, sizeof scale);
+  const double r = (clamped - k * 0.693147180369123816490) - k * 1.90821492927058770002e-10;
+  double p = r * (1.0 / 479001600) + 1.0 / 39916800;
+  p = r * p + 1.0 / 3628800;
+  p = r * p + 1.0 / 362880;
+  p = r * p + 1.0 / 40320;
+  p = r * p + 1.0 / 5040;
+  p = r * p + 1.0 / 720;
+  p = r * p + 1.0 / 120;
+  p = r * p + 1.0 / 24;
+  p = r * p + 1.0 / 6;
+  p = r * p + 0.5;
+  return (1.0 + (r + (r * r) * p)) * scale;
+}
+
+// log(1 + e) for e in [0, 1]: 2 atanh(e / (2 + e)), to a few units in the last place of the *result*; most pixels
+// of an image are nearly certain, and their e is tiny.
+LAE_HD float log1p_unit(float e) {
+  const float s = e / (2.0f + e), z = s * s;  // z <= 1/9
+  float p = z * (1.0f / 13) + 1.0f / 11;
+  p = z * p + 1.0f / 9;
+  p = z * p + 1.0f / 7;
+  p = z * p + 1.0f / 5;
+  p = z * p + 1.0f / 3;
+  p = z * p;
+  return 2.0f * s + 2.0f * s * p;
+}
+LAE_HD double log1p_unit(double e) {
+  return log_uniform(1.0 + e);  // to one rounding of 1, which is enough here
+}
+
+template <typename T>
+struct Pixel {
+  T energy, derivative, log_scale_derivative;
+};
+
+// What all pixels share. `scale` is the likelihood's, of no meaning for a Bernoulli.
+struct PixelScale {
+  double inverse;       // 1 / scale
+  double constant;      // of every energy
+  double half_bin;      // of the 256 grey levels, in units of scale
+  double cosh_term;     // 2 cosh(half_bin)
+  double exp_half_bin;  // exp(-half_bin)
+  double slope;         // of `constant` by the logarithm of the scale
+};
+
+constexpr double kHalfBin = 0.5 / 255;
+
+LAE_HD PixelScale pixel_scale(Likelihood likelihood, double log_scale) {
+  PixelScale s = {1.0, 0.0, 0.0, 0.0, 0.0, 0.0};
+  if (likelihood == kGaussian) {
+    s.inverse = std::exp(-log_scale);
+    s.constant = log_scale + 0.91893853320467274178;  // log(2 pi) / 2
+    s.slope = 1.0;
+  } else if (likelihood == kLogistic) {
+    const double smallest = kHalfBin / 500;  // scales below count as this one: cosh stays finite
+    s.inverse = log_scale < std::log(smallest) ? 1 / smallest : std::exp(-log_scale);
+    const double b = s.half_bin = kHalfBin * s.inverse;
+    s.constant = -std::log(-std::expm1(-2 * b));
+    s.cosh_term = 2 * std::cosh(b);
+    s.exp_half_bin = std::exp(-b);
+    s.slope = 2 * b / std::expm1(2 * b);
+  }
+  return s;
+}
+
+// Output l, a logit: log(1 + exp(l)) - x l, written without cancellation.
+template <typename T>
+LAE_HD Pixel<T> bernoulli_pixel(T logit, T x) {
+  const bool is_negative = logit < T(0);
+  const T size = is_negative ? -logit : logit;
+  const T e = exp_negative(-size);
+  const T energy = size * (is_negative ? x : T(1) - x) + log1p_unit(e);
+  return {energy, (is_negative ? e : T(1)) / (T(1) + e) - x, T(0)};
+}
+
+// Output m, a mean: (x - m)^2 / (2 scale^2), and the constant.
+template <typename T>
+LAE_HD Pixel<T> gaussian_pixel(T mean, T x, T inverse, T inverse_square) {
+  const T residual = (x - mean) * inverse;
+  const T square = residual * residual;
+  return {T(0.5) * square, (mean - x) * inverse_square, -square};
+}
+
+// Output m, a mean; x one of k / 255: -log of the logistic distribution's mass in its bin, the outer bins open.
+// With a = |x - m| / scale, b half a bin in units of scale and A = exp(-a), an inner bin has the mass
+//     sigmoid(a + b) - sigmoid(a - b) = exp(b - a) (1 - exp(-2b)) / (1 + 2 cosh(b) A + A^2),
+// an outer one sigmoid(-t), t its open side's distance: one exp, one log and one division serve both.
+// In float64 whatever the tensors are: the derivative's cancellation would not survive float32.
+LAE_HD Pixel<double> logistic_pixel(double mean, double x, const PixelScale& s) {
+  const double d = (x - mean) * s.inverse, b = s.half_bin;
+  const double first = x < kHalfBin ? 1.0 : 0.0, outer = first + (x > 1 - kHalfBin ? 1.0 : 0.0), inner = 1.0 - outer;
+  const double sign = d < 0 ? -1.0 : 1.0, distance = sign * d;
+  const double t = outer * ((1.0 - 2.0 * first) * d - b);  // 0 in an inner bin
+  const double size = t < 0 ? -t : t;
+  const double e = exp_negative(-(inner * distance + size));
+  const double denominator = 1.0 + e * (outer + inner * (s.cosh_term + e));
+  const double inverse = 1.0 / denominator;
+  const double sigmoid = (t < 0 ? e : 1.0) * inverse;  // of t
+  const double difference = (e * e - 1.0) * inverse;   // sigmoid(-a - b) - sigmoid(a - b)
+  const double sum = (1.0 + e * (e + 2.0 * s.exp_half_bin)) * inverse;
+  const double start = 0.5 * (t + size) + inner * (distance - b + s.constant);
+  const double slope = outer * (2.0 * first - 1.0) * sigmoid + inner * sign * difference;
+  return {start + log_uniform(denominator), slope * s.inverse,
+          inner * (distance * difference + b * sum + s.slope) - t * sigmoid};
+}
+
+}  // namespace lae

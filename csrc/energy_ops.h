@@ -1,0 +1,100 @@
+// The energy op as torch calls it, written once for every backend: check, turn into plain pointers, hand over.
+// A backend is a struct with energy(EnergyArgs<T>) and a Guard. Schema and meaning: lae_fast/ops.py.
+#pragma once
+
+#include <optional>
+#include <tuple>
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include "check.h"
+#include "energy_math.h"
+#include "tensors.h"
+
+namespace lae {
+
+template <typename T>
+struct EnergyArgs {
+  int64_t n_rows, n_images, n_pixels;
+  Likelihood likelihood;
+  const T* output;                // [R, nx]
+  const T* x;                     // [n, nx]; row r is compared with image r % n
+  const T* log_scale;             // [] or null
+  double* energy;                 // [R], out
+  T* derivative;                  // [R, nx], out
+  double* log_scale_derivative;   // [R], out, or null
+};
+
+// One pixel in the arithmetic its likelihood takes; `scale` is that of the whole launch.
+template <Likelihood kLikelihood, typename T>
+struct PixelOf {
+  PixelScale scale;
+  T inverse, inverse_square;
+
+  LAE_HD explicit PixelOf(const PixelScale& s)
+      : scale(s), inverse(static_cast<T>(s.inverse)), inverse_square(static_cast<T>(s.inverse * s.inverse)) {}
+
+  LAE_HD auto operator()(T output, T x) const {
+    if constexpr (kLikelihood == kBernoulli)
+      return bernoulli_pixel(output, x);
+    else if constexpr (kLikelihood == kGaussian)
+      return gaussian_pixel(output, x, inverse, inverse_square);
+    else
+      return logistic_pixel(static_cast<double>(output), static_cast<double>(x), scale);
+  }
+};
+
+// f(PixelOf type tag): picks the likelihood at compile time.
+template <typename T, typename F>
+void for_likelihood(Likelihood likelihood, F f) {
+  switch (likelihood) {
+    case kBernoulli: return f(std::integral_constant<Likelihood, kBernoulli>{});
+    case kGaussian: return f(std::integral_constant<Likelihood, kGaussian>{});
+    case kLogistic: return f(std::integral_constant<Likelihood, kLogistic>{});
+  }
+}
+
+template <class Backend>
+struct EnergyOps {
+  static std::tuple<Tensor, Tensor, Tensor> energy(Tensor output, Tensor x, int64_t kind,
+                                                   std::optional<Tensor> log_scale) {
+    const Check check("energy", output);
+    check.state("output", output);
+    const int64_t n_rows = output.size(0), n_pixels = output.size(1);
+    STD_TORCH_CHECK(kind >= kBernoulli && kind <= kLogistic, "lae_fast::energy: kind must be 0 to 2");
+    STD_TORCH_CHECK((kind == kBernoulli) == !log_scale,
+                    "lae_fast::energy: log_scale belongs to the Gaussian and logistic likelihoods, and only there");
+    STD_TORCH_CHECK(x.dim() == 2, "lae_fast::energy: x must be [n, nx]");
+    const int64_t n_images = x.size(0);
+    check.array("x", x, output.scalar_type(), {n_images, n_pixels});
+    STD_TORCH_CHECK(n_images > 0 ? n_rows % n_images == 0 : n_rows == 0,
+                    "lae_fast::energy: the rows of output must be a multiple of those of x");
+    if (log_scale) check.array("log_scale", *log_scale, output.scalar_type(), {});
+    const typename Backend::Guard guard(output);
+    Tensor energy = torch::stable::new_empty(output, {n_rows}, ScalarType::Double);
+    Tensor derivative = torch::stable::empty_like(output);
+    Tensor log_scale_derivative =
+        torch::stable::new_empty(output, {log_scale ? n_rows : 0}, ScalarType::Double);
+    if (n_rows == 0) return {energy, derivative, log_scale_derivative};
+    for_type(output, [&](auto type) {
+      using T = decltype(type);
+      Backend::energy(EnergyArgs<T>{n_rows, n_images, n_pixels, static_cast<Likelihood>(kind),
+                                    pointer<const T>(output), pointer<const T>(x), pointer<const T>(log_scale),
+                                    pointer<double>(energy), pointer<T>(derivative),
+                                    log_scale ? pointer<double>(log_scale_derivative) : nullptr});
+    });
+    return {energy, derivative, log_scale_derivative};
+  }
+
+  // Whether all of x lies in [0, 1]; a NaN does not.
+  static bool in_unit_range(Tensor x) {
+    const Check check("in_unit_range", x);
+    check.state("x", x);
+    bool result = true;
+    for_type(x, [&](auto type) { result = Backend::in_unit_range(pointer<decltype(type)>(x), x.numel()); });
+    return result;
+  }
+};
+
+}  // namespace lae

@@ -1,0 +1,29 @@
+// From torch's tensors to plain pointers of the right type.
+#pragma once
+
+#include <optional>
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+namespace lae {
+
+template <typename T>
+T* pointer(const torch::stable::Tensor& t) {
+  return static_cast<T*>(t.data_ptr());
+}
+template <typename T>
+T* pointer(const std::optional<torch::stable::Tensor>& t) {
+  return t ? static_cast<T*>(t->data_ptr()) : nullptr;
+}
+
+// f(float{}) or f(double{}), as the tensor is.
+template <typename F>
+void for_type(const torch::stable::Tensor& t, F f) {
+  if (t.scalar_type() == torch::headeronly::ScalarType::Float)
+    f(float{});
+  else
+    f(double{});
+}
+
+}  // namespace lae

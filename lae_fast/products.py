@@ -1,0 +1,56 @@
+"""The three matrix products of a linear layer, each by the fastest route this torch offers on its device.
+
+On a CPU torch hands float32 products to MKL, which leaves the wide registers of other makers' processors unused;
+oneDNN, which torch brings too, does not. It serves where a product is large enough to be worth its overhead.
+Shapes: a [n, k] inputs, weight [m, k], g [n, m] gradient of the layer's output. With `dtype` the products are of numbers
+rounded to it, and their result is rounded to it once more before it returns in the type of a.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_MINIMUM = 2**21  # multiplications below which MKL's smaller overhead wins
+
+
+def _find_onednn() -> torch._ops.OpOverload | None:
+    """oneDNN's x @ w.T + bias, as torch.compile uses it; None: this torch has none."""
+    if not torch.backends.mkldnn.is_available():
+        return None
+    packet = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    return None if packet is None else packet.default
+
+
+_onednn = _find_onednn()
+
+
+def _takes_onednn(a: Tensor, n_multiplications: int) -> bool:
+    return (
+        _onednn is not None
+        and a.dtype == torch.float32
+        and a.device.type == "cpu"
+        and n_multiplications >= _MINIMUM
+    )
+
+
+def linear(a: Tensor, weight: Tensor, bias: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    """a @ weight.T + bias: [n, m]."""
+    if dtype is not None and dtype != a.dtype:
+        bias = None if bias is None else bias.to(dtype)
+        return torch.nn.functional.linear(a.to(dtype), weight.to(dtype), bias).to(a.dtype)
+    if _takes_onednn(a, a.shape[0] * weight.numel()):
+        return _onednn(a, weight, bias, "none", [], "")
+    return torch.nn.functional.linear(a, weight, bias)
+
+
+def input_gradient(g: Tensor, weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """g @ weight: [n, k]."""
+    return linear(g, weight.T, dtype=dtype)
+
+
+def weight_gradient(g: Tensor, a: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """g.T @ a: [m, k]."""
+    if a.shape[1] < g.shape[1] and not _takes_onednn(g, g.numel() * a.shape[1]):
+        return linear(a.T, g.T, dtype=dtype).T  # MKL is slow the other way round
+    return linear(g.T, a.T, dtype=dtype)

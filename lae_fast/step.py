@@ -1,0 +1,80 @@
+"""One training step: the loss, its gradients, the optimizer. Eager, or on a GPU captured in a CUDA graph."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lae_fast.autoencoder import Autoencoder
+
+WARMUP = 3  # steps before capture: optimizer state and lazily made library handles must exist
+
+
+class TrainingStep:
+    """Steps of `optimizer` down the loss of `model`: `step(x)` for images x [n, nx].
+
+    On a GPU the first `WARMUP` calls run as they are, the next is captured, and from then on a call copies x and replays
+    the graph: hundreds of launches for the price of one. Noise, step size and learning rate advance all the same, for
+    they live on the device; nothing on the way waits for it.
+
+    Args:
+        model: any of this package's models.
+        optimizer: of its parameters. To be captured it must be `capturable`, with its learning rate a tensor on the
+            device: `torch.optim.Adam(..., lr=torch.tensor(1e-3, device=device), fused=True, capturable=True)`.
+        capture: default: where the model is on a GPU.
+
+    Raises:
+        ValueError: capture without a GPU, or an optimizer that cannot be captured.
+    """
+
+    def __init__(
+        self, model: Autoencoder, optimizer: torch.optim.Optimizer, *, capture: bool | None = None
+    ) -> None:
+        self.model, self.optimizer = model, optimizer
+        device = next(model.parameters()).device
+        self.captures = device.type == "cuda" if capture is None else capture
+        if self.captures:
+            if device.type != "cuda":
+                raise ValueError(f"capture for a model on {device}; expected one on a GPU")
+            for group in optimizer.param_groups:
+                if not group.get("capturable") or not isinstance(group["lr"], Tensor):
+                    raise ValueError(
+                        f"capture with an optimizer whose capturable is {group.get('capturable')} and whose lr is a "
+                        f"{type(group['lr']).__name__}; expected True and a Tensor"
+                    )
+            self.stream = torch.cuda.Stream(device)
+        self.n_calls = 0
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Take one step; the loss [] before it, nats per image, detached. Captured: valid until the next call."""
+        if not self.captures:
+            return self._step(x)
+        self.n_calls += 1
+        if self.graph is None:
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                if self.n_calls <= WARMUP:
+                    loss = self._step(x)
+                else:
+                    self.x = x.clone()
+                    self.graph = torch.cuda.CUDAGraph()
+                    with torch.cuda.graph(self.graph, stream=self.stream):
+                        self.loss = self._step(self.x)
+            torch.cuda.current_stream().wait_stream(self.stream)
+            if self.graph is None:
+                return loss
+        if x.shape != self.x.shape or x.dtype != self.x.dtype:
+            raise ValueError(
+                f"images are {x.dtype} {list(x.shape)}; expected {self.x.dtype} {list(self.x.shape)}, as captured"
+            )
+        self.x.copy_(x)
+        self.graph.replay()
+        return self.loss
+
+    def _step(self, x: Tensor) -> Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.model.loss(x)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()

@@ -1,0 +1,310 @@
+"""The fully connected fast path against PyTorch's own layers, and against float64."""
+
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lae_fast import (
+    LAE,
+    Bernoulli,
+    DiscretizedLogistic,
+    Gaussian,
+    _ext,
+    _reference_dense,
+    dense,
+    nets,
+    ops,
+    products,
+)
+from lae_fast.dense import MLP
+
+EPS = {torch.float32: 2.0**-23, torch.float64: 2.0**-52}
+
+
+def norm_problem(n, d, dtype, device="cpu"):
+    g = torch.Generator().manual_seed(n + d)
+    y, grad = torch.randn(2, n, d, generator=g, dtype=torch.float64) * 3 + 0.5
+    weight, bias = torch.randn(2, d, generator=g, dtype=torch.float64)
+    return [t.to(device, dtype) for t in (y, grad, weight, bias)]
+
+
+@pytest.mark.parametrize("implementation", ["op", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("n", "d"), [(1, 1), (3, 17), (70, 256), (0, 5)])
+def test_norm_relu_is_layer_norm_and_relu(n, d, dtype, implementation, device):
+    source = ops if implementation == "op" else _reference_dense
+    y, grad, weight, bias = norm_problem(n, d, dtype, device)
+    exact = [t.double().clone().requires_grad_() for t in (y, weight, bias)]
+    wanted = F.layer_norm(exact[0], (d,), exact[1], exact[2], 1e-5).relu()
+    out, rstd = source.norm_relu(y, weight, bias, 1e-5)
+    tolerance = 60 * EPS[dtype]
+    torch.testing.assert_close(out.double(), wanted, rtol=tolerance, atol=tolerance * 5)
+    sums = source.norm_relu_backward(grad_in := grad.clone(), out, y, rstd, weight)
+    mask = (out > 0) == (wanted > 0)  # a value within rounding of 0 may fall on either side
+    assert mask.all()
+    wanted.backward(grad.double())
+    torch.testing.assert_close(grad_in.double(), exact[0].grad, rtol=0, atol=tolerance * 20)
+    column = torch.stack((exact[1].grad, exact[2].grad, exact[0].grad.sum(0)))
+    torch.testing.assert_close(sums.double(), column, rtol=0, atol=tolerance * 20 * max(n, 1) ** 0.5)
+
+
+def test_norm_relu_keeps_a_nan(device):
+    y, grad, weight, bias = norm_problem(4, 8, torch.float32, device)
+    y[1, 2] = math.nan
+    out, rstd = ops.norm_relu(y, weight, bias, 1e-5)
+    assert out[1].isnan().all()
+    assert out[[0, 2, 3]].isfinite().all()
+    ops.norm_relu_backward(grad, out, y, rstd, weight)
+    assert grad[1].isnan().all()
+
+
+NORM_SCRIPT = """
+import hashlib, torch
+from lae_fast import _ext, ops
+from test_dense import norm_problem
+digest = hashlib.sha256()
+for threads in (1, 3):
+    torch.set_num_threads(threads)
+    part = b""
+    for dtype in (torch.float32, torch.float64):
+        y, grad, weight, bias = norm_problem(130, 77, dtype)
+        out, rstd = ops.norm_relu(y, weight, bias, 1e-5)
+        sums = ops.norm_relu_backward(grad, out, y, rstd, weight)
+        part += b"".join(t.numpy().tobytes() for t in (y, out, rstd, grad, sums))
+    print(_ext.simd_level(), hashlib.sha256(part).hexdigest())
+"""
+
+
+@pytest.mark.skipif(_ext.simd_level() not in ("avx2", "avx512"), reason="needs compiled kernels for x86-64")
+def test_every_simd_level_and_thread_count_computes_the_same_bits():
+    lines = []
+    for level in ("sse2", "avx2", "avx512"):
+        environment = os.environ | {"LAE_FAST_KERNELS": level, "PYTHONPATH": os.path.dirname(__file__)}
+        run = subprocess.run(
+            [sys.executable, "-c", NORM_SCRIPT], env=environment, capture_output=True, text=True
+        )
+        assert run.returncode == 0, run.stderr
+        lines += [line.split() for line in run.stdout.splitlines()]
+    assert len(lines) == 6
+    assert lines[0][0] == "sse2"
+    assert len({digest for _, digest in lines}) == 1
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+def test_keep_selects(accepted, device):
+    latest = [torch.full((n,), math.nan, device=device) for n in (5, 4096, 0, 70_000)]
+    latest.append(torch.full((3,), math.inf, dtype=torch.float64, device=device))
+    previous = [torch.arange(len(t), dtype=t.dtype, device=device) for t in latest]
+    wanted = [t.clone() for t in (latest if accepted else previous)]
+    ops.keep(latest, previous, torch.tensor([accepted], device=device))
+    for got, expected in zip(latest, wanted, strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_opcheck(device):
+    y, grad, weight, bias = norm_problem(6, 5, torch.float32, device)
+    out, rstd = ops.norm_relu(y.clone(), weight, bias, 1e-5)
+    namespace = torch.ops.lae_fast
+    torch.library.opcheck(namespace.norm_relu.default, (y, weight, bias, 1e-5))
+    torch.library.opcheck(namespace.norm_relu_backward.default, (grad, out, y, rstd, weight))
+    torch.library.opcheck(namespace.keep.default, ([y], [grad], torch.tensor([False], device=device)))
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "m"), [(512, 256, 784), (512, 784, 256), (512, 8, 256), (100, 256, 8), (3, 2, 5)]
+)
+def test_products(n, k, m):
+    g = torch.Generator().manual_seed(0)
+    a, weight, bias = (
+        torch.randn(n, k, generator=g),
+        torch.randn(m, k, generator=g),
+        torch.randn(m, generator=g),
+    )
+    grad = torch.randn(n, m, generator=g)
+    cases = [  # the product, its two factors, what is added
+        (lambda d: products.linear(a, weight, bias, d), a, weight.T, bias),
+        (lambda d: products.input_gradient(grad, weight, d), grad, weight, torch.zeros(1)),
+        (lambda d: products.weight_gradient(grad, a, d), grad.T, a, torch.zeros(1)),
+    ]
+    for product, left, right, added in cases:
+        single, rounded = product(None), product(torch.bfloat16)
+        assert single.dtype == rounded.dtype == torch.float32
+        left, right, added = left.double(), right.double(), added.double()
+        exact, sizes = left @ right + added, left.abs() @ right.abs() + added.abs()
+        assert (
+            (single - exact).abs() <= (left.shape[1] + 1) * 2.0**-24 * sizes
+        ).all()  # whatever the order of sums
+        error = (rounded.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt()
+        assert 1e-4 < error < 1e-2  # of bfloat16, and no less: it was asked for
+
+
+def network(encoder=False):
+    torch.manual_seed(0)
+    net = nets.mlp(60, 4, nh=300)[0 if encoder else 1]
+    for p in net.parameters():
+        nn.init.normal_(p, std=0.3)
+    return net
+
+
+@pytest.mark.parametrize("encoder", [True, False])
+def test_mlp_is_its_layers(encoder):
+    net = network(encoder)
+    x = torch.randn(200, 60 if encoder else 4)
+    weights = torch.randn(200, 300 if encoder else 60)
+    results = {}
+    for is_fast in (True, False):
+        net.is_fast = is_fast
+        assert net.takes_fast_path(x) == is_fast
+        leaf = x.clone().requires_grad_()
+        out = net(leaf)
+        grads = torch.autograd.grad((out * weights).sum(), [leaf, *net.parameters()])
+        results[is_fast] = (out, *grads)
+    for name, fast, plain in zip(["out", "x", *dict(net.named_parameters())], *results.values(), strict=True):
+        assert fast.shape == plain.shape
+        assert (fast - plain).abs().max() <= 3e-5 * plain.abs().max(), name
+
+
+def test_mlp_has_the_layers_of_a_sequential():
+    net = network()
+    plain = nn.Sequential(*net)
+    assert list(net.state_dict()) == list(plain.state_dict())
+    x = torch.randn(7, 4, dtype=torch.float64)
+    assert torch.equal(net.double()(x), plain(x))  # float64: PyTorch's own layers
+    assert not net.takes_fast_path(x)
+    net.float()
+    x = x.float()
+    torch.testing.assert_close(torch.func.vmap(net)(x[:, None])[:, 0], net(x))
+    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), net(x))
+
+
+def test_mlp_under_autocast_rounds_its_products():
+    net, x = network(), torch.randn(200, 4)
+    exact = net(x)
+    results = []
+    for is_fast in (True, False):
+        net.is_fast = is_fast
+        with torch.autocast("cpu", torch.bfloat16):
+            results.append(net(x).float())
+    errors = [((r - exact).square().mean() / exact.square().mean()).sqrt() for r in results]
+    assert 1e-3 < errors[0] < 3 * errors[1] < 0.2
+
+
+def test_weight_gradients_can_be_left_out():
+    net, x = network(), torch.randn(20, 4, requires_grad=True)
+    (wanted,) = torch.autograd.grad(net(x).sum(), x)
+    with dense.without_weight_gradients(net):
+        out = net(x).sum()
+    assert torch.equal(torch.autograd.grad(out, x)[0], wanted)
+    out = net(x).sum()
+    out.backward()
+    assert net[0].weight.grad is not None
+
+
+def test_mlp_refuses_a_second_derivative():
+    net, x = network(), torch.randn(20, 4, requires_grad=True)
+    (first,) = torch.autograd.grad(net(x).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"second derivative through lae_fast\.MLP"):
+        first.square().sum().backward()
+    net.is_fast = False
+    (first,) = torch.autograd.grad(net(x).sum(), x, create_graph=True)
+    first.square().sum().backward()
+
+
+def test_mlp_names_layers_it_cannot_take():
+    with pytest.raises(ValueError, match="'Linear', 'Tanh'"):
+        MLP(nn.Linear(3, 4), nn.Tanh())
+    with pytest.raises(ValueError, match="without bias"):
+        MLP(nn.Linear(3, 4, bias=False), nn.LayerNorm(4), nn.ReLU())
+    with pytest.raises(ValueError, match="expected blocks"):
+        MLP(nn.Linear(3, 4))
+
+
+STEP_SIZES = {"bernoulli": 2e-3, "gaussian": 3e-5, "logistic": 2e-4}  # at which some proposals fail
+LIKELIHOODS = {"bernoulli": Bernoulli, "gaussian": Gaussian, "logistic": DiscretizedLogistic}
+
+
+def model(is_fast, likelihood="bernoulli", dtype=torch.float32, **options):
+    torch.manual_seed(0)
+    encoder, decoder = nets.mlp(60, 4, nh=300)
+    encoder.is_fast = decoder.is_fast = is_fast
+    options = {"n_steps": 3, "step_size": STEP_SIZES[likelihood]} | options
+    return LAE(encoder, decoder, LIKELIHOODS[likelihood](), nx=60, nz=4, d=300, **options).to(dtype)
+
+
+def images(n=128, dtype=torch.float32, seed=2):
+    return torch.randint(0, 256, (n, 60), generator=torch.Generator().manual_seed(seed)).to(dtype) / 255
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+@pytest.mark.parametrize("options", [{}, {"window": "before"}, {"mh": False}, {"whiten": True}])
+def test_the_fast_step_is_the_general_one(likelihood, options):
+    """In float64, where no decision can fall differently; the fast path's kernels and selection, autograd's gradients."""
+    results = []
+    for is_fast in (True, False):
+        m = model(is_fast, likelihood, torch.float64, **options)
+        seen = []
+        for _ in range(3):
+            loss = m.loss(images(dtype=torch.float64))
+            grads = torch.autograd.grad(loss, list(m.parameters()))
+            seen += [loss, *grads, m.phi.clone(), m.acceptance_rate.clone()]
+        results.append((seen, m))
+    (fast, m), (plain, other) = results
+    for a, b in zip(fast, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9 * max(1.0, b.abs().max().item()))
+    assert torch.equal(m.counters, other.counters)
+    if options.get("mh", True):
+        assert 0 < m.counters[0, 0] < 9  # both outcomes were met
+
+
+def test_the_fast_step_is_the_general_one_in_float32():
+    fast, plain = ([m := model(f), m.loss(images())] for f in (True, False))
+    torch.testing.assert_close(fast[1], plain[1], rtol=1e-5, atol=0)
+    gradients = [torch.autograd.grad(loss, list(m.parameters())) for m, loss in (fast, plain)]
+    for a, b in zip(*gradients, strict=True):
+        assert (a - b).norm() <= 1e-4 * b.norm() + 1e-7
+
+
+def test_weight_gradients_are_made_for_states_only(monkeypatch):
+    calls = []
+    original = products.weight_gradient
+    monkeypatch.setattr(products, "weight_gradient", lambda *a: calls.append(1) or original(*a))
+    m = model(True, n_steps=5)
+    m.loss(images())
+    assert len(calls) == 5 * 4  # T states x layers, before the encoder's turn
+    assert m.counters[0, 0] > 0
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_a_rejected_evaluation_leaves_no_trace(is_fast):
+    """Proposals so far out that their energies are not finite."""
+    m = model(is_fast, step_size=1e32)
+    start = m.phi.clone()
+    loss = m.loss(images())
+    gradients = torch.autograd.grad(loss, list(m.parameters()))
+    assert m.counters.sum() == 3
+    assert torch.equal(m.phi, start)
+    assert all(g.isfinite().all() for g in gradients)
+    with torch.no_grad():
+        expected = m.potential(images(), m.encoder(images()) @ start.T).mean()
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
+
+
+def test_frozen_or_hooked_decoders_take_the_general_path():
+    from lae_fast.decoder_pass import AutogradPass, DensePass, decoder_pass
+
+    m = model(True)
+    assert isinstance(decoder_pass(m, images()), DensePass)
+    assert isinstance(decoder_pass(m, images().double()), AutogradPass)
+    m.decoder[0].weight.requires_grad_(False)
+    assert isinstance(decoder_pass(m, images()), AutogradPass)
+    loss = m.loss(images())
+    loss.backward()
+    assert m.decoder[0].weight.grad is None
+    assert m.decoder[3].weight.grad.isfinite().all()

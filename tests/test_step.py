@@ -1,0 +1,235 @@
+"""One training step as a whole: what it may not do, what it computes, and its capture in a CUDA graph."""
+
+from collections import Counter
+
+import pytest
+import torch
+from test_dense import images, model
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from lae_fast import VAE, Bernoulli, Hoffman, nets
+from lae_fast.decoder_pass import decoder_pass
+from lae_fast.precision import LIMIT, ROOT_MEAN_SQUARE
+from lae_fast.step import WARMUP, TrainingStep
+
+
+aten = torch.ops.aten
+WAITING = (aten._local_scalar_dense, aten.nonzero, aten.is_nonzero, aten.equal, aten.masked_select)
+
+
+class Watch(TorchDispatchMode):
+    """Collects what every op returns, and whatever makes the host wait or know."""
+
+    def __init__(self):
+        super().__init__()
+        self.allocated, self.offences = Counter(), []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        devices = {t.device for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        out = func(*args, **kwargs)
+        tensors = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
+        waits = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags)
+        if waits or func.overloadpacket in WAITING:
+            self.offences.append(str(func))
+        if len(devices | {t.device for t in tensors}) > 1:
+            self.offences.append(f"{func} between devices")
+        self.allocated.update((str(func), tuple(t.shape), t.dtype) for t in tensors)
+        return out
+
+
+def build(kind, **options):
+    torch.manual_seed(0)
+    parts = (*nets.mlp(60, 4, nh=300), Bernoulli())
+    if kind == "lae":
+        return model(True, **options)
+    return {"vae": VAE, "hoffman": Hoffman}[kind](*parts, nx=60, nz=4, d=300, **options)
+
+
+def adam(m):
+    return torch.optim.Adam(m.parameters(), lr=1e-3, fused=True)
+
+
+CASES = [
+    ("lae", {}),
+    ("lae", {"mh": False}),
+    ("lae", {"window": "before", "whiten": True}),
+    ("lae", {"likelihood": "logistic", "step_size": None}),
+    ("lae", {"precision": "bf16"}),
+    ("lae", {"precision": "bf16", "mh": False}),
+    ("vae", {}),
+    ("hoffman", {}),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), CASES)
+def test_a_step_never_asks_the_device_and_a_second_one_allocates_nothing_new(kind, options):
+    m = build(kind, **options)
+    step, x, allocated = TrainingStep(m, adam(m)), images(), []
+    for _ in range(2):
+        with Watch() as watch:
+            step(x)
+        assert not watch.offences
+        assert sum(watch.allocated.values()) > 50  # it did watch
+        allocated.append(watch.allocated)
+    assert not allocated[1] - allocated[0]
+
+
+def test_the_watch_sees_what_it_should():
+    with Watch() as watch:
+        t = torch.arange(5.0)
+        if t.sum() > 3:
+            t.nonzero()
+        t[t > 2]
+        t.to("meta")
+    assert len(watch.offences) >= 4
+    m = build("lae", n_steps=2)
+    with Watch() as first:
+        m.loss(images())
+    m.n_steps = 3
+    with Watch() as second:
+        m.loss(images())
+    assert second.allocated - first.allocated
+
+
+@pytest.mark.parametrize("kind", ["lae", "vae", "hoffman"])
+def test_a_step_is_loss_backward_and_optimizer(kind):
+    results = []
+    for by_hand in (True, False):
+        m = build(kind)
+        optimizer = adam(m)
+        step = TrainingStep(m, optimizer)
+        losses = []
+        for _ in range(3):
+            if by_hand:
+                optimizer.zero_grad()
+                loss = m.loss(images())
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.detach())
+            else:
+                losses.append(step(images()))
+                assert not losses[-1].requires_grad
+        results.append([*losses, *m.state_dict().values()])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["lae", "vae", "hoffman"])
+def test_bf16_trains_like_float32(kind):
+    """Rounded products: gradients that differ, in the second digit at most; the chain's decisions not at all."""
+    results = []
+    for precision in ("float32", "bf16"):
+        m = build(kind, precision=precision)
+        loss = m.loss(images())
+        results.append(
+            (loss, torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(m.parameters()))]))
+        )
+    (loss, gradient), (rounded_loss, rounded) = results
+    assert abs(loss - rounded_loss) < 0.02 * loss
+    assert 1e-5 < (gradient - rounded).norm() / gradient.norm() < 0.2
+
+
+def test_a_precision_too_coarse_for_decisions_is_refused():
+    assert ROOT_MEAN_SQUARE["bf16"] > LIMIT
+    with pytest.raises(
+        ValueError, match=r"chain_precision is 'bf16' with mh: log alpha would be off by .* mh=False"
+    ):
+        build("lae", chain_precision="bf16")
+    with pytest.raises(ValueError, match="precision is 'half'; expected one of float32, tf32, bf16"):
+        build("vae", precision="half")
+    assert build("lae", precision="bf16").chain_precision == "float32"
+    assert build("lae", precision="bf16", mh=False).chain_precision == "bf16"
+    assert build("lae", precision="bf16", mh=False, chain_precision="float32").chain_precision == "float32"
+
+
+def test_the_chain_stays_exact_under_bf16():
+    """With MH only the weight gradients are rounded; without it the decoder is, but for its first layer."""
+    z, evaluations = torch.randn(128, 4), {}
+    for name, options in {
+        "float32": {}, "bf16": {"precision": "bf16"}, "bf16, no MH": {"precision": "bf16", "mh": False},
+    }.items():  # fmt: skip
+        decoder = decoder_pass(build("lae", **options), images())
+        potential, z_grad = decoder.evaluate(z)
+        decoder.start()
+        evaluations[name] = (potential, z_grad.clone(), decoder.weight_gradients()[-2])
+    exact, same, rounded = evaluations.values()
+    assert torch.equal(exact[0], same[0])
+    assert torch.equal(exact[1], same[1])
+    assert not torch.equal(exact[2], same[2])
+    assert not torch.equal(exact[0], rounded[0])
+    torch.testing.assert_close(rounded[0], exact[0], rtol=1e-2, atol=0)
+
+
+def test_what_cannot_be_captured_is_refused():
+    m = build("vae")
+    with pytest.raises(ValueError, match="capture for a model on cpu; expected one on a GPU"):
+        TrainingStep(m, adam(m), capture=True)
+
+
+# ---- on a GPU ----------------------------------------------------------------------------------
+
+
+def capturable(m):
+    return torch.optim.Adam(m.parameters(), lr=torch.tensor(1e-3, device="cuda"), fused=True, capturable=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("kind", "options"), CASES)
+def test_replays_are_the_eager_steps(kind, options):
+    """The same losses, weights and chain, step by step: noise, step size and learning rate advance on the device."""
+    results = []
+    for capture in (False, True):
+        m = build(kind, **options).cuda()
+        torch.manual_seed(3)  # of the VAE's and Hoffman's draws
+        step = TrainingStep(m, capturable(m), capture=capture)
+        losses = [step(images(seed=i).cuda()).clone() for i in range(WARMUP + 6)]
+        assert (step.graph is not None) == capture
+        results.append((torch.stack(losses), m))
+    (eager, m), (replayed, other) = results
+    count = len(eager) if kind == "lae" else WARMUP  # torch's own generator draws differently in a graph
+    torch.testing.assert_close(replayed[:count], eager[:count], rtol=1e-4, atol=0)
+    assert len(replayed.unique()) == len(replayed)  # new noise each time
+    if kind == "lae":
+        torch.testing.assert_close(other.phi, m.phi, rtol=1e-2, atol=1e-3)
+        assert torch.equal(other.rng, m.rng)
+        assert torch.equal(other.counters, m.counters)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("kind", "options"), CASES)
+def test_nothing_waits_for_the_gpu(kind, options):
+    m = build(kind, **options).cuda()
+    step, x = TrainingStep(m, capturable(m), capture=False), images().cuda()
+    step(x)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(x)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+def test_a_captured_step_refuses_other_shapes():
+    m = build("vae").cuda()
+    step = TrainingStep(m, capturable(m))
+    for _ in range(WARMUP + 2):
+        step(images().cuda())
+    with pytest.raises(ValueError, match=r"images are torch.float32 \[64, 60\].*expected.*\[128, 60\]"):
+        step(images(64).cuda())
+    with pytest.raises(ValueError, match=r"capturable is False.*expected True and a Tensor"):
+        TrainingStep(m, adam(m))
+
+
+@pytest.mark.gpu
+def test_steps_on_two_streams():
+    models = [build("lae").cuda() for _ in range(2)]
+    streams, x = [torch.cuda.Stream() for _ in models], images().cuda()
+    torch.cuda.synchronize()
+    for _ in range(5):
+        for m, stream in zip(models, streams, strict=True):
+            with torch.cuda.stream(stream):
+                TrainingStep(m, capturable(m), capture=False)(x)
+    torch.cuda.synchronize()
+    assert torch.equal(models[0].phi, models[1].phi)
