@@ -38,6 +38,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lae_fast import _library  # noqa: F401 - defines what torch.ops.lae_fast holds
 from lae_fast._reference import ACCEPT, INTEGERS, NORMALS, UNIFORMS
 from lae_fast._reference_dense import BERNOULLI, GAUSSIAN, LOGISTIC
 

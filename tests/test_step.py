@@ -13,7 +13,6 @@ from lae_fast.decoder_pass import decoder_pass
 from lae_fast.precision import LIMIT, ROOT_MEAN_SQUARE
 from lae_fast.step import WARMUP, TrainingStep
 
-
 aten = torch.ops.aten
 WAITING = (aten._local_scalar_dense, aten.nonzero, aten.is_nonzero, aten.equal, aten.masked_select)
 
