@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from rivals import energy_and_gradient, mala, posteriors_sgld, torchebm_langevin, unadjusted_langevin
+from samplers import energy_and_gradient, mala, posteriors_sgld, torchebm_langevin, unadjusted_langevin
 from timing import round_robin, summary
 from torch import Tensor
 
@@ -92,15 +92,17 @@ def compare(benchmark, capsys, title: str, rivals: Rivals, n_steps: int) -> None
     for row in rows.values():
         row["steps_per_second"] = 1e3 * n_steps / row["ms"]
     later = 1e3 / (rows[ours]["ms"] - once) * n_steps
-    benchmark.extra_info.update(rows, n_steps=n_steps, ms_once_a_call=once, later_steps_per_second=later)
+    note = f"{once:.2f} ms of a call of {ours} are spent once; without them: {later:.0f} steps/s"
+    title = f"{title}, {n_steps} steps a call"
+    benchmark.extra_info.update(title=title, rows=rows, against=ours, notes=[note])
     with capsys.disabled():
-        print(f"\n{title}, {n_steps} steps a call: steps/s, microseconds a step (quartiles), ratio to {ours}")
+        print(f"\n{title}: steps/s, microseconds a step (quartiles), ratio to {ours}")
         for name, row in rows.items():
             us, low, high = (1e3 * row[key] / n_steps for key in ("ms", "low", "high"))
             print(
                 f"  {name:<26}{row['steps_per_second']:7.0f}  {us:7.1f} ({low:.1f} - {high:.1f})  {row['ratio']:.2f}"
             )
-        print(f"  {once:.2f} ms of a call of {ours} are spent once; without them: {later:.0f} steps/s")
+        print(f"  {note}")
     benchmark.pedantic(calls[ours], rounds=5, warmup_rounds=1)
 
 

@@ -8,6 +8,9 @@ from collections.abc import Callable
 
 import torch
 
+Calls = dict[str, Callable[[], object]]  # by name, what is timed
+Rows = dict[str, dict[str, float]]  # by name, what `summary` found and any further columns
+
 
 def _now() -> float:
     if torch.cuda.is_available():
@@ -15,27 +18,56 @@ def _now() -> float:
     return time.perf_counter()
 
 
-def round_robin(
-    rivals: dict[str, Callable[[], object]], rounds: int = 20, warmup: int = 3
-) -> dict[str, list[float]]:
-    """Seconds of every call, by rival: after `warmup` calls each, `rounds` rounds in turn."""
-    for call in rivals.values():
-        for _ in range(warmup):
+def _settle_allocator() -> None:
+    """Free one large block: glibc then keeps what is freed. Else it would depend on the benchmarks before how often
+    everybody gets fresh pages, which can be a sixth of a training step."""
+    torch.zeros(30 * 2**20, dtype=torch.uint8)
+
+
+def round_robin(calls: Calls, rounds: int = 20, warmup: int = 3, loops: int = 1) -> dict[str, list[float]]:
+    """Seconds of a call, by name: after `warmup` turns each, `rounds` rounds in turn, `loops` calls a turn."""
+    _settle_allocator()
+    for call in calls.values():
+        for _ in range(warmup * loops):
             call()
-    seconds: dict[str, list[float]] = {name: [] for name in rivals}
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
-        for name, call in rivals.items():
+        for name, call in calls.items():
             start = _now()
-            call()
-            seconds[name].append(_now() - start)
+            for _ in range(loops):
+                call()
+            seconds[name].append((_now() - start) / loops)
     return seconds
 
 
-def summary(seconds: dict[str, list[float]], against: str) -> dict[str, dict[str, float]]:
-    """Median and quartiles in milliseconds, and the ratio of medians to `against`."""
+def summary(seconds: dict[str, list[float]], against: str) -> Rows:
+    """Median and quartiles in milliseconds, the ratio of medians to `against`, quartiles of the rounds' ratios."""
     base = statistics.median(seconds[against])
     rows = {}
     for name, times in seconds.items():
         low, median, high = statistics.quantiles(times, n=4)
+        ratios = [a / b for a, b in zip(times, seconds[against], strict=True)]
+        ratio_low, _, ratio_high = statistics.quantiles(ratios, n=4)
         rows[name] = {"ms": 1e3 * median, "low": 1e3 * low, "high": 1e3 * high, "ratio": median / base}
+        rows[name] |= {"ratio_low": ratio_low, "ratio_high": ratio_high}
     return rows
+
+
+def columns(row: dict[str, float]) -> dict[str, float]:
+    """What a row holds beyond the times and ratios that `summary` put there."""
+    known = ("ms", "low", "high", "ratio", "ratio_low", "ratio_high")
+    return {name: value for name, value in row.items() if name not in known}
+
+
+def show(benchmark, capsys, title: str, rows: Rows, against: str, notes: tuple[str, ...] = ()) -> None:
+    """Print the rows and store them where `table.py` finds them."""
+    benchmark.extra_info.update(title=title, rows=rows, against=against, notes=list(notes))
+    width = max(len(name) for name in rows)
+    with capsys.disabled():
+        print(f"\n{title}: milliseconds (quartiles), ratio to {against}")
+        for name, row in rows.items():
+            more = "".join(f"  {value:.4g} {column}" for column, value in columns(row).items())
+            times = f"{row['ms']:9.4g} ({row['low']:.4g} - {row['high']:.4g})"
+            print(f"  {name:<{width}} {times}  {row['ratio']:.2f}{more}")
+        for note in notes:
+            print(f"  {note}")

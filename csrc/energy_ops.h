@@ -22,7 +22,7 @@ struct EnergyArgs {
   const T* x;                     // [n, nx]; row r is compared with image r % n
   const T* log_scale;             // [] or null
   double* energy;                 // [R], out
-  T* derivative;                  // [R, nx], out
+  T* derivative;                  // [R, nx], out; may be output
   double* log_scale_derivative;   // [R], out, or null
 };
 
@@ -57,34 +57,46 @@ void for_likelihood(Likelihood likelihood, F f) {
 
 template <class Backend>
 struct EnergyOps {
-  static std::tuple<Tensor, Tensor, Tensor> energy(Tensor output, Tensor x, int64_t kind,
-                                                   std::optional<Tensor> log_scale) {
-    const Check check("energy", output);
+  // Energies and derivatives by log_scale, [R] each; `derivative` may be `output` itself.
+  static std::tuple<Tensor, Tensor> into(const char* op, Tensor output, Tensor x, int64_t kind,
+                                         std::optional<Tensor> log_scale, Tensor derivative) {
+    const Check check(op, output);
     check.state("output", output);
     const int64_t n_rows = output.size(0), n_pixels = output.size(1);
-    STD_TORCH_CHECK(kind >= kBernoulli && kind <= kLogistic, "lae_fast::energy: kind must be 0 to 2");
-    STD_TORCH_CHECK((kind == kBernoulli) == !log_scale,
-                    "lae_fast::energy: log_scale belongs to the Gaussian and logistic likelihoods, and only there");
-    STD_TORCH_CHECK(x.dim() == 2, "lae_fast::energy: x must be [n, nx]");
+    STD_TORCH_CHECK(kind >= kBernoulli && kind <= kLogistic, "lae_fast::", op, ": kind must be 0 to 2");
+    STD_TORCH_CHECK((kind == kBernoulli) == !log_scale, "lae_fast::", op,
+                    ": log_scale belongs to the Gaussian and logistic likelihoods, and only there");
+    STD_TORCH_CHECK(x.dim() == 2, "lae_fast::", op, ": x must be [n, nx]");
     const int64_t n_images = x.size(0);
     check.array("x", x, output.scalar_type(), {n_images, n_pixels});
-    STD_TORCH_CHECK(n_images > 0 ? n_rows % n_images == 0 : n_rows == 0,
-                    "lae_fast::energy: the rows of output must be a multiple of those of x");
+    STD_TORCH_CHECK(n_images > 0 ? n_rows % n_images == 0 : n_rows == 0, "lae_fast::", op,
+                    ": the rows of output must be a multiple of those of x");
     if (log_scale) check.array("log_scale", *log_scale, output.scalar_type(), {});
-    const typename Backend::Guard guard(output);
     Tensor energy = torch::stable::new_empty(output, {n_rows}, ScalarType::Double);
-    Tensor derivative = torch::stable::empty_like(output);
-    Tensor log_scale_derivative =
-        torch::stable::new_empty(output, {log_scale ? n_rows : 0}, ScalarType::Double);
-    if (n_rows == 0) return {energy, derivative, log_scale_derivative};
+    Tensor slope = torch::stable::new_empty(output, {log_scale ? n_rows : 0}, ScalarType::Double);
+    if (n_rows == 0) return {energy, slope};
     for_type(output, [&](auto type) {
       using T = decltype(type);
       Backend::energy(EnergyArgs<T>{n_rows, n_images, n_pixels, static_cast<Likelihood>(kind),
                                     pointer<const T>(output), pointer<const T>(x), pointer<const T>(log_scale),
                                     pointer<double>(energy), pointer<T>(derivative),
-                                    log_scale ? pointer<double>(log_scale_derivative) : nullptr});
+                                    log_scale ? pointer<double>(slope) : nullptr});
     });
-    return {energy, derivative, log_scale_derivative};
+    return {energy, slope};
+  }
+
+  static std::tuple<Tensor, Tensor, Tensor> energy(Tensor output, Tensor x, int64_t kind,
+                                                   std::optional<Tensor> log_scale) {
+    const typename Backend::Guard guard(output);
+    Tensor derivative = torch::stable::empty_like(output);
+    const auto [energy, slope] = into("energy", output, x, kind, log_scale, derivative);
+    return {energy, derivative, slope};
+  }
+
+  static std::tuple<Tensor, Tensor> energy_(Tensor output, Tensor x, int64_t kind,
+                                            std::optional<Tensor> log_scale) {
+    const typename Backend::Guard guard(output);
+    return into("energy_", output, x, kind, log_scale, output);
   }
 
   // Whether all of x lies in [0, 1]; a NaN does not.

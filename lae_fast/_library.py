@@ -23,6 +23,7 @@ _SCHEMAS = {
     "Tensor? uniform=None) -> ()",
     "noise": "(Tensor(a!) out, Tensor rng, int kind) -> ()",
     "energy": "(Tensor output, Tensor x, int kind, Tensor? log_scale=None) -> (Tensor, Tensor, Tensor)",
+    "energy_": "(Tensor(a!) output, Tensor x, int kind, Tensor? log_scale=None) -> (Tensor, Tensor)",
     "in_unit_range": "(Tensor x) -> bool",
     "norm_relu": "(Tensor(a!) y, Tensor weight, Tensor bias, float eps) -> (Tensor, Tensor)",
     "norm_relu_backward": "(Tensor(a!) grad, Tensor out, Tensor normalized, Tensor rstd, Tensor weight) -> Tensor",
@@ -78,6 +79,12 @@ def _(output, x, kind, log_scale=None):  # noqa: ANN001, ANN202
     per_row = output.new_empty(n_rows, dtype=torch.float64)
     n_slopes = 0 if log_scale is None else n_rows
     return per_row, torch.empty_like(output), output.new_empty(n_slopes, dtype=torch.float64)
+
+
+@torch.library.register_fake("lae_fast::energy_", lib=_library)
+def _(output, x, kind, log_scale=None):  # noqa: ANN001, ANN202
+    n_rows = output.shape[0]
+    return tuple(output.new_empty(n, dtype=torch.float64) for n in (n_rows, 0 if log_scale is None else n_rows))
 
 
 @torch.library.register_fake("lae_fast::norm_relu", lib=_library)

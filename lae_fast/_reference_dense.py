@@ -34,6 +34,12 @@ def energy(
     return total, derivative.to(output.dtype), slope
 
 
+def energy_(output: Tensor, x: Tensor, kind: int, log_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    total, derivative, slope = energy(output, x, kind, log_scale)
+    output.copy_(derivative)
+    return total, slope
+
+
 def _bernoulli(logits: Tensor, x: Tensor) -> tuple[Tensor, Tensor, None]:
     size = logits.abs()
     pixels = size * torch.where(logits < 0, x, 1 - x) + torch.log1p(torch.exp(-size))

@@ -6,14 +6,15 @@ state's by selection, when the chain has decided; weight gradients are added up 
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lae_fast import dense, ops
 from lae_fast.dense import MLP, Gradients
-from lae_fast.likelihood import Likelihood, negative_log_prior
+from lae_fast.likelihood import Likelihood
 from lae_fast.precision import products_in
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def decoder_pass(model: LAE, x: Tensor) -> AutogradPass | DensePass:
         and decoder.is_fast
         and not decoder._forward_hooks
         and isinstance(model.likelihood, Likelihood)
-        and all(p.dtype == x.dtype and p.requires_grad for p in decoder.parameters())
+        and all(p.dtype == x.dtype and p.requires_grad for p in decoder.own_parameters())
     )
     return DensePass(model, x) if is_dense else AutogradPass(model, x)
 
@@ -44,6 +45,9 @@ class _Pass:
         self.totals: list[Tensor] = []
         self.latest: list[Tensor] = []
         self.current: list[Tensor] = []
+
+    def _all_parameters(self) -> list[nn.Parameter]:
+        return [*self.model.decoder.parameters(), *self.model.likelihood.parameters()]
 
     def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """V [1], float64 in nats, and dV/dz [n, nz] at z [n, nz]."""
@@ -100,23 +104,24 @@ class DensePass(_Pass):
 
     def __init__(self, model: LAE, x: Tensor) -> None:
         super().__init__(model, x)
-        chain, weights = (
-            torch.bfloat16 if p == "bf16" else None for p in (model.chain_precision, model.precision)
-        )
-        first, *others = model.decoder.layers(dtype=chain)
-        self.layers = [first._replace(dtype=None), *others]  # close to z rounding does most harm
-        self.weight_layers = model.decoder.layers(dtype=weights)
+        chain, weights = (torch.bfloat16 if p == "bf16" else None for p in (model.chain_precision, model.precision))
+        layers = model.decoder.layers()
+        # Close to z rounding does most harm: the first layer is spared.
+        self.layers = [layers[0], *(layer._replace(dtype=chain) for layer in layers[1:])]
+        self.weight_layers = [layer._replace(dtype=weights) for layer in layers]
+        self.prior_constant = 0.5 * model.nz * math.log(2 * math.pi) * len(x)
         scale = model.likelihood.log_scale
         self.log_scale = None if scale is None else scale.to(x.dtype)
 
     def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
         out, trace = dense.forward(self.layers, z)
         kind = self.model.likelihood.kind
-        energy, derivative, slope = ops.energy_unchecked(out, self.x, kind, self.log_scale)
-        z_grad, gradients = dense.backward(self.layers, trace, derivative)
+        energy, slope = ops.energy_(out, self.x, kind, self.log_scale)  # out is its own derivative now
+        z_grad, gradients = dense.backward(self.layers, trace, out)
         z_grad += z  # of the prior's ||z||^2 / 2
         self.latest = [z_grad, slope.sum().reshape(1), *trace.inputs, *gradients.outputs, *gradients.sums]
-        return (energy.sum() + negative_log_prior(z).sum()).reshape(1), z_grad
+        prior = 0.5 * z.square().sum(dtype=torch.float64) + self.prior_constant
+        return (energy.sum() + prior).reshape(1), z_grad
 
     def weight_gradients(self) -> list[Tensor]:
         n = len(self.layers)

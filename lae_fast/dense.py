@@ -139,10 +139,14 @@ class MLP(nn.Sequential):
         self, parameters: Sequence[Tensor] | None = None, dtype: torch.dtype | None = None
     ) -> list[Layer]:
         """The layers in order, of its own parameters or of others in the same order; products in `dtype`."""
-        p = list(self.parameters() if parameters is None else parameters)
+        p = self.own_parameters() if parameters is None else parameters
         norms = [m for m in self if isinstance(m, nn.LayerNorm)]
         blocks = [Layer(*p[4 * i : 4 * i + 4], norm.eps, dtype) for i, norm in enumerate(norms)]
         return blocks + ([Layer(*p[-2:], dtype=dtype)] if len(p) % 4 else [])
+
+    def own_parameters(self) -> list[nn.Parameter]:
+        """As `parameters()`, which takes longer than a small layer's product."""
+        return [p for module in self for p in module._parameters.values()]
 
     def takes_fast_path(self, x: Tensor) -> bool:
         """Whether `forward` computes x [n, k] as one piece."""
@@ -159,7 +163,9 @@ class MLP(nn.Sequential):
         """[n, k] -> [n, m]."""
         if not self.takes_fast_path(x):
             return super().forward(x)
-        parameters = [p.detach() for p in self.parameters()] if self._is_frozen else self.parameters()
+        parameters = self.own_parameters()
+        if self._is_frozen:
+            parameters = [p.detach() for p in parameters]
         return _MLPFunction.apply(self, autocast_dtype(x.device), x.contiguous(), *parameters)
 
 

@@ -28,8 +28,10 @@ class _KnownGradients(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, cotangent: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN001
-        factor = cotangent * ctx.scale
-        gradients = [g * factor.to(g.dtype) for g in ctx.saved_tensors]
+        factor, gradients = cotangent * ctx.scale, []
+        for g in ctx.saved_tensors:  # some lie transposed, and leave as their parameters lie
+            out = torch.empty_like(g, memory_format=torch.contiguous_format)
+            gradients.append(torch.mul(g, factor.to(g.dtype), out=out))
         return None, None, *gradients, *([None] * len(gradients))
 
 

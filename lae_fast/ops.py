@@ -250,8 +250,9 @@ def energy(
     )
 
 
-# `energy` for rows [R, nx] of an output that fit: contiguous, R a multiple of n.
-energy_unchecked = torch.ops.lae_fast.energy
+# `energy` for rows [R, nx] of an output that fit, contiguous, R a multiple of n. The derivative takes the output's place;
+# returned are the energies and their derivatives by log_scale. Outside autograd.
+energy_ = torch.ops.lae_fast.energy_
 
 # The ops between a fully connected network's products, for dense.py, which owns what it passes: contiguous tensors
 # that fit. y [n, d] becomes (y - mean) rstd, row by row; returned are relu of that times weight plus bias, and rstd [n].
@@ -276,7 +277,7 @@ __all__ = [
     "UNIFORMS",
     "decide",
     "energy",
-    "energy_unchecked",
+    "energy_",
     "in_unit_range",
     "keep",
     "make_rng",

@@ -6,7 +6,7 @@
 
 Energies are summed, and chains moved, in float32 and float64 always. A Metropolis-Hastings decision takes the *difference*
 of two potentials of some 5e4 nats: what rounding does to it decides whether the chain still has its target.
-`ROOT_MEAN_SQUARE` holds that error of log alpha as measured (results/bench_cpu.md); above `LIMIT` a precision may not
+`ROOT_MEAN_SQUARE` holds that error of log alpha as measured (bench/bench_precision.py); above `LIMIT` a precision may not
 evaluate the proposals of a chain that decides. It may still serve the encoder and the weight gradients.
 """
 
@@ -16,8 +16,9 @@ import contextlib
 
 import torch
 
-# Nats, against float64, over 100 proposals of a trained LAE at its adapted step size, batch 512.
-ROOT_MEAN_SQUARE = {"float32": 1e-4, "tf32": 0.3, "bf16": 3.0}
+# Nats, against float64: 100 proposals of an LAE (nz 8, nh 256, batch 512, adapted step size) after 2,000 minibatches of
+# MNIST; after 400 it was 4e-3, 0.6 and 6. TF32 was emulated: factors rounded to 10 bits.
+ROOT_MEAN_SQUARE = {"float32": 2e-3, "tf32": 0.12, "bf16": 1.4}
 LIMIT = 0.1
 PRECISIONS = tuple(ROOT_MEAN_SQUARE)
 
@@ -39,7 +40,7 @@ def chain_precision(precision: str, asked: str | None, mh: bool) -> str:
     check_precision("chain_precision", asked)
     if mh and ROOT_MEAN_SQUARE[asked] > LIMIT:
         raise ValueError(
-            f"chain_precision is {asked!r} with mh: log alpha would be off by {ROOT_MEAN_SQUARE[asked]:.1f} nats (root "
+            f"chain_precision is {asked!r} with mh: log alpha would be off by {ROOT_MEAN_SQUARE[asked]} nats (root "
             f"mean square; limit {LIMIT}), and the chain would miss its target; expected float32, or mh=False"
         )
     return asked

@@ -1,12 +1,35 @@
-"""The benchmarks' rivals compute what they say."""
+"""The benchmarks' rivals compute what they say, and the table says what was measured."""
 
 import math
+import sys
 
+import eager
+import floor
+import loading
 import pytest
+import table
+import targets
 import torch
+from bench_epoch import REPORT, epoch_targets
+from bench_ops import KINDS, chains, images, our_transition
 from bench_sample import FLOOR, ald_rivals, gaussian, langevin_rivals
-from bench_step import rivals
-from rivals import (
+from bench_step import (
+    FASTEST_FLOOR,
+    MM_FLOOR,
+    OFFICIAL,
+    OFFICIAL_LOGISTIC,
+    OURS,
+    OURS_LOGISTIC,
+    eager_step,
+    growth_targets,
+    models,
+    peak_megabytes,
+    step_targets,
+)
+from bench_step import calls as step_calls
+from memory import peak_bytes
+from rivals import OfficialLAE, PlainVAE, ReportLAE, plain
+from samplers import (
     energy_and_gradient,
     langevin_proposal,
     log_proposal_density,
@@ -16,22 +39,47 @@ from rivals import (
     unadjusted_langevin,
 )
 from timing import round_robin, summary
+from torch.distributions import Distribution
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from lae_fast import ops
+from lae_fast import DiscretizedLogistic, nets, ops
+
+N, NH, NZ = 8, 32, 3
+
+
+def small_models(n_steps=2, mh=True):
+    """The models of `bench_step`, small, and images [8, 784] of 256 levels for them."""
+    x = torch.randint(256, (N, 784), generator=torch.Generator().manual_seed(1)) / 255
+    return models(N, NH, NZ, n_steps, mh), x
+
+
+class Watch(TorchDispatchMode):
+    """The names of all ops that run within, and the multiplications of their matrix products."""
+
+    def __init__(self):
+        super().__init__()
+        self.names, self.n_multiplications = [], 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+            a, b = args[-2:]  # [n, k], [k, m]
+            self.n_multiplications += a.numel() * b.shape[1]
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("mh", [True, False])
 def test_the_report_energy_is_ours_without_the_prior(mh):
-    ours, report, _ = rivals(2, mh)
-    x = torch.rand(8, ours.nx)
+    found, x = small_models(mh=mh)
+    ours, report = found[OURS], found["report"]
     h = ours.encoder(x)
     mine = ours.likelihood.energy(ours.decoder(h @ ours.phi.T), x).sum()
     torch.testing.assert_close(report.energy(x, h, report.phi).double(), mine, rtol=1e-6, atol=0)
 
 
 def test_the_report_gradient_is_that_of_the_last_state_alone():
-    _, report, _ = rivals(3, False)
-    x = torch.rand(8, 784)
+    found, x = small_models(n_steps=3, mh=False)
+    report = found["report"]
     loss = report.loss(x)
     loss.backward()
     expected = report.energy(x, report.encoder(x), report.phi) / len(x)
@@ -40,15 +88,367 @@ def test_the_report_gradient_is_that_of_the_last_state_alone():
     torch.testing.assert_close(report.decoder[0].weight.grad, grad)
 
 
+@pytest.mark.parametrize("scale", [0.05, 1.2])
+def test_the_official_energies_are_ours(scale):
+    found, x = small_models()
+    ours, official, logistic = found[OURS], found[OFFICIAL], found[OFFICIAL_LOGISTIC]
+    z = ours.encoder(x) @ ours.phi.T
+    theirs = official.energy(x, official.encoder(x) @ official.phi.T, scale=None)
+    constant = 0.5 * NZ * math.log(2 * math.pi)
+    torch.testing.assert_close(theirs.double() + constant, ours.potential(x, z), rtol=1e-6, atol=0)
+    # theirs has images, means and scale in [-1, 1], twice as wide as ours
+    x = x.double()
+    output, logistic.decoder = 0.1 * torch.randn_like(x) + 2 * x - 1, torch.nn.Identity()
+    theirs = logistic.energy(2 * x - 1, output, torch.tensor(scale)) - output.square().sum(1) / 2
+    expected = DiscretizedLogistic(scale / 2).double().energy((output + 1) / 2, x)
+    torch.testing.assert_close(theirs, expected, rtol=1e-6, atol=0)  # the scale is a float32
+
+
+def test_the_official_scale_and_its_prior():
+    found, x = small_models(mh=False)
+    official = found[OFFICIAL_LOGISTIC]
+    with torch.no_grad():
+        official.logit_tau.fill_(0.7)
+    tau, energies = math.log1p(math.exp(0.7)), []
+    energy = official.energy
+    official.energy = lambda x, z, scale: energies.append((scale, energy(x, z, scale))) or energies[-1][1]
+    loss = official.loss(x)
+    assert all(scale.item() == pytest.approx(tau**-0.5) for scale, _ in energies)
+    average = (energies[1][1] + energies[2][1]).mean() / 2
+    prior = (0.7 + 2 * math.log1p(math.exp(-0.7))) / 60_000
+    assert (loss - average).item() == pytest.approx(prior, abs=2e-7 * average.item())
+
+
+@pytest.mark.parametrize("mh", [True, False])
+def test_the_official_chain_walks_as_ops_do_and_averages_the_last_states(mh):
+    """One step more than T; step size and noise by the mean over the batch, which is ours with eta / n."""
+    n_steps, eta = 12, 2e-2
+    found, x = small_models(n_steps, mh)
+    official, x = found[OFFICIAL].double(), x.double()
+    official.step_size = eta
+    step_size, rng = torch.tensor([eta / N], dtype=torch.float64), ops.make_rng("cpu")
+    h, phi = official.encoder(x), official.phi.clone()
+
+    def potential(rows):  # [1, nz d] -> [1]
+        return official.energy(x, h @ rows.view_as(phi).T, None).sum().reshape(1)
+
+    def flat(t):
+        return t.detach().reshape(1, -1)
+
+    torch.manual_seed(3)
+    rows, states, accepted = flat(phi), [], []
+    for _ in range(n_steps + 1):
+        states.append(rows)
+        energy, grad = energy_and_gradient(potential, rows)
+        proposal, _ = ops.propose(rows, grad, step_size, rng, noise=torch.randn_like(phi).view(1, -1))
+        proposed, proposed_grad = energy_and_gradient(potential, proposal)
+        uniform = torch.rand((), dtype=torch.float64).reshape(1) if mh else None
+        is_accepted, _, _ = ops.decide(
+            rows, proposal, energy, proposed, grad, proposed_grad, step_size, rng, mh, uniform
+        )
+        accepted.append(is_accepted.item())
+        rows = torch.where(is_accepted[:, None], proposal, rows)
+    assert not mh or 0.2 < sum(accepted) / len(accepted) < 0.9
+    expected = sum(potential(state) for state in states[1:]).sum() / (n_steps * N)
+
+    torch.manual_seed(3)
+    loss = official.loss(x)
+    torch.testing.assert_close(flat(official.phi), rows, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(loss, expected)
+    parameters = [official.encoder[0].weight, official.decoder[0].weight]
+    for ours, theirs in zip(
+        torch.autograd.grad(expected, parameters, retain_graph=True),
+        torch.autograd.grad(loss, parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("mh", [True, False])
+def test_how_often_the_published_codes_evaluate_and_wait_for_the_host(mh):
+    n_steps = 3
+    found, x = small_models(n_steps, mh)
+    expected = {  # evaluations, waits
+        "report": ((2 * n_steps if mh else n_steps) + 1, n_steps if mh else 0),
+        OFFICIAL: ((2 if mh else 1) * (n_steps + 1), n_steps + 1 if mh else 0),
+        OFFICIAL_LOGISTIC: ((2 if mh else 1) * (n_steps + 1), n_steps + 1 if mh else 0),
+    }
+    Distribution.set_default_validate_args(False)  # its checks wait as well, and are no part of the algorithm
+    try:
+        for name, (n_evaluations, n_waits) in expected.items():
+            model, evaluations = found[name], []
+            model.decoder.register_forward_hook(lambda *_, seen=evaluations: seen.append(1))
+            with Watch() as watch:
+                model.loss(x).backward()
+            assert len(evaluations) == n_evaluations, name
+            assert sum("_local_scalar_dense" in op for op in watch.names) == n_waits, name
+    finally:
+        Distribution.set_default_validate_args(True)
+
+
+def test_rivals_run_on_nothing_of_ours():
+    found, x = small_models()
+    for model in found.values():
+        step, is_rival = eager_step(model), isinstance(model, (ReportLAE, OfficialLAE, PlainVAE))
+        with Watch() as watch:
+            step(x)
+        assert any("lae_fast" in op or "mkldnn" in op for op in watch.names) != is_rival
+
+
+def test_the_plain_vae_is_ours():
+    found, x = small_models()
+    losses = []
+    for model in (found["VAE"], found["plain VAE"]):
+        torch.manual_seed(5)
+        losses.append(model.loss(x))
+        losses[-1].backward()
+    torch.testing.assert_close(losses[1].double(), losses[0].double(), rtol=1e-6, atol=0)
+    for name, parameter in found["plain VAE"].named_parameters():
+        torch.testing.assert_close(
+            parameter.grad, found["VAE"].get_parameter(name).grad, rtol=1e-4, atol=1e-5
+        )
+
+
+def test_step_and_rivals_start_from_the_same_weights():
+    found, _ = small_models()
+    for name, model in found.items():
+        torch.testing.assert_close(model.decoder[0].weight, found[OURS].decoder[0].weight, msg=name)
+        if name in (OFFICIAL, OFFICIAL_LOGISTIC, "report"):
+            assert torch.equal(model.phi, found[OURS].phi), name
+
+
+@pytest.mark.parametrize("n_steps", [1, 3])
+def test_the_floor_does_the_products_that_it_says(n_steps):
+    """As autograd counts them: T + 1 evaluations with their gradient in z, T weight gradients, and the encoder."""
+    encoder, decoder = (plain(body) for body in nets.mlp(784, NZ, NH))
+
+    def count(run):
+        with Watch() as watch:
+            run()
+        return watch.n_multiplications
+
+    z = torch.randn(N, NZ, requires_grad=True)
+    evaluation = count(lambda: torch.autograd.grad(decoder(z).sum(), z))
+    with_weights = count(lambda: torch.autograd.grad(decoder(z).sum(), [z, *decoder.parameters()]))
+    around = count(lambda: encoder(torch.rand(N, 784)).sum().backward())
+    expected = (n_steps + 1) * evaluation + n_steps * (with_weights - evaluation) + around
+    run = floor.floor(encoder, decoder, N, n_steps, floor.ROUTES["torch.mm"])
+    assert count(run) == expected
+    with Watch() as watch:
+        run()
+    assert {op.split(".")[1] for op in watch.names} == {"mm", "permute"}
+
+
+def test_both_floors_do_the_same_products():
+    encoder, decoder = nets.mlp(784, NZ, NH)
+
+    def recorded(name):
+        """That route, each product kept."""
+        products = []
+        route = floor.Route(*(lambda *args, f=f: products.append(f(*args)) for f in floor.ROUTES[name]))
+        torch.manual_seed(0)
+        floor.floor(encoder, decoder, 512, 1, route)()
+        return products
+
+    slow, fast = recorded("torch.mm"), recorded("fastest route")
+    assert len(slow) == 3 + 2 * 8 + 4 + 2 + 3
+    torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
+@pytest.mark.parametrize(("c", "d"), [(1, 300), (50, 8)])
+def test_the_eager_transition_is_ours_on_the_same_noise(c, d, dtype, tolerance):
+    state = chains(c, d, dtype)
+    state["grad"], state["proposal_grad"] = 3 * state["proposal"], 3.3 * state["proposal"]
+    state["proposal_potential"] += torch.linspace(-1, 3, c) if c > 1 else 0.5
+    state["log_step_size"] += torch.linspace(4, 5, c)  # apart for each chain
+    uniform, noise = torch.rand(c, dtype=torch.float64), torch.randn(c, d, dtype=dtype)
+    same_type = {name: value.to(dtype) for name, value in state.items()}
+    *theirs, log_alpha = eager.transition(**same_type, uniform=uniform.to(dtype), noise=noise)
+    run, ours = our_transition(state, uniform, noise)
+    run()
+    names = ("phi", "potential", "grad", "proposal", "log_step_size")
+    expected = [ours[name].to(dtype) for name in (*names, "log_alpha")]
+    torch.testing.assert_close([*theirs, log_alpha], expected, rtol=tolerance, atol=tolerance)
+    is_accepted = uniform.log() <= ours["log_alpha"]
+    assert c == 1 or is_accepted.any() != is_accepted.all()
+
+
+def test_benched_transitions_accept():
+    for c, d in ((1, 2**11), (64, 256)):
+        run, state = our_transition(chains(c, d))
+        for _ in range(200):  # more than are timed
+            run()
+            assert state["log_alpha"].exp().clamp(max=1).mean() > 0.9
+        assert all(value.isfinite().all() for value in state.values())
+
+
+@pytest.mark.parametrize("kind", ["bernoulli", "gaussian", "logistic"])
+def test_the_eager_energies_are_ours(kind):
+    output, x, log_scale = (t.double() for t in images(16))
+    output *= 0.5  # nearer than where its difference of sigmoids is cut off
+    value, derivative, slope = eager.energy_and_derivatives(eager.ENERGIES[kind], output, x, log_scale)
+    ours = ops.energy(output, x, KINDS[kind], None if kind == "bernoulli" else log_scale)
+    torch.testing.assert_close(value, ours[0].sum(), rtol=1e-9, atol=0)
+    torch.testing.assert_close(derivative, ours[1], rtol=1e-7, atol=1e-9)
+    assert (slope is None) == (kind == "bernoulli")
+    if slope is not None:
+        torch.testing.assert_close(slope, ours[2].sum(), rtol=1e-7, atol=0)
+
+
+def test_a_compiler_that_fails_is_reported():
+    def run(function):
+        raise RuntimeError("no compiler here\nand more")
+
+    assert eager.compiled(torch.sin, run) == (None, "torch.compile failed: RuntimeError: no compiler here")
+
+
+def test_peak_memory_of_known_allocations():
+    kept = []
+
+    def call():
+        kept[:] = [torch.empty(2**18, dtype=torch.uint8)]  # the first call's stays, and is replaced
+        a = torch.empty(2**20, dtype=torch.uint8)
+        del a
+        b, c = (torch.empty(2**19 + 2**18, dtype=torch.uint8) for _ in range(2))
+        del b, c
+
+    assert 3 * 2**19 <= peak_bytes(call) <= 3 * 2**19 + 20_000
+
+
+def test_both_ways_of_loading_give_every_image_once_an_epoch():
+    images = loading.synthetic_images(64)
+    for batches in (loading.loader_batches(images, 16), loading.resident_batches(images, 16)):
+        for _ in range(2):
+            epoch = torch.cat([next(batches) for _ in range(4)])
+            assert epoch.shape == (64, 784)
+            assert epoch.dtype == torch.float32
+            assert not torch.equal(epoch, images / 255)  # shuffled
+            assert torch.equal(torch.unique(epoch, dim=0), torch.unique(images, dim=0) / 255)
+
+
+def test_to_tensor_without_torchvision(monkeypatch):
+    image = loading.Image.fromarray(loading.synthetic_images(1)[0].view(28, 28).numpy())
+    theirs = loading.to_tensor()(image)
+    monkeypatch.setitem(sys.modules, "torchvision.transforms", None)
+    ours = loading.to_tensor()(image)
+    assert ours.shape == (1, 28, 28)
+    assert torch.equal(ours, theirs)
+
+
 def test_rivals_take_turns():
     order = []
     seconds = round_robin(
-        {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=20, warmup=1
+        {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=20, warmup=1, loops=2
     )
-    assert order == ["a", "b"] + ["a", "b"] * 20
-    rows = summary(seconds, against="b")
-    assert rows["b"]["ratio"] == 1
-    assert rows["a"]["low"] <= rows["a"]["ms"] <= rows["a"]["high"]
+    assert order == ["a", "a", "b", "b"] * 21
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 20, "b": 20}
+
+
+def test_summary_by_hand():
+    rows = summary({"a": [0.002, 0.004, 0.006], "b": [0.001, 0.004, 0.002]}, against="b")
+    assert rows["a"] == pytest.approx(
+        {"ms": 4, "low": 2, "high": 6, "ratio": 2, "ratio_low": 1, "ratio_high": 3}
+    )
+    assert rows["b"]["ratio"] == rows["b"]["ratio_low"] == rows["b"]["ratio_high"] == 1
+
+
+def rows_of(**ms):
+    return {name: {"ms": value} for name, value in ms.items()}
+
+
+def test_targets_by_hand():
+    ms = {OURS: 20, "LAE, bf16": 9, OURS_LOGISTIC: 25, "plain VAE": 10, "report": 50, OFFICIAL: 70}
+    rows = rows_of(**ms, **{OFFICIAL_LOGISTIC: 125, FASTEST_FLOOR: 16, MM_FLOOR: 32})
+    assert step_targets(rows) == {
+        "step / floor": 1.25,
+        "step / torch.mm floor": 0.625,
+        "report / step": 2.5,
+        "official / step": 3.5,
+        "official / step, logistic": 5,
+        "bf16 step / VAE": 0.9,
+    }
+    short = {f"{OURS}, T = 2": 5, f"{FASTEST_FLOOR}, T = 2": 4, f"{MM_FLOOR}, T = 2": 2}
+    assert growth_targets(rows | rows_of(**short)) == {"growth / floor": 1.25, "growth / torch.mm floor": 0.5}
+    rows = rows_of(**{OURS: 2, "LAE, bf16": 1, REPORT: 6})
+    assert epoch_targets(rows) == {"epoch": 3, "epoch, bf16": 6}
+
+
+def test_targets_below_and_above():
+    below, above = targets.TARGETS["step / floor"], targets.TARGETS["report / step"]
+    assert (below.limit, above.limit) == (1.2, 2)
+    assert below.is_met(1.2)
+    assert not below.is_met(1.21)
+    assert above.is_met(2)
+    assert not above.is_met(1.99)
+    with pytest.raises(ValueError, match="no target is called speed"):
+        targets.record(None, {"speed": 1})
+
+
+def test_steps_are_timed_by_their_names():
+    found, _ = small_models()
+    assert step_calls(found, N).keys() == {*found, FASTEST_FLOOR, MM_FLOOR}
+
+
+def test_peak_memory_counts_gradients_whether_they_stay_or_not():
+    found, x = small_models()
+    report = found["report"]
+    optimizer, step = torch.optim.Adam(report.parameters(), fused=True), eager_step(report)
+
+    def keeps_them():
+        optimizer.zero_grad(set_to_none=False)
+        report.loss(x).backward()
+        optimizer.step()
+
+    gradients = sum(p.nbytes for p in report.parameters()) / 1e6
+    peaks = [peak_megabytes(run, report) for run in (lambda: step(x), keeps_them)]
+    assert all(gradients < peak < 2.1 * gradients for peak in peaks)  # batch and activations are small here
+
+
+def test_the_table_says_what_was_measured():
+    own = {"cores": 2, "threads": 2, "simd": "AVX512", "kernels": "compiled kernels", "system": "Linux"}
+    row = {"ms": 12.345, "low": 11, "high": 1234.5, "ratio": 1, "ratio_low": 0.9, "ratio_high": 1.1}
+    rows = {"LAE": row | {"peak MB": 17.87}, "report": row | {"ratio": 2.5}}
+    extra = {"title": "a step", "rows": rows, "against": "LAE", "notes": ["mind this"]}
+    report = {
+        "machine_info": {
+            "cpu": {"brand_raw": "A processor"},
+            "lae_fast_bench": own | {"python": "3.11.7", "torch": "2.15.0", "lae_fast": "0.1.0"},
+        },
+        "commit_info": {"id": "0123456789abcdef", "dirty": True},
+        "datetime": "2026-11-25T03:00:00",
+        "benchmarks": [
+            {
+                "group": "training step",
+                "extra_info": extra | {"targets": {"step / floor": 1.234, "energy": 9}},
+            },
+            {
+                "group": "precision",
+                "name": "test_log_alpha",
+                "extra_info": {"bf16": 1.43, "recorded": {"bf16": 1.4}},
+            },
+        ],
+    }
+    text = table.render(report)
+    assert "A processor, 2 cores, 2 threads, AVX512, Linux. Kernels: compiled kernels." in text
+    assert "Python 3.11.7, torch 2.15.0, lae_fast 0.1.0." in text
+    assert "Commit 0123456 with changes, 2026-11-25." in text
+    lines = text.splitlines()
+    of = {t: next(line for line in lines if targets.TARGETS[t].what in line) for t in targets.TARGETS}
+    assert of["step / floor"].endswith("| ≤ 1.20 | 1.23 | **missed** |")
+    assert of["energy"].endswith("| ≥ 8.0x | 9.00x | met |")
+    assert of["epoch"].endswith("| ≥ 2.4x | not measured |  |")
+    assert lines.index("## Targets") < lines.index("## training step") < lines.index("**a step**")
+    assert "|  | ms (quartiles) | ratio to LAE (quartiles) | peak MB |" in lines
+    assert "| LAE | 12.3 (11.0 - 1,234) | 1.00 (0.900 - 1.10) | 17.9 |" in lines
+    assert "| report | 12.3 (11.0 - 1,234) | 2.50 (0.900 - 1.10) |  |" in lines
+    assert "mind this" in lines
+    assert (
+        "\n**test_log_alpha**\n\n|  | value |\n|---|---:|\n| bf16 | 1.43 |\n| recorded, bf16 | 1.40 |\n"
+        in text
+    )
+    report["commit_info"]["dirty"] = False
+    assert "Commit 0123456, 2026-11-25." in table.render(report)
 
 
 def quartic(x):

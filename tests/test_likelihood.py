@@ -76,6 +76,17 @@ def test_energies_and_derivatives_within_their_bounds(kind, scale, dtype, device
     assert_within_bounds(*arguments_of(kind, scale, dtype, device))
 
 
+@pytest.mark.parametrize("implementation", ["op", "reference"])
+@pytest.mark.parametrize(("kind", "scale"), CASES)
+def test_in_place_is_the_same(kind, scale, implementation, device):
+    output, *rest = arguments_of(kind, scale, torch.float32, device)
+    source = torch.ops.lae_fast if implementation == "op" else _reference_dense
+    energy, derivative, slope = source.energy(output, *rest)
+    in_place = source.energy_(output, *rest)
+    for got, wanted in zip((*in_place, output), (energy, slope, derivative), strict=True):
+        assert torch.equal(got, wanted)
+
+
 @pytest.mark.parametrize(("kind", "scale"), CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_reference_is_within_the_same_bounds(kind, scale, dtype, monkeypatch):
@@ -147,6 +158,7 @@ def test_opcheck(kind, scale, device):
     for requires_grad in (False, True):
         output.requires_grad_(requires_grad)
         torch.library.opcheck(torch.ops.lae_fast.energy.default, (output, x, kind, log_scale))
+    torch.library.opcheck(torch.ops.lae_fast.energy_.default, (output.detach(), x, kind, log_scale))
 
 
 def test_a_second_derivative_is_refused():
@@ -174,7 +186,7 @@ def test_wrong_arguments_are_named():
         with pytest.raises(ValueError, match=f"energy: {error}"):
             ops.energy(*arguments)
     with pytest.raises(RuntimeError, match="multiple"):
-        ops.energy_unchecked(OUTPUT[:4], X, 0, None)
+        ops.energy_(OUTPUT[:4].clone(), X, 0, None)
 
 
 @pytest.mark.parametrize("likelihood", [Bernoulli(), Gaussian(), DiscretizedLogistic()])

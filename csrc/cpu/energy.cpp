@@ -34,19 +34,20 @@ LAE_INLINE double total(double* lanes) {
 }
 
 template <Likelihood kLikelihood, typename T>
-LAE_INLINE RowSums row_body(const PixelOf<kLikelihood, T>& pixel, const T* __restrict__ output,
-                            const T* __restrict__ x, int64_t n, T* __restrict__ derivative) {
+LAE_INLINE RowSums row_body(const PixelOf<kLikelihood, T>& pixel, const T* output, const T* __restrict__ x, int64_t n,
+                            T* derivative) {
   using V = decltype(pixel(T{}, T{}).energy);
   double energies[kLanes] = {}, slopes[kLanes] = {};
   for (int64_t begin = 0; begin < n; begin += kTile) {
     const int64_t m = n - begin < kTile ? n - begin : kTile;
-    V energy[kTile], slope[kTile];
+    V energy[kTile], slope[kTile], d[kTile];
     for (int64_t i = 0; i < m; ++i) {
       const auto p = pixel(output[begin + i], x[begin + i]);
       energy[i] = p.energy;
       slope[i] = p.log_scale_derivative;
-      derivative[begin + i] = static_cast<T>(p.derivative);
+      d[i] = p.derivative;
     }
+    for (int64_t i = 0; i < m; ++i) derivative[begin + i] = static_cast<T>(d[i]);  // may be the output itself
     add_tile(energy, m, energies);
     if constexpr (kLikelihood != kBernoulli) add_tile(slope, m, slopes);
   }
@@ -104,5 +105,6 @@ struct Cpu {
 
 STABLE_TORCH_LIBRARY_IMPL(lae_fast, CPU, library) {
   library.impl("energy", TORCH_BOX(&lae::EnergyOps<lae::Cpu>::energy));
+  library.impl("energy_", TORCH_BOX(&lae::EnergyOps<lae::Cpu>::energy_));
   library.impl("in_unit_range", TORCH_BOX(&lae::EnergyOps<lae::Cpu>::in_unit_range));
 }

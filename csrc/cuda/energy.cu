@@ -136,5 +136,6 @@ struct Cuda {
 
 STABLE_TORCH_LIBRARY_IMPL(lae_fast, CUDA, library) {
   library.impl("energy", TORCH_BOX(&lae::EnergyOps<lae::Cuda>::energy));
+  library.impl("energy_", TORCH_BOX(&lae::EnergyOps<lae::Cuda>::energy_));
   library.impl("keep", TORCH_BOX(&lae::DenseOps<lae::Cuda>::keep));
 }
