@@ -64,6 +64,7 @@ struct Stream {  // the noise of one chain in this launch
 
 template <typename F>
 void for_blocks(int64_t n_elements, F f) {  // f(begin, n) over a chain's blocks
+  if (n_elements <= kBlock) return f(0, n_elements);
   const int64_t blocks = (n_elements + kBlock - 1) / kBlock;
   torch::stable::parallel_for(0, blocks, 1, [&](int64_t first, int64_t last) {
     for (int64_t b = first; b < last; ++b) {
@@ -82,6 +83,38 @@ void for_chains(int64_t n_chains, int64_t n_elements, F f) {  // f(chain): in pa
   const int64_t grain = kBlock / (n_elements > 0 ? n_elements : 1);
   torch::stable::parallel_for(0, n_chains, grain > 0 ? grain : 1, [&](int64_t first, int64_t last) {
     for (int64_t c = first; c < last; ++c) f(c);
+  });
+}
+
+// The normals of n_chains whole chains, each shorter than a tile and a multiple of 4 long, one after the other.
+template <typename T>
+void draw_chains(Stream first, int64_t n_chains, int64_t n_elements, T* out) {
+  uint32_t chain[kTile / 4], block[kTile / 4];
+  const int32_t per_chain = static_cast<int32_t>(n_elements / 4), blocks = static_cast<int32_t>(n_chains) * per_chain;
+  for (int32_t b = 0, c = 0, i = 0; b < blocks; ++b) {
+    chain[b] = first.chain + c;
+    block[b] = i;
+    if (++i == per_chain) i = 0, ++c;
+  }
+  with_simd([&]() LAE_SIMD {
+    for (int32_t b = 0; b < blocks; ++b) normals4(first.seed, first.step, chain[b], block[b], out + 4 * b);
+  });
+}
+
+// f(chain, eps), eps its noise: a row of `noise`; or drawn here, for many short chains at once; or null, for f to draw.
+template <typename T, typename F>
+void for_chains_with_noise(int64_t n_chains, int64_t n_elements, uint64_t seed, uint64_t step, const T* noise, F f) {
+  const int64_t per_group = n_elements > 0 && n_elements % 4 == 0 ? kTile / n_elements : 0;
+  if (noise || per_group < 2)
+    return for_chains(n_chains, n_elements, [&](int64_t c) { f(c, noise ? noise + c * n_elements : nullptr); });
+  const int64_t groups = (n_chains + per_group - 1) / per_group, grain = kBlock / kTile;
+  torch::stable::parallel_for(0, groups, grain, [&](int64_t first, int64_t last) {
+    T drawn[kTile];
+    for (int64_t g = first; g < last; ++g) {
+      const int64_t begin = g * per_group, n = n_chains - begin < per_group ? n_chains - begin : per_group;
+      draw_chains({seed, step, static_cast<uint32_t>(begin)}, n, n_elements, drawn);
+      for (int64_t c = 0; c < n; ++c) f(begin + c, drawn + c * n_elements);
+    }
   });
 }
 
@@ -140,20 +173,20 @@ struct Cpu {
   static void transition(const TransitionArgs<T>& a) {
     const uint64_t seed = a.rng[kSeed], step = a.rng[kStep];
     const bool adapts_jointly = a.adapts_jointly();
-    const auto propose = [&](int64_t c, double eta, int64_t i, int64_t n) {
+    const double first_step_size = a.n_chains > 0 ? std::exp(a.log_step_size[0]) : 0.0;
+    const auto propose = [&](int64_t c, const T* eps, double eta, int64_t i, int64_t n) {
       const int64_t row = c * a.n_elements;
-      propose_block(a.phi + row, a.grad + row, eta, {seed, step, static_cast<uint32_t>(c)},
-                    a.noise ? a.noise + row : nullptr, i, n, a.proposal + row);
+      propose_block(a.phi + row, a.grad + row, eta, {seed, step, static_cast<uint32_t>(c)}, eps, i, n,
+                    a.proposal + row);
     };
-    for_chains(a.n_chains, a.n_elements, [&](int64_t c) {
+    const auto decide_and_advance = [&](int64_t c, const T* eps) {
       const int64_t s = a.n_step_sizes == 1 ? 0 : c;
-      const double log_step_size = a.log_step_size[s];
+      double eta = s == 0 ? first_step_size : std::exp(a.log_step_size[s]);
       const int64_t row = c * a.n_elements;
       T *phi = a.phi + row, *grad = a.grad + row, *proposal = a.proposal + row;
       const T* proposal_grad = a.proposal_grad + row;
 
-      const Sums sums =
-          chain_sums(phi, proposal, grad, proposal_grad, std::exp(log_step_size), a.n_elements);
+      const Sums sums = chain_sums(phi, proposal, grad, proposal_grad, eta, a.n_elements);
       const double u = a.uniform ? a.uniform[c] : accept_uniform(seed, step, static_cast<uint32_t>(c));
       const Decision d = metropolis(a.potential[c], a.proposal_potential[c], sums, a.mh, log_uniform(u));
       a.is_accepted[c] = d.is_accepted;
@@ -161,23 +194,29 @@ struct Cpu {
       a.counters[2 * c + kRejected] += !d.is_accepted && !d.is_nonfinite;
       a.counters[2 * c + kNonfinite] += d.is_nonfinite;
       if (d.is_accepted) a.potential[c] = a.proposal_potential[c];
-      if (a.adaptation && !adapts_jointly) adapt(a, s, acceptance_probability(d.log_alpha));
-      const double eta = std::exp(a.log_step_size[s]);
+      if (a.adaptation && !adapts_jointly) {
+        adapt(a, s, acceptance_probability(d.log_alpha));
+        eta = std::exp(a.log_step_size[s]);
+      }
       for_blocks(a.n_elements, [&](int64_t i, int64_t n) {
         if (d.is_accepted) {
           std::memcpy(phi + i, proposal + i, n * sizeof(T));
           std::memcpy(grad + i, proposal_grad + i, n * sizeof(T));
         }
-        if (!adapts_jointly) propose(c, eta, i, n);
+        if (!adapts_jointly) propose(c, eps, eta, i, n);
       });
-    });
+    };
+    if (adapts_jointly)  // the proposals wait
+      for_chains(a.n_chains, a.n_elements, [&](int64_t c) { decide_and_advance(c, nullptr); });
+    else
+      for_chains_with_noise(a.n_chains, a.n_elements, seed, step, a.noise, decide_and_advance);
     if (adapts_jointly) {
       double acceptance = 0.0;
       for (int64_t c = 0; c < a.n_chains; ++c) acceptance += acceptance_probability(a.log_alpha[c]);
       adapt(a, 0, acceptance / static_cast<double>(a.n_chains));
       const double eta = std::exp(a.log_step_size[0]);
-      for_chains(a.n_chains, a.n_elements, [&](int64_t c) {
-        for_blocks(a.n_elements, [&](int64_t i, int64_t n) { propose(c, eta, i, n); });
+      for_chains_with_noise(a.n_chains, a.n_elements, seed, step, a.noise, [&](int64_t c, const T* eps) {
+        for_blocks(a.n_elements, [&](int64_t i, int64_t n) { propose(c, eps, eta, i, n); });
       });
     }
     a.rng[kStep] += 1;
@@ -210,12 +249,11 @@ struct Cpu {
   template <typename T>
   static void propose(const ProposeArgs<T>& a) {
     const uint64_t seed = a.rng[kSeed], step = a.rng[kStep];
-    for_chains(a.n_chains, a.n_elements, [&](int64_t c) {
+    for_chains_with_noise(a.n_chains, a.n_elements, seed, step, a.noise, [&](int64_t c, const T* eps) {
       const int64_t row = c * a.n_elements;
       for_blocks(a.n_elements, [&](int64_t i, int64_t n) {
         propose_block(a.phi + row, a.grad + row, a.step_size[a.n_step_sizes == 1 ? 0 : c],
-                      {seed, step, static_cast<uint32_t>(c)}, a.noise ? a.noise + row : nullptr, i, n,
-                      a.proposal + row);
+                      {seed, step, static_cast<uint32_t>(c)}, eps, i, n, a.proposal + row);
       });
     });
     a.next_rng[kSeed] = a.rng[kSeed];
@@ -226,6 +264,11 @@ struct Cpu {
   template <typename T>
   static void noise(const NoiseArgs<T>& a) {
     const uint64_t seed = a.rng[kSeed], step = a.rng[kStep];
+    if constexpr (!std::is_same_v<T, int64_t>)
+      if (a.kind == kStandardNormals && a.n_elements % 4 == 0 && 2 * a.n_elements <= kTile)
+        return for_chains_with_noise<T>(a.n_chains, a.n_elements, seed, step, nullptr, [&](int64_t c, const T* eps) {
+          std::memcpy(a.out + c * a.n_elements, eps, a.n_elements * sizeof(T));
+        });
     for_chains(a.n_chains, a.n_elements, [&](int64_t c) {
       const uint32_t chain = static_cast<uint32_t>(c);
       T* out = a.out + c * a.n_elements;
