@@ -84,7 +84,9 @@ def _(output, x, kind, log_scale=None):  # noqa: ANN001, ANN202
 @torch.library.register_fake("lae_fast::energy_", lib=_library)
 def _(output, x, kind, log_scale=None):  # noqa: ANN001, ANN202
     n_rows = output.shape[0]
-    return tuple(output.new_empty(n, dtype=torch.float64) for n in (n_rows, 0 if log_scale is None else n_rows))
+    return tuple(
+        output.new_empty(n, dtype=torch.float64) for n in (n_rows, 0 if log_scale is None else n_rows)
+    )
 
 
 @torch.library.register_fake("lae_fast::norm_relu", lib=_library)

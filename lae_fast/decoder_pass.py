@@ -104,7 +104,9 @@ class DensePass(_Pass):
 
     def __init__(self, model: LAE, x: Tensor) -> None:
         super().__init__(model, x)
-        chain, weights = (torch.bfloat16 if p == "bf16" else None for p in (model.chain_precision, model.precision))
+        chain, weights = (
+            torch.bfloat16 if p == "bf16" else None for p in (model.chain_precision, model.precision)
+        )
         layers = model.decoder.layers()
         # Close to z rounding does most harm: the first layer is spared.
         self.layers = [layers[0], *(layer._replace(dtype=chain) for layer in layers[1:])]

@@ -6,8 +6,7 @@ layer, from which weight gradients can be made later, or never. `MLP` is the mod
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -88,6 +87,14 @@ def parameter_gradients(layers: list[Layer], inputs: list[Tensor], gradients: Gr
     return result
 
 
+def _is_wanted(node: torch.autograd.graph.Node | None) -> bool:
+    """Whether the backward pass under way leads to this node: `needs_input_grad` would say that it might."""
+    try:
+        return node is not None and torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # the leaf that torch.autograd.grad was asked for
+        return True
+
+
 class _MLPFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, net: MLP, dtype: torch.dtype | None, x: Tensor, *parameters: Tensor) -> Tensor:  # noqa: ANN001
@@ -105,7 +112,7 @@ class _MLPFunction(torch.autograd.Function):
             grad = grad.clone() if layers[-1].norm_weight is not None else grad  # it would be overwritten
             x_grad, gradients = backward(layers, trace, grad.contiguous(), to_input=ctx.needs_input_grad[2])
             parameter_grads = [None] * len(parameters)
-            if any(ctx.needs_input_grad[3:]):
+            if any(_is_wanted(node) for node, _ in ctx.next_functions[1:]):
                 parameter_grads = parameter_gradients(layers, trace.inputs, gradients)
         return None, None, *(differentiable_once(g, "lae_fast.MLP") for g in (x_grad, *parameter_grads))
 
@@ -122,7 +129,6 @@ class MLP(nn.Sequential):
     """
 
     is_fast = True
-    _is_frozen = False
 
     def __init__(self, *modules: nn.Module) -> None:
         super().__init__(*modules)
@@ -163,27 +169,10 @@ class MLP(nn.Sequential):
         """[n, k] -> [n, m]."""
         if not self.takes_fast_path(x):
             return super().forward(x)
-        parameters = self.own_parameters()
-        if self._is_frozen:
-            parameters = [p.detach() for p in parameters]
-        return _MLPFunction.apply(self, autocast_dtype(x.device), x.contiguous(), *parameters)
+        return _MLPFunction.apply(self, autocast_dtype(x.device), x.contiguous(), *self.own_parameters())
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """What `torch.autocast` rounds products to on this device; None where it is off."""
     is_on = torch.is_autocast_enabled(device.type)
     return torch.get_autocast_dtype(device.type) if is_on else None
-
-
-@contextlib.contextmanager
-def without_weight_gradients(net: nn.Module) -> Iterator[None]:
-    """Within, the MLPs of `net` leave their parameters out of the graph: autograd cannot tell them that only the
-    gradient of their input is wanted."""
-    nets = [m for m in net.modules() if isinstance(m, MLP)]
-    for m in nets:
-        m._is_frozen = True
-    try:
-        yield
-    finally:
-        for m in nets:
-            m._is_frozen = False

@@ -11,7 +11,6 @@ from lae_fast.ald import evaluate_potential
 from lae_fast.autoencoder import check_images
 from lae_fast.chained import ChainedAutoencoder
 from lae_fast.chains import Chains
-from lae_fast.dense import without_weight_gradients
 from lae_fast.precision import products_in
 from lae_fast.vae import VAE, gaussian_rate
 
@@ -55,7 +54,7 @@ class Hoffman(ChainedAutoencoder, VAE):
         with products_in(self.precision, x.device):
             mean, std = (t.to(x.dtype) for t in self.posterior(x))
         z = mean + std * torch.randn_like(mean)  # [n, nz]
-        with torch.no_grad(), without_weight_gradients(self.decoder):
+        with torch.no_grad():
             visited, slope = self._run_chain(x, z.detach())
         encoder_loss = ((z * slope).sum(1) + gaussian_rate(mean, std)).mean()
         n_visited = len(visited) if self.gradient == "average" else 1

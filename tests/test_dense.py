@@ -17,7 +17,8 @@ from lae_fast import (
     Gaussian,
     _ext,
     _reference_dense,
-    dense,
+    ald_init,
+    ald_step,
     nets,
     ops,
     products,
@@ -196,15 +197,24 @@ def test_mlp_under_autocast_rounds_its_products():
     assert 1e-3 < errors[0] < 3 * errors[1] < 0.2
 
 
-def test_weight_gradients_can_be_left_out():
+def test_weight_gradients_are_made_only_when_somebody_wants_them(monkeypatch):
     net, x = network(), torch.randn(20, 4, requires_grad=True)
-    (wanted,) = torch.autograd.grad(net(x).sum(), x)
-    with dense.without_weight_gradients(net):
-        out = net(x).sum()
-    assert torch.equal(torch.autograd.grad(out, x)[0], wanted)
-    out = net(x).sum()
-    out.backward()
+    calls, original = [], products.weight_gradient
+    monkeypatch.setattr(products, "weight_gradient", lambda *a: calls.append(1) or original(*a))
+    state = ald_init(lambda phi: net(phi).sum(), x.detach(), 1e-3)
+    state, _ = ald_step(lambda phi: net(phi).sum(), state)
+    torch.autograd.grad(net(2 * x).sum(), x)
+    net(x).sum().backward(inputs=[x])
+    assert not calls
+    state.potential.backward()
+    assert calls
     assert net[0].weight.grad is not None
+    calls.clear()
+    (last,) = torch.autograd.grad(net(x).sum(), [net[-1].weight])
+    assert calls
+    net.zero_grad()
+    net(x).sum().backward()
+    assert torch.equal(net[-1].weight.grad, last)
 
 
 def test_mlp_refuses_a_second_derivative():

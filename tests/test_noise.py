@@ -56,6 +56,14 @@ def test_kernel_equals_reference_bit_for_bit(dtype, device):
     assert torch.equal(ops.noise(r, 5, 1, dtype, ops.ACCEPT)[:, 0], _reference.accept_uniforms(r, 5))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [4, 8, 12, 128])
+def test_short_chains_draw_what_long_ones_begin_with(n, dtype, device):
+    """Drawn together or one by one: noise depends on (seed, step, chain, element) alone."""
+    r = rng(5, 2, device)
+    assert torch.equal(ops.noise(r, 300, n, dtype), ops.noise(r, 300, 999, dtype)[:, :n])
+
+
 def normals_of(u):
     """The float64 Box-Muller formula on the uniforms in use."""
     radius = (-2 * u[:, 0::2].double().log()).sqrt()
