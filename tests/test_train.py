@@ -201,7 +201,10 @@ def test_non_finite_training_stops_and_keeps_the_last_good_checkpoint(tmp_path, 
 
 @pytest.mark.parametrize("options", [["--network", "conv"], ["--likelihood", "logistic", "--no-mh"],
                                      ["--likelihood", "gaussian", "--step-size", "1e-4"], ["--validation", "0"],
-                                     ["--binarize", "fixed", "--n-steps", "1"]])  # fmt: skip
+                                     ["--binarize", "fixed", "--n-steps", "1"],
+                                     ["--precision", "bf16"], ["--precision", "bf16", "--no-mh"],
+                                     ["--precision", "bf16", "--model", "vae", "--network", "conv"],
+                                     ["--precision", "bf16", "--model", "hoffman"]])  # fmt: skip
 def test_options(options, tmp_path):
     assert (
         train.main([*QUICK, "--epochs", "1", "--depth", "2", *options, "--output-dir", str(tmp_path / "run")])
@@ -260,6 +263,8 @@ def test_config_survives_json():
         (["--device", "cuda:77"], "--device cuda:77 cannot be used"),
         (["--device", "abacus"], "--device abacus cannot be used"),
         (["--device", "meta"], "--device is meta"),
+        (["--device", "cpu", "--precision", "tf32"], "--precision tf32 on cpu; expected a GPU"),
+        (["--chain-precision", "bf16"], "chain_precision is 'bf16' with mh"),
         (["--network", "conv", "--depth", "5"], "divisible by 32"),
         (["--resume", "/nonexistent"], "--resume /nonexistent is not the folder of a run"),
     ],

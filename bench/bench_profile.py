@@ -1,0 +1,75 @@
+"""Where the time of our training step goes: its parts, timed within the step, and what is left between them.
+
+The parts are functions of the package that are called one after the other, on the CPU, where a call returns when it is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+
+import pytest
+import torch
+from bench_step import OURS, calls, models
+from timing import show, summary
+
+from lae_fast import dense, ops, products
+
+WHOLE, REST = "whole step", "between these: autograd, small tensors, Python"
+PARTS = {
+    (products, "linear"): "matrix products",
+    (ops, "norm_relu"): "layer norm and ReLU, forward",
+    (ops, "norm_relu_backward"): "layer norm and ReLU, backward",
+    (ops, "energy_"): "energies and their derivatives",
+    (ops, "transition_unchecked"): "transitions",
+    (ops, "keep"): "selection of what a rejection leaves",
+    (torch.optim.Adam, "step"): "Adam",
+}
+
+
+@contextlib.contextmanager
+def stopwatches(seconds: dict[str, float]) -> Iterator[None]:
+    """Within, every part adds the time of its calls to `seconds`."""
+    originals = {(owner, name): getattr(owner, name) for owner, name in PARTS}
+
+    def timed(part: str, function):  # noqa: ANN001, ANN202
+        def call(*args, **kwargs):  # noqa: ANN002, ANN003, ANN202
+            start = time.perf_counter()
+            result = function(*args, **kwargs)
+            seconds[part] += time.perf_counter() - start
+            return result
+
+        return call
+
+    for (owner, name), function in originals.items():
+        setattr(owner, name, timed(PARTS[owner, name], function))
+    try:
+        yield
+    finally:
+        for (owner, name), function in originals.items():
+            setattr(owner, name, function)
+
+
+@pytest.mark.parametrize("n_steps", [2, 10])
+@pytest.mark.benchmark(group="training step: its parts")
+def test_parts(benchmark, capsys, n_steps):
+    with stopwatches(spent := defaultdict(float)):  # before the optimizer is made: it binds its step
+        step = calls({OURS: models(512, 256, 8, n_steps, True)[OURS]}, 512)[OURS]
+        seconds = defaultdict(list)
+        for i in range(5 + 40):
+            spent.clear()
+            start = time.perf_counter()
+            step()
+            whole = time.perf_counter() - start
+            if i < 5:
+                continue
+            for part in PARTS.values():
+                seconds[part].append(spent[part])
+            seconds[REST].append(whole - sum(spent.values()))
+            seconds[WHOLE].append(whole)
+    assert dense.ops is ops  # what was watched is what the step calls
+    rows = summary({WHOLE: seconds.pop(WHOLE), **seconds}, against=WHOLE)
+    show(benchmark, capsys, f"our training step, batch 512, nh 256, nz 8, T = {n_steps}, MH", rows, against=WHOLE)
+    benchmark.pedantic(step, rounds=3)
