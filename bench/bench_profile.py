@@ -71,5 +71,11 @@ def test_parts(benchmark, capsys, n_steps):
             seconds[WHOLE].append(whole)
     assert dense.ops is ops  # what was watched is what the step calls
     rows = summary({WHOLE: seconds.pop(WHOLE), **seconds}, against=WHOLE)
-    show(benchmark, capsys, f"our training step, batch 512, nh 256, nz 8, T = {n_steps}, MH", rows, against=WHOLE)
+    show(
+        benchmark,
+        capsys,
+        f"our training step, batch 512, nh 256, nz 8, T = {n_steps}, MH",
+        rows,
+        against=WHOLE,
+    )
     benchmark.pedantic(step, rounds=3)

@@ -22,7 +22,7 @@ class ChainedAutoencoder(Autoencoder):
         step_size: None: start at `first_step_size` and, with `mh`, adapt while training towards an acceptance of
             0.574; without `mh` nothing tells good steps from bad ones, and `published_step_size` is used.
         adaptation_rate: of the logarithm of the step size, per step of the chain.
-        chain_precision: of the decoder's products when it evaluates proposals; default: `precision`, but never so
+        chain_precision: of the decoder's products in the energy of proposals; default: `precision`, but never so
             coarse that Metropolis-Hastings decisions suffer (precision.py).
 
     Raises:

@@ -48,10 +48,10 @@ class Config:
     """Where the chains start: the encoder's draw, or anywhere, the traditional way (Hoffman)."""
 
     precision: Literal["float32", "tf32", "bf16"] = "float32"
-    """Of matrix products in training: encoder, weight gradients and, where no Metropolis-Hastings decision hangs on
-    them, the rest. tf32 is for GPUs."""
+    """Of matrix products in training: the encoder's, all gradients' and, where no Metropolis-Hastings decision hangs on
+    them, the energies'. tf32 is for GPUs."""
     chain_precision: Literal["auto", "float32", "tf32", "bf16"] = "auto"
-    """Of the decoder's products when it evaluates the chain's proposals. auto: --precision, but never too coarse for
+    """Of the decoder's products when it evaluates the energy of the chain's proposals. auto: --precision, but never too coarse for
     Metropolis-Hastings decisions."""
 
     batch_size: int = 512

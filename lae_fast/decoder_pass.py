@@ -100,26 +100,33 @@ class AutogradPass(_Pass):
 
 
 class DensePass(_Pass):
-    """An `MLP` under one of our likelihoods: input gradients at every evaluation, weight gradients where they count."""
+    """An `MLP` under one of our likelihoods: input gradients at every evaluation, weight gradients where they count.
+
+    Energies are computed in `chain_precision`, gradients in `precision`, which may be coarser: whatever drift a proposal
+    has, its Metropolis-Hastings ratio is that of this very drift, and exact as long as the energies are.
+    """
 
     def __init__(self, model: LAE, x: Tensor) -> None:
         super().__init__(model, x)
-        chain, weights = (
+        first, *others = model.decoder.layers()
+        # bfloat16 is the layers' affair (but for the first: close to z rounding does most harm), TF32 the device's
+        dtype, grad_dtype = (
             torch.bfloat16 if p == "bf16" else None for p in (model.chain_precision, model.precision)
         )
-        layers = model.decoder.layers()
-        # Close to z rounding does most harm: the first layer is spared.
-        self.layers = [layers[0], *(layer._replace(dtype=chain) for layer in layers[1:])]
-        self.weight_layers = [layer._replace(dtype=weights) for layer in layers]
+        self.layers = [first, *(layer._replace(dtype=dtype, grad_dtype=grad_dtype) for layer in others)]
+        self.forward_context, self.backward_context = (
+            p if p == "tf32" else "float32" for p in (model.chain_precision, model.precision)
+        )
         self.prior_constant = 0.5 * model.nz * math.log(2 * math.pi) * len(x)
         scale = model.likelihood.log_scale
         self.log_scale = None if scale is None else scale.to(x.dtype)
 
     def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        out, trace = dense.forward(self.layers, z)
-        kind = self.model.likelihood.kind
-        energy, slope = ops.energy_(out, self.x, kind, self.log_scale)  # out is its own derivative now
-        z_grad, gradients = dense.backward(self.layers, trace, out)
+        with products_in(self.forward_context, z.device):
+            out, trace = dense.forward(self.layers, z)
+        energy, slope = ops.energy_(out, self.x, self.model.likelihood.kind, self.log_scale)
+        with products_in(self.backward_context, z.device):
+            z_grad, gradients = dense.backward(self.layers, trace, out)  # out is its own derivative now
         z_grad += z  # of the prior's ||z||^2 / 2
         self.latest = [z_grad, slope.sum().reshape(1), *trace.inputs, *gradients.outputs, *gradients.sums]
         prior = 0.5 * z.square().sum(dtype=torch.float64) + self.prior_constant
@@ -129,5 +136,6 @@ class DensePass(_Pass):
         n = len(self.layers)
         _, slope, *rest = self.current
         inputs, gradients = rest[:n], Gradients(rest[n : 2 * n], rest[2 * n :])
-        result = dense.parameter_gradients(self.weight_layers, inputs, gradients)
+        with products_in(self.backward_context, slope.device):
+            result = dense.parameter_gradients(self.layers, inputs, gradients)
         return result + [slope[0].to(p.dtype) for p in self.model.likelihood.parameters() if p.requires_grad]

@@ -24,7 +24,8 @@ class Layer(NamedTuple):
     norm_weight: Tensor | None = None  # [m]
     norm_bias: Tensor | None = None  # [m]
     eps: float = 0.0
-    dtype: torch.dtype | None = None  # of its products, see products.py
+    dtype: torch.dtype | None = None  # of its product forward, see products.py
+    grad_dtype: torch.dtype | None = None  # of those backward
 
 
 class Trace(NamedTuple):
@@ -69,7 +70,7 @@ def backward(
                 grad, trace.inputs[i + 1], trace.normalized[i], trace.rstd[i], layer.norm_weight
             )
         gradients.outputs[i] = grad
-        grad = products.input_gradient(grad, layer.weight, layer.dtype) if i > 0 or to_input else None
+        grad = products.input_gradient(grad, layer.weight, layer.grad_dtype) if i > 0 or to_input else None
     return grad, gradients
 
 
@@ -78,7 +79,7 @@ def parameter_gradients(layers: list[Layer], inputs: list[Tensor], gradients: Gr
     result = []
     for i, layer in enumerate(layers):
         output_grad = gradients.outputs[i]
-        weight = products.weight_gradient(output_grad, inputs[i], layer.dtype)
+        weight = products.weight_gradient(output_grad, inputs[i], layer.grad_dtype)
         if layer.norm_weight is None:
             result += [weight, output_grad.sum(0)]
         else:
@@ -147,8 +148,8 @@ class MLP(nn.Sequential):
         """The layers in order, of its own parameters or of others in the same order; products in `dtype`."""
         p = self.own_parameters() if parameters is None else parameters
         norms = [m for m in self if isinstance(m, nn.LayerNorm)]
-        blocks = [Layer(*p[4 * i : 4 * i + 4], norm.eps, dtype) for i, norm in enumerate(norms)]
-        return blocks + ([Layer(*p[-2:], dtype=dtype)] if len(p) % 4 else [])
+        blocks = [Layer(*p[4 * i : 4 * i + 4], norm.eps, dtype, dtype) for i, norm in enumerate(norms)]
+        return blocks + ([Layer(*p[-2:], dtype=dtype, grad_dtype=dtype)] if len(p) % 4 else [])
 
     def own_parameters(self) -> list[nn.Parameter]:
         """As `parameters()`, which takes longer than a small layer's product."""

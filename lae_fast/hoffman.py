@@ -11,7 +11,7 @@ from lae_fast.ald import evaluate_potential
 from lae_fast.autoencoder import check_images
 from lae_fast.chained import ChainedAutoencoder
 from lae_fast.chains import Chains
-from lae_fast.precision import products_in
+from lae_fast.precision import check_float32, products_in
 from lae_fast.vae import VAE, gaussian_rate
 
 
@@ -51,6 +51,7 @@ class Hoffman(ChainedAutoencoder, VAE):
         not the value.
         """
         check_images(x, self.nx)
+        check_float32(self.mh)
         with products_in(self.precision, x.device):
             mean, std = (t.to(x.dtype) for t in self.posterior(x))
         z = mean + std * torch.randn_like(mean)  # [n, nz]

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lae_fast import products
 from lae_fast.autoencoder import check_images
 from lae_fast.chained import ChainedAutoencoder
 from lae_fast.chains import Chains
 from lae_fast.decoder_pass import AutogradPass, DensePass, decoder_pass
-from lae_fast.precision import products_in
+from lae_fast.precision import check_float32, products_in
 
 
 class _KnownGradients(torch.autograd.Function):
@@ -28,9 +29,11 @@ class _KnownGradients(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, cotangent: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN001
-        factor, gradients = cotangent * ctx.scale, []
-        for g in ctx.saved_tensors:  # some lie transposed, and leave as their parameters lie
-            out = torch.empty_like(g, memory_format=torch.contiguous_format)
+        factor, gradients = (cotangent * ctx.scale).to(ctx.saved_tensors[0].dtype), []
+        for g in ctx.saved_tensors:
+            # They are ours, and asked for once. Some lie transposed, and leave as their parameters lie.
+            is_plain = g.is_contiguous() and g.dtype == factor.dtype
+            out = g if is_plain else torch.empty_like(g, memory_format=torch.contiguous_format)
             gradients.append(torch.mul(g, factor.to(g.dtype), out=out))
         return None, None, *gradients, *([None] * len(gradients))
 
@@ -97,6 +100,7 @@ class LAE(ChainedAutoencoder):
         not even a NaN; with an `MLP` for a decoder only states, not proposals, pay for weight gradients.
         """
         check_images(x, self.nx)
+        check_float32(self.mh)
         with products_in(self.precision, x.device):
             h = self.encoder(x).to(x.dtype)  # [n, d]
         with torch.no_grad():
@@ -121,8 +125,8 @@ class LAE(ChainedAutoencoder):
             h, phi = torch.linalg.solve_triangular(root, h.T, upper=False).T.contiguous(), phi @ root
 
         def evaluate(rows: Tensor) -> tuple[Tensor, Tensor]:
-            potential, z_grad = decoder.evaluate(h @ rows.view_as(phi).T)
-            return potential, (z_grad.T @ h).view(1, -1)
+            potential, z_grad = decoder.evaluate(products.linear(h, rows.view_as(phi)))
+            return potential, products.weight_gradient(z_grad, h).view(1, -1)
 
         chain = Chains(
             evaluate, phi.view(1, -1), self.log_step_size - math.log(n), self.rng, mh=self.mh,

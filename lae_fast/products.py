@@ -28,6 +28,7 @@ _onednn = _find_onednn()
 def _takes_onednn(a: Tensor, n_multiplications: int) -> bool:
     return (
         _onednn is not None
+        and torch.backends.mkldnn.enabled
         and a.dtype == torch.float32
         and a.device.type == "cpu"
         and n_multiplications >= _MINIMUM

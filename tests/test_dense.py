@@ -287,7 +287,7 @@ def test_weight_gradients_are_made_for_states_only(monkeypatch):
     monkeypatch.setattr(products, "weight_gradient", lambda *a: calls.append(1) or original(*a))
     m = model(True, n_steps=5)
     m.loss(images())
-    assert len(calls) == 5 * 4  # T states x layers, before the encoder's turn
+    assert len(calls) == 5 * 4 + 6  # T states x layers, and phi's own at T + 1; before the encoder's turn
     assert m.counters[0, 0] > 0
 
 
