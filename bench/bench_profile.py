@@ -34,8 +34,8 @@ def stopwatches(seconds: dict[str, float]) -> Iterator[None]:
     """Within, every part adds the time of its calls to `seconds`."""
     originals = {(owner, name): getattr(owner, name) for owner, name in PARTS}
 
-    def timed(part: str, function):  # noqa: ANN001, ANN202
-        def call(*args, **kwargs):  # noqa: ANN002, ANN003, ANN202
+    def timed(part: str, function):
+        def call(*args, **kwargs):
             start = time.perf_counter()
             result = function(*args, **kwargs)
             seconds[part] += time.perf_counter() - start

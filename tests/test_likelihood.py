@@ -94,6 +94,19 @@ def test_the_reference_is_within_the_same_bounds(kind, scale, dtype, monkeypatch
     assert_within_bounds(*arguments_of(kind, scale, dtype))
 
 
+@pytest.mark.parametrize("implementation", ["op", "reference"])
+def test_nearly_certain_pixels_keep_their_digits(implementation, device):
+    """Most pixels of a trained model are: log(1 + e) with a tiny e, of which 1 + e would swallow most."""
+    logits = torch.linspace(5, 30, 784, device=device).repeat(4, 1) * torch.tensor(
+        [[1.0], [-1.0]] * 2, device=device
+    )
+    x = (logits > 0).float()
+    source = torch.ops.lae_fast if implementation == "op" else _reference_dense
+    energy = source.energy(logits, x, ops.BERNOULLI, None)[0]
+    exact = torch.nn.functional.logsigmoid(logits.double().abs()).neg().sum(1)
+    torch.testing.assert_close(energy, exact, rtol=1e-6, atol=0)
+
+
 LEVEL_SCRIPT = """
 import hashlib, json, sys
 import torch
