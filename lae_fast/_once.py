@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 class _Once(torch.autograd.Function):
@@ -18,6 +19,11 @@ class _Once(torch.autograd.Function):
             f"lae_fast: a second derivative through {ctx.name} was asked for; expected first derivatives only. For "
             "curvature write it in plain PyTorch"
         )
+
+
+def is_transformed() -> bool:
+    """Whether `torch.func` or forward-mode differentiation looks on: to them a fused op is a constant."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def differentiable_once(gradient: Tensor | None, name: str) -> Tensor | None:

@@ -26,7 +26,7 @@ def energy(
         pixels, derivative, slope = _gaussian(output, x, log_scale.double())
     else:
         log_scale = log_scale.double().clamp(min=math.log(_SMALLEST_SCALE))
-        pixels, derivative, slope = _logistic(output.double(), x.double(), log_scale)
+        pixels, derivative, slope = logistic_pixels(output.double(), x.double(), log_scale)
     total = pixels.sum(1, dtype=torch.float64)
     if kind == GAUSSIAN:
         total = total + output.shape[1] * (log_scale.double() + 0.5 * math.log(2 * math.pi))
@@ -52,7 +52,7 @@ def _gaussian(mean: Tensor, x: Tensor, log_scale: Tensor) -> tuple[Tensor, Tenso
     return 0.5 * square, (mean - x) * inverse.square().to(x.dtype), 1 - square.double()
 
 
-def _logistic(mean: Tensor, x: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def logistic_pixels(mean: Tensor, x: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     inverse = torch.exp(-log_scale)
     upper, lower = (x - mean + HALF_BIN) * inverse, (x - mean - HALF_BIN) * inverse
     # log(sigmoid(u) - sigmoid(l)) = log sigmoid(u) + log sigmoid(-l) + log(1 - exp(l - u)), without cancellation;

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lae_fast import ops
+from lae_fast.likelihood import negative_log_prior
 from lae_fast.precision import check_precision
 
 
@@ -70,15 +71,12 @@ class Autoencoder(nn.Module):
 
     def potential(self, x: Tensor, z: Tensor) -> Tensor:
         """U(x, z) = -log p(x|z) - log p(z) of images [n, nx] and z [..., n, nz]: float64 [..., n], nats per image."""
-        return self.likelihood.potential(self._output(z), x, z)
+        return self.reconstruction(x, z) + negative_log_prior(z)
 
     def reconstruction(self, x: Tensor, z: Tensor) -> Tensor:
         """-log p(x|z) of images [n, nx] and z [..., n, nz]: float64 [..., n], nats per image."""
-        return self.likelihood.energy(self._output(z), x)
-
-    def _output(self, z: Tensor) -> Tensor:
-        """What the decoder makes of z [..., n, nz]: [..., n, nx]."""
-        return self.decoder(z.flatten(0, -2)).view(*z.shape[:-1], -1)
+        output = self.decoder(z.flatten(0, -2)).view(*z.shape[:-1], -1)
+        return self.likelihood.energy(output, x)
 
     def encode(self, x: Tensor) -> Tensor:
         """The most typical latent variable of each image: [n, nx] -> [n, nz]."""

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from lae_fast import dense, ops
-from lae_fast.dense import MLP, Gradients
-from lae_fast.likelihood import Likelihood
+from lae_fast.autoencoder import Autoencoder
+from lae_fast.dense import MLP, Gradients, has_hooks
+from lae_fast.likelihood import LIKELIHOODS
 from lae_fast.precision import products_in
 
 if TYPE_CHECKING:
@@ -23,12 +24,14 @@ if TYPE_CHECKING:
 
 def decoder_pass(model: LAE, x: Tensor) -> AutogradPass | DensePass:
     """The pass for images x [n, nx]: by hand for an `MLP` under one of this package's likelihoods, else by autograd."""
-    decoder = model.decoder
+    decoder, kind = model.decoder, type(model)
     is_dense = (
-        isinstance(decoder, MLP)
-        and decoder.is_fast
-        and not decoder._forward_hooks
-        and isinstance(model.likelihood, Likelihood)
+        type(decoder) is MLP  # of subclasses nobody knows what they changed
+        and decoder.is_whole()
+        and not any(has_hooks(m) for m in (decoder, *decoder))
+        and type(model.likelihood) in LIKELIHOODS.values()
+        and (kind.potential, kind.reconstruction) == (Autoencoder.potential, Autoencoder.reconstruction)
+        and x.dtype in (torch.float32, torch.float64)
         and all(p.dtype == x.dtype and p.requires_grad for p in decoder.own_parameters())
     )
     return DensePass(model, x) if is_dense else AutogradPass(model, x)

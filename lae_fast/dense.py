@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lae_fast import ops, products
-from lae_fast._once import differentiable_once
+from lae_fast._once import differentiable_once, is_transformed
 
 
 class Layer(NamedTuple):
@@ -88,6 +88,13 @@ def parameter_gradients(layers: list[Layer], inputs: list[Tensor], gradients: Gr
     return result
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling `module`, and not its parts, would do more than its `forward`."""
+    return any(
+        (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    )
+
+
 def _is_wanted(node: torch.autograd.graph.Node | None) -> bool:
     """Whether the backward pass under way leads to this node: `needs_input_grad` would say that it might."""
     try:
@@ -109,7 +116,7 @@ class _MLPFunction(torch.autograd.Function):
         saved = iter(ctx.saved_tensors)
         parameters, *trace = ([next(saved) for _ in range(size)] for size in ctx.sizes)
         layers, trace = ctx.net.layers(parameters, ctx.dtype), Trace(*trace)
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(grad.device.type, enabled=False):
             grad = grad.clone() if layers[-1].norm_weight is not None else grad  # it would be overwritten
             x_grad, gradients = backward(layers, trace, grad.contiguous(), to_input=ctx.needs_input_grad[2])
             parameter_grads = [None] * len(parameters)
@@ -122,8 +129,9 @@ class MLP(nn.Sequential):
     """Blocks of Linear, LayerNorm, ReLU, and perhaps a Linear at the end: `nn.Sequential`, computed as one piece.
 
     float32 on a CPU takes fused kernels and the faster products, everything else PyTorch's own layers; the two agree to
-    float32 rounding. Under `torch.autocast` products are rounded to bfloat16 either way. Hooks on the layers inside are
-    not called, and there is no second derivative, on the fast path; `is_fast = False` avoids it.
+    float32 rounding. Under `torch.autocast` products are rounded to bfloat16 either way. On the fast path there are first
+    derivatives only, and no batched ones; `is_fast = False` avoids it, as do hooks on the layers inside, transforms of
+    `torch.func`, forward-mode differentiation, and whatever changes the layers afterwards.
 
     Raises:
         ValueError: the modules are of another kind or order, or lack a bias or an affine norm.
@@ -141,6 +149,7 @@ class MLP(nn.Sequential):
                              "nothing or a Linear")  # fmt: skip
         if any(m.bias is None for m in modules if not isinstance(m, nn.ReLU)):
             raise ValueError("MLP got a layer without bias, or a norm that is not affine; expected both")
+        self._kinds = kinds
 
     def layers(
         self, parameters: Sequence[Tensor] | None = None, dtype: torch.dtype | None = None
@@ -153,17 +162,33 @@ class MLP(nn.Sequential):
 
     def own_parameters(self) -> list[nn.Parameter]:
         """As `parameters()`, which takes longer than a small layer's product."""
-        return [p for module in self for p in module._parameters.values()]
+        layers = (m for m in self if not isinstance(m, nn.ReLU))
+        return [m._parameters[name] for m in layers for name in ("weight", "bias")]
+
+    def is_whole(self) -> bool:
+        """Whether it is still what the constructor checked, with parameters of its own in every layer."""
+        if not self.is_fast or [type(m) for m in self] != self._kinds:
+            return False
+        if any(not {"weight", "bias"} <= m._parameters.keys() for m in self if not isinstance(m, nn.ReLU)):
+            return False
+        parameters = self.own_parameters()
+        return None not in parameters and len(set(map(id, parameters))) == len(parameters)
+
+    def __getitem__(self, index: int | slice) -> nn.Module:
+        """A slice of it is an ordinary `nn.Sequential`."""
+        return nn.Sequential(*list(self)[index]) if isinstance(index, slice) else super().__getitem__(index)
 
     def takes_fast_path(self, x: Tensor) -> bool:
         """Whether `forward` computes x [n, k] as one piece."""
         return (
-            self.is_fast
-            and x.device.type == "cpu"
-            and x.dtype == torch.float32 == self[0].weight.dtype
+            x.device.type == "cpu"
+            and x.dtype == torch.float32
             and x.dim() == 2
             and not torch.compiler.is_compiling()
-            and not torch._C._are_functorch_transforms_active()
+            and not is_transformed()
+            and self.is_whole()
+            and not any(has_hooks(m) for m in self)
+            and all(p.dtype == torch.float32 for p in self.own_parameters())
         )
 
     def forward(self, x: Tensor) -> Tensor:

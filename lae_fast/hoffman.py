@@ -55,7 +55,7 @@ class Hoffman(ChainedAutoencoder, VAE):
         with products_in(self.precision, x.device):
             mean, std = (t.to(x.dtype) for t in self.posterior(x))
         z = mean + std * torch.randn_like(mean)  # [n, nz]
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             visited, slope = self._run_chain(x, z.detach())
         encoder_loss = ((z * slope).sum(1) + gaussian_rate(mean, std)).mean()
         n_visited = len(visited) if self.gradient == "average" else 1

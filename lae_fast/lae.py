@@ -31,9 +31,8 @@ class _KnownGradients(torch.autograd.Function):
     def backward(ctx, cotangent: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN001
         factor, gradients = (cotangent * ctx.scale).to(ctx.saved_tensors[0].dtype), []
         for g in ctx.saved_tensors:
-            # They are ours, and asked for once. Some lie transposed, and leave as their parameters lie.
-            is_plain = g.is_contiguous() and g.dtype == factor.dtype
-            out = g if is_plain else torch.empty_like(g, memory_format=torch.contiguous_format)
+            # Some lie transposed, and leave as their parameters lie.
+            out = torch.empty_like(g, memory_format=torch.contiguous_format)
             gradients.append(torch.mul(g, factor.to(g.dtype), out=out))
         return None, None, *gradients, *([None] * len(gradients))
 
@@ -101,9 +100,13 @@ class LAE(ChainedAutoencoder):
         """
         check_images(x, self.nx)
         check_float32(self.mh)
+        if x.requires_grad:
+            raise ValueError(
+                "images require a gradient; expected none: the chain's loss has no derivative by them"
+            )
         with products_in(self.precision, x.device):
             h = self.encoder(x).to(x.dtype)  # [n, d]
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             decoder = decoder_pass(self, x.contiguous())
             value, h_grad = self._run_chain(decoder, h.detach())
         return _KnownGradients.apply(
@@ -126,7 +129,7 @@ class LAE(ChainedAutoencoder):
 
         def evaluate(rows: Tensor) -> tuple[Tensor, Tensor]:
             potential, z_grad = decoder.evaluate(products.linear(h, rows.view_as(phi)))
-            return potential, products.weight_gradient(z_grad, h).view(1, -1)
+            return potential, products.weight_gradient(z_grad, h).reshape(1, -1)
 
         chain = Chains(
             evaluate, phi.view(1, -1), self.log_step_size - math.log(n), self.rng, mh=self.mh,

@@ -10,9 +10,12 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lae_fast import ops
+from lae_fast._once import is_transformed
+from lae_fast._reference_dense import logistic_pixels
 
 
 def negative_log_prior(z: Tensor) -> Tensor:
@@ -30,8 +33,14 @@ class Likelihood(nn.Module):
         """-log p(x|z): [..., n, nx] and [n, nx] -> float64 [..., n], nats per image."""
         if output.dtype in (torch.float16, torch.bfloat16):
             output = output.float()
-        scale = None if self.log_scale is None else self.log_scale.to(output.dtype)
-        return ops.energy(output, x.to(output.dtype), self.kind, scale)[0]
+        x, scale = x.to(output.dtype), None if self.log_scale is None else self.log_scale.to(output.dtype)
+        if is_transformed():
+            return self._pixels(output, x).sum(-1, dtype=torch.float64)
+        return ops.energy(output, x, self.kind, scale)[0]
+
+    def _pixels(self, output: Tensor, x: Tensor) -> Tensor:
+        """-log p of every pixel [..., n, nx] in PyTorch that can be differentiated at will."""
+        raise NotImplementedError
 
     def potential(self, output: Tensor, x: Tensor, z: Tensor) -> Tensor:
         """U(x, z) = -log p(x|z) - log p(z) for z [..., n, nz]: float64 [..., n], nats per image."""
@@ -42,6 +51,9 @@ class Bernoulli(Likelihood):
     """Output: logits. Exact for binary x; for grey x in [0, 1] the usual cross-entropy, which is no density."""
 
     kind, log_scale = ops.BERNOULLI, None
+
+    def _pixels(self, output: Tensor, x: Tensor) -> Tensor:
+        return -x * F.logsigmoid(output) - (1 - x) * F.logsigmoid(-output)
 
     def mean(self, output: Tensor) -> Tensor:
         return torch.sigmoid(output)
@@ -62,6 +74,10 @@ class Gaussian(Likelihood):
             raise ValueError(f"scale is {scale}; expected a positive number, or None to learn it")
         log_scale = torch.tensor(math.log(0.1 if scale is None else scale))
         self.log_scale = nn.Parameter(log_scale, requires_grad=scale is None)
+
+    def _pixels(self, output: Tensor, x: Tensor) -> Tensor:
+        residual = (x - output) * torch.exp(-self.log_scale)
+        return 0.5 * residual.square() + self.log_scale + 0.5 * math.log(2 * math.pi)
 
     def mean(self, output: Tensor) -> Tensor:
         return output
@@ -86,6 +102,9 @@ class DiscretizedLogistic(Likelihood):
         if not scale > 0:
             raise ValueError(f"scale is {scale}; expected a positive number")
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
+
+    def _pixels(self, output: Tensor, x: Tensor) -> Tensor:
+        return logistic_pixels(output.double(), x.double(), self.log_scale.double())[0]
 
     def mean(self, output: Tensor) -> Tensor:
         return output.clamp(0, 1)

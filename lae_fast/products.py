@@ -25,13 +25,14 @@ def _find_onednn() -> torch._ops.OpOverload | None:
 _onednn = _find_onednn()
 
 
-def _takes_onednn(a: Tensor, n_multiplications: int) -> bool:
+def _takes_onednn(a: Tensor, weight: Tensor) -> bool:
     return (
         _onednn is not None
         and torch.backends.mkldnn.enabled
         and a.dtype == torch.float32
         and a.device.type == "cpu"
-        and n_multiplications >= _MINIMUM
+        and a.shape[0] * weight.numel() >= _MINIMUM
+        and a.shape[1] == weight.shape[1]  # else PyTorch's own complaint is the clearer one
     )
 
 
@@ -40,7 +41,8 @@ def linear(a: Tensor, weight: Tensor, bias: Tensor | None = None, dtype: torch.d
     if dtype is not None and dtype != a.dtype:
         bias = None if bias is None else bias.to(dtype)
         return torch.nn.functional.linear(a.to(dtype), weight.to(dtype), bias).to(a.dtype)
-    if _takes_onednn(a, a.shape[0] * weight.numel()):
+    if _takes_onednn(a, weight):
+        bias = None if bias is None else bias.contiguous()  # it would be read as if it were
         return _onednn(a, weight, bias, "none", [], "")
     return torch.nn.functional.linear(a, weight, bias)
 

@@ -48,7 +48,7 @@ class TrainingStep:
                         f"capture with an optimizer whose capturable is {group.get('capturable')} and whose lr is a "
                         f"{type(group['lr']).__name__}; expected True and a Tensor"
                     )
-            self.stream = torch.cuda.Stream(device)
+            self.device, self.stream = device, torch.cuda.Stream(device)
         elif device.type == "cpu":
             keep_freed_memory()
         self.n_calls = 0
@@ -58,6 +58,10 @@ class TrainingStep:
         """Take one step; the loss [] before it, nats per image, detached. Captured: valid until the next call."""
         if not self.captures:
             return self._step(x)
+        with torch.cuda.device(self.device):
+            return self._captured_step(x)
+
+    def _captured_step(self, x: Tensor) -> Tensor:
         self.n_calls += 1
         if self.graph is None:
             self.stream.wait_stream(torch.cuda.current_stream())
@@ -66,9 +70,10 @@ class TrainingStep:
                     loss = self._step(x)
                 else:
                     self.x = x.clone()
-                    self.graph = torch.cuda.CUDAGraph()
-                    with torch.cuda.graph(self.graph, stream=self.stream):
+                    graph = torch.cuda.CUDAGraph()
+                    with torch.cuda.graph(graph, stream=self.stream):
                         self.loss = self._step(self.x)
+                    self.graph = graph
             torch.cuda.current_stream().wait_stream(self.stream)
             if self.graph is None:
                 return loss

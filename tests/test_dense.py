@@ -307,6 +307,132 @@ def test_a_rejected_evaluation_leaves_no_trace(is_fast, step_size):
         assert (got - wanted).norm() <= 1e-5 * wanted.norm()
 
 
+class Tempered(Bernoulli):
+    def energy(self, output, x):
+        return 0.1 * super().energy(output, x)
+
+
+class EnergyOnly(nn.Module):
+    def energy(self, output, x):
+        return (output - x).square().sum(-1, dtype=torch.float64)
+
+
+class Mine(LAE):
+    def potential(self, x, z):
+        return 0.1 * super().potential(x, z)
+
+
+class Shifted(MLP):
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+def changed(change):
+    """A model whose user has changed something that the fast step must not overlook."""
+    m = model(True)
+    if change == "likelihood":
+        m.likelihood = Tempered()
+    elif change == "likelihood without potential":
+        m.likelihood = EnergyOnly()
+    elif change == "potential":
+        m.__class__ = Mine
+    elif change == "decoder's forward":
+        m.decoder.__class__ = Shifted
+    elif change == "pre-hook":
+        m.decoder.register_forward_pre_hook(lambda _, z: (z[0] + 5,))
+    elif change == "hook inside":
+        m.decoder[3].register_forward_hook(lambda _, z, out: 2 * out)
+    elif change == "another layer":
+        m.decoder[2] = nn.GELU()
+    elif change == "one more layer":
+        m.decoder.append(nn.Tanh())
+    elif change == "parametrization":
+        nn.utils.parametrizations.weight_norm(m.decoder[3])
+    elif change == "shared layer":
+        m.decoder[6] = m.decoder[3]
+    return m
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["likelihood", "likelihood without potential", "potential", "decoder's forward", "pre-hook", "hook inside",
+     "another layer", "one more layer", "parametrization", "shared layer"],
+)  # fmt: skip
+def test_what_a_user_has_changed_counts(change):
+    m, x = changed(change), images()
+    m.mh, m.n_steps, m.window = False, 1, "before"  # the loss is that of the first state
+    start = m.phi.clone()
+    loss = m.loss(x)
+    m.decoder.is_fast = False
+    expected = m.potential(x, m.encoder(x) @ start.T).mean()
+    torch.testing.assert_close(loss.double(), expected.double(), rtol=1e-5, atol=0)
+    got, wanted = (torch.autograd.grad(v, list(m.decoder.parameters())) for v in (loss, expected))
+    for a, b in zip(got, wanted, strict=True):
+        assert (a - b).norm() <= 1e-4 * b.norm() + 1e-6
+
+
+@pytest.mark.parametrize("change", ["hook inside", "another layer", "one more layer", "parametrization"])
+def test_an_mlp_whose_layers_were_changed_computes_them(change):
+    net, z = changed(change).decoder, torch.randn(200, 4)
+    plain = z
+    for layer in net:
+        plain = layer(plain)
+    torch.testing.assert_close(net(z), plain)
+
+
+def test_a_slice_of_an_mlp_is_a_sequential():
+    net, z = network(), torch.randn(5, 4)
+    assert type(net[:3]) is nn.Sequential
+    torch.testing.assert_close(net[3:](net[:3](z)), net(z))
+    assert isinstance(net[-1], nn.Linear)
+
+
+def test_a_bias_that_is_not_contiguous():
+    a, weight = torch.randn(512, 256), torch.randn(300, 256)
+    for bias in (torch.randn(600)[::2], torch.randn(1).expand(300)):
+        torch.testing.assert_close(
+            products.linear(a, weight, bias), a @ weight.T + bias, rtol=1e-4, atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("whiten", [True, False])
+def test_more_latent_dimensions_than_features(whiten):
+    torch.manual_seed(0)
+    m = LAE(*nets.mlp(60, 8, nh=4), Bernoulli(), nx=60, nz=8, d=4, whiten=whiten)
+    assert m.loss(images()).isfinite()
+
+
+def test_the_loss_can_be_differentiated_in_parts():
+    m, x = model(True), images()
+    loss = m.loss(x)
+    encoder, decoder = list(m.encoder.parameters()), list(m.decoder.parameters())
+    whole = torch.autograd.grad(loss, [*encoder, *decoder], retain_graph=True)
+    parts = torch.autograd.grad(loss, encoder, retain_graph=True) + torch.autograd.grad(loss, decoder)
+    assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
+
+
+def test_images_that_require_a_gradient_are_refused():
+    with pytest.raises(ValueError, match="images require a gradient"):
+        model(True).loss(images().requires_grad_())
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_an_outer_autocast_does_not_reach_the_chain(is_fast):
+    potentials = []
+    for enabled in (False, True):
+        m = model(is_fast, window="before", n_steps=1)
+        m.encoder = nn.Identity()
+        m.d, m.phi = 60, torch.randn(4, 60, generator=torch.Generator().manual_seed(0))
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            potentials.append(m.loss(images()))
+    assert torch.equal(*potentials)
+    net, z = network(), torch.randn(200, 4, requires_grad=True)
+    out = net(z).sum()
+    with torch.autocast("cpu", torch.bfloat16):
+        out.backward()
+    assert z.grad.isfinite().all()
+
+
 def test_frozen_or_hooked_decoders_take_the_general_path():
     from lae_fast.decoder_pass import AutogradPass, DensePass, decoder_pass
 

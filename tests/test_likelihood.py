@@ -52,7 +52,7 @@ def textbook(output, x, kind, log_scale):
     elif kind == ops.GAUSSIAN:
         pixels = -Normal(output, scales.exp()).log_prob(x)
     else:
-        pixels = _reference_dense._logistic(output, x, scales)[0]  # held against its definition below
+        pixels = _reference_dense.logistic_pixels(output, x, scales)[0]  # held against its definition below
     by_output, by_scale = torch.autograd.grad(pixels.sum(), [output, scales], allow_unused=True)
     return pixels.detach(), by_output, None if kind == ops.BERNOULLI else by_scale
 
@@ -183,6 +183,29 @@ def test_a_second_derivative_is_refused():
     (first,) = torch.autograd.grad(total, scale, create_graph=True)
     with pytest.raises(RuntimeError, match="second derivative"):
         (first + scale).backward()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")  # torch's own, of its forward mode
+@pytest.mark.parametrize("likelihood", [Bernoulli(), Gaussian(), DiscretizedLogistic()])
+def test_torch_func_and_forward_mode_see_no_constant(likelihood):
+    """There is no such rule for the op: plain PyTorch serves, with all derivatives."""
+    likelihood = likelihood.double()
+    output, x = OUTPUT.double()[:2, :6], X.double()[:2, :6]
+    leaf = output.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(likelihood.energy(leaf, x).sum(), leaf)
+
+    def total(output):
+        return likelihood.energy(output, x).sum()
+
+    direction = torch.randn(2, 6, generator=G, dtype=torch.float64)
+    value, slope = torch.func.jvp(total, (output,), (direction,))
+    torch.testing.assert_close(value, total(output))
+    torch.testing.assert_close(slope, (gradient * direction).sum())
+    torch.testing.assert_close(torch.func.grad(total)(output), gradient)
+    assert torch.func.hessian(total)(output).abs().sum() > 0
+    with torch.autograd.forward_ad.dual_level():
+        dual = total(torch.autograd.forward_ad.make_dual(output, direction))
+        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(dual).tangent, slope)
 
 
 def test_wrong_arguments_are_named():
