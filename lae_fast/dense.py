@@ -172,7 +172,7 @@ class MLP(nn.Sequential):
         if any(not {"weight", "bias"} <= m._parameters.keys() for m in self if not isinstance(m, nn.ReLU)):
             return False
         parameters = self.own_parameters()
-        return None not in parameters and len(set(map(id, parameters))) == len(parameters)
+        return len({id(p) for p in parameters if p is not None}) == len(parameters)
 
     def __getitem__(self, index: int | slice) -> nn.Module:
         """A slice of it is an ordinary `nn.Sequential`."""
