@@ -10,6 +10,7 @@ import gzip
 import socket
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -139,6 +140,12 @@ def binarize(images: Tensor, generator: torch.Generator | None = None) -> Tensor
     """One Bernoulli draw per pixel: uint8 in 0..255 -> uint8, 0 or 255."""
     draw = torch.rand(images.shape, generator=generator, device=images.device)
     return (draw * 255 < images).to(torch.uint8) * 255
+
+
+def shuffled(n: int, size: int, seed: int, device: torch.device | str = "cpu") -> Iterator[Tensor]:
+    """One epoch of minibatches: indices [size] of n images in an order that the seed decides; the ragged rest is dropped."""
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(device)
+    return iter(order[: n // size * size].split(size))
 
 
 def load(

@@ -21,7 +21,7 @@ import torch
 import tyro
 
 from lae_fast import data, models
-from lae_fast.ais import annealed_log_likelihood, fit_schedule
+from lae_fast.ais import BASES, anneal, annealed_log_likelihood
 from lae_fast.checkpoint import CheckpointError
 from lae_fast.config import Config
 from lae_fast.data import DataError
@@ -124,14 +124,10 @@ def score(folder: Path, options: Options) -> Score:
     quality = evaluate(model, x, n_draws=20, seed=options.seed)
     bound = -importance_bound(model, x, n_draws=options.n_draws, seed=options.seed).mean().item()
     annealing = dict(n_chains=options.n_chains, seed=options.seed)
-    start, found = time.perf_counter(), []
-    for base in ("encoder", "prior") if options.base == "both" else (options.base,):
-        schedule = fit_schedule(
-            model, x[:50], base=base, n_temperatures=options.n_temperatures, seed=options.seed + 1_000_003
-        )
-        found.append((annealed_log_likelihood(model, x, schedule, **annealing), schedule))
-    seconds = (time.perf_counter() - start) / len(found)
-    forward, schedule = max(found, key=lambda f: f[0].log_likelihood.mean())
+    bases = BASES if options.base == "both" else (options.base,)
+    start = time.perf_counter()
+    forward, schedule = anneal(model, x, bases=bases, n_temperatures=options.n_temperatures, **annealing)
+    seconds = (time.perf_counter() - start) / len(bases)
     with torch.no_grad():
         generator = torch.Generator(options.device).manual_seed(options.seed)
         own, z = model.simulate(options.simulated, generator)

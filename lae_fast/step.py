@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lae_fast.autoencoder import Autoencoder
 
@@ -16,6 +16,19 @@ def keep_freed_memory() -> None:
     torch.empty(30 * 2**20, dtype=torch.uint8)
 
 
+def adam(model: nn.Module, lr: float, beta1: float = 0.9) -> torch.optim.Adam:
+    """Adam over the model's parameters, fused, and on a GPU fit to be captured: what a graph reads lives on the device."""
+    device = next(model.parameters()).device
+    is_captured = device.type == "cuda"
+    return torch.optim.Adam(
+        model.parameters(),
+        torch.tensor(lr, device=device) if is_captured else lr,
+        betas=(beta1, 0.999),
+        fused=True,
+        capturable=is_captured,
+    )
+
+
 class TrainingStep:
     """Steps of `optimizer` down the loss of `model`: `step(x)` for images x [n, nx].
 
@@ -26,7 +39,7 @@ class TrainingStep:
     Args:
         model: any of this package's models.
         optimizer: of its parameters. To be captured it must be `capturable`, with its learning rate a tensor on the
-            device: `torch.optim.Adam(..., lr=torch.tensor(1e-3, device=device), fused=True, capturable=True)`.
+            device: as `adam` makes it.
         capture: default: where the model is on a GPU.
 
     Raises:

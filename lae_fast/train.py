@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import itertools
 import json
 import math
 import shlex
@@ -32,7 +33,7 @@ from lae_fast.data import DataError, Dataset
 from lae_fast.evaluate import Evaluation, evaluate, fit_posterior_scale
 from lae_fast.lae import LAE
 from lae_fast.runlog import RunLog
-from lae_fast.step import TrainingStep
+from lae_fast.step import TrainingStep, adam
 
 # Options that a checkpoint's position, chain and metrics depend on: a run keeps them for life. (Those of the
 # architecture are checked against the checkpoint itself.)
@@ -128,14 +129,7 @@ class Trainer:
         self.model.to(device)
         is_repaired = config.model == "lae" and config.window == "after"
         beta1 = (0.5 if is_repaired else 0.9) if config.beta1 == "auto" else config.beta1
-        is_captured = device.type == "cuda"  # whatever a graph reads lives on the device
-        self.optimizer = torch.optim.Adam(
-            self.model.parameters(),
-            torch.tensor(config.lr, device=device) if is_captured else config.lr,
-            betas=(beta1, 0.999),
-            fused=True,
-            capturable=is_captured,
-        )
+        self.optimizer = adam(self.model, config.lr, beta1)
         self.step = TrainingStep(self.model, self.optimizer)
         self.progress = Progress()
         self.window = torch.zeros(2, dtype=torch.float64, device=device)  # sums of loss and acceptance since
@@ -212,11 +206,10 @@ class Trainer:
 
     def batches(self) -> Iterator[Tensor]:
         """The rest of the current epoch's minibatches, float [n, nx] in [0, 1]; the order depends on seed and epoch."""
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.progress.epoch)
-        order = torch.randperm(len(self.train.images), generator=generator).to(self.device)
-        n = self.config.batch_size
-        for i in range(self.progress.position, self.n_batches):
-            images = self.train.images[order[i * n : (i + 1) * n]]
+        seed = self.config.seed * 1_000_003 + self.progress.epoch
+        order = data.shuffled(len(self.train.images), self.config.batch_size, seed, self.device)
+        for index in itertools.islice(order, self.progress.position, None):
+            images = self.train.images[index]
             if self.config.binarize == "dynamic":
                 images = data.binarize(images)
             yield images / 255

@@ -18,25 +18,12 @@ import torch
 import tyro
 from torch import Tensor
 
+from lae_fast.experiments.style import COLOURS, GREY, STYLE
 from lae_fast.sample import Samples, ald_sample, langevin_sample
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-COLOURS = ("#0072B2", "#D55E00", "#009E73")  # of Okabe and Ito: told apart by everyone
-GREY = "0.45"
-STYLE = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "legend.frameon": False,
-    "lines.linewidth": 1.2,
-    "lines.markersize": 4,
-    "errorbar.capsize": 2,
-}
 
 
 def _normals(seed: int, *shape: int) -> Tensor:

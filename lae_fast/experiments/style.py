@@ -1,0 +1,15 @@
+"""One look for all figures."""
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73")  # of Okabe and Ito: told apart by everyone
+GREY = "0.45"
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "legend.frameon": False,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4,
+    "errorbar.capsize": 2,
+}
