@@ -1,8 +1,10 @@
 """Amortized Langevin dynamics and Langevin autoencoders on fused kernels."""
 
+from lae_fast import attacks
 from lae_fast._version import __version__
 from lae_fast.ais import AISEstimate, Schedule, annealed_log_likelihood, fit_schedule
 from lae_fast.ald import ALDInfo, ALDState, ald_init, ald_step
+from lae_fast.augment import augment
 from lae_fast.evaluate import Evaluation, evaluate, fit_posterior_scale, importance_bound
 from lae_fast.hoffman import Hoffman
 from lae_fast.lae import LAE
@@ -28,6 +30,8 @@ __all__ = [
     "ald_sample",
     "ald_step",
     "annealed_log_likelihood",
+    "attacks",
+    "augment",
     "evaluate",
     "fit_posterior_scale",
     "fit_schedule",

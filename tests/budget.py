@@ -28,6 +28,7 @@ CHECKS = {
     "getting_it_right": 30,
     "options_leave_the_law": 30,
     "minibatches": 5,
+    "augmentation": 31,
 }
 
 

@@ -1,0 +1,307 @@
+"""Adversarial images: FGSM and PGD in L-infinity and L2, and a classifier's accuracy under them.
+
+An attack runs the model in eval mode, leaves model and images as they were, and takes all its eps at once: K eps
+of m images are one batch of K m rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Model = Callable[[Tensor], Tensor]  # images [n, ...] -> logits or log-probabilities [n, classes]
+
+
+class Robustness(NamedTuple):
+    """A classifier under attack, one entry for each eps; float64, on the CPU."""
+
+    accuracy: Tensor  # [K], fraction of the images
+    loss: Tensor  # [K], nats per image: mean cross-entropy
+
+
+@contextlib.contextmanager
+def _evaluating(model: Model) -> Iterator[None]:
+    """Eval mode, and tensors that autograd takes even from a caller in inference mode. Afterwards every submodule is in
+    the mode it was in, also one that was frozen by itself, whatever has happened within."""
+    with torch.inference_mode(False), torch.no_grad():
+        if not isinstance(model, nn.Module):
+            yield
+            return
+        was_training = [(module, module.training) for module in model.modules()]
+        try:
+            model.eval()
+            yield
+        finally:
+            model.train(was_training[0][1])  # for a module that does more than to set a flag
+            for module, mode in was_training:
+                module.training = mode
+
+
+def _checked(model: Model, labels: Tensor) -> Model:
+    """The model, with an error unless it answers as it has to: on a GPU, a label without a class is the end of it all."""
+    n_classes = int(labels.max()) + 1
+
+    def call(x: Tensor) -> Tensor:
+        output = model(x)
+        if output.dim() != 2 or len(output) != len(x) or output.shape[1] < n_classes:
+            raise ValueError(
+                f"the model returned {list(output.shape)}; "
+                f"expected [{len(x)}, classes] with classes >= {n_classes} for these labels"
+            )
+        return output
+
+    return call
+
+
+def _gradient(model: Model, x: Tensor, labels: Tensor) -> Tensor:
+    """That of each image's cross-entropy, [R, ...]; parameters get none."""
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        loss = F.cross_entropy(model(leaf), labels, reduction="sum")
+        return torch.autograd.grad(loss, leaf)[0]
+
+
+def _outcome(model: Model, x: Tensor, labels: Tensor, gradient: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The model's answer [R] to attacked images, and its cross-entropy [R], nats; with an error if that or the gradient
+    that led there is not finite: an image whose gradient is NaN stands still, and would pass as robust."""
+    output = model(x)
+    loss = F.cross_entropy(output, labels, reduction="none")
+    is_finite = loss.isfinite()
+    if gradient is not None:
+        is_finite = is_finite & gradient.flatten(1).isfinite().all(1)
+    if not is_finite.all():
+        n_bad = int((~is_finite).sum())
+        raise RuntimeError(
+            f"the model's loss or its gradient is not finite for {n_bad} of {len(x)} attacked images; "
+            "expected a model that is finite within its bounds"
+        )
+    return output.argmax(1), loss
+
+
+def _per_row(values: Tensor, x: Tensor) -> Tensor:
+    """[R] -> [R, 1, ...], to multiply images x [R, ...]."""
+    return values.view(-1, *[1] * (x.dim() - 1))
+
+
+def _norm(x: Tensor, order: float = 2) -> Tensor:
+    """Of each image, [R, ...] -> [R, 1, ...], and never 0, so that one can divide by it."""
+    norm = torch.linalg.vector_norm(x, order, dim=tuple(range(1, x.dim())), keepdim=True)
+    return norm.clamp_(min=torch.finfo(x.dtype).tiny)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """x / |x|_2 of each image, 0 for 0.
+
+    Scaled before it is squared: a confident model's gradients are so small that their squares vanish in float32.
+    """
+    x = x / _norm(x, math.inf)
+    return x.div_(_norm(x))
+
+
+class _Box:
+    """Images [R, ...] within eps of x in every pixel, and in the bounds."""
+
+    def __init__(self, x: Tensor, eps: Tensor, low: float, high: float) -> None:
+        self.x, self.eps = x, eps  # [R, ...], [R, 1, ...]
+        self.lower, self.upper = (x - eps).clamp_(min=low), (x + eps).clamp_(max=high)
+        self.sign = torch.empty_like(x)
+
+    def random(self, generator: torch.Generator | None) -> Tensor:
+        """Uniform within eps, then clamped to the bounds, as Madry et al. start."""
+        u = torch.rand(self.x.shape, generator=generator, dtype=self.x.dtype, device=self.x.device)
+        return (self.x + self.eps * (2 * u - 1)).clamp_(self.lower, self.upper)
+
+    def move_(self, adversary: Tensor, gradient: Tensor, step: Tensor) -> None:
+        torch.sign(gradient, out=self.sign)  # not in place: a gradient may be expanded, or be the model's own
+        adversary.addcmul_(self.sign, step).clamp_(self.lower, self.upper)
+
+
+class _Ball:
+    """Images [R, ...] within eps of x in Euclidean distance, and in the bounds."""
+
+    def __init__(self, x: Tensor, eps: Tensor, low: float, high: float) -> None:
+        self.x, self.eps, self.bounds = x, eps, (low, high)
+
+    def random(self, generator: torch.Generator | None) -> Tensor:
+        """Uniform within eps, then clamped to the bounds."""
+        options = dict(generator=generator, dtype=self.x.dtype, device=self.x.device)
+        direction = _unit(torch.randn(self.x.shape, **options))
+        radius = torch.rand(self.eps.shape, **options).pow_(1 / self.x[0].numel())  # of 1: P(|z| < r) = r^D
+        return (self.x + self.eps * radius * direction).clamp_(*self.bounds)
+
+    def move_(self, adversary: Tensor, gradient: Tensor, step: Tensor) -> None:
+        delta = adversary.addcmul_(_unit(gradient), step) - self.x
+        shrink = (self.eps / _norm(delta)).clamp_(max=1)
+        # The bounds hold x, so that clamping to them leads no further away from it.
+        torch.addcmul(self.x, delta, shrink, out=adversary).clamp_(*self.bounds)
+
+
+_REGIONS = {"linf": _Box, "l2": _Ball}
+
+
+def _check(x: Tensor, labels: Tensor, eps: Any, bounds: tuple[float, float]) -> Tensor:
+    """Raise a ValueError unless these are what `pgd` takes; eps as float64 [] or [K]."""
+    low, high = bounds
+    if not low < high:
+        raise ValueError(f"bounds are {bounds}; expected the lower one first")
+    if not x.is_floating_point() or x.dim() < 2 or x.numel() == 0:
+        kind = str(x.dtype).removeprefix("torch.")
+        raise ValueError(f"x is {kind} {list(x.shape)}; expected floating point [m, ...] with m >= 1")
+    least, most = (value.item() for value in x.detach().aminmax())
+    if not low <= least <= most <= high:  # a NaN fails too
+        raise ValueError(f"x has values from {least:g} to {most:g}; expected all in [{low:g}, {high:g}]")
+    is_integer = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    if not is_integer or labels.shape != x.shape[:1] or labels.device != x.device:
+        kind = str(labels.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"labels are {kind} {list(labels.shape)} on {labels.device}; "
+            f"expected integers [{len(x)}] on {x.device}"
+        )
+    if labels.min() < 0:  # cross-entropy would leave -100 out in silence
+        raise ValueError(f"labels go down to {labels.min().item()}; expected classes from 0 on")
+    values = torch.as_tensor(eps, dtype=torch.float64)
+    if values.dim() > 1 or values.numel() == 0 or not ((values >= 0) & values.isfinite()).all():
+        raise ValueError(f"eps is {eps}; expected a finite number >= 0, or a sequence of at least one")
+    return values
+
+
+def fgsm(
+    model: Model, x: Tensor, labels: Tensor, *, eps: float | Sequence[float], targeted: bool = False,
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> Tensor:  # fmt: skip
+    """The fast gradient sign method (Goodfellow et al., 2015): one step of eps in every pixel.
+
+        x + eps sign(grad_x L(x, labels)),  clamped to the bounds;  with `targeted`, x - eps sign(...)
+
+    Arguments, result and errors as for `pgd`, of which it is `pgd(..., n_steps=1, step_size=eps,
+    random_start=False)`; several eps take one gradient.
+    """
+    values = _check(x, labels, eps, bounds).to(x)
+    with _evaluating(model):
+        x, labels, model = x.clone(), labels.long().clone(), _checked(model, labels)
+        gradient = _gradient(model, x, labels)
+        _outcome(model, x, labels, gradient)
+        step = values.view(*values.shape, *[1] * x.dim()) * (-1 if targeted else 1)
+        return (x + step * gradient.sign()).clamp_(*bounds)  # [*x.shape] or [K, *x.shape]
+
+
+def pgd(
+    model: Model, x: Tensor, labels: Tensor, *, eps: float | Sequence[float], norm: str = "linf", n_steps: int = 40,
+    step_size: float | None = None, random_start: bool = True, n_restarts: int = 1, targeted: bool = False,
+    bounds: tuple[float, float] = (0.0, 1.0), generator: torch.Generator | None = None,
+) -> Tensor:  # fmt: skip
+    """Projected gradient ascent on the cross-entropy L (Madry et al., 2018), within eps of x and in the bounds.
+
+        x' <- P(x' + step_size sign(g)),  g = grad L(x', labels);  "l2": g / |g|_2 for the sign
+
+    P of "linf" clamps to the box that eps and the bounds leave: in PyTorch
+    `x_adv.add_(step_size * g.sign()).clamp_((x - eps).clamp(min=low), (x + eps).clamp(max=high))`. P of "l2" scales x' - x
+    down to eps, then clamps to the bounds. An image without gradient stays. Beware of very confident models: float32 rounds
+    away the true class's part of the gradient where it is 17 nats ahead, and all of it at 100, which looks like robustness.
+
+    Args:
+        model: images [n, ...] -> logits or log-probabilities [n, classes], each image by itself. An `nn.Module` is in
+            eval mode meanwhile; its parameters, their .grad and every submodule's mode stay as they were.
+        x: [m, ...], floating point, within the bounds.
+        labels: [m], integers: the true classes, or with `targeted` those that the model shall answer with.
+        eps: the radius in units of x, or K of them.
+        norm: "linf" or "l2".
+        step_size: in units of x, for all eps; None: 2.5 eps / n_steps, for each eps its own.
+        random_start: from a point uniform within eps (then clamped to the bounds) instead of from x.
+        n_restarts: keep the worst of so many for each image: one that fools the model, else the highest L (with
+            `targeted` the lowest). Who is fooled already takes no part in further ones.
+        generator: of the random starts, on x's device; default: the one that `torch.manual_seed` sets.
+
+    Returns:
+        Adversarial images, detached: [*x.shape] for a number as eps, [K, *x.shape] for a sequence. eps 0 gives x.
+
+    Raises:
+        ValueError: an argument is not of that form, or n_restarts > 1 without `random_start`: all would be the same.
+        RuntimeError: at the end of a restart the loss or the last gradient of an image is not finite.
+    """
+    values = _check(x, labels, eps, bounds)
+    if norm not in _REGIONS:
+        raise ValueError(f'norm is "{norm}"; expected one of {", ".join(_REGIONS)}')
+    for name, value, least in (("n_steps", n_steps, 0), ("n_restarts", n_restarts, 1)):
+        if value < least:
+            raise ValueError(f"{name} is {value}; expected at least {least}")
+    if n_restarts > 1 and not random_start:
+        raise ValueError(
+            f"n_restarts is {n_restarts} without random_start; expected 1: all would be the same"
+        )
+    if step_size is not None and not (step_size >= 0 and math.isfinite(step_size)):
+        raise ValueError(f"step_size is {step_size}; expected a finite number >= 0, or None")
+
+    steps = 2.5 * values / max(n_steps, 1) if step_size is None else torch.full_like(values, step_size)
+    sign = -1 if targeted else 1
+    with _evaluating(model):
+        m, k = len(x), values.numel()
+        origin = torch.cat([x] * k)  # [K m, ...] in x's memory format; all below [K m]
+        labels, model = labels.long().repeat(k), _checked(model, labels)
+        radius, step = (v.to(x).view(-1).repeat_interleave(m) for v in (values, sign * steps))
+        best, best_gain = origin.clone(), torch.full_like(radius, -math.inf)
+        is_settled = radius == 0
+        for _ in range(n_restarts):
+            rows = (~is_settled).nonzero().squeeze(1)
+            if len(rows) == 0:
+                break
+            region = _REGIONS[norm](origin[rows], _per_row(radius[rows], x), *bounds)
+            adversary = region.random(generator) if random_start else origin[rows]
+            row_labels, row_step, gradient = labels[rows], _per_row(step[rows], x), None
+            for _ in range(n_steps):
+                gradient = _gradient(model, adversary, row_labels)
+                region.move_(adversary, gradient, row_step)
+            answer, loss = _outcome(model, adversary, row_labels, gradient)
+            is_fooled, gain = (answer == row_labels) == targeted, (sign * loss).to(best_gain)
+            is_better = is_fooled | (gain > best_gain[rows])
+            kept = rows[is_better]
+            best[kept], best_gain[kept] = adversary[is_better], gain[is_better]
+            is_settled[rows] = is_fooled
+    return best.view(*values.shape, *x.shape)
+
+
+@torch.inference_mode(False)  # with gradients, as others' attacks expect
+def robustness(
+    model: Model, x: Tensor, labels: Tensor, *, eps: Sequence[float], attack: Callable[..., Tensor] = pgd,
+    batch_size: int = 500, **options: Any,
+) -> Robustness:  # fmt: skip
+    """Accuracy and loss of the model, in eval mode, on images that `attack` makes of x: one of each for every eps.
+
+    Each eps is measured in the same batches of at most `batch_size` images, so that eps 0 gives the clean accuracy,
+    to the last image. No adversary of `pgd` is chosen by looking at other eps: a larger one is not bound to do better.
+
+    Args:
+        x: [N, ...], labels: [N]: as for `pgd`; labels are the true classes.
+        attack: called as `attack(model, x, labels, eps=eps, **options)` with a batch of m images and all K eps, it
+            returns [K, m, ...]: `pgd`, `fgsm`, or your own.
+
+    Raises:
+        ValueError: eps is no sequence, batch_size < 1, an option `targeted` (its labels are no true classes), the
+            attack's result has another shape, or as for `pgd`.
+        RuntimeError: as for `pgd`.
+    """
+    values = _check(x, labels, eps, options.get("bounds", (0.0, 1.0)))
+    if values.dim() == 0:
+        raise ValueError(f"eps is {eps}; expected a sequence")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; expected at least 1")
+    if options.get("targeted"):
+        raise ValueError("targeted is True; expected False: accuracy is counted against the true labels")
+    totals = torch.zeros(2, len(values), dtype=torch.float64)  # correct answers, nats
+    for images, classes in zip(x.split(batch_size), labels.split(batch_size), strict=True):
+        adversaries = attack(model, images, classes, eps=eps, **options)
+        if adversaries.shape != (len(values), *images.shape):
+            expected = [len(values), *images.shape]
+            raise ValueError(f"the attack returned {list(adversaries.shape)}; expected {expected}")
+        with _evaluating(model):
+            for i, adversary in enumerate(adversaries):
+                output = model(adversary).double()
+                totals[0, i] += (output.argmax(1) == classes).sum().cpu()
+                totals[1, i] += F.cross_entropy(output, classes.long(), reduction="sum").cpu()
+    return Robustness(*totals / len(x))

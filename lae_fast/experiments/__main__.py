@@ -1,0 +1,227 @@
+"""`python -m lae_fast.experiments`: the report's tables and figures, measured here, in one document."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from tqdm import tqdm
+
+from lae_fast import checkpoint
+from lae_fast._version import __version__
+from lae_fast.checkpoint import CheckpointError
+from lae_fast.data import DataError
+from lae_fast.experiments import drawings, render
+from lae_fast.experiments.claims import claims
+from lae_fast.experiments.design import Design
+from lae_fast.experiments.figures import drawings as figures
+from lae_fast.experiments.presets import PRESETS, Preset
+from lae_fast.experiments.recipes import Lab, Recipe, ordered
+from lae_fast.experiments.runner import run
+from lae_fast.experiments.style import STYLE
+from lae_fast.experiments.tables import tables
+
+SKETCHES = {
+    "figure1": (
+        "Algorithm 3: training a classifier with variations drawn from a latent variable model",
+        drawings.training,
+    ),
+    "figure2": ("The fully connected networks of LAE and VAE", drawings.architecture),
+}
+
+
+BAR = "{percentage:3.0f}% |{bar}| {elapsed} gone, {remaining} left"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The report's experiments, beside the published numbers, with a verdict on each of its claims."""
+
+    artefacts: tyro.conf.Positional[tuple[str, ...]] = ("all",)
+    """all; or any of table1 .. table9, figure1 .. figure5, beyond."""
+    preset: Literal["quick", "cpu", "report"] = "cpu"
+    """quick: a small subset, two minutes, to see that everything works. cpu: what two cores do in about two hours. report: the
+    report's own setting, up to 1,000 epochs: for a GPU."""
+    seeds: int | None = None
+    """Seeds of every row; default: the preset's."""
+    output: Path | None = None
+    """Folder of report.md, report.csv and the figures; default results, with quick runs/quick."""
+    cache: Path = Path("runs/experiments")
+    """Folder of what has been trained and measured. Nothing in it is computed twice: the same command goes on where it was stopped."""
+    dataset: Literal["auto", "mnist", "digits"] = "auto"
+    """auto: MNIST, found or downloaded; without a network scikit-learn's digits, enlarged to 28 x 28."""
+    data_dir: Path = Path("~/.cache/lae_fast")
+    """Where MNIST lies or goes (torchvision's layout: MNIST/raw inside)."""
+    device: str = "auto"
+    """auto (CUDA where there is one), cpu, cuda, ..."""
+    workers: int | None = None
+    """Processes of one thread each; default: one for every core. 1: all in one process, with all threads; on a GPU the default."""
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} is {value}; expected at least 1")
+
+    def design(self) -> Design:
+        preset: Preset = PRESETS[self.preset]
+        if self.seeds is not None:
+            preset = dataclasses.replace(preset, n_seeds=self.seeds, n_seeds_long=self.seeds)
+        return Design(preset)
+
+    def folder(self) -> Path:
+        return self.output or Path("runs/quick" if self.preset == "quick" else "results")
+
+
+class Experiments:
+    """What was asked for, what is known of it so far, and the document that says so."""
+
+    def __init__(self, options: Options, command: str) -> None:
+        device = (
+            ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
+        )
+        torch.empty(0, device=device)
+        self.options, self.command, self.device = options, command, device
+        self.workers = options.workers or (1 if device.startswith("cuda") else os.cpu_count() or 1)
+        preset = PRESETS[options.preset]
+        self.open_lab = partial(
+            Lab.open, options.dataset, options.data_dir, device, options.cache, preset.n_train, preset.n_test
+        )
+        self.lab = self.open_lab()
+        self.folder = options.folder()
+        self.design = options.design()
+        self.tables, self.figures = tables(self.design), figures(self.design)
+        self.claims = claims(self.design)
+        self.failed: dict[Recipe, str] = {}
+        self._known: dict[Recipe, dict[str, float]] = {}
+
+    def chosen(self) -> list[str]:
+        """Names of tables and figures in order.
+
+        Raises:
+            ValueError: an unknown one.
+        """
+        names = [*self.tables, *self.figures]
+        found: list[str] = []
+        for name in self.options.artefacts:
+            groups = {
+                "all": [*SKETCHES, *names],
+                "beyond": [n for n in self.tables if self.tables[n].is_beyond],
+            }
+            if name not in names and name not in groups and name not in SKETCHES:
+                raise ValueError(
+                    f"{name!r} is unknown; expected all, beyond, {', '.join([*names, *SKETCHES])}"
+                )
+            found += groups.get(name, [name])
+        return list(dict.fromkeys(found))
+
+    def metrics(self, recipe: Recipe) -> dict[str, float] | None:
+        """What a recipe and those that it needs have measured; None: not yet."""
+        if recipe not in self._known:
+            if not self.lab.has(recipe):
+                return None
+            inherited = [self.metrics(r) or {} for r in recipe.needs()]
+            own = checkpoint.load_weights(self.lab.path(recipe))[1]["metrics"]
+            self._known[recipe] = {k: v for m in (*inherited, own) for k, v in m.items()}
+        return self._known[recipe]
+
+    def recipes(self, name: str) -> list[Recipe]:
+        """Of one table or figure, with all that they need."""
+        return ordered({**self.tables, **self.figures}[name].recipes())
+
+    def run(self) -> int:
+        """Make what is missing, writing table by table; the exit code."""
+        names = self.chosen()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        parts = {name: [] if name in SKETCHES else self.recipes(name) for name in names}
+        if "all" in self.options.artefacts:
+            measurements = [m for claim in self.claims for m in claim.measurements]
+            parts["claims"] = ordered(r for m in measurements for r in (*m.minuend, *m.subtrahend))
+        todo = [r for r in ordered(r for part in parts.values() for r in part) if not self.lab.has(r)]
+        print(f"data      {self.lab.source}")
+        print(f"work      {len(todo)} of {len(set().union(*parts.values()))} models and measurements to make, "
+              f"{self.workers} at a time; kept in {self.options.cache}")  # fmt: skip
+        self._finish(parts)
+        total = sum(r.cost() for r in todo)
+        with tqdm(total=total, bar_format=BAR, disable=None) as bar:
+            for recipe, failure in run(todo, self.open_lab, self.workers):
+                if failure:
+                    self.failed[recipe] = failure
+                    bar.write(f"failed: {failure}", file=sys.stderr)
+                bar.update(recipe.cost())
+                self._finish(parts)
+        print(f"written   {self.folder}: report.md, report.csv and figures")
+        return 1 if self.failed else 0
+
+    def _finish(self, parts: dict[str, list[Recipe]]) -> None:
+        """Draw and write down what has become complete, and take it off the list."""
+        complete = [n for n, part in parts.items() if all(self.lab.has(r) or r in self.failed for r in part)]
+        for name in complete:
+            part = parts.pop(name)
+            if not any(r in self.failed for r in part):
+                self._draw(name)
+        if complete:
+            self._write()
+
+    def _draw(self, name: str) -> None:
+        """Figures alone; a table is all in the document."""
+        import matplotlib
+
+        if name not in SKETCHES and name not in self.figures:
+            return
+        with matplotlib.rc_context(STYLE):
+            figure = SKETCHES[name][1]() if name in SKETCHES else self.figures[name].draw(self.lab)
+            figure.savefig(self.folder / f"{name}.png", dpi=160, metadata={"Software": None})
+
+    def _write(self) -> None:
+        recipes = [r for name in (*self.tables, *self.figures) for r in self.recipes(name)]
+        known = [m for r in dict.fromkeys(recipes) if (m := self.metrics(r))]
+        seconds = sum(m["seconds"] for m in known)
+        facts = [
+            f"Machine: {render.processor()}, {os.cpu_count()} cores; {self.device}"
+            + (f", {torch.cuda.get_device_name(self.device)}" if self.device.startswith("cuda") else ""),
+            f"Versions: Python {sys.version.split()[0]}, torch {torch.__version__}, lae_fast {__version__}, commit {render.commit()}",
+            f"Data: {self.lab.source.split(', found')[0]}; {len(self.lab.train.images):,} training, {len(self.lab.validation.images):,} validation, "
+            f"{len(self.lab.test.images):,} test images",
+            f"Command: `{self.command}`, {datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}",
+            f"Time: {len(known)} models and measurements, {seconds / 3600:.2f} hours in all, {self.workers} at a time",
+        ]
+        titles = {name: title for name, (title, _) in SKETCHES.items()} | {
+            n: f.title for n, f in self.figures.items()
+        }
+        render.write(
+            self.folder,
+            facts,
+            list(self.tables.values()),
+            titles,
+            self.claims,
+            self.metrics,
+            len(self.lab.train.images),
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line: a clear line instead of a traceback for whatever a user can mend."""
+    try:
+        options = tyro.cli(Options, args=argv, prog="python -m lae_fast.experiments")
+        arguments = sys.argv[1:] if argv is None else argv
+        return Experiments(options, shlex.join(["python", "-m", "lae_fast.experiments", *arguments])).run()
+    except (DataError, CheckpointError, ValueError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; what is finished is kept: the same command goes on from there", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

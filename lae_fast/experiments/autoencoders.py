@@ -1,0 +1,198 @@
+"""The latent variable models of the experiments: how they are trained, and how they are judged."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import math
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from lae_fast import data
+from lae_fast.ais import anneal
+from lae_fast.autoencoder import Autoencoder
+from lae_fast.chained import ChainedAutoencoder
+from lae_fast.evaluate import evaluate, fit_posterior_scale
+from lae_fast.experiments.recipes import Lab, Product, Recipe
+from lae_fast.lae import LAE
+from lae_fast.models import Architecture, build
+from lae_fast.step import TrainingStep, adam
+
+REPORT_SCALE = 0.05  # of the report's q(z|x) = N(f(x), 0.05^2 I)
+RIVALS = Path(__file__).resolve().parents[2] / "bench" / "rivals.py"
+
+
+@cache
+def rivals() -> ModuleType:
+    """The published rules, transcribed for the benchmarks, which are part of the source tree but not of the package."""
+    spec = importlib.util.spec_from_file_location("lae_fast_rivals", RIVALS)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def report_rule(model: LAE, n_steps: int, mh: bool, step_size: float) -> nn.Module:
+    """The report's LAE with the weights of `model`, counting in `decisions` [2] what it accepts, and all proposals."""
+
+    class Counting(rivals().ReportLAE):
+        def langevin_step(self, x: Tensor, h: Tensor) -> None:
+            before = self.phi.clone()
+            super().langevin_step(x, h)
+            self.decisions[0] += (self.phi != before).any()
+            self.decisions[1] += 1
+
+    rule = Counting(model.encoder, model.decoder, model.phi, n_steps, mh, step_size)
+    rule.register_buffer("decisions", torch.zeros(2, dtype=torch.int64, device=model.phi.device))
+    return rule
+
+
+def decisions(trained: nn.Module) -> Tensor:
+    """Accepted and all proposals so far, [2]; a model without a chain has none."""
+    if isinstance(trained, ChainedAutoencoder):
+        return torch.stack((trained.n_decisions - trained.counters.sum(), trained.n_decisions))
+    return getattr(trained, "decisions", torch.zeros(2, dtype=torch.int64)).clone()
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedAutoencoder(Recipe):
+    """A model of the report's network, trained until the epochs are over or validation has not improved for `patience`.
+
+    The product holds the best weights on the validation images and, for a chain, its last step size.
+    """
+
+    model: str  # vae, lae, hoffman, or report: an LAE by the report's own rule
+    nz: int
+    seed: int
+    epochs: int
+    lr: float
+    n_steps: int = 2
+    mh: bool = False
+    step_size: float | None = 1e-3  # per example, as published (Hoffman: of z); None: adapted
+    batch_size: int = 512
+    nh: int = 256
+    patience: int = 10
+
+    def cost(self) -> float:
+        evaluations = 1.0 if self.model == "vae" else 1.2 * (self.n_steps + 1)
+        return self.epochs * evaluations * 1.5
+
+    def build(self, nx: int) -> Autoencoder:
+        """Freshly initialised, on the CPU."""
+        kind = "lae" if self.model == "report" else self.model
+        architecture = Architecture(kind, nx=nx, nz=self.nz, nh=self.nh)
+        return build(architecture, n_steps=self.n_steps, mh=self.mh, step_size=self.step_size)
+
+    def make(self, lab: Lab) -> Product:
+        torch.manual_seed(self.seed)
+        model = self.build(lab.nx).to(lab.device)
+        trained: nn.Module = model
+        if self.model == "report":
+            trained = report_rule(model, self.n_steps, self.mh, self.step_size)
+        # Momentum as in the command line's defaults: see the README.
+        step = TrainingStep(
+            trained,
+            adam(trained, self.lr, 0.5 if self.model == "lae" else 0.9),
+            capture=False if self.model == "report" else None,  # it waits for the host at every decision
+        )
+        batch_size = min(self.batch_size, len(lab.train.images))
+        best, kept, metrics = math.inf, {}, {"is_diverged": 0.0}
+        for epoch in range(1, self.epochs + 1):
+            seed, total, before = self.seed * 1_000_003 + epoch, 0.0, decisions(trained)
+            for index in data.shuffled(len(lab.train.images), batch_size, seed, lab.device):
+                total = total + step(lab.train.images[index] / 255)
+            if not math.isfinite(float(total)):
+                metrics["is_diverged"] = 1.0
+                break
+            if trained is not model:
+                model.encoder.load_state_dict(trained.encoder.state_dict())
+                model.decoder.load_state_dict(trained.decoder.state_dict())
+                model.phi.copy_(trained.phi)
+            loss = self._validation_loss(model, lab)
+            accepted, proposed = (decisions(trained) - before).tolist()
+            metrics |= {"epochs": epoch} | ({"acceptance": accepted / proposed} if proposed else {})
+            if isinstance(trained, ChainedAutoencoder):
+                metrics["step_size"] = trained.log_step_size.exp().item()
+            if loss < best:
+                best, metrics["best_epoch"] = loss, epoch
+                kept = {name: t.clone() for name, t in model.state_dict().items()}
+            elif epoch - metrics["best_epoch"] >= self.patience:
+                break
+        if not kept:
+            raise ArithmeticError(f"training diverged in its first epoch: {self.describe()}")
+        return Product(kept, metrics)
+
+    def _validation_loss(self, model: Autoencoder, lab: Lab) -> float:
+        """The negative ELBO; by the report's rule its own loss, the reconstruction."""
+        if self.model == "report":
+            model.posterior_scale.fill_(REPORT_SCALE)
+            return evaluate(model, lab.validation.images).reconstruction
+        fit_posterior_scale(model, lab.train.images, n_images=500)
+        return evaluate(model, lab.validation.images).negative_elbo
+
+    def load(self, lab: Lab) -> Autoencoder:
+        """The trained model, in evaluation mode, its chain's step size as it was at the end of training."""
+        weights, metrics = lab.get(self)
+        model = self.build(lab.nx)
+        model.load_state_dict(weights)
+        if isinstance(model, ChainedAutoencoder) and "step_size" in metrics:
+            model.log_step_size.fill_(math.log(metrics["step_size"]))
+        return model.to(lab.device).eval()
+
+
+def report_posterior(model: Autoencoder) -> Autoencoder:
+    """The model with the q(z|x) that the report's code encodes by: the VAE's own, or N(f(x), 0.05^2 I)."""
+    if isinstance(model, LAE):
+        model.posterior_scale.fill_(REPORT_SCALE)
+    return model
+
+
+@dataclasses.dataclass(frozen=True)
+class Quality(Recipe):
+    """What a trained model is worth on the test images: the report's columns, and the same for all models."""
+
+    autoencoder: TrainedAutoencoder
+    n_images: int = 200  # of the likelihood
+    n_temperatures: int = 200
+    n_chains: int = 8
+
+    def cost(self) -> float:
+        return 25 * self.n_images * self.n_chains * self.n_temperatures / 320_000
+
+    def make(self, lab: Lab) -> Product:
+        model, images = self.autoencoder.load(lab), lab.test.images
+        # What the report calls BCE: for the VAE the whole negative ELBO, for the LAE the reconstruction alone.
+        as_reported = evaluate(report_posterior(model), images, seed=self.autoencoder.seed)
+        is_lae = isinstance(model, LAE)
+        bce = as_reported.reconstruction if is_lae else as_reported.negative_elbo
+        if is_lae:
+            fit_posterior_scale(model, lab.train.images)
+        quality = evaluate(model, images, n_draws=5)
+        torch.manual_seed(self.autoencoder.seed)
+        estimate, schedule = anneal(
+            model,
+            images[: self.n_images] / 255,
+            n_temperatures=self.n_temperatures,
+            n_chains=self.n_chains,
+            seed=self.autoencoder.seed,
+            progress=False,
+        )
+        metrics = quality._asdict() | {
+            "report_bce": bce,
+            "ais": -estimate.log_likelihood.mean().item(),
+            "is_ais_from_prior": float(schedule.base == "prior"),
+        }
+        return Product({}, metrics | self._plane(model, lab))
+
+    @torch.no_grad()
+    def _plane(self, model: Autoencoder, lab: Lab) -> dict[str, float]:
+        """How far the codes of the test images, taken together, are from the prior."""
+        mean, std = (torch.cat(t) for t in zip(*(model.posterior(x / 255) for x in lab.test.images.split(1000)), strict=True))  # fmt: skip
+        covariance = mean.double().T.cov() + std.double().square().mean(0).diag()
+        centre = mean.double().mean(0)
+        # KL(N(centre, covariance) || N(0, I)), nats: of the Gaussian with the moments of the aggregate posterior
+        kl = 0.5 * (covariance.trace() + centre.square().sum() - model.nz - covariance.logdet())
+        return {"code_rms": mean.square().mean().sqrt().item(), "aggregate_kl": kl.item()}

@@ -1,0 +1,102 @@
+"""Which recipes stand for which cell of the report's tables: one recipe a seed, the same ones wherever they count."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from lae_fast.experiments import autoencoders
+from lae_fast.experiments.autoencoders import Quality, TrainedAutoencoder
+from lae_fast.experiments.classifiers import Attacked, LatentClassifier, TrainedClassifier
+from lae_fast.experiments.planes import Plane, Recognised
+from lae_fast.experiments.presets import Preset
+
+RULES = {  # how an LAE's chain is run
+    "report's code": dict(model="report"),
+    "fixed step": dict(model="lae"),
+    "adapted step": dict(model="lae", mh=True, step_size=None),
+}
+PROTOCOLS = {  # name -> steps of PGD and whether it starts at random; all steps are of 0.01
+    "a": (40, True),  # Madry's
+    "b": (40, False),  # the report's function
+    "c": (3, False),  # its command's default
+}
+RARE = 9  # which the report finds hard to tell from 4
+HOFFMAN = dict(model="hoffman", mh=True, step_size=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Design:
+    """All recipes of a preset. Each method returns one recipe a seed."""
+
+    preset: Preset
+
+    def autoencoders(
+        self, model: str, nz: int, n_steps: int = 2, *, epochs: int | None = None, **options: Any
+    ) -> tuple[TrainedAutoencoder, ...]:
+        p = self.preset
+        if epochs is None:
+            epochs = p.epochs_longest if n_steps >= 50 else p.epochs
+        return tuple(
+            TrainedAutoencoder(
+                model, nz, seed, epochs, p.lr, n_steps, patience=p.patience, nh=p.nh, **options
+            )
+            for seed in range(p.n_seeds if n_steps == 2 else p.n_seeds_long)
+        )
+
+    def vae(self, nz: int) -> tuple[TrainedAutoencoder, ...]:
+        return self.autoencoders("vae", nz)
+
+    def lae(self, rule: str, nz: int, n_steps: int = 2, **options: Any) -> tuple[TrainedAutoencoder, ...]:
+        """Without recipes where the report's rule cannot be found: its transcription is not part of the package."""
+        if rule == "report's code" and not autoencoders.RIVALS.exists():
+            return ()
+        return self.autoencoders(nz=nz, n_steps=n_steps, **(RULES[rule] | options))
+
+    def hoffman(self, nz: int) -> tuple[TrainedAutoencoder, ...]:
+        """The first seed's alone: the report has no such model; the figures show it."""
+        return self.autoencoders(nz=nz, **HOFFMAN)[:1]
+
+    def source(self, model: str | None) -> tuple[TrainedAutoencoder | None, ...]:
+        """What Algorithm 3 draws from: nz 8, the VAE or the LAE with the adapted step."""
+        if model is None:
+            return (None,) * self.preset.n_seeds
+        return self.vae(8) if model == "vae" else self.lae("adapted step", 8)
+
+    def quality(self, models: tuple[TrainedAutoencoder, ...]) -> tuple[Quality, ...]:
+        p = self.preset
+        return tuple(Quality(m, p.likelihood_images, p.n_temperatures) for m in models)
+
+    def codes(self, models: tuple[TrainedAutoencoder, ...]) -> tuple[LatentClassifier, ...]:
+        return tuple(LatentClassifier(m, self.preset.latent_epochs) for m in models)
+
+    def planes(self, models: tuple[TrainedAutoencoder, ...]) -> tuple[Plane, ...]:
+        return tuple(map(Plane, models))
+
+    def recognised(self, models: tuple[TrainedAutoencoder, ...]) -> tuple[Recognised, ...]:
+        """By table 7's classifiers without variations."""
+        return tuple(map(Recognised, models, self.classifiers(None, 0)))
+
+    def classifiers(self, model: str | None, n: int, **options: Any) -> tuple[TrainedClassifier, ...]:
+        """Table 7's, or others by `options` of `TrainedClassifier`."""
+        options = dict(epochs=self.preset.classifier_epochs.get(n)) | options
+        sources = enumerate(self.source(model))
+        return tuple(TrainedClassifier(seed, n, source, **options) for seed, source in sources)
+
+    def attacked(self, trained: tuple[TrainedClassifier, ...], protocol: str) -> tuple[Attacked, ...]:
+        n_steps, is_random_start = PROTOCOLS[protocol]
+        n_images = self.preset.attacked_images
+        return tuple(Attacked(c, n_steps, is_random_start, n_images=n_images) for c in trained)
+
+    def few_labels(self, model: str | None, per_class: int) -> tuple[TrainedClassifier, ...]:
+        n, updates = 0 if model is None else 2, self.preset.few_label_updates
+        return self.classifiers(model, n, epochs=0, lr=1e-3, per_class=per_class, n_updates=updates)
+
+    def imbalanced(self, model: str | None, is_balanced: bool) -> tuple[TrainedClassifier, ...]:
+        n, epochs = 0 if model is None else 2, self.preset.imbalanced_epochs
+        return self.classifiers(model, n, epochs=epochs, lr=1e-3, rare=RARE, is_balanced=is_balanced)
+
+    def hardened(self, model: str | None, *, is_adversarial: bool = True) -> tuple[TrainedClassifier, ...]:
+        p, n = self.preset, 0 if model is None else 1
+        steps = p.adversarial_steps if is_adversarial else 0
+        return self.classifiers(model, n, epochs=p.adversarial_epochs, lr=1e-3, adversarial_steps=steps)

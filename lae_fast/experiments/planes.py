@@ -1,0 +1,79 @@
+"""The latent plane (nz 2) in numbers: which classes overlap in it, and how smoothly images change across it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from lae_fast.autoencoder import Autoencoder
+from lae_fast.experiments.autoencoders import TrainedAutoencoder
+from lae_fast.experiments.classifiers import TrainedClassifier, as_images
+from lae_fast.experiments.recipes import Lab, Product, Recipe
+
+NEIGHBOURS = 10
+GRID = 20  # images along each axis
+
+
+@torch.no_grad()
+def interpolation(model: Autoencoder, n: int) -> Tensor:
+    """The report's figure 5: mean images [n, n, nx] at z from (-1, 1), top left, to (1, -1), bottom right."""
+    axis = torch.linspace(-1, 1, n)
+    z = torch.cartesian_prod(-axis, axis).flip(1)
+    return model.decode(z.to(next(model.parameters()).device)).unflatten(0, (n, n))
+
+
+def confusion(z: Tensor, labels: Tensor, n_classes: int = 10) -> Tensor:
+    """Fractions [classes, classes] of the `NEIGHBOURS` nearest other codes of each class that belong to each class."""
+    votes = z.new_zeros(n_classes, n_classes)
+    for i in torch.arange(len(z), device=z.device).split(1000):
+        distance = torch.cdist(z[i], z)
+        distance[torch.arange(len(i), device=z.device), i] = torch.inf  # from itself
+        near = distance.topk(NEIGHBOURS, largest=False).indices
+        votes.index_put_((labels[i, None].expand_as(near), labels[near]), votes.new_ones(()), accumulate=True)
+    return votes / votes.sum(1, keepdim=True).clamp(min=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plane(Recipe):
+    autoencoder: TrainedAutoencoder
+
+    def cost(self) -> float:
+        return 3.0
+
+    @torch.no_grad()
+    def make(self, lab: Lab) -> Product:
+        model = self.autoencoder.load(lab)
+        z = torch.cat([model.encode(x / 255) for x in lab.test.images.split(1000)])
+        fractions = confusion(z, lab.test.labels)
+        pairs = (fractions + fractions.T).triu(1)
+        nine = pairs[4, 9].item()
+        pairs[4, 9] = 0
+        images = interpolation(model, GRID)
+        steps = [images.diff(dim=axis).square().mean(-1).sqrt().mean() for axis in (0, 1)]
+        return Product(
+            {},
+            {
+                "confusion_4_9": nine / 2,
+                "confusion_next": pairs.max().item() / 2,
+                "roughness": torch.stack(steps).mean().item(),  # r.m.s. over pixels, mean over neighbours
+            },
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Recognised(Recipe):
+    """How sure a classifier is of what the interpolated images show."""
+
+    autoencoder: TrainedAutoencoder
+    classifier: TrainedClassifier
+
+    def cost(self) -> float:
+        return 1.0
+
+    @torch.no_grad()
+    def make(self, lab: Lab) -> Product:
+        images = interpolation(self.autoencoder.load(lab), GRID).flatten(0, 1)
+        log_p = self.classifier.load(lab)(as_images(images))
+        return Product({}, {"confidence": log_p.max(1).values.exp().mean().item()})

@@ -1,0 +1,84 @@
+"""How much of the report's experiments is run: to see that it works, what two cores can do, or all."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """Sizes of everything. Seeds count from 0; `n_train` and `n_test` None: all images."""
+
+    n_seeds: int
+    n_seeds_long: int  # of the rows with T = 10 and 50
+    n_train: int | None
+    n_test: int | None
+    epochs: int  # of autoencoders, at most
+    epochs_longest: int  # the same with T = 50
+    patience: int
+    lr: float  # of autoencoders; classifiers take the report's 1e-4
+    nh: int
+    latent_epochs: int  # of the linear layer on codes
+    classifier_epochs: dict[int, int]  # by N
+    attacked_images: int
+    likelihood_images: int
+    n_temperatures: int
+    few_label_updates: int
+    imbalanced_epochs: int
+    adversarial_epochs: int
+    adversarial_steps: int
+
+
+CPU = Preset(
+    n_seeds=3,
+    n_seeds_long=1,
+    n_train=None,
+    n_test=None,
+    epochs=15,
+    epochs_longest=3,
+    patience=10,
+    lr=1e-3,
+    nh=256,
+    latent_epochs=20,
+    classifier_epochs={0: 10, 2: 10, 5: 3},
+    attacked_images=2000,
+    likelihood_images=200,
+    n_temperatures=200,
+    few_label_updates=1000,
+    imbalanced_epochs=5,
+    adversarial_epochs=3,
+    adversarial_steps=5,
+)
+REPORT = dataclasses.replace(
+    CPU,
+    n_seeds_long=3,
+    epochs=1000,
+    epochs_longest=1000,
+    lr=1e-4,
+    classifier_epochs={0: 10, 2: 10, 5: 10},
+    attacked_images=10_000,
+    n_temperatures=500,
+    few_label_updates=5000,
+    imbalanced_epochs=10,
+    adversarial_epochs=20,
+    adversarial_steps=40,
+)
+QUICK = dataclasses.replace(
+    CPU,
+    n_seeds=1,
+    n_train=2000,
+    n_test=400,
+    epochs=2,
+    epochs_longest=1,
+    nh=64,
+    latent_epochs=2,
+    classifier_epochs={0: 2, 2: 2, 5: 1},
+    attacked_images=100,
+    likelihood_images=20,
+    n_temperatures=20,
+    few_label_updates=30,
+    imbalanced_epochs=1,
+    adversarial_epochs=1,
+    adversarial_steps=2,
+)
+PRESETS = {"quick": QUICK, "cpu": CPU, "report": REPORT}

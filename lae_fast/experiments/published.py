@@ -1,0 +1,80 @@
+"""The report's numbers, as printed in its tables 1-9.
+
+Its losses, MSE and (tables 4-6) accuracies are sums over minibatches divided by the number of images: too small by a
+factor of the batch size, which it does not state. Its losses under attack are per image.
+"""
+
+from __future__ import annotations
+
+AUTOENCODERS = {  # (model, nz, T, mh) -> "BCE" (VAE: reconstruction + KL, LAE: reconstruction alone) and MSE
+    ("vae", 2, 2, False): {"report_bce": 141.74278, "mse": 0.00000732256},
+    ("lae", 2, 2, False): {"report_bce": 136.040208, "mse": 0.00000743449},
+    ("vae", 8, 2, False): {"report_bce": 103.07547, "mse": 0.00000317134},
+    ("lae", 8, 2, False): {"report_bce": 85.917400, "mse": 0.00000310958},
+    ("vae", 16, 2, False): {"report_bce": 98.79791, "mse": 0.00000257368},
+    ("lae", 16, 2, False): {"report_bce": 68.15598, "mse": 0.00000167048},
+    ("lae", 2, 10, False): {"report_bce": 132.89959, "mse": 0.00000716265},
+    ("lae", 2, 50, False): {"report_bce": 134.36413, "mse": 0.00000729323},
+    ("lae", 2, 2, True): {"report_bce": 136.238208, "mse": 0.00000748080},
+}
+
+
+def _codes(
+    train_loss: float, train_accuracy: float, test_loss: float, test_accuracy: float
+) -> dict[str, float]:
+    return {
+        "train_loss": train_loss,
+        "train_accuracy": train_accuracy,
+        "test_loss": test_loss,
+        "test_accuracy": test_accuracy,
+    }
+
+
+CODES = {  # the same models -> a linear classifier on their codes
+    ("vae", 2, 2, False): _codes(0.001352, 0.0005407, 0.001338, 0.0005586),
+    ("lae", 2, 2, False): _codes(0.00173053, 0.0003460, 0.00166865, 0.00037973),
+    ("vae", 8, 2, False): _codes(0.00074552, 0.00071939, 0.00074213, 0.0007355),
+    ("lae", 8, 2, False): _codes(0.00085344, 0.00078394, 0.00061837, 0.00080696),
+    ("vae", 16, 2, False): _codes(0.00082766, 0.00069669, 0.00080636, 0.00072118),
+    ("lae", 16, 2, False): _codes(0.00149354, 0.00074028, 0.00086874, 0.00081385),
+    ("lae", 2, 10, False): _codes(0.00183926, 0.000370808, 0.001644017, 0.00043382),
+    ("lae", 2, 50, False): _codes(0.00186372, 0.000375255, 0.001683733, 0.00045005),
+    ("lae", 2, 2, True): _codes(0.00150817, 0.00048625, 0.00147085, 0.00051563),
+}
+
+TRAININGS = (
+    (None, 0),
+    ("lae", 2),
+    ("vae", 2),
+    ("lae", 5),
+    ("vae", 5),
+)  # (model, N), the columns of tables 7-9
+
+CLASSIFIERS = dict(
+    zip(
+        TRAININGS,
+        (
+            {"loss": 0.001153, "accuracy": 0.9566},
+            {"loss": 0.001747, "accuracy": 0.9421},
+            {"loss": 0.001770, "accuracy": 0.9399},
+            {"loss": 0.002130, "accuracy": 0.9291},
+            {"loss": 0.002134, "accuracy": 0.9261},
+        ),
+        strict=True,
+    )
+)
+
+_ATTACKED = {
+    "accuracy_0": (0.9566, 0.9421, 0.9399, 0.9291, 0.9261),
+    "accuracy_0.01": (0.9469, 0.9303, 0.9266, 0.9131, 0.9083),
+    "accuracy_0.1": (0.7085, 0.6642, 0.6340, 0.6262, 0.6089),
+    "accuracy_0.2": (0.1318, 0.1131, 0.1116, 0.1060, 0.1032),
+    "accuracy_0.3": (0.0016, 0.0033, 0.0035, 0.0041, 0.0041),
+    "loss_0.01": (0.1702, 0.2523, 0.2630, 0.3044, 0.3114),
+    "loss_0.1": (0.8187, 0.9044, 0.9968, 0.9958, 1.0703),
+    "loss_0.2": (3.2136, 2.9268, 3.2381, 3.0319, 3.3443),
+    "loss_0.3": (6.6067, 5.5999, 6.1211, 5.6184, 6.1619),
+}
+ATTACKED = {
+    training: {name: values[i] for name, values in _ATTACKED.items()} for i, training in enumerate(TRAININGS)
+}

@@ -1,0 +1,138 @@
+"""What the experiments compute: recipes, whose products are kept under the hash of everything they depend on."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lae_fast import checkpoint, data
+from lae_fast._version import __version__
+from lae_fast.data import Dataset, Split
+
+SIDE = 28
+
+
+class Product(NamedTuple):
+    weights: dict[str, Tensor]  # of what was trained, if anything was
+    metrics: dict[str, float]  # what was measured; `seconds` is how long it took
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A computation that its fields, the data and the kind of device decide. Fields may be recipes themselves."""
+
+    def needs(self) -> Iterator[Recipe]:
+        """The recipes that this one takes the products of."""
+        for field in dataclasses.fields(self):
+            if isinstance(value := getattr(self, field.name), Recipe):
+                yield value
+
+    def cost(self) -> float:
+        """About how long `make` takes on one core, in seconds: for the progress bar and the order of work."""
+        raise NotImplementedError
+
+    def make(self, lab: Lab) -> Product:
+        """Compute the product, seeded by the fields alone."""
+        raise NotImplementedError
+
+    def describe(self) -> dict[str, Any]:
+        """Kind and fields as plain values."""
+        fields = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))
+        return {"kind": type(self).__name__} | {
+            name: value.describe() if isinstance(value, Recipe) else value for name, value in fields
+        }
+
+
+def enlarged(images: Tensor) -> Tensor:
+    """uint8 [n, side^2] -> [n, 784], for the report's networks take 28 x 28 pixels; those that have them stay as they are."""
+    side = math.isqrt(images.shape[1])
+    if side == SIDE:
+        return images
+    square = images.view(-1, 1, side, side).float()
+    large = F.interpolate(square, (SIDE, SIDE), mode="bilinear", align_corners=False)
+    return large.round().to(torch.uint8).flatten(1)
+
+
+class Lab:
+    """Data, device and kept products.
+
+    Args:
+        dataset: of `lae_fast.data`.
+        device: where everything runs.
+        folder: where products are kept: one file each, whole or not there at all.
+        n_train, n_test: of the images, the first so many; None: all.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        device: torch.device,
+        folder: Path,
+        n_train: int | None = None,
+        n_test: int | None = None,
+    ) -> None:
+        self.device, self.folder, self.source = device, folder, dataset.source
+        parts = zip((dataset.train, dataset.validation, dataset.test), (n_train, n_test, n_test), strict=True)
+        splits = [Split(enlarged(split.images[:n]), split.labels[:n]) for split, n in parts]
+        self._digest = hashlib.sha256(b"".join(s.images.numpy().tobytes() for s in splits)).hexdigest()
+        self.train, self.validation, self.test = (Split(*(t.to(device) for t in s)) for s in splits)
+        self.nx = self.train.images.shape[1]
+
+    @classmethod
+    def open(
+        cls, dataset: str, root: Path, device: str, folder: Path, n_train: int | None, n_test: int | None
+    ) -> Lab:
+        """A lab with the data set of that name: see `lae_fast.data.load`, and above."""
+        return cls(data.load(dataset, root), torch.device(device), folder, n_train, n_test)
+
+    def path(self, recipe: Recipe) -> Path:
+        """Where the recipe's product is kept."""
+        facts = [recipe.describe(), self._digest, self.device.type, __version__]
+        key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        return self.folder / f"{type(recipe).__name__}-{key[:20]}.safetensors"
+
+    def has(self, recipe: Recipe) -> bool:
+        return self.path(recipe).exists()
+
+    def get(self, recipe: Recipe) -> Product:
+        """The kept product, or a new one, kept from now on.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        path = self.path(recipe)
+        if not path.exists():
+            start = time.perf_counter()
+            cards = [self.device] if self.device.type == "cuda" else []
+            # The one that asks goes on as if this had been kept already, and decides nothing here.
+            with torch.random.fork_rng(cards), torch.enable_grad():
+                weights, metrics = recipe.make(self)
+            metrics = metrics | {"seconds": time.perf_counter() - start}
+            self.folder.mkdir(parents=True, exist_ok=True)
+            checkpoint.save_weights(path, weights, {"recipe": recipe.describe(), "metrics": metrics})
+        weights, metadata = checkpoint.load_weights(path)
+        return Product(weights, metadata["metrics"])
+
+
+def ordered(recipes: Iterable[Recipe]) -> list[Recipe]:
+    """The recipes and all they need, each once, after what it needs."""
+    found: dict[Recipe, None] = {}
+
+    def add(recipe: Recipe) -> None:
+        for other in recipe.needs():
+            add(other)
+        found.setdefault(recipe)
+
+    for recipe in recipes:
+        add(recipe)
+    return list(found)

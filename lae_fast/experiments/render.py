@@ -1,0 +1,189 @@
+"""`report.md`, its figures and `report.csv`: what has been measured so far, beside what was published."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from lae_fast import info
+from lae_fast.checkpoint import write_atomically
+from lae_fast.experiments.claims import Claim, judge
+from lae_fast.experiments.recipes import Recipe
+from lae_fast.experiments.tables import Column, Row, Table
+
+Metrics = Callable[[Recipe], dict[str, float] | None]  # None: not run yet
+NOT_YET = "not run yet"
+INTRODUCTION = """\
+Every table and figure of the report that this package implements, beside the numbers it printed (*in italics*). Where seeds
+are several: mean ± standard deviation over them. Every number is in report.csv, seed by seed."""
+CLAIMS = """\
+Differences are taken seed by seed. *Holds*: beyond two standard errors of their mean in the claimed direction; *does not hold*:
+beyond two in the other; else *within noise*. With three seeds that is a weak test: noise alone passes for a finding about once in
+five times, and there are many rows."""
+
+
+def _number(value: float, digits: int) -> str:
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value:,.{digits}f}"
+
+
+def spread(values: Sequence[float], column: Column) -> str:
+    """Mean ± standard deviation over seeds; of one seed, the value."""
+    scaled = [column.factor * v for v in values]
+    text = _number(statistics.fmean(scaled), column.digits)
+    return f"{text} ± {_number(statistics.stdev(scaled), column.digits)}" if len(scaled) > 1 else text
+
+
+def _cells(row: Row, columns: Sequence[Column], found: list[dict[str, float]], n_train: int) -> list[str]:
+    """Of a row that is complete: its columns, and what it was trained on and how often."""
+    cells = []
+    for column in columns:
+        values = [m[column.key] for m in found if column.key in m]
+        cells.append(spread(values, column) if values else "")
+    epochs, images = max(m["epochs"] for m in found), found[0].get("n_images", n_train)
+    diverged = sum(m.get("is_diverged", 0) for m in found)
+    seeds = f"{len(found)}, {diverged:.0f} diverged" if diverged else str(len(found))
+    return [*cells, _number(epochs, 0), _number(images, 0), seeds]
+
+
+def table(table: Table, metrics: Metrics, n_train: int) -> Iterator[str]:
+    """One table in Markdown. A row that is not complete says so."""
+    number = table.name.removeprefix("table")
+    yield f"### {table.title}" if table.is_beyond else f"### Table {number}. {table.title}"
+    yield ""
+    headings = [*table.headings, *(c.heading for c in table.columns), "epochs", "images", "seeds"]
+    yield f"| {' | '.join(headings)} |"
+    yield f"|{'---|' * len(table.headings)}{'---:|' * (len(headings) - len(table.headings))}"
+    for row in table.rows:
+        found = [metrics(recipe) for recipe in row.recipes]
+        if row.published:
+            known = (
+                c.factor * row.published[c.key] if c.key in row.published else None for c in table.columns
+            )
+            cells = ["" if value is None else f"*{value:.4g}*" for value in known]
+        elif row.remark or None in found:
+            cells = [row.remark or NOT_YET]
+        else:
+            cells = _cells(row, table.columns, found, n_train)
+        padding = [""] * (len(headings) - len(row.labels) - len(cells))
+        yield f"| {' | '.join([*row.labels, *cells, *padding])} |"
+    yield ""
+    yield table.note
+    yield ""
+
+
+def _difference(values: Sequence[float]) -> str:
+    """Mean ± standard deviation in as many digits as the latter leaves."""
+    middle = statistics.fmean(values)
+    if len(values) == 1:
+        return f"{middle:+.3g}"
+    error = statistics.stdev(values)
+    digits = 2 if error == 0 else max(0, min(6, 1 - math.floor(math.log10(error))))
+    return f"{middle:+.{digits}f} ± {error:.{digits}f}"
+
+
+def claims(found: Sequence[Claim], metrics: Metrics) -> Iterator[str]:
+    """Each claim with what was measured of it, a line for each measurement."""
+    yield "| section | the report's claim | measured here | mean ± s.d. | seeds | verdict |"
+    yield "|---|---|---|---:|---:|---|"
+    for claim in found:
+        head = f"{claim.section} | {claim.text}"
+        for m in claim.measurements:
+            if None in map(metrics, (*m.minuend, *m.subtrahend)):
+                yield f"| {head} | {m.what} | | | {NOT_YET} |"
+            else:
+                differences = m.differences(metrics)
+                value = _difference([m.factor * d for d in differences]) if differences else ""
+                verdict = judge(differences, m.sign, m.margin)
+                yield f"| {head} | {m.what} | {value} | {len(differences)} | {verdict} |"
+            head = " | "
+
+
+def _git(*arguments: str) -> str:
+    """What git says of the source tree; nothing where there is none."""
+    command = ["git", "-C", Path(__file__).resolve().parent, *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def commit() -> str:
+    """Of the source tree, and whether it was changed."""
+    changes = " with changes" if _git("status", "--porcelain", "--", "..") else ""
+    return (_git("rev-parse", "--short", "HEAD") or "unknown") + changes
+
+
+def processor() -> str:
+    """Its name, where the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return info.report()["processor"]
+
+
+def rows_as_csv(tables: Sequence[Table], metrics: Metrics) -> bytes:
+    """Every number of the tables in a line of its own, unrounded and unscaled."""
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(("table", "row", "column", "seed", "value"))
+    for t in tables:
+        for row in t.rows:
+            label = ", ".join(row.labels)
+            for column in t.columns:
+                if column.key in row.published:
+                    writer.writerow((t.name, label, column.heading, "published", row.published[column.key]))
+                for seed, recipe in enumerate(row.recipes):
+                    found = metrics(recipe) or {}
+                    if column.key in found:
+                        writer.writerow((t.name, label, column.heading, seed, f"{found[column.key]:.6g}"))
+    return file.getvalue().encode()
+
+
+def write(
+    folder: Path,
+    facts: Sequence[str],
+    tables: Sequence[Table],
+    figures: dict[str, str],
+    found: Sequence[Claim],
+    metrics: Metrics,
+    n_train: int,
+) -> None:
+    """Write report.md and report.csv.
+
+    Args:
+        facts: sentences on machine, versions, data, command and time.
+        figures: name -> title; those whose picture lies in `folder` are shown.
+        n_train: training images, where a row does not say otherwise.
+    """
+    lines = ["# The report, reproduced", "", INTRODUCTION, "", *(f"- {fact}" for fact in facts), ""]
+
+    def pictures(names: Sequence[str]) -> Iterator[str]:
+        for name in names:
+            if (folder / f"{name}.png").exists():
+                yield from (
+                    f"![{figures[name]}]({name}.png)",
+                    "",
+                    f"*Figure {name[6:]}. {figures[name]}.*",
+                    "",
+                )
+
+    lines += ["## The method", "", *pictures(("figure1", "figure2")), "## Tables", ""]
+    for t in tables:
+        if not t.is_beyond:
+            lines += table(t, metrics, n_train)
+    lines += ["## Figures", "", *pictures(("figure3", "figure4", "figure5"))]
+    lines += ["## Beyond: the report's future work", ""]
+    for t in tables:
+        if t.is_beyond:
+            lines += table(t, metrics, n_train)
+    lines += ["## The report's claims", "", CLAIMS, "", *claims(found, metrics), ""]
+    write_atomically(folder / "report.md", "\n".join(lines).encode())
+    write_atomically(folder / "report.csv", rows_as_csv(tables, metrics))

@@ -1,0 +1,81 @@
+"""Makes what is missing, on as many processes as there is work for, in order."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+
+import torch
+
+from lae_fast.experiments.recipes import Lab, Recipe
+
+_lab: Lab  # of a worker process
+
+
+def _start_worker(open_lab: Callable[[], Lab]) -> None:
+    global _lab
+    torch.set_num_threads(1)
+    _lab = open_lab()
+
+
+def _make(recipe: Recipe) -> None:
+    _lab.get(recipe)
+
+
+def run(
+    recipes: Sequence[Recipe], open_lab: Callable[[], Lab], workers: int
+) -> Iterator[tuple[Recipe, str | None]]:
+    """Make and keep the products of recipes, which come after what they need; yield each when it is done.
+
+    One worker works in this process, with all its threads; several are processes of one thread each. A recipe whose
+    numbers are not finite is yielded with the reason, and so is what needs it; the others go on.
+
+    Args:
+        recipes: in order, as `ordered` gives them, none of them kept already.
+        open_lab: makes the lab in each process; picklable.
+    """
+    waiting, failed = list(recipes), {}
+    unfinished = set(recipes)
+    running: dict[Future[None], Recipe] = {}
+    with contextlib.ExitStack() as stack:
+        if workers == 1:
+            lab = open_lab()
+            submit = None
+        else:
+            context = multiprocessing.get_context("spawn")
+            pool = ProcessPoolExecutor(workers, context, _start_worker, (open_lab,))
+            stack.callback(pool.shutdown, cancel_futures=True)
+            submit = pool.submit
+        while waiting or running:
+            for recipe in list(waiting):
+                blocked = [r for r in recipe.needs() if r in failed]
+                if blocked:
+                    waiting.remove(recipe)
+                    unfinished.discard(recipe)
+                    failed[recipe] = failed[blocked[0]]
+                    yield recipe, failed[recipe]
+                elif len(running) < workers and not unfinished.intersection(recipe.needs()):
+                    waiting.remove(recipe)
+                    future = submit(_make, recipe) if submit else _done(lab, recipe)
+                    running[future] = recipe
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                recipe = running.pop(future)
+                unfinished.discard(recipe)
+                try:
+                    future.result()
+                except ArithmeticError as error:
+                    failed[recipe] = str(error)
+                yield recipe, failed.get(recipe)
+
+
+def _done(lab: Lab, recipe: Recipe) -> Future[None]:
+    """A finished future: the work is done here and now."""
+    future: Future[None] = Future()
+    try:
+        lab.get(recipe)
+        future.set_result(None)
+    except ArithmeticError as error:
+        future.set_exception(error)
+    return future

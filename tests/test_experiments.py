@@ -1,0 +1,473 @@
+"""The report's experiments: every table and figure end to end on 256 digits, the cache, the runner, and the verdicts."""
+
+import csv
+import dataclasses
+import math
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from lae_fast.experiments import __main__ as cli
+from lae_fast.experiments import autoencoders, presets, published, render
+from lae_fast.experiments.autoencoders import Quality, TrainedAutoencoder, report_rule
+from lae_fast.experiments.claims import FAILS, HOLDS, NOISE, Measurement, claims, judge
+from lae_fast.experiments.classifiers import Attacked, LatentClassifier, TrainedClassifier, as_images
+from lae_fast.experiments.design import Design
+from lae_fast.experiments.planes import Plane, Recognised, confusion, interpolation
+from lae_fast.experiments.recipes import Lab, Product, Recipe, enlarged, ordered
+from lae_fast.experiments.runner import run
+from lae_fast.experiments.tables import NO_RIVALS, Column, tables
+
+TINY = dataclasses.replace(
+    presets.QUICK,
+    n_train=256,
+    n_test=64,
+    nh=16,
+    epochs=2,
+    attacked_images=8,
+    likelihood_images=4,
+    n_temperatures=4,
+    few_label_updates=3,
+)
+VAE = TrainedAutoencoder("vae", 2, 0, 1, 1e-3, nh=16)
+LAE = TrainedAutoencoder("lae", 2, 0, 2, 1e-3, mh=True, step_size=None, nh=16)
+REPORT = TrainedAutoencoder("report", 2, 0, 2, 1e-3, mh=True, nh=16)
+PLAIN = TrainedClassifier(0, epochs=1)
+
+
+def open_lab(folder):
+    return Lab.open("digits", folder, "cpu", folder, TINY.n_train, TINY.n_test)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    return open_lab(tmp_path_factory.mktemp("lab"))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """What the end-to-end tests share: nothing is trained twice."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def experiments(cache, tmp_path, monkeypatch):
+    """Runs the command with a tiny preset; its exit code, report.md and report.csv."""
+    monkeypatch.setitem(presets.PRESETS, "quick", TINY)
+
+    def call(*arguments, workers=1, folder=cache):
+        code = cli.main(
+            [
+                *arguments,
+                "--preset",
+                "quick",
+                "--dataset",
+                "digits",
+                "--cache",
+                str(folder),
+                "--output",
+                str(tmp_path),
+                "--workers",
+                str(workers),
+            ]
+        )
+        text, rows = tmp_path / "report.md", tmp_path / "report.csv"
+        if not text.exists():
+            return code, "", []
+        with rows.open() as file:
+            return code, text.read_text(), list(csv.DictReader(file))
+
+    return call
+
+
+TABLES = tables(Design(TINY))
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_table_end_to_end(experiments, name):
+    code, text, rows = experiments(name)
+    assert code == 0
+    table = TABLES[name]
+    (section,) = re.findall(
+        rf"^### (?:Table {name[5:]}\. )?{re.escape(table.title)}$(.*?)^#", text, re.M | re.S
+    )
+    assert render.NOT_YET not in section
+    lines = [line for line in section.splitlines() if line.startswith("| ")]
+    assert len(lines) == 1 + len(table.rows)
+    for line, row in zip(lines[1:], table.rows, strict=True):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[: len(row.labels)] == list(row.labels)
+        assert row.published or cells[-1] == "1"  # seed
+    measured = [r for r in rows if r["table"] == name and r["seed"] == "0"]
+    assert len(measured) >= len(table.columns) - 2  # a VAE has no acceptance
+    assert all(math.isfinite(float(r["value"])) for r in measured)
+    printed = [r for r in rows if r["table"] == name and r["seed"] == "published"]
+    assert len(printed) == sum(
+        len(row.published.keys() & {c.key for c in table.columns}) for row in table.rows
+    )
+
+
+@pytest.mark.parametrize("name", ["figure1", "figure2", "figure3", "figure4", "figure5"])
+def test_every_figure_end_to_end(experiments, tmp_path, name):
+    from matplotlib.image import imread
+
+    code, text, _ = experiments(name)
+    assert code == 0
+    picture = imread(tmp_path / f"{name}.png")
+    assert picture.shape[1] > 900
+    assert picture.std() > 0.02
+    assert f"({name}.png)" in text
+    assert f"*Figure {name[6:]}. " in text
+
+
+def test_everything_at_once_says_something_of_every_claim(experiments, capsys):
+    code, text, _ = experiments("all")
+    assert code == 0
+    assert render.NOT_YET not in text
+    verdicts = re.findall(r"\| not judged: 1 of 3 seeds \|$", text, re.M)
+    assert len(verdicts) == sum(len(claim.measurements) for claim in claims(Design(TINY)))
+    assert capsys.readouterr().err == ""
+    for fact in (
+        "Machine: ",
+        "torch ",
+        "commit ",
+        "Command: `python -m lae_fast.experiments",
+        "64 test images",
+    ):
+        assert fact in text
+    experiments("all")
+    assert "work      0 of " in capsys.readouterr().out  # nothing twice
+
+
+def test_what_is_not_run_says_so(experiments, tmp_path, monkeypatch, capsys):
+    code, text, _ = experiments("table3", folder=tmp_path / "fresh")
+    assert code == 0
+    assert f"| 2 | VAE | {render.NOT_YET} |" in text
+    monkeypatch.setattr(autoencoders, "RIVALS", tmp_path / "rivals.py")
+    code, text, _ = experiments("table3")
+    assert code == 0
+    assert f"| on | LAE, report's code, MH | {NO_RIVALS} |" in text
+
+
+def test_an_unknown_table_is_refused_before_any_work(experiments, capsys):
+    assert experiments("table10")[0] == 2
+    assert "'table10' is unknown; expected all, beyond, table1, " in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        experiments("table1", "--seeds", "0")
+    assert "--seeds is 0; expected at least 1" in capsys.readouterr().err
+
+
+def test_more_seeds_are_more_rows_in_the_csv(experiments):
+    _, text, rows = experiments("table7", "--seeds", "2")
+    assert {r["seed"] for r in rows if r["table"] == "table7"} == {"0", "1", "published"}
+    assert re.search(r"none, N = 0 \| measured \| [\d.]+ ± [\d.]+ \|", text)
+
+
+RECIPES = [
+    VAE,
+    LAE,
+    REPORT,
+    TrainedAutoencoder("hoffman", 2, 1, 1, 1e-3, mh=True, step_size=None, nh=16),
+    Quality(LAE, 4, 4, 4),
+    LatentClassifier(REPORT, 2),
+    Plane(VAE),
+    Recognised(VAE, PLAIN),
+    TrainedClassifier(0, 2, LAE, epochs=1, is_balanced=True, rare=9),
+    TrainedClassifier(1, 1, VAE, n_updates=2, per_class=5, adversarial_steps=2),
+    Attacked(PLAIN, 3, True, n_images=16),
+]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: type(r).__name__)
+def test_fresh_and_kept_products_are_identical(recipe, lab, tmp_path):
+    first = lab.get(recipe)
+    torch.manual_seed(99)  # whatever was drawn before does not count
+    torch.rand(7)
+    fresh = open_lab(tmp_path).get(recipe)
+    torch.rand(3)
+    kept = lab.get(recipe)
+    assert kept.metrics == first.metrics
+    for other in (kept, fresh):
+        assert {k: v for k, v in other.metrics.items() if k != "seconds"} == {
+            k: v for k, v in first.metrics.items() if k != "seconds"
+        }
+        assert other.weights.keys() == first.weights.keys()
+        assert all(torch.equal(other.weights[k], w) for k, w in first.weights.items())
+
+
+def test_a_product_is_kept_under_all_that_decides_it(lab, tmp_path):
+    paths = {lab.path(LAE)}
+    other = {"str": "vae", "int": 7, "float": 0.5, "bool": False, "NoneType": 0.25}
+    for field in dataclasses.fields(LAE):
+        value = getattr(LAE, field.name)
+        paths.add(lab.path(dataclasses.replace(LAE, **{field.name: other[type(value).__name__]})))
+    assert len(paths) == 1 + len(dataclasses.fields(LAE))
+    assert lab.path(Plane(LAE)) != lab.path(Plane(VAE))
+    assert lab.path(LAE) == open_lab(lab.folder).path(LAE)
+    smaller = Lab.open("digits", tmp_path, "cpu", lab.folder, TINY.n_train - 1, TINY.n_test)
+    assert smaller.path(LAE) != lab.path(LAE)
+
+
+def test_small_images_are_enlarged_and_others_left():
+    images = torch.randint(0, 256, (3, 64), dtype=torch.uint8)
+    large = enlarged(images)
+    assert large.shape == (3, 784)
+    assert large.dtype == torch.uint8
+    assert large.float().mean().item() == pytest.approx(images.float().mean().item(), rel=0.1)
+    assert enlarged(large) is large
+
+
+# ---- models ----
+
+
+def test_the_report_s_model_is_judged_with_the_weights_that_its_rule_trained(lab):
+    """Its energy, by the transcription, is the reconstruction of the model that evaluation sees."""
+    model = REPORT.load(lab)
+    rule = report_rule(model, 2, False, 1e-3)
+    x = lab.test.images[:20] / 255
+    with torch.no_grad():
+        expected = rule.energy(x, rule.encoder(x), rule.phi)
+        found = model.reconstruction(x, model.encode(x)).sum()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    start = TrainedAutoencoder.build(REPORT, lab.nx)
+    assert not torch.equal(model.phi, start.phi)
+    assert not torch.equal(model.decoder[0].weight, start.decoder[0].weight)
+
+
+def test_the_report_s_decisions_are_counted(lab):
+    always, sometimes = (
+        lab.get(dataclasses.replace(REPORT, mh=mh, step_size=1e-3)).metrics["acceptance"]
+        for mh in (False, True)
+    )
+    assert always == 1
+    assert 0 <= sometimes < 1
+
+
+def test_the_report_s_bce_is_two_quantities(lab):
+    vae, lae = (lab.get(Quality(recipe, 4, 4, 4)).metrics for recipe in (VAE, LAE))
+    assert vae["report_bce"] == pytest.approx(vae["negative_elbo"], rel=0.05)
+    assert lae["report_bce"] < lae["negative_elbo"] - 0.5 * lae["rate"]
+
+
+def test_training_stops_when_patience_is_over_and_keeps_the_best(lab):
+    recipe = dataclasses.replace(VAE, lr=0.3, epochs=30, patience=2)
+    metrics = lab.get(recipe).metrics
+    assert metrics["epochs"] == metrics["best_epoch"] + 2 < 30
+
+
+def test_training_that_diverges_keeps_what_was_good_or_says_so(lab, monkeypatch):
+    def poisoned(self, x):
+        self.calls = getattr(self, "calls", 0) + 1
+        loss = original(self, x)
+        return loss * math.nan if self.calls > limit else loss
+
+    original = autoencoders.LAE.loss
+    monkeypatch.setattr(autoencoders.LAE, "loss", poisoned)
+    limit = 1
+    product = dataclasses.replace(LAE, batch_size=256, epochs=5, seed=5).make(lab)
+    assert product.metrics["is_diverged"] == 1
+    assert product.metrics["epochs"] == 1
+    assert all(w.isfinite().all() for w in product.weights.values())
+    limit = 0
+    with pytest.raises(ArithmeticError, match="diverged in its first epoch"):
+        dataclasses.replace(LAE, batch_size=256, seed=5).make(lab)
+
+
+# ---- classifiers ----
+
+
+def test_few_labels_and_a_rare_class(lab):
+    few = dataclasses.replace(PLAIN, per_class=3).training_set(lab.train)
+    assert few.labels.bincount().tolist() == [3] * 10
+    rare = dataclasses.replace(PLAIN, rare=9).training_set(lab.train)
+    expected = lab.train.labels.bincount()
+    expected[9] = max(1, expected[9] // 100)
+    assert torch.equal(rare.labels.bincount(), expected)
+    originals = {(x.numpy().tobytes(), y.item()) for x, y in zip(*lab.train, strict=True)}
+    assert all((x.numpy().tobytes(), y.item()) in originals for x, y in zip(*few, strict=True))
+    other = dataclasses.replace(PLAIN, per_class=3, seed=1).training_set(lab.train)
+    assert not torch.equal(few.images, other.images)
+
+
+def test_minibatches(lab):
+    labels = lab.train.labels
+    plain = list(dataclasses.replace(PLAIN, epochs=3).minibatches(labels))
+    assert [len(b) for b in plain] == [128] * 6
+    assert torch.equal(torch.cat(plain[:2]).sort().values, torch.arange(256))
+    assert not torch.equal(plain[0], plain[2])
+    assert len(list(dataclasses.replace(PLAIN, n_updates=5, epochs=0).minibatches(labels))) == 5
+    skewed = torch.tensor([0] * 250 + [1] * 6)
+    drawn = torch.cat(list(dataclasses.replace(PLAIN, is_balanced=True, epochs=20).minibatches(skewed)))
+    share = (skewed[drawn] == 1).double().mean().item()  # 5,120 draws: five standard deviations are 0.035
+    assert abs(share - 0.5) < 0.035
+
+
+def test_the_classifier_is_the_report_s(lab):
+    net = PLAIN.load(lab)
+    with torch.no_grad():
+        log_p = net(as_images(lab.test.images[:5]))
+    assert log_p.shape == (5, 10)
+    assert torch.allclose(log_p.exp().sum(1), torch.ones(5))
+    kinds = [type(m).__name__ for m in net]
+    assert kinds == ["Conv2d", "MaxPool2d", "ReLU", "Conv2d", "Dropout2d", "MaxPool2d", "ReLU", "Flatten", "Linear", "ReLU", "Dropout", "Linear", "LogSoftmax"]  # fmt: skip
+    assert sum(p.numel() for p in net.parameters()) == 21_840
+
+
+def test_attacks_are_on_the_kept_classifier(lab):
+    trained = dataclasses.replace(PLAIN, epochs=30, lr=3e-3)
+    metrics = lab.get(Attacked(trained, 5, False, (0.0, 0.3), step_size=0.1, n_images=64)).metrics
+    assert metrics["accuracy_0"] == lab.get(trained).metrics["accuracy"] > 0.6
+    assert metrics["accuracy_0.3"] < metrics["accuracy_0"] - 0.2
+    assert metrics["loss_0.3"] > metrics["loss_0"]
+
+
+def test_codes_tell_classes_apart_when_they_do(lab, monkeypatch):
+    """On codes that are the labels, one for each latent dimension, the linear layer finds them."""
+    recipe = LatentClassifier(dataclasses.replace(VAE, nz=10), epochs=60, lr=0.05, batch_size=64)
+
+    def codes(self, model, images):
+        labels = lab.train.labels if len(images) == len(lab.train.labels) else lab.test.labels
+        return 5 * nn.functional.one_hot(labels, 10).float(), torch.zeros(len(labels), 10)
+
+    monkeypatch.setattr(LatentClassifier, "codes", codes)
+    metrics = recipe.make(lab).metrics
+    assert metrics["train_accuracy"] == metrics["test_accuracy"] == 1
+    assert metrics["test_loss"] < 0.1
+
+
+# ---- the latent plane ----
+
+
+def test_confusion_counts_neighbours():
+    centres = torch.tensor([[0.0, 0.0], [100.0, 0.0], [0.0, 100.0]])
+    labels = torch.arange(3).repeat_interleave(20)
+    z = centres[labels] + torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(confusion(z, labels, 3), torch.eye(3))
+    merged = confusion(z, torch.where(labels == 2, torch.arange(60) % 2, labels), 3)
+    assert merged[0, 1] > 0.1
+    assert merged[2].sum() == 0
+
+
+def test_figure_5_runs_as_the_report_s_does():
+    class Identity(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+
+        def decode(self, z):
+            return z
+
+    square = interpolation(Identity(), 3)
+    assert square[0, 0].tolist() == [-1, 1]  # top left
+    assert square[0, 2].tolist() == [1, 1]
+    assert square[2, 0].tolist() == [-1, -1]
+
+
+# ---- runner ----
+
+
+@dataclasses.dataclass(frozen=True)
+class Step(Recipe):
+    number: int
+    before: Recipe | None = None
+    fails: bool = False
+
+    def cost(self):
+        return 1.0
+
+    def make(self, lab):
+        if self.fails:
+            raise ArithmeticError("no number")
+        earlier = lab.get(self.before).metrics["number"] if self.before else 0
+        return Product({}, {"number": float(self.number + earlier)})
+
+
+def test_what_is_needed_comes_first():
+    a = Step(1)
+    b, c = Step(2, a), Step(3, a)
+    assert ordered([c, b, a]) == [a, c, b]
+
+
+def test_a_failure_takes_along_only_what_needs_it(lab, tmp_path):
+    bad = Step(1, fails=True)
+    recipes = ordered([Step(3, Step(2, bad)), Step(5, Step(4))])
+    found = dict(run(recipes, lambda: open_lab(tmp_path), 1))
+    assert found == {bad: "no number", Step(2, bad): "no number", Step(3, Step(2, bad)): "no number", Step(4): None, Step(5, Step(4)): None}  # fmt: skip
+    assert open_lab(tmp_path).get(Step(5, Step(4))).metrics["number"] == 9
+
+
+def test_other_errors_end_the_run_and_keep_what_is_done(lab, tmp_path, monkeypatch):
+    monkeypatch.setattr(Step, "make", lambda self, lab: Product({}, {"number": 1 / (2 - self.number)}) if self.number != 3 else 1 / "a")  # fmt: skip
+    results = run([Step(1), Step(3)], lambda: open_lab(tmp_path), 1)
+    assert next(results) == (Step(1), None)
+    with pytest.raises(TypeError):
+        next(results)
+    assert open_lab(tmp_path).has(Step(1))
+
+
+def test_two_processes_make_what_one_does(experiments, tmp_path):
+    code, text, rows = experiments("beyond", workers=2, folder=tmp_path / "two")
+    assert code == 0
+    _, _, expected = experiments("beyond")
+    beyond = [[r for r in found if r["table"].startswith("beyond")] for found in (rows, expected)]
+    assert [r["row"] for r in beyond[0]] == [r["row"] for r in beyond[1]]
+    assert render.NOT_YET not in text.split("## Beyond")[1].split("## The report's claims")[0]
+
+
+# ---- verdicts ----
+
+
+@pytest.mark.parametrize(
+    ("differences", "sign", "offset", "verdict"),
+    [
+        ((1.0, 1.1, 0.9), 1, 0.0, HOLDS),
+        ((1.0, 1.1, 0.9), -1, 0.0, FAILS),
+        ((-1.0, -1.1, -0.9), -1, 0.0, HOLDS),
+        ((1.0, -1.1, 0.4), 1, 0.0, NOISE),
+        ((0.0, 3.0, 6.0), 1, 0.0, NOISE),  # mean 3, two standard errors 3.46
+        ((2.0, 3.0, 4.0), 1, 0.0, HOLDS),  # mean 3, two standard errors 1.15
+        ((-0.01, -0.02, -0.015), 1, 0.05, HOLDS),  # not lower by more than 0.05
+        ((-0.08, -0.09, -0.1), 1, 0.05, FAILS),
+        ((0.0, 0.0, 0.0), 1, 0.0, NOISE),
+        ((1.0, 1.0), 1, 0.0, "not judged: 2 of 3 seeds"),
+        ((), 1, 0.0, "not judged: 0 of 3 seeds"),
+        ((1.0, math.nan, 1.0), 1, 0.0, "not judged: not finite"),
+    ],
+)
+def test_judge(differences, sign, offset, verdict):
+    assert judge(differences, sign, offset) == verdict
+
+
+def test_differences_are_taken_seed_by_seed():
+    steps = tuple(Step(i) for i in range(6))
+    values = {step: {"a": step.number**2, "b": 1.0} for step in steps}
+    measurement = Measurement("", steps[3:], steps[:3], "a")
+    assert measurement.differences(values.__getitem__) == (9, 15, 21)
+    other = measurement._replace(subtrahend_key="b")
+    assert other.differences(values.__getitem__) == (8, 15, 24)
+
+
+def test_every_claim_names_metrics_that_exist(lab):
+    """One recipe of each kind tells which there are."""
+    known = {type(r): set(lab.get(r).metrics) for r in (Quality(LAE, 4, 4, 4), LatentClassifier(REPORT, 2), Plane(VAE), Recognised(VAE, PLAIN), PLAIN)}  # fmt: skip
+    known[Attacked] = set(lab.get(Attacked(PLAIN, 1, False, n_images=8)).metrics)
+    for claim in claims(Design(TINY)):
+        for m in claim.measurements:
+            assert m.key in known[type(m.minuend[0])], m
+            assert (m.subtrahend_key or m.key) in known[type(m.subtrahend[0])], m
+
+
+def test_published_numbers_stand_in_rows_of_their_own():
+    counts = {name: sum(bool(row.published) for row in table.rows) for name, table in TABLES.items()}
+    in_report = dict(table1=6, table2=3, table3=2, table4=6, table5=3, table6=2, table7=5, table8=5, table9=5)
+    assert {name: n for name, n in counts.items() if not TABLES[name].is_beyond} == in_report
+    rows = [row for table in TABLES.values() for row in table.rows if row.published]
+    assert all(not row.recipes for row in rows)
+    assert published.AUTOENCODERS["lae", 16, 2, False]["report_bce"] == 68.15598
+
+
+def test_columns_show_mean_and_deviation():
+    assert render.spread([0.5, 0.7], Column("", "", 1, 100)) == "60.0 ± 14.1"
+    assert render.spread([1.2345], Column("", "", 2)) == "1.23"
