@@ -471,3 +471,4 @@ def test_published_numbers_stand_in_rows_of_their_own():
 def test_columns_show_mean_and_deviation():
     assert render.spread([0.5, 0.7], Column("", "", 1, 100)) == "60.0 ± 14.1"
     assert render.spread([1.2345], Column("", "", 2)) == "1.23"
+    assert render.spread([12000.5, 12003.5], Column("", "", 2)) == "12,002 ± 2"

@@ -19,8 +19,8 @@ from lae_fast.experiments.tables import Column, Row, Table
 Metrics = Callable[[Recipe], dict[str, float] | None]  # None: not run yet
 NOT_YET = "not run yet"
 INTRODUCTION = """\
-Every table and figure of the report that this package implements, beside the numbers it printed (*in italics*). Where seeds
-are several: mean ± standard deviation over them. Every number is in report.csv, seed by seed."""
+Every table and figure of the report that this package implements, measured beside the numbers it printed (*in italics*), and at the
+end its claims, each with a verdict. Mean ± standard deviation over seeds; all numbers, seed by seed: [report.csv](report.csv)."""
 CLAIMS = """\
 Differences are taken seed by seed. *Holds*: beyond two standard errors of their mean in the claimed direction; *does not hold*:
 beyond two in the other; else *within noise*. With three seeds that is a weak test: noise alone passes for a finding about once in
@@ -36,8 +36,10 @@ def _number(value: float, digits: int) -> str:
 def spread(values: Sequence[float], column: Column) -> str:
     """Mean ± standard deviation over seeds; of one seed, the value."""
     scaled = [column.factor * v for v in values]
-    text = _number(statistics.fmean(scaled), column.digits)
-    return f"{text} ± {_number(statistics.stdev(scaled), column.digits)}" if len(scaled) > 1 else text
+    middle = statistics.fmean(scaled)
+    digits = 0 if abs(middle) >= 1000 else column.digits
+    text = _number(middle, digits)
+    return f"{text} ± {_number(statistics.stdev(scaled), digits)}" if len(scaled) > 1 else text
 
 
 def _cells(row: Row, columns: Sequence[Column], found: list[dict[str, float]], n_train: int) -> list[str]:
@@ -66,7 +68,7 @@ def table(table: Table, metrics: Metrics, n_train: int) -> Iterator[str]:
             known = (
                 c.factor * row.published[c.key] if c.key in row.published else None for c in table.columns
             )
-            cells = ["" if value is None else f"*{value:.4g}*" for value in known]
+            cells = ["" if value is None else f"*{value:.5g}*" for value in known]
         elif row.remark or None in found:
             cells = [row.remark or NOT_YET]
         else:
