@@ -39,41 +39,52 @@ def compare(benchmark, capsys, title: str, calls: Calls, n_bytes: int, n_element
     return rows
 
 
-def chains(c: int, d: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+def chains(
+    c: int, d: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
     """A state of C chains of D elements, each with its own step size, and the next proposal's evaluation.
 
     The gradients are small, so that next to all proposals are accepted: the costlier way for who updates in place.
     """
     torch.manual_seed(0)
-    phi = torch.randn(c, d, dtype=dtype)
+    phi = torch.randn(c, d, dtype=dtype, device=device)
+    per_chain = torch.zeros(c, dtype=torch.float64, device=device)
     return {
         "phi": phi,
-        "potential": torch.zeros(c, dtype=torch.float64),
+        "potential": per_chain.clone(),
         "grad": 1e-3 * torch.randn_like(phi),
         "proposal": phi + 1e-2 * torch.randn_like(phi),
-        "log_step_size": torch.full((c,), 5e-5, dtype=torch.float64).log(),
-        "proposal_potential": torch.zeros(c, dtype=torch.float64),
+        "log_step_size": torch.full_like(per_chain, 5e-5).log(),
+        "proposal_potential": per_chain,
         "proposal_grad": 1e-3 * torch.randn_like(phi),
     }
 
 
-def our_transition(state: dict[str, Tensor], uniform: Tensor | None = None, noise: Tensor | None = None):
-    """What takes one step of copies of these chains in place, as all samplers here call it; and the copies, log_alpha [C] too."""
-    c = len(state["phi"])
+def our_transition(
+    state: dict[str, Tensor],
+    uniform: Tensor | None = None,
+    noise: Tensor | None = None,
+    mh: bool = True,
+    rate: float = eager.RATE,
+):
+    """What takes one step of copies of these chains in place, as all samplers here call it; and the copies, log_alpha [C]
+    and the counters [C, 2] too."""
+    phi, per_chain = state["phi"], state["potential"]
     own = {name: value.clone() for name, value in state.items()}
-    own["log_alpha"] = torch.zeros(c, dtype=torch.float64)
-    adaptation = torch.tensor([[eager.TARGET, eager.RATE]], dtype=torch.float64).repeat(c, 1)
+    own["log_alpha"] = torch.zeros_like(per_chain)
+    own["counters"] = torch.zeros(len(phi), 2, dtype=torch.int64, device=phi.device)
+    adaptation = per_chain.new_tensor([[eager.TARGET, rate]]).repeat(len(phi), 1)
     arguments = (
         *(own[name] for name in ("phi", "potential", "grad", "proposal")),
-        ops.make_rng("cpu"),
+        ops.make_rng(phi.device),
         own["log_step_size"],
-        torch.zeros(c, 2, dtype=torch.int64),
-        torch.zeros(c, dtype=torch.bool),
+        own["counters"],
+        torch.zeros_like(per_chain, dtype=torch.bool),
         own["log_alpha"],
         adaptation,
         own["proposal_potential"],
         own["proposal_grad"],
-        True,
+        mh,
         noise,
         uniform,
     )

@@ -30,7 +30,7 @@ def _layers(body: nn.Sequential, n: int) -> Iterator[tuple[Tensor, Tensor, Tenso
     for layer in body:
         if isinstance(layer, nn.Linear):
             weight = layer.weight.detach().clone()
-            yield weight, torch.randn(n, weight.shape[1]), torch.randn(n, weight.shape[0])
+            yield weight, *(torch.randn(n, size).to(weight) for size in reversed(weight.shape))
 
 
 def floor(

@@ -12,10 +12,37 @@ Calls = dict[str, Callable[[], object]]  # by name, what is timed
 Rows = dict[str, dict[str, float]]  # by name, what `summary` found and any further columns
 
 
+Timer = Callable[[Callable[[], object], int], float]  # a call and how many times in a row: seconds of one
+
+
 def _now() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
+
+
+def host_seconds(call: Callable[[], object], loops: int) -> float:
+    """By the host's clock, until the work is done."""
+    start = _now()
+    for _ in range(loops):
+        call()
+    return (_now() - start) / loops
+
+
+def device_seconds(call: Callable[[], object], loops: int) -> float:
+    """By events in the current stream: what the host does meanwhile counts only where the device waits for it."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    for _ in range(loops):
+        call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3 / loops
+
+
+def timer_of(device: torch.device) -> Timer:
+    return device_seconds if device.type == "cuda" else host_seconds
 
 
 def _settle_allocator() -> None:
@@ -24,7 +51,9 @@ def _settle_allocator() -> None:
     torch.zeros(30 * 2**20, dtype=torch.uint8)
 
 
-def round_robin(calls: Calls, rounds: int = 20, warmup: int = 3, loops: int = 1) -> dict[str, list[float]]:
+def round_robin(
+    calls: Calls, rounds: int = 20, warmup: int = 3, loops: int = 1, timer: Timer = host_seconds
+) -> dict[str, list[float]]:
     """Seconds of a call, by name: after `warmup` turns each, `rounds` rounds in turn, `loops` calls a turn."""
     _settle_allocator()
     for call in calls.values():
@@ -33,10 +62,7 @@ def round_robin(calls: Calls, rounds: int = 20, warmup: int = 3, loops: int = 1)
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            start = _now()
-            for _ in range(loops):
-                call()
-            seconds[name].append((_now() - start) / loops)
+            seconds[name].append(timer(call, loops))
     return seconds
 
 

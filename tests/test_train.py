@@ -18,6 +18,8 @@ from lae_fast import checkpoint, train
 from lae_fast.config import Config
 
 QUICK = [
+    "--device",
+    "cpu",  # where runs resume bit for bit
     "--dataset",
     "digits",
     "--nh",

@@ -1,0 +1,122 @@
+// The energy kernels, and the selection after a decision, at ragged sizes, beside loops on the host; built by build.sh.
+//
+// Bernoulli derivatives must agree to the last bit. The other likelihoods begin with exp and cosh of the scale, which host
+// and device round differently: they agree to rounding, as all sums do.
+
+#include <algorithm>
+
+#include "../../csrc/cuda/energy.cu"
+#include "arrays.h"
+
+namespace lae {
+namespace {
+
+template <Likelihood kLikelihood, typename T>
+void compare_energy(Tally& tally, int64_t r, int64_t n, int64_t d, double scale, int64_t offset, bool in_place) {
+  constexpr bool kHasScale = kLikelihood != kBernoulli;
+  constexpr double kRounding = sizeof(T) == 4 ? 0x1p-23 : 0x1p-52;
+  tally.name("energy %d %s [%lld, %lld] of %lld images, scale %g, offset %lld%s", (int)kLikelihood,
+             sizeof(T) == 4 ? "float32" : "float64", (long long)r, (long long)d, (long long)n, scale, (long long)offset,
+             in_place ? ", in place" : "");
+  Array<T> output(r * d, offset), x(n * d, offset), derivative(r * d, offset), log_scale(1);
+  Array<double> energy(r), slope(kHasScale ? r : 0);
+  std::mt19937_64 engine(r * 1000003 + d);
+  std::normal_distribution<double> normal;
+  for (auto& v : x.host) v = static_cast<T>(static_cast<double>(engine() % 256) / 255);  // 0 and 1 among them
+  for (int64_t i = 0; i < r * d; ++i)
+    output.host[i] = static_cast<T>(kHasScale ? x.host[i % (n * d)] + 0.3 * normal(engine) : 5 * normal(engine));
+  if (r * d > 3) output.host[3] = INFINITY;
+  if (r * d > 8) output.host[r * d - 2] = NAN;
+  log_scale.host[0] = static_cast<T>(std::log(scale));
+  for (auto* a : {&output, &x, &log_scale}) a->upload();
+
+  Array<T>& to = in_place ? output : derivative;
+  Cuda::energy(EnergyArgs<T>{r, n, d, kLikelihood, output.device(), x.device(), kHasScale ? log_scale.device() : nullptr,
+                             energy.device(), to.device(), kHasScale ? slope.device() : nullptr});
+  check(cudaDeviceSynchronize(), tally.label);
+
+  const PixelScale shared = pixel_scale(kLikelihood, kHasScale ? static_cast<double>(log_scale.host[0]) : 0.0);
+  const PixelOf<kLikelihood, T> pixel(shared);
+  std::vector<double> sizes(r), slope_sizes(r);  // of the sums' terms
+  for (int64_t row = 0; row < r; ++row) {
+    const double constants = kLikelihood == kGaussian ? static_cast<double>(d) : 0.0;
+    double total = constants * shared.constant, total_slope = constants * shared.slope;
+    sizes[row] = std::abs(total);
+    slope_sizes[row] = std::abs(total_slope);
+    for (int64_t i = row * d; i < (row + 1) * d; ++i) {
+      const auto p = pixel(output.host[i], x.host[i % (n * d)]);
+      total += p.energy;
+      total_slope += p.log_scale_derivative;
+      sizes[row] += std::abs(static_cast<double>(p.energy));
+      slope_sizes[row] += std::abs(static_cast<double>(p.log_scale_derivative));
+      to.host[i] = static_cast<T>(p.derivative);
+    }
+    energy.host[row] = total;
+    if (kHasScale) slope.host[row] = total_slope;
+  }
+  const double own = kHasScale ? (kLikelihood == kGaussian ? 8 * kRounding : 1e-12) : 0.0;  // of one term
+  energy.compare(tally, "energy", [&](int64_t row) { return (1e-13 + own) * (1 + sizes[row]); });
+  slope.compare(tally, "log_scale_derivative", [&](int64_t row) { return (1e-12 + own) * (1 + slope_sizes[row]); });
+  to.compare(tally, "derivative", [&](int64_t i) {
+    if (!kHasScale) return 0.0;
+    return 4 * kRounding * std::abs(static_cast<double>(to.host[i])) + own * shared.inverse;
+  });
+}
+
+template <typename T>
+void compare_likelihoods(Tally& tally) {
+  const int64_t sizes[][3] = {{1, 1, 1},   {2, 1, 7},   {6, 3, 255},  {4, 4, 256},  {9, 3, 257},
+                              {4, 2, 784}, {5, 5, 785}, {3, 1, 1000}, {2, 2, 1024}, {300, 100, 12}};
+  for (const auto& [r, n, d] : sizes)
+    for (int64_t offset : {0, 1})
+      for (bool in_place : {false, true}) {
+        compare_energy<kBernoulli, T>(tally, r, n, d, 1, offset, in_place);
+        for (double scale : {1e-3, 0.03, 1.0}) {
+          compare_energy<kGaussian, T>(tally, r, n, d, scale, offset, in_place);
+          compare_energy<kLogistic, T>(tally, r, n, d, scale, offset, in_place);
+        }
+      }
+}
+
+void compare_keep(Tally& tally, int64_t n_pairs, int64_t offset, bool is_accepted) {
+  tally.name("keep %lld pairs, offset %lld, accepted %d", (long long)n_pairs, (long long)offset, (int)is_accepted);
+  const int64_t lengths[] = {1, 15, 16, 17, 255, 257, 4096, 70001, 300000};
+  std::vector<std::unique_ptr<Array<char>>> latest, previous;
+  Array<uint8_t> flag(1);
+  flag.host[0] = is_accepted;
+  flag.upload();
+  KeepArgs args{{}, {}, {}, reinterpret_cast<const bool*>(flag.device())};
+  for (int64_t i = 0; i < n_pairs; ++i) {
+    const int64_t n = lengths[i % 9];
+    latest.push_back(std::make_unique<Array<char>>(n, offset));
+    previous.push_back(std::make_unique<Array<char>>(n));
+    for (int64_t k = 0; k < n; ++k) {
+      latest[i]->host[k] = static_cast<char>(k % 127);
+      previous[i]->host[k] = static_cast<char>(100 - (k + i) % 113);
+    }
+    latest[i]->upload();
+    previous[i]->upload();
+    args.latest.push_back(latest[i]->device());
+    args.previous.push_back(previous[i]->device());
+    args.n_bytes.push_back(n);
+  }
+  Cuda::keep(args);
+  check(cudaDeviceSynchronize(), tally.label);
+  for (int64_t i = 0; i < n_pairs; ++i) {
+    if (!is_accepted) latest[i]->host = previous[i]->host;
+    latest[i]->compare(tally, "latest");
+  }
+}
+
+}  // namespace
+}  // namespace lae
+
+int main() {
+  Tally tally;
+  lae::compare_likelihoods<float>(tally);
+  lae::compare_likelihoods<double>(tally);
+  for (int64_t n_pairs : {0, 1, 48, 49, 101})
+    for (int64_t offset : {0, 1})
+      for (bool is_accepted : {false, true}) lae::compare_keep(tally, n_pairs, offset, is_accepted);
+  return tally.report("energy");
+}
