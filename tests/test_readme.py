@@ -12,7 +12,7 @@ from lae_fast import Bernoulli
 from lae_fast.models import Architecture, build
 
 TEXT = (Path(__file__).parent.parent / "README.md").read_text()
-LOOP, SAMPLING = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+LOOP, SAMPLING, VARIATIONS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
 
 
 def test_the_readme_loop_trains():
@@ -46,3 +46,20 @@ def test_the_readme_sampling_samples():
         exec(code, names)
     assert names["samples"].z.shape == (4, 40, 5, 2)
     assert names["samples"].z.isfinite().all()
+
+
+def test_the_readme_variations_and_attacks_run():
+    torch.manual_seed(0)
+    classifier = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    names = dict(
+        model=build(Architecture(nx=16, nz=2, nh=8, depth=1)),
+        classifier=classifier,
+        loss=nn.CrossEntropyLoss(),
+        optimizer=torch.optim.Adam(classifier.parameters(), 1e-2),
+        batches=[(torch.rand(4, 1, 4, 4), torch.tensor([0, 1, 2, 0]))] * 3,
+    )
+    before = classifier[1].weight.detach().clone()
+    exec(VARIATIONS, names)
+    assert not torch.equal(classifier[1].weight, before)
+    assert names["x"].shape == (12, 1, 4, 4)
+    assert names["worst"].shape == (2, 12, 1, 4, 4)
