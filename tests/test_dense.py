@@ -274,11 +274,18 @@ def test_the_fast_step_is_the_general_one(likelihood, options):
 
 
 def test_the_fast_step_is_the_general_one_in_float32():
+    """To rounding, but for a ReLU whose input lies within rounding of zero: it may fall on either side.
+
+    One of a layer's 128 x 300 that does so moves the gradients below it by some 1 / sqrt(128 * 300) = 5e-3.
+    """
     fast, plain = ([m := model(f), m.loss(images())] for f in (True, False))
     torch.testing.assert_close(fast[1], plain[1], rtol=1e-5, atol=0)
     gradients = [torch.autograd.grad(loss, list(m.parameters())) for m, loss in (fast, plain)]
     for a, b in zip(*gradients, strict=True):
-        assert (a - b).norm() <= 1e-4 * b.norm() + 1e-7
+        assert (a - b).norm() <= 1e-2 * b.norm() + 1e-7
+    above_all_relus = [a[-2:] for a in gradients]  # the decoder's last layer
+    for a, b in zip(*above_all_relus, strict=True):
+        assert (a - b).norm() <= 1e-5 * b.norm()
 
 
 def test_weight_gradients_are_made_for_states_only(monkeypatch):

@@ -56,6 +56,13 @@ def problem(n_chains, n, dtype, device="cpu", seed=0, n_step_sizes=None):
     return state, inputs
 
 
+def exp(x):
+    """The kernels' own: on a CPU the C library's, from which torch's vectorized exp may differ in the last bit."""
+    if x.is_cuda or not _ext.backends["cpu"].is_compiled:
+        return x.exp()
+    return x.clone().apply_(math.exp)
+
+
 def copy(tensors):
     return {k: v.clone() for k, v in tensors.items()}
 
@@ -103,7 +110,7 @@ def test_transition_follows_the_float64_reference(n_chains, n, dtype, mh, device
 def test_transition_is_its_two_halves(dtype, device):
     state, inputs = problem(7, 1000, dtype, device)
     inputs["adaptation"][:, 1] = 0
-    eta = state["log_step_size"].exp()
+    eta = exp(state["log_step_size"])
     got = run(state, inputs)
     accepted, _, log_alpha = ops.decide(
         state["phi"], state["proposal"], state["potential"], inputs["proposal_potential"], state["grad"],
@@ -250,7 +257,7 @@ def test_a_shared_step_size_adapts_to_the_mean_acceptance_before_it_proposes(n, 
     torch.testing.assert_close(inputs["adaptation"], expected[1], rtol=1e-12, atol=1e-12)
     assert got["log_step_size"] != state["log_step_size"]
     # All chains propose with the adapted size.
-    proposal, _ = ops.propose(got["phi"], got["grad"], got["log_step_size"].exp(), state["rng"])
+    proposal, _ = ops.propose(got["phi"], got["grad"], exp(got["log_step_size"]), state["rng"])
     assert torch.equal(got["proposal"], proposal)
 
 

@@ -23,12 +23,14 @@ from lae_fast.models import Architecture, build
 from lae_fast.step import TrainingStep, adam
 
 REPORT_SCALE = 0.05  # of the report's q(z|x) = N(f(x), 0.05^2 I)
-RIVALS = Path(__file__).resolve().parents[2] / "bench" / "rivals.py"
+# Part of the source tree, not of the package: an installed package finds it where it is run from a checkout.
+_CHECKOUTS = (Path(__file__).resolve().parents[2], Path.cwd())
+RIVALS = next((p for root in _CHECKOUTS if (p := root / "bench" / "rivals.py").exists()), None)
 
 
 @cache
 def rivals() -> ModuleType:
-    """The published rules, transcribed for the benchmarks, which are part of the source tree but not of the package."""
+    """The published rules, as transcribed for the benchmarks."""
     spec = importlib.util.spec_from_file_location("lae_fast_rivals", RIVALS)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -49,7 +49,7 @@ class Design:
 
     def lae(self, rule: str, nz: int, n_steps: int = 2, **options: Any) -> tuple[TrainedAutoencoder, ...]:
         """Without recipes where the report's rule cannot be found: its transcription is not part of the package."""
-        if rule == "report's code" and not autoencoders.RIVALS.exists():
+        if rule == "report's code" and autoencoders.RIVALS is None:
             return ()
         return self.autoencoders(nz=nz, n_steps=n_steps, **(RULES[rule] | options))
 

@@ -10,7 +10,7 @@ from lae_fast.experiments import published
 from lae_fast.experiments.design import PROTOCOLS, RULES, Design
 from lae_fast.experiments.recipes import Recipe
 
-NO_RIVALS = "not run: the report's code is transcribed in bench/rivals.py, which is not here"
+NO_RIVALS = "not run: the report's code is transcribed in the checkout's bench/rivals.py, which is not here"
 AS_PUBLISHED = "as published"
 
 
