@@ -18,6 +18,7 @@ from torch import Tensor
 from lae_fast import ops
 from lae_fast.autoencoder import Autoencoder, check_images
 from lae_fast.chains import TARGET_ACCEPTANCE
+from lae_fast.graphs import Replayed
 from lae_fast.likelihood import negative_log_prior
 
 ROWS = 2048  # images x chains of one pass through the decoder
@@ -47,7 +48,7 @@ class _Annealing:
     """Rows e [C, n, nz], moved from N(0, I) at one temperature after another; z = m + s e.
 
     m and s [n, nz] are the base's: in e it is round, and one step size fits all images. `log_ratio` [C, n] is
-    log p(x, z) - log r(z|x), by which the weights grow.
+    log p(x, z) - log r(z|x), by which the weights grow. A move changes all in place, so that it can be replayed.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class _Annealing:
         if base == "encoder":
             self.mean, self.std = model.posterior(x)
         self.rng = ops.make_rng(x.device, generator)
+        self.beta, self.step_size = torch.zeros(2, 1, dtype=torch.float64, device=x.device)  # the next move's
         shape = (n_chains, len(x), model.nz)
         self.start_at(torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device))
 
@@ -77,26 +79,40 @@ class _Annealing:
         log_base = -negative_log_prior(e) - self.std.log().sum(-1, dtype=torch.float64)
         return log_joint.detach() - log_base, slope + e
 
-    def move(self, beta: Tensor, step_size: Tensor) -> Tensor:
+    def move(self) -> Tensor:
         """One MALA step that leaves r^(1 - beta) p^beta invariant; its acceptance rates [C, n]."""
 
         def rows(e: Tensor, log_ratio: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            potential = negative_log_prior(e) - beta * log_ratio
-            return e.flatten(0, 1), potential.flatten(), (e - beta.to(e.dtype) * slope).flatten(0, 1)
+            potential = negative_log_prior(e) - self.beta * log_ratio
+            grad = e - self.beta.to(e.dtype) * slope
+            return e.flatten(0, 1), potential.flatten(), grad.flatten(0, 1)
 
         e, potential, grad = rows(self.e, self.log_ratio, self.slope)
-        step_size = step_size.view(1)
-        proposal, self.rng = ops.propose(e, grad, step_size, self.rng)
+        proposal, rng = ops.propose(e, grad, self.step_size, self.rng)
         new = proposal.view_as(self.e), *self._evaluate(proposal.view_as(self.e))
         _, new_potential, new_grad = rows(*new)
         accepted, _, log_alpha = ops.decide(
-            e, proposal, potential, new_potential, grad, new_grad, step_size, self.rng
+            e, proposal, potential, new_potential, grad, new_grad, self.step_size, rng
         )
         accepted = accepted.view_as(self.log_ratio)
-        self.e = torch.where(accepted[..., None], new[0], self.e)
-        self.log_ratio = torch.where(accepted, new[1], self.log_ratio)
-        self.slope = torch.where(accepted[..., None], new[2], self.slope)
+        for state, proposed in zip((self.e, self.log_ratio, self.slope), new, strict=True):
+            is_accepted = accepted if state.dim() == 2 else accepted[..., None]
+            torch.where(is_accepted, proposed, state, out=state)
+        self.rng.copy_(rng)
         return log_alpha.exp().clamp(max=1).view_as(self.log_ratio)
+
+
+class _Moves:
+    """`moves(beta, step_size)`: one `_Annealing.move` after another, on a GPU replayed from a graph unless declined."""
+
+    def __init__(self, chains: _Annealing, capture: bool | None) -> None:
+        captures = chains.e.is_cuda if capture is None else capture
+        self.chains, self.run = chains, Replayed(chains.move, chains.e.device) if captures else chains.move
+
+    def __call__(self, beta: Tensor, step_size: Tensor) -> Tensor:
+        self.chains.beta.copy_(beta)
+        self.chains.step_size.copy_(step_size)
+        return self.run()
 
 
 def _interpolate(at: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -116,6 +132,7 @@ def fit_schedule(
     n_chains: int = 16,
     seed: int = 10_000,
     n_pilot: int = 200,
+    capture: bool | None = None,
 ) -> Schedule:
     """Temperatures and step sizes from a pilot run on some images [n, nx] in [0, 1], with noise of its own.
 
@@ -127,6 +144,7 @@ def fit_schedule(
         images: as many as one pass of the decoder takes are used, the first `ROWS // n_chains`.
         base: "encoder" or "prior".
         n_temperatures: K; n_pilot: of the pilot run, two moves at each.
+        capture: replay the moves from a CUDA graph; default: on a GPU.
 
     Raises:
         ValueError: images or counts are not of that form, an unknown base, or a model that is not finite at them.
@@ -144,12 +162,13 @@ def fit_schedule(
     images = images[: max(1, ROWS // n_chains)]
     generator = torch.Generator(images.device).manual_seed(seed)
     chains = _Annealing(model, images, base, n_chains, generator)
+    move = _Moves(chains, capture)
     pilot = torch.linspace(0, 1, n_pilot + 1, dtype=torch.float64, device=images.device) ** 3
     log_step_size = pilot.new_zeros(())
     spread, steps = [chains.log_ratio.std(0).mean()], [log_step_size]
     for beta in pilot[1:]:
         for _ in range(2):
-            acceptance = chains.move(beta, log_step_size.exp()).mean()
+            acceptance = move(beta, log_step_size.exp()).mean()
             log_step_size = log_step_size + 0.5 * (acceptance - TARGET_ACCEPTANCE)
         spread.append(chains.log_ratio.std(0).mean())
         steps.append(log_step_size)
@@ -175,6 +194,7 @@ def annealed_log_likelihood(
     seed: int = 0,
     exact: Tensor | None = None,
     progress: bool = True,
+    capture: bool | None = None,
 ) -> AISEstimate:
     """log p(x) of images [n, nx] in [0, 1], estimated by `n_chains` annealed chains for each.
 
@@ -182,6 +202,7 @@ def annealed_log_likelihood(
         schedule: of `fit_schedule`, which must have used another seed.
         exact: posterior draws [n, nz] of images that the model itself has simulated (`Autoencoder.simulate`): anneal
             from them to the base instead, for the upper bound.
+        capture: as in `fit_schedule`.
 
     Raises:
         ValueError: images, draws or schedule are not of that form, fewer than 2 chains, or the pilot's seed.
@@ -213,11 +234,11 @@ def annealed_log_likelihood(
             chains, acceptance = _Annealing(model, x, schedule.base, n_chains, generator), x.new_zeros(len(x))
             if not is_forward:
                 chains.start_at_z(exact[index], n_chains)
+            move = _Moves(chains, capture)
             log_w = chains.log_ratio * growth[0 if is_forward else -1]
             for k in range(n_moves) if is_forward else reversed(range(n_moves)):
-                acceptance = (
-                    acceptance + chains.move(schedule.beta[k + 1], schedule.step_size[k]).mean(0) / n_moves
-                )
+                rate = move(schedule.beta[k + 1], schedule.step_size[k])
+                acceptance = acceptance + rate.mean(0) / n_moves
                 log_w += chains.log_ratio * growth[k + 1 if is_forward else k]
                 bar.update()
             log_weights.append(log_w.cpu())

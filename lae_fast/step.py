@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lae_fast.autoencoder import Autoencoder
-
-WARMUP = 3  # steps before capture: optimizer state and lazily made library handles must exist
+from lae_fast.graphs import Replayed
 
 
 def keep_freed_memory() -> None:
@@ -32,8 +31,8 @@ def adam(model: nn.Module, lr: float, beta1: float = 0.9) -> torch.optim.Adam:
 class TrainingStep:
     """Steps of `optimizer` down the loss of `model`: `step(x)` for images x [n, nx].
 
-    On a GPU the first `WARMUP` calls run as they are, the next is captured, and from then on a call copies x and replays
-    the graph: hundreds of launches for the price of one. Noise, step size and learning rate advance all the same, for
+    On a GPU the first calls run as they are, the next is captured, and from then on a call copies x and replays the
+    graph: hundreds of launches for the price of one. Noise, step size and learning rate advance all the same, for
     they live on the device; nothing on the way waits for it.
 
     Args:
@@ -51,52 +50,35 @@ class TrainingStep:
     ) -> None:
         self.model, self.optimizer = model, optimizer
         device = next(model.parameters()).device
-        self.captures = device.type == "cuda" if capture is None else capture
-        if self.captures:
-            if device.type != "cuda":
-                raise ValueError(f"capture for a model on {device}; expected one on a GPU")
+        captures = device.type == "cuda" if capture is None else capture
+        self.replayed = Replayed(lambda: self._step(self.x), device) if captures else None
+        if captures:
             for group in optimizer.param_groups:
                 if not group.get("capturable") or not isinstance(group["lr"], Tensor):
                     raise ValueError(
                         f"capture with an optimizer whose capturable is {group.get('capturable')} and whose lr is a "
                         f"{type(group['lr']).__name__}; expected True and a Tensor"
                     )
-            self.device, self.stream = device, torch.cuda.Stream(device)
         elif device.type == "cpu":
             keep_freed_memory()
-        self.n_calls = 0
-        self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Take one step; the loss [] before it, nats per image, detached. Captured: valid until the next call."""
-        if not self.captures:
+        if self.replayed is None:
             return self._step(x)
-        with torch.cuda.device(self.device):
-            return self._captured_step(x)
-
-    def _captured_step(self, x: Tensor) -> Tensor:
-        self.n_calls += 1
-        if self.graph is None:
-            self.stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self.stream):
-                if self.n_calls <= WARMUP:
-                    loss = self._step(x)
-                else:
-                    self.x = x.clone()
-                    graph = torch.cuda.CUDAGraph()
-                    with torch.cuda.graph(graph, stream=self.stream):
-                        self.loss = self._step(self.x)
-                    self.graph = graph
-            torch.cuda.current_stream().wait_stream(self.stream)
-            if self.graph is None:
-                return loss
-        if x.shape != self.x.shape or x.dtype != self.x.dtype:
+        if not self.is_captured:
+            self.x = x.clone()
+        elif x.shape != self.x.shape or x.dtype != self.x.dtype:
             raise ValueError(
                 f"images are {x.dtype} {list(x.shape)}; expected {self.x.dtype} {list(self.x.shape)}, as captured"
             )
-        self.x.copy_(x)
-        self.graph.replay()
-        return self.loss
+        else:
+            self.x.copy_(x)
+        return self.replayed()
+
+    @property
+    def is_captured(self) -> bool:
+        return self.replayed is not None and self.replayed.graph is not None
 
     def _step(self, x: Tensor) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)

@@ -35,7 +35,7 @@ FINDINGS = {
     gpu_ops.energy: dict(n=4, nx=12),
     gpu_steps.training_step: SMALL | FEW,
     gpu_steps.epoch: SMALL | dict(n_images=32, rounds=2),
-    gpu_samplers.langevin: dict(c=64, d=8, step_size=0.1, n_steps=3, rounds=2),
+    gpu_samplers.langevin: dict(c=64, d=8, step_size=0.6, n_steps=3, rounds=2),
     gpu_samplers.annealing: dict(n_images=3, n_chains=2, n_temperatures=4, nh=16, nz=2),
 }
 OF_CPU = card.Setting(torch.device("cpu"), copy_rate=1e9, launch=1e-6, cache=0)
@@ -119,8 +119,8 @@ def test_targets_of_a_step_by_hand():
 
 
 def test_targets_of_chains_by_hand():
-    rates = {gpu_samplers.SAMPLE: 4326.0, gpu_samplers.CAPTURED: 43260.0}
-    published = {"64 x 8 / published": 2, "64 x 8, captured / published": 20}
+    rates = {gpu_samplers.SAMPLE: 4326.0, gpu_samplers.EAGER: 43260.0}
+    published = {"64 x 8 / published": 2, "64 x 8, eager / published": 20}
     assert gpu_samplers.chain_targets(64, 8, rates) == published
     assert gpu_samplers.chain_targets(64, 8, rates | {"torchebm": 2163.0}) == published | {
         "64 x 8 / torchebm": 2
@@ -147,7 +147,7 @@ def test_targets_say_what_they_mean():
 
 def test_other_packages_may_fail():
     run = gpu_samplers.rivals(torch.zeros(4, 2), 0.1)[0]
-    assert {"langevin_sample", "langevin_sample, MH", "eager PyTorch"} <= run.keys()
+    assert {gpu_samplers.SAMPLE, f"{gpu_samplers.EAGER}, MH", "eager PyTorch"} <= run.keys()
 
 
 def test_a_rival_that_does_not_fit_is_named(monkeypatch):

@@ -7,6 +7,8 @@ whole training step, evaluation or attack agree to many digits: no decision can 
 import contextlib
 import ctypes
 import json
+import subprocess
+import sys
 
 import pytest
 import test_likelihood
@@ -26,6 +28,7 @@ from lae_fast import (
     Hoffman,
     _ext,
     ald_init,
+    ald_sample,
     ald_step,
     annealed_log_likelihood,
     attacks,
@@ -34,13 +37,15 @@ from lae_fast import (
     fit_posterior_scale,
     fit_schedule,
     importance_bound,
+    langevin_sample,
     models,
     ops,
 )
 from lae_fast.chains import Chains, dual_averaging, robbins_monro
 from lae_fast.config import Config
 from lae_fast.decoder_pass import decoder_pass
-from lae_fast.step import WARMUP, TrainingStep, adam
+from lae_fast.graphs import WARMUP
+from lae_fast.step import TrainingStep, adam
 
 DEVICE = "cuda"
 pytestmark = pytest.mark.gpu
@@ -342,7 +347,7 @@ def warmed_up(m, x, **options):
 def test_no_step_waits_and_none_leaves_memory_behind(kind, options, capture):
     m, x = build(kind, **options).to(DEVICE), images().to(DEVICE)
     step = warmed_up(m, x, capture=capture)
-    assert (step.graph is not None) == capture
+    assert step.is_captured == capture
     before = torch.cuda.memory_allocated()
     with no_waiting():
         for _ in range(3):
@@ -470,6 +475,54 @@ def test_a_step_of_ald_never_waits():
     assert state.phi.isfinite().all()
     assert not torch.equal(state.phi, start)
     assert 0 < info.acceptance_rate <= 1
+
+
+def gaussian(z):
+    return 0.5 * z.square().sum(2)
+
+
+@pytest.mark.parametrize("options", [{}, {"step_size": 0.4}, {"step_size": 0.4, "mh": False}])
+@pytest.mark.parametrize("sampler", ["ald", "ald, minibatches", "langevin"])
+def test_captured_sampling_is_the_eager_one(sampler, options):
+    """Every number the same: warm-up with its adaptation, what it leaves, and draws of two steps each."""
+    if sampler == "ald, minibatches" and options.get("mh", True):
+        options = {"step_size": 0.01, "mh": False}
+    torch.manual_seed(0)
+    features, start = torch.randn(5, 8, device=DEVICE), torch.randn(3, 5, 2, device=DEVICE)
+    found = []
+    for capture in (False, True):
+        run = dict(n_draws=20, n_warmup=30, thin=2, progress=False, capture=capture, **options)
+        run["generator"] = torch.Generator(DEVICE).manual_seed(1)
+        if sampler == "langevin":
+            found.append(langevin_sample(gaussian, start, **run))
+        elif sampler == "ald":
+            found.append(ald_sample(gaussian, features, nz=2, n_chains=3, **run))
+        else:
+            run |= dict(batch_size=2)
+            found.append(ald_sample(lambda z, index: gaussian(z), features, nz=2, n_chains=3, **run))
+    eager, captured = found
+    for name in ("z", "potential", "acceptance_rate", "step_size"):
+        a, b = getattr(eager, name), getattr(captured, name)
+        if sampler == "ald, minibatches":  # a captured generator draws other minibatches
+            assert a.shape == b.shape
+            assert b.isfinite().all()
+        else:
+            assert torch.equal(a, b), name
+    assert len(captured.z.flatten(2).unique(dim=1)[0]) == 20
+
+
+def test_an_energy_that_cannot_be_captured_says_so():
+    """In a process of its own: what a failed capture leaves behind is not for other tests."""
+    code = (
+        "import torch, lae_fast\n"
+        "z = torch.zeros(2, 3, 2, device='cuda')\n"
+        "energy = lambda z: z.square().sum(2) * (1.0 if z.sum().item() < 1e9 else 2.0)\n"
+        "try: lae_fast.langevin_sample(energy, z, n_draws=9, n_warmup=0, step_size=0.1, progress=False, capture=True)\n"
+        "except RuntimeError as error: print(error)\n"
+    )
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "the step could not be captured in a CUDA graph" in finished.stdout, finished.stderr
+    assert "capture=False" in finished.stdout
 
 
 # ---- around training ---------------------------------------------------------------------------

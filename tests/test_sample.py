@@ -467,6 +467,7 @@ X, H = PROBLEMS["Gaussian"].x, torch.eye(3, dtype=torch.float64)
         (dict(phi=torch.ones(4, 2, 5).double()), r"phi is torch.float64 \[4, 2, 5\] on cpu; expected .* \[C, nz, 3\]"),
         (dict(phi=torch.ones(4, 2, 3)), "phi is torch.float32"),
         (dict(phi=torch.full((4, 2, 3), math.nan).double()), "the energy is nan where the chains start"),
+        (dict(capture=True), "capture on cpu; expected a GPU"),
         (dict(batch_size=2), "batch_size is 2 with mh=True; expected 1 to 3 with mh=False"),
         (dict(batch_size=4, mh=False, step_size=0.1), "batch_size is 4 with mh=False; expected 1 to 3"),
         (dict(energy=lambda z: z.sum()), r"energy returned shape \[\]; expected \[4, 3\]"),
@@ -484,6 +485,7 @@ def test_bad_arguments_of_ald_sample_are_named(options, message):
     [
         (dict(n_draws=0), "n_draws is 0"),
         (dict(mh=False), "step_size is None"),
+        (dict(capture=True), "capture on cpu; expected a GPU"),
         (dict(z=X), r"z is torch.float64 \[3, 2\]; expected float32 or float64 \[C, n, nz\]"),
         (dict(z=X[None].long()), "z is torch.int64"),
         (dict(z=X[None] * math.inf), "the energy is nan where the chains start"),

@@ -1,0 +1,74 @@
+"""Work that is the same every time, replayed from a CUDA graph: hundreds of launches for the price of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+WARMUP = 3  # calls before capture: optimizer state and lazily made library handles must exist
+
+
+class Replayed:
+    """`call()`, which does the same work on the same memory every time.
+
+    The first `WARMUP` calls run as they are, the next is captured, and from then on a call replays the graph. Python
+    in `call` runs no more then: what changes has to live on the device, as noise and step sizes of the ops here do.
+
+    Args:
+        call: without arguments. What it returns is valid until the next call.
+        device: a GPU.
+        generators: that `call` draws from, beside the device's default one.
+
+    Raises:
+        ValueError: another device.
+        RuntimeError: when it comes to it, `call` cannot be captured.
+    """
+
+    def __init__(
+        self, call: Callable[[], Any], device: torch.device, generators: Sequence[torch.Generator] = ()
+    ) -> None:
+        if device.type != "cuda":
+            raise ValueError(f"capture on {device}; expected a GPU")
+        self.call, self.device, self.generators = call, device, generators
+        self.stream = torch.cuda.Stream(device)
+        self.n_calls = 0
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self) -> Any:
+        with torch.cuda.device(self.device):
+            if self.graph is None:
+                result = self._run_or_capture()
+                if self.graph is None:
+                    return result
+            self.graph.replay()
+            return self.result
+
+    def _run_or_capture(self) -> Any:
+        """On a stream of its own, as capture demands."""
+        self.n_calls += 1
+        result = None
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            if self.n_calls <= WARMUP:
+                result = self.call()
+            else:
+                self.graph = self._captured()
+        torch.cuda.current_stream().wait_stream(self.stream)
+        return result
+
+    def _captured(self) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        for generator in self.generators:
+            graph.register_generator_state(generator)
+        try:
+            with torch.cuda.graph(graph, stream=self.stream):
+                self.result = self.call()
+        except RuntimeError as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise RuntimeError(
+                f"the step could not be captured in a CUDA graph ({reason}): something in it waits for the device or reads "
+                "from the host; with capture=False it runs as it is"
+            ) from error
+        return graph
