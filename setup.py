@@ -31,7 +31,7 @@ MINIMUM_NVCC = (12, 0)
 
 SOURCES = {
     "_lae_fast_cpu": ["csrc/cpu/langevin.cpp", "csrc/cpu/energy.cpp", "csrc/cpu/dense.cpp"],
-    "_lae_fast_cuda": ["csrc/cuda/langevin.cu", "csrc/cuda/energy.cu"],
+    "_lae_fast_cuda": ["csrc/cuda/langevin.cu", "csrc/cuda/energy.cu", "csrc/cuda/dense.cu"],
     "_lae_fast_build": ["csrc/build_info.cpp"],
 }
 HEADERS = [str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.h")]

@@ -29,8 +29,8 @@ _SCHEMAS = {
     "norm_relu_backward": "(Tensor(a!) grad, Tensor out, Tensor normalized, Tensor rstd, Tensor weight) -> Tensor",
     "keep": "(Tensor(a!)[] latest, Tensor[] previous, Tensor is_accepted) -> ()",
 }
-# Ops that exist for the CPU's sake. Elsewhere their reference, made of PyTorch's own fused kernels, is at home.
-_CPU_KERNELS_ONLY = ("in_unit_range", "norm_relu", "norm_relu_backward")
+# It exists for the CPU's sake. Elsewhere its reference is at home.
+_CPU_KERNELS_ONLY = ("in_unit_range",)
 
 
 def _reference_kernel(name: str):  # noqa: ANN202 - a closure for the dispatcher

@@ -128,7 +128,7 @@ class _MLPFunction(torch.autograd.Function):
 class MLP(nn.Sequential):
     """Blocks of Linear, LayerNorm, ReLU, and perhaps a Linear at the end: `nn.Sequential`, computed as one piece.
 
-    float32 on a CPU takes fused kernels and the faster products, everything else PyTorch's own layers; the two agree to
+    float32 takes fused kernels and the faster products, everything else PyTorch's own layers; the two agree to
     float32 rounding. Under `torch.autocast` products are rounded to bfloat16 either way. On the fast path there are first
     derivatives only, and no batched ones; `is_fast = False` avoids it, as do hooks on the layers inside, transforms of
     `torch.func`, forward-mode differentiation, and whatever changes the layers afterwards.
@@ -181,7 +181,7 @@ class MLP(nn.Sequential):
     def takes_fast_path(self, x: Tensor) -> bool:
         """Whether `forward` computes x [n, k] as one piece."""
         return (
-            x.device.type == "cpu"
+            (x.device.type == "cpu" or (x.is_cuda and ops.is_compiled(x.device)))
             and x.dtype == torch.float32
             and x.dim() == 2
             and not torch.compiler.is_compiling()

@@ -38,9 +38,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lae_fast import _library  # noqa: F401 - defines what torch.ops.lae_fast holds
+from lae_fast import (
+    _ext,
+    _library,  # noqa: F401 - defines what torch.ops.lae_fast holds
+)
 from lae_fast._reference import ACCEPT, INTEGERS, NORMALS, UNIFORMS
 from lae_fast._reference_dense import BERNOULLI, GAUSSIAN, LOGISTIC
+
+
+def is_compiled(device: torch.device) -> bool:
+    """Whether compiled kernels serve this device, not plain PyTorch."""
+    return device.type in _ext.backends and _ext.backends[device.type].is_compiled
 
 
 def _describe(t: Tensor) -> str:

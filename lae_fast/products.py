@@ -28,6 +28,7 @@ _onednn = _find_onednn()
 def _takes_onednn(a: Tensor, weight: Tensor) -> bool:
     return (
         _onednn is not None
+        and not torch.compiler.is_compiling()  # the compiler chooses for itself, and fails at this op
         and torch.backends.mkldnn.enabled
         and a.dtype == torch.float32
         and a.device.type == "cpu"

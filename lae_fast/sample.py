@@ -129,7 +129,7 @@ def _sample(
 
     def step() -> None:
         chains.step()
-        accepted.add_(chains.acceptance_rate())
+        accepted.add_(chains.acceptance_rate() if plan.mh else chains.is_accepted)
 
     run = plan.prepared(step, start.device)
     with tqdm(total=n_steps, unit="step", disable=None if plan.progress else True) as bar:

@@ -165,7 +165,8 @@ def test_a_rival_that_does_not_fit_is_named(monkeypatch):
 
 
 def setting(device):
-    return card.settings(torch.device(device), n_bytes=2**16, n_launches=4, side=16)[0]
+    """With a cache that a small problem overflows soon."""
+    return card.settings(torch.device(device), n_bytes=2**16, n_launches=4, side=16)[0]._replace(cache=0)
 
 
 @pytest.mark.parametrize("finding", FINDINGS, ids=lambda f: f.__name__)
@@ -391,7 +392,7 @@ def test_on_gpu_does_all_for_the_card_it_finds(on_gpu, tmp_path):
     (wheels / "some-1.0-py3-none-any.whl").touch()
     code, summary, out, error = on_gpu(tmp_path / "out", wheels, DATA="/data")
     assert (code, error) == (0, "")
-    assert "s  ok: 8 runs without complaint" in (out / "summary.txt").read_text()
+    assert "s  ok: 12 runs without complaint" in (out / "summary.txt").read_text()
     assert summary == dict.fromkeys((*STAGES, "all"), "ok")
     files = {"summary.txt", "build.log", "tests.log", "bench.log", "sanitizer.log"}
     assert {path.name for path in out.iterdir()} == files

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# build.sh FOLDER: the torch-free programs over the kernels of csrc/cuda, FOLDER/langevin and FOLDER/energy. Each compares
+# build.sh FOLDER: the torch-free programs over the kernels of csrc/cuda, FOLDER/langevin, /energy and /dense. Each compares
 # kernels with loops on the host and returns 1 where they differ; compute-sanitizer watches them run.
 # NVCC_ARCH: native by default, which takes a GPU; sm_90 and the like compile without one.
 set -euo pipefail
@@ -13,6 +13,6 @@ grep -rhoE '#include <torch/[^>]+' "$here/../../csrc" | sort -u | sed 's/#includ
 done
 # As setup.py compiles them, but -O1 and with line numbers; -ffp-contract: the host computes what the device does.
 flags="-std=c++20 -O1 -g -lineinfo --fmad=false -Xcompiler -ffp-contract=off -arch=${NVCC_ARCH:-native} -I$out/include -I$here"
-for program in langevin energy; do
+for program in langevin energy dense; do
   nvcc $flags "$here/$program.cu" -o "$out/$program"
 done

@@ -1,4 +1,4 @@
-// The energy kernels, and the selection after a decision, at ragged sizes, beside loops on the host; built by build.sh.
+// The energy kernels at ragged sizes, beside loops on the host; built by build.sh.
 //
 // Bernoulli derivatives must agree to the last bit. The other likelihoods begin with exp and cosh of the scale, which host
 // and device round differently: they agree to rounding, as all sums do.
@@ -66,7 +66,7 @@ void compare_energy(Tally& tally, int64_t r, int64_t n, int64_t d, double scale,
 template <typename T>
 void compare_likelihoods(Tally& tally) {
   const int64_t sizes[][3] = {{1, 1, 1},   {2, 1, 7},   {6, 3, 255},  {4, 4, 256},  {9, 3, 257},
-                              {4, 2, 784}, {5, 5, 785}, {3, 1, 1000}, {2, 2, 1024}, {300, 100, 12}};
+                              {4, 2, 784}, {5, 5, 785}, {3, 1, 1000}, {2, 2, 1024}, {300, 100, 12}, {4100, 100, 12}};
   for (const auto& [r, n, d] : sizes)
     for (int64_t offset : {0, 1})
       for (bool in_place : {false, true}) {
@@ -78,36 +78,6 @@ void compare_likelihoods(Tally& tally) {
       }
 }
 
-void compare_keep(Tally& tally, int64_t n_pairs, int64_t offset, bool is_accepted) {
-  tally.name("keep %lld pairs, offset %lld, accepted %d", (long long)n_pairs, (long long)offset, (int)is_accepted);
-  const int64_t lengths[] = {1, 15, 16, 17, 255, 257, 4096, 70001, 300000};
-  std::vector<std::unique_ptr<Array<char>>> latest, previous;
-  Array<uint8_t> flag(1);
-  flag.host[0] = is_accepted;
-  flag.upload();
-  KeepArgs args{{}, {}, {}, reinterpret_cast<const bool*>(flag.device())};
-  for (int64_t i = 0; i < n_pairs; ++i) {
-    const int64_t n = lengths[i % 9];
-    latest.push_back(std::make_unique<Array<char>>(n, offset));
-    previous.push_back(std::make_unique<Array<char>>(n));
-    for (int64_t k = 0; k < n; ++k) {
-      latest[i]->host[k] = static_cast<char>(k % 127);
-      previous[i]->host[k] = static_cast<char>(100 - (k + i) % 113);
-    }
-    latest[i]->upload();
-    previous[i]->upload();
-    args.latest.push_back(latest[i]->device());
-    args.previous.push_back(previous[i]->device());
-    args.n_bytes.push_back(n);
-  }
-  Cuda::keep(args);
-  check(cudaDeviceSynchronize(), tally.label);
-  for (int64_t i = 0; i < n_pairs; ++i) {
-    if (!is_accepted) latest[i]->host = previous[i]->host;
-    latest[i]->compare(tally, "latest");
-  }
-}
-
 }  // namespace
 }  // namespace lae
 
@@ -115,8 +85,5 @@ int main() {
   Tally tally;
   lae::compare_likelihoods<float>(tally);
   lae::compare_likelihoods<double>(tally);
-  for (int64_t n_pairs : {0, 1, 48, 49, 101})
-    for (int64_t offset : {0, 1})
-      for (bool is_accepted : {false, true}) lae::compare_keep(tally, n_pairs, offset, is_accepted);
   return tally.report("energy");
 }

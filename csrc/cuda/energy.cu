@@ -1,9 +1,8 @@
-// CUDA kernels of the energies, and of the selection after a decision: load / reduce / launch over energy_math.h.
+// CUDA kernels of the energies: load / reduce / launch over energy_math.h.
 //
-// One block a row of pixels, four consecutive pixels a thread where rows are aligned. A row's sum depends on its length
-// alone, never on timing.
+// A row of pixels is a block's; where there are very many, a warp's. Four consecutive pixels a thread where rows are
+// aligned. The order of a sum depends on the shape alone, never on timing.
 
-#include "../dense_ops.h"
 #include "../energy_ops.h"
 #include "launch.h"
 
@@ -12,27 +11,32 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
-constexpr int kMaxPairs = 48;  // of one launch of `keep`: its table travels as a kernel argument
+constexpr int64_t kManyRows = 4096;  // a warp each then fills the largest cards
 
 struct RowSums {
   double energy, log_scale_derivative;
 };
 
-// Sum over the block, in thread 0.
-__device__ RowSums block_sum(RowSums s) {
-  __shared__ RowSums warps[kWarps];
+// Sum over the kTeam threads of a row, 32 or all of the block, in the first of them.
+template <Likelihood kLikelihood, int kTeam>
+__device__ RowSums team_sum(RowSums s) {
+  constexpr bool kHasScale = kLikelihood != kBernoulli;
   for (int offset = 16; offset > 0; offset /= 2) {
     s.energy += __shfl_down_sync(0xFFFFFFFFu, s.energy, offset);
-    s.log_scale_derivative += __shfl_down_sync(0xFFFFFFFFu, s.log_scale_derivative, offset);
+    if constexpr (kHasScale) s.log_scale_derivative += __shfl_down_sync(0xFFFFFFFFu, s.log_scale_derivative, offset);
   }
-  __syncthreads();  // the previous row's sums have been read
-  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = s;
-  __syncthreads();
-  if (threadIdx.x == 0)
-    for (int w = 1; w < kWarps; ++w) {
-      s.energy += warps[w].energy;
-      s.log_scale_derivative += warps[w].log_scale_derivative;
-    }
+  if constexpr (kTeam > 32) {
+    static_assert(kTeam == kThreads);
+    __shared__ RowSums warps[kWarps];
+    __syncthreads();  // the previous row's sums have been read
+    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = s;
+    __syncthreads();
+    if (threadIdx.x == 0)
+      for (int w = 1; w < kWarps; ++w) {
+        s.energy += warps[w].energy;
+        s.log_scale_derivative += warps[w].log_scale_derivative;
+      }
+  }
   return s;
 }
 
@@ -44,18 +48,21 @@ __device__ T take(const PixelOf<kLikelihood, T>& pixel, T output, T x, RowSums& 
   return static_cast<T>(p.derivative);
 }
 
-template <Likelihood kLikelihood, typename T>
+template <Likelihood kLikelihood, typename T, int kTeam>
 __global__ void __launch_bounds__(kThreads) energy_rows(EnergyArgs<T> a, bool is_wide) {
   const PixelScale scale =
       pixel_scale(kLikelihood, kLikelihood == kBernoulli ? 0.0 : static_cast<double>(*a.log_scale));
   const PixelOf<kLikelihood, T> pixel(scale);
   const int64_t n = a.n_pixels;
-  for (int64_t r = blockIdx.x; r < a.n_rows; r += gridDim.x) {
+  constexpr int kTeams = kThreads / kTeam;
+  const int64_t lane = threadIdx.x % kTeam;
+  for (int64_t r = static_cast<int64_t>(blockIdx.x) * kTeams + threadIdx.x / kTeam; r < a.n_rows;
+       r += static_cast<int64_t>(gridDim.x) * kTeams) {
     const T *output = a.output + r * n, *x = a.x + r % a.n_images * n;
     T* derivative = a.derivative + r * n;
     RowSums sums = {0.0, 0.0};
     if (is_wide) {
-      for (int64_t i = 4 * threadIdx.x; i < n; i += 4 * kThreads) {
+      for (int64_t i = 4 * lane; i < n; i += 4 * kTeam) {
         const Quad<T> l = *reinterpret_cast<const Quad<T>*>(output + i);
         const Quad<T> y = *reinterpret_cast<const Quad<T>*>(x + i);
         Quad<T> d;
@@ -63,71 +70,38 @@ __global__ void __launch_bounds__(kThreads) energy_rows(EnergyArgs<T> a, bool is
         *reinterpret_cast<Quad<T>*>(derivative + i) = d;
       }
     } else {
-      for (int64_t i = threadIdx.x; i < n; i += kThreads) derivative[i] = take(pixel, output[i], x[i], sums);
+      for (int64_t i = lane; i < n; i += kTeam) derivative[i] = take(pixel, output[i], x[i], sums);
     }
-    sums = block_sum(sums);
-    if (threadIdx.x != 0) continue;
+    sums = team_sum<kLikelihood, kTeam>(sums);
+    if (lane != 0) continue;
     const double size = kLikelihood == kGaussian ? static_cast<double>(n) : 0.0;
     a.energy[r] = sums.energy + size * scale.constant;
     if constexpr (kLikelihood != kBernoulli) a.log_scale_derivative[r] = sums.log_scale_derivative + size * scale.slope;
   }
 }
 
-// Pairs of arrays, as `keep` takes them, in a launch's argument.
-struct Pairs {
-  char* latest[kMaxPairs];
-  const char* previous[kMaxPairs];
-  int64_t n_bytes[kMaxPairs];
-  const bool* is_accepted;
-};
-
-// One row of blocks a pair; 16 bytes a thread where both ends are aligned.
-__global__ void __launch_bounds__(kThreads) keep_pairs(Pairs pairs) {
-  if (*pairs.is_accepted) return;
-  char* to = pairs.latest[blockIdx.y];
-  const char* from = pairs.previous[blockIdx.y];
-  const int64_t n = pairs.n_bytes[blockIdx.y];
-  const bool is_wide = is_aligned(to) && is_aligned(from);
-  const int64_t wide = is_wide ? n / 16 : 0;
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
-  for (int64_t i = first; i < wide; i += stride)
-    reinterpret_cast<uint4*>(to)[i] = reinterpret_cast<const uint4*>(from)[i];
-  for (int64_t i = 16 * wide + first; i < n; i += stride) to[i] = from[i];
-}
-
 struct Cuda {
   using Guard = DeviceGuard;
+
+  template <Likelihood kLikelihood, typename T, int kTeam>
+  static void launch(const EnergyArgs<T>& a, bool is_wide) {
+    constexpr int64_t kTeams = kThreads / kTeam, kMost = int64_t{1} << 16;
+    const int64_t blocks = (a.n_rows + kTeams - 1) / kTeams;
+    energy_rows<kLikelihood, T, kTeam>
+        <<<static_cast<unsigned>(blocks < kMost ? blocks : kMost), kThreads, 0, current_stream()>>>(a, is_wide);
+  }
 
   template <typename T>
   static void energy(const EnergyArgs<T>& a) {
     const bool is_wide =
         a.n_pixels % 4 == 0 && is_aligned(a.output) && is_aligned(a.x) && is_aligned(a.derivative);
-    const int64_t blocks = a.n_rows < (int64_t{1} << 20) ? a.n_rows : int64_t{1} << 20;
     for_likelihood<T>(a.likelihood, [&](auto likelihood) {
-      energy_rows<decltype(likelihood)::value, T>
-          <<<static_cast<unsigned>(blocks), kThreads, 0, current_stream()>>>(a, is_wide);
+      if (a.n_rows < kManyRows)
+        launch<decltype(likelihood)::value, T, kThreads>(a, is_wide);
+      else
+        launch<decltype(likelihood)::value, T, 32>(a, is_wide);
     });
     check_cuda(cudaGetLastError(), "energy");
-  }
-
-  static void keep(const KeepArgs& a) {
-    for (size_t begin = 0; begin < a.latest.size(); begin += kMaxPairs) {
-      const size_t n = a.latest.size() - begin < kMaxPairs ? a.latest.size() - begin : kMaxPairs;
-      Pairs pairs = {};
-      pairs.is_accepted = a.is_accepted;
-      int64_t longest = 0;
-      for (size_t i = 0; i < n; ++i) {
-        pairs.latest[i] = a.latest[begin + i];
-        pairs.previous[i] = a.previous[begin + i];
-        pairs.n_bytes[i] = a.n_bytes[begin + i];
-        longest = longest < pairs.n_bytes[i] ? pairs.n_bytes[i] : longest;
-      }
-      const int64_t blocks = (longest + 16 * kThreads - 1) / (16 * kThreads);
-      const dim3 grid(static_cast<unsigned>(blocks < 64 ? blocks : 64), static_cast<unsigned>(n));
-      keep_pairs<<<grid, kThreads, 0, current_stream()>>>(pairs);
-      check_cuda(cudaGetLastError(), "keep");
-    }
   }
 };
 
@@ -137,5 +111,4 @@ struct Cuda {
 STABLE_TORCH_LIBRARY_IMPL(lae_fast, CUDA, library) {
   library.impl("energy", TORCH_BOX(&lae::EnergyOps<lae::Cuda>::energy));
   library.impl("energy_", TORCH_BOX(&lae::EnergyOps<lae::Cuda>::energy_));
-  library.impl("keep", TORCH_BOX(&lae::DenseOps<lae::Cuda>::keep));
 }

@@ -13,8 +13,8 @@
 namespace lae {
 namespace {
 
-constexpr int kThreads = 256;                // of every block
-constexpr int kWarps = kThreads / 32;
+constexpr int kThreads = 256;                // of every block, but for a few rows of a block each:
+constexpr int kManyThreads = 512;            // there latency is all
 constexpr int64_t kMaxRowElements = 8192;    // longer chains are spread over blocks when they are few
 
 // ---- device helpers ----------------------------------------------------------------------------
@@ -38,12 +38,19 @@ __device__ void store(T* row, int64_t i, int64_t n, bool is_wide, const Quad<T>&
     if (i + k < n) row[i + k] = q.v[k];
 }
 
+template <typename T>
+__device__ Quad<T> select(bool condition, const Quad<T>& yes, const Quad<T>& no) {  // in registers
+  Quad<T> q;
+  for (int k = 0; k < 4; ++k) q.v[k] = condition ? yes.v[k] : no.v[k];
+  return q;
+}
+
 __device__ Sums operator+(Sums a, Sums b) {
   return {a.ratio + b.ratio, a.probe + b.probe};
 }
 
 // Sum over the kTeam threads of a team; every thread of the team gets the result. All threads of the
-// block must call it. kTeam: a power of two up to 32, or kThreads.
+// block must call it. kTeam: a power of two up to 32, or all threads of the block.
 template <int kTeam>
 __device__ Sums team_sum(Sums s) {
   constexpr int kWidth = kTeam < 32 ? kTeam : 32;
@@ -53,7 +60,7 @@ __device__ Sums team_sum(Sums s) {
   }
   __syncwarp();  // shuffles alone do not order memory: the team's reads are done before its lane 0 writes
   if constexpr (kTeam > 32) {
-    static_assert(kTeam == kThreads);
+    constexpr int kWarps = kTeam / 32;
     __shared__ Sums warps[kWarps];
     __syncthreads();  // the previous sum has been read
     if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = s;
@@ -64,17 +71,42 @@ __device__ Sums team_sum(Sums s) {
   return s;
 }
 
-// This thread's share of a chain's sums: groups lane, lane + n_lanes, ...
+// Four elements of a chain, as the decision wants them.
 template <typename T>
-__device__ Sums partial_sums(const T* phi, const T* proposal, const T* grad, const T* proposal_grad,
-                             double eta, int64_t lane, int64_t n_lanes, int64_t n, bool is_wide) {
+struct Group {
+  Quad<T> phi, proposal, grad, proposal_grad;
+};
+
+template <typename T>
+__device__ Sums sums_of(const Group<T>& q, double eta) {
   Sums sums = {0.0, 0.0};
-  for (int64_t i = 4 * lane; i < n; i += 4 * n_lanes) {
-    const Quad<T> x = load(phi, i, n, is_wide), y = load(proposal, i, n, is_wide);
-    const Quad<T> g = load(grad, i, n, is_wide), h = load(proposal_grad, i, n, is_wide);
-    for (int k = 0; k < 4; ++k) {
-      sums.ratio += ratio_element(x.v[k], y.v[k], g.v[k], h.v[k], eta);
-      sums.probe += finite_probe(y.v[k], h.v[k]);
+  for (int k = 0; k < 4; ++k) {
+    sums.ratio += ratio_element(q.phi.v[k], q.proposal.v[k], q.grad.v[k], q.proposal_grad.v[k], eta);
+    sums.probe += finite_probe(q.proposal.v[k], q.proposal_grad.v[k]);
+  }
+  return sums;
+}
+
+// Elements i .. i + 3 of a chain that begins at `row`. Args: TransitionArgs or DecideArgs.
+template <typename T, typename Args>
+__device__ Group<T> load_group(const Args& a, int64_t row, int64_t i, bool is_wide) {
+  const int64_t n = a.n_elements;
+  return {load<T>(a.phi + row, i, n, is_wide), load<T>(a.proposal + row, i, n, is_wide),
+          load<T>(a.grad + row, i, n, is_wide), load<T>(a.proposal_grad + row, i, n, is_wide)};
+}
+
+// This thread's share of a chain's sums: the groups from element `first` on, n_lanes groups apart. Without
+// Metropolis-Hastings only the probe counts, and half of the arrays need not be read.
+template <typename T, typename Args>
+__device__ Sums partial_sums(const Args& a, int64_t row, double eta, int64_t first, int64_t n_lanes, bool is_wide) {
+  const int64_t n = a.n_elements;
+  Sums sums = {0.0, 0.0};
+  if (a.mh) {
+    for (int64_t i = first; i < n; i += 4 * n_lanes) sums = sums + sums_of(load_group<T>(a, row, i, is_wide), eta);
+  } else {
+    for (int64_t i = first; i < n; i += 4 * n_lanes) {
+      const Quad<T> y = load<T>(a.proposal + row, i, n, is_wide), h = load<T>(a.proposal_grad + row, i, n, is_wide);
+      for (int k = 0; k < 4; ++k) sums.probe += finite_probe(y.v[k], h.v[k]);
     }
   }
   return sums;
@@ -86,14 +118,16 @@ struct Stream {  // the noise of one chain in this launch
 };
 
 template <typename T>
-__device__ Quad<T> proposal_quad(const Quad<T>& phi, const Quad<T>& grad, double eta, Stream stream,
-                                 const T* noise_row, int64_t i, int64_t n, bool is_wide) {
-  const T drift = static_cast<T>(eta), noise_scale = static_cast<T>(sqrt(2.0 * eta));
+__device__ Quad<T> noise_quad(Stream stream, const T* noise_row, int64_t i, int64_t n, bool is_wide) {
+  if (noise_row) return load(noise_row, i, n, is_wide);
   Quad<T> eps;
-  if (noise_row)
-    eps = load(noise_row, i, n, is_wide);
-  else
-    normals4(stream.seed, stream.step, stream.chain, static_cast<uint32_t>(i / 4), eps.v);
+  normals4(stream.seed, stream.step, stream.chain, static_cast<uint32_t>(i / 4), eps.v);
+  return eps;
+}
+
+template <typename T>
+__device__ Quad<T> proposal_quad(const Quad<T>& phi, const Quad<T>& grad, double eta, const Quad<T>& eps) {
+  const T drift = static_cast<T>(eta), noise_scale = static_cast<T>(sqrt(2.0 * eta));
   Quad<T> out;
   for (int k = 0; k < 4; ++k)
     out.v[k] = proposal_element(phi.v[k], grad.v[k], drift, noise_scale, eps.v[k]);
@@ -123,22 +157,29 @@ __device__ double next_log_step_size(ChainScalars& s, const Decision& d) {
   return adapted_log_step_size(s.log_step_size, acceptance_probability(d.log_alpha), s.adaptation);
 }
 
-// Select, then propose anew (unless that waits for all decisions): this thread's groups of one chain.
+// The new state's elements i .. i + 3, and the proposal from there (unless that waits for all decisions).
 template <typename T>
-__device__ void advance(const TransitionArgs<T>& a, int64_t c, bool is_accepted, double eta, Stream stream,
-                        int64_t lane, int64_t n_lanes, bool is_wide) {
-  const int64_t n = a.n_elements, row = c * n;
+__device__ void advance_quad(const TransitionArgs<T>& a, int64_t row, int64_t i, bool is_wide, bool is_accepted,
+                             const Quad<T>& phi, const Quad<T>& grad, double eta, const Quad<T>& eps) {
+  const int64_t n = a.n_elements;
+  if (is_accepted) {
+    store(a.phi + row, i, n, is_wide, phi);
+    store(a.grad + row, i, n, is_wide, grad);
+  }
+  if (!a.adapts_jointly()) store(a.proposal + row, i, n, is_wide, proposal_quad(phi, grad, eta, eps));
+}
+
+// Select, then propose anew: this thread's groups from element `first` on.
+template <typename T>
+__device__ void advance(const TransitionArgs<T>& a, int64_t row, bool is_accepted, double eta, Stream stream,
+                        int64_t first, int64_t n_lanes, bool is_wide) {
+  const int64_t n = a.n_elements;
   const T* noise_row = a.noise ? a.noise + row : nullptr;
-  for (int64_t i = 4 * lane; i < n; i += 4 * n_lanes) {
-    const Quad<T> phi = load(is_accepted ? a.proposal + row : a.phi + row, i, n, is_wide);
-    const Quad<T> grad = load(is_accepted ? a.proposal_grad + row : a.grad + row, i, n, is_wide);
-    if (is_accepted) {
-      store(a.phi + row, i, n, is_wide, phi);
-      store(a.grad + row, i, n, is_wide, grad);
-    }
-    if (!a.adapts_jointly())
-      store(a.proposal + row, i, n, is_wide,
-            proposal_quad(phi, grad, eta, stream, noise_row, i, n, is_wide));
+  for (int64_t i = first; i < n; i += 4 * n_lanes) {
+    const Quad<T> phi = load<T>(is_accepted ? a.proposal + row : a.phi + row, i, n, is_wide);
+    const Quad<T> grad = load<T>(is_accepted ? a.proposal_grad + row : a.grad + row, i, n, is_wide);
+    const Quad<T> eps = a.adapts_jointly() ? Quad<T>{} : noise_quad(stream, noise_row, i, n, is_wide);
+    advance_quad(a, row, i, is_wide, is_accepted, phi, grad, eta, eps);
   }
 }
 
@@ -171,24 +212,34 @@ __device__ void advance_rng(const TransitionArgs<T>& a) {
   a.rng[kTicket] = 0;
 }
 
-// One team a chain.
-template <typename T, int kTeam>
-__global__ void __launch_bounds__(kThreads) transition_rows(TransitionArgs<T> a, bool is_wide) {
-  const uint64_t seed = a.rng[kSeed], step = a.rng[kStep];
-  const int64_t chain = static_cast<int64_t>(blockIdx.x) * (kThreads / kTeam) + threadIdx.x / kTeam;
+// One team a chain. A thread's first group, which most often is its only one, stays in registers, and its noise is drawn
+// while the decision's sums are on their way.
+template <typename T, int kTeam, int kBlock>
+__global__ void __launch_bounds__(kBlock) transition_rows(TransitionArgs<T> a, bool is_wide) {
+  const int64_t chain = static_cast<int64_t>(blockIdx.x) * (kBlock / kTeam) + threadIdx.x / kTeam;
   const bool is_real = chain < a.n_chains;      // the last block may hold idle teams, which still
   const int64_t c = is_real ? chain : 0;        // take part in the reductions
-  const int64_t lane = threadIdx.x % kTeam, n = is_real ? a.n_elements : 0, row = c * a.n_elements;
-  ChainScalars s = is_real ? read_scalars(a, c, seed, step) : ChainScalars{};
-  const Sums sums = team_sum<kTeam>(partial_sums(a.phi + row, a.proposal + row, a.grad + row,
-                                                 a.proposal_grad + row, exp(s.log_step_size), lane, kTeam,
-                                                 n, is_wide));
+  const int64_t first = 4 * (threadIdx.x % kTeam), others = first + 4 * kTeam, row = c * a.n_elements;
+  const bool has_group = is_real && first < a.n_elements;
+  const Group<T> own = has_group ? load_group<T>(a, row, first, is_wide) : Group<T>{};
+  const Stream stream = {static_cast<uint64_t>(a.rng[kSeed]), static_cast<uint64_t>(a.rng[kStep]),
+                         static_cast<uint32_t>(c)};
+  ChainScalars s = is_real ? read_scalars(a, c, stream.seed, stream.step) : ChainScalars{};
+  const Quad<T> eps = has_group && !a.adapts_jointly()
+                          ? noise_quad(stream, a.noise ? a.noise + row : nullptr, first, a.n_elements, is_wide)
+                          : Quad<T>{};
+  const double eta = exp(s.log_step_size);
+  Sums sums = has_group ? sums_of(own, eta) : Sums{0.0, 0.0};
+  if (is_real) sums = sums + partial_sums<T>(a, row, eta, others, kTeam, is_wide);
+  sums = team_sum<kTeam>(sums);
   if (is_real) {
     const Decision d = metropolis(s.potential, s.proposal_potential, sums, a.mh, s.log_u);
-    const double log_step_size = next_log_step_size(s, d);
-    advance(a, c, d.is_accepted, exp(log_step_size), {seed, step, static_cast<uint32_t>(c)}, lane, kTeam,
-            is_wide);
-    if (lane == 0) write_scalars(a, c, s, d, log_step_size);
+    const double log_step_size = next_log_step_size(s, d), next_eta = exp(log_step_size);
+    if (has_group)
+      advance_quad(a, row, first, is_wide, d.is_accepted, select(d.is_accepted, own.proposal, own.phi),
+                   select(d.is_accepted, own.proposal_grad, own.grad), next_eta, eps);
+    advance(a, row, d.is_accepted, next_eta, stream, others, kTeam, is_wide);
+    if (first == 0) write_scalars(a, c, s, d, log_step_size);
   }
   if (is_last_block(a.rng)) advance_rng(a);
 }
@@ -196,7 +247,7 @@ __global__ void __launch_bounds__(kThreads) transition_rows(TransitionArgs<T> a,
 // The whole grid on each of a few long chains; all blocks are resident (cooperative launch).
 // partials: [C, gridDim.x]. The chains' scalars stay as they were until the last block has finished.
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)  // blocks a multiprocessor: loads in flight are what counts
     transition_grid(TransitionArgs<T> a, Sums* partials, bool is_wide) {
   const uint64_t seed = a.rng[kSeed], step = a.rng[kStep];
   const int64_t lane = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
@@ -204,9 +255,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t c = 0; c < a.n_chains; ++c) {
     const int64_t row = c * a.n_elements;
     const double eta = exp(a.log_step_size[a.n_step_sizes == 1 ? 0 : c]);
-    const Sums sums = team_sum<kThreads>(partial_sums(a.phi + row, a.proposal + row, a.grad + row,
-                                                      a.proposal_grad + row, eta, lane, n_lanes,
-                                                      a.n_elements, is_wide));
+    const Sums sums = team_sum<kThreads>(partial_sums<T>(a, row, eta, 4 * lane, n_lanes, is_wide));
     if (threadIdx.x == 0) partials[c * gridDim.x + blockIdx.x] = sums;
   }
   cooperative_groups::this_grid().sync();
@@ -219,8 +268,8 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t c = 0; c < a.n_chains; ++c) {
     ChainScalars s = read_scalars(a, c, seed, step);
     const Decision d = decide_chain(c, s);
-    advance(a, c, d.is_accepted, exp(next_log_step_size(s, d)),
-            {seed, step, static_cast<uint32_t>(c)}, lane, n_lanes, is_wide);
+    advance(a, c * a.n_elements, d.is_accepted, exp(next_log_step_size(s, d)),
+            {seed, step, static_cast<uint32_t>(c)}, 4 * lane, n_lanes, is_wide);
   }
   __shared__ bool is_last;
   const bool last = is_last_block(a.rng);
@@ -266,9 +315,7 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads) decide_rows(DecideArgs<T> a, bool is_wide) {
   const int64_t c = blockIdx.x, row = c * a.n_elements;
   const double eta = a.step_size[a.n_step_sizes == 1 ? 0 : c];
-  const Sums sums = team_sum<kThreads>(partial_sums(a.phi + row, a.proposal + row, a.grad + row,
-                                                    a.proposal_grad + row, eta, threadIdx.x, kThreads,
-                                                    a.n_elements, is_wide));
+  const Sums sums = team_sum<kThreads>(partial_sums<T>(a, row, eta, 4 * threadIdx.x, kThreads, is_wide));
   if (threadIdx.x != 0) return;
   const double u =
       a.uniform ? a.uniform[c] : accept_uniform(a.rng[kSeed], a.rng[kStep], static_cast<uint32_t>(c));
@@ -293,11 +340,11 @@ __global__ void __launch_bounds__(kThreads) propose_all(ProposeArgs<T> a, bool i
   const int64_t n = a.n_elements;
   for_groups(a.n_chains, n, [&](int64_t c, int64_t i) {
     const int64_t row = c * n;
+    const Stream stream = {seed, step, static_cast<uint32_t>(c)};
+    const Quad<T> eps = noise_quad(stream, a.noise ? a.noise + row : nullptr, i, n, is_wide);
     store(a.proposal + row, i, n, is_wide,
           proposal_quad(load(a.phi + row, i, n, is_wide), load(a.grad + row, i, n, is_wide),
-                        a.step_size[a.n_step_sizes == 1 ? 0 : c],
-                        {seed, step, static_cast<uint32_t>(c)}, a.noise ? a.noise + row : nullptr, i, n,
-                        is_wide));
+                        a.step_size[a.n_step_sizes == 1 ? 0 : c], eps));
   });
   if (blockIdx.x == 0 && threadIdx.x == 0) {
     a.next_rng[kSeed] = a.rng[kSeed];
@@ -354,10 +401,10 @@ struct Cuda {
 
   template <typename T, int kTeam>
   static void transition_by_rows(const TransitionArgs<T>& a, bool is_wide) {
-    constexpr int kChains = kThreads / kTeam;
+    constexpr int kBlock = kTeam < kThreads ? kThreads : kTeam, kChains = kBlock / kTeam;
     const int64_t blocks = (a.n_chains + kChains - 1) / kChains;
-    transition_rows<T, kTeam><<<static_cast<unsigned>(blocks > 0 ? blocks : 1), kThreads, 0, current_stream()>>>(
-        a, is_wide);
+    transition_rows<T, kTeam, kBlock>
+        <<<static_cast<unsigned>(blocks > 0 ? blocks : 1), kBlock, 0, current_stream()>>>(a, is_wide);
     check_cuda(cudaGetLastError(), "transition");
   }
 
@@ -377,11 +424,6 @@ struct Cuda {
                                            dim3(static_cast<unsigned>(blocks)), dim3(kThreads), arguments, 0,
                                            current_stream()),
                "transition");
-  }
-
-  static Tensor new_workspace(int64_t n_doubles) {
-    return torch::stable::empty({n_doubles}, ScalarType::Double, std::nullopt,
-                                torch::stable::Device(torch::headeronly::DeviceType::CUDA, current_device()));
   }
 
   template <typename T>
@@ -408,8 +450,10 @@ struct Cuda {
       transition_by_rows<T, 8>(a, is_wide);
     else if (a.n_elements <= 512)
       transition_by_rows<T, 32>(a, is_wide);
-    else
+    else if (a.n_chains > multiprocessors())
       transition_by_rows<T, kThreads>(a, is_wide);
+    else
+      transition_by_rows<T, kManyThreads>(a, is_wide);
   }
 
   template <typename T>

@@ -5,6 +5,7 @@
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
@@ -24,6 +25,12 @@ inline cudaStream_t current_stream() {
   void* current = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(current_device(), &current));
   return static_cast<cudaStream_t>(current);
+}
+
+// Memory of the current device for a launch's own use; freed, in the order of the stream, when the tensor is.
+inline torch::stable::Tensor new_workspace(int64_t n_doubles) {
+  return torch::stable::empty({n_doubles}, torch::headeronly::ScalarType::Double, std::nullopt,
+                              torch::stable::Device(torch::headeronly::DeviceType::CUDA, current_device()));
 }
 
 // Makes a tensor's device current.

@@ -1,0 +1,199 @@
+// CUDA kernels between a fully connected network's matrix products: layer normalization with ReLU, each way, and the
+// selection of what a rejected proposal leaves as it was.
+//
+// A row is a warp's; sums over rows belong to a thread a column, over few rows first, over those sums then. Which numbers are
+// added in which order depends on the shape alone.
+
+#include "../dense_ops.h"
+#include "launch.h"
+
+namespace lae {
+namespace {
+
+constexpr int kRows = 4;             // of a block at a time, a warp each
+constexpr int kThreads = 32 * kRows;
+constexpr int64_t kMaxBlocks = 256;  // of the backward pass: so many sums over few rows
+constexpr int kColumns = 32, kStrands = 8;  // of a block that adds those up
+constexpr int kCopyThreads = 256, kMaxPairs = 48;  // of one launch of `keep`: its table travels as a kernel argument
+
+__device__ double warp_sum(double s) {
+  for (int offset = 16; offset > 0; offset /= 2) s += __shfl_xor_sync(0xFFFFFFFFu, s, offset);
+  return s;
+}
+
+// sum over i < n of f(i), in float64, by a warp; every lane gets it.
+template <typename F>
+__device__ double row_sum(int64_t n, F f) {
+  double s = 0.0;
+  for (int64_t i = threadIdx.x % 32; i < n; i += 32) s += static_cast<double>(f(i));
+  return warp_sum(s);
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads) norm_relu_rows(NormReluArgs<T> a) {
+  const double size = static_cast<double>(a.d);
+  for (int64_t r = static_cast<int64_t>(blockIdx.x) * kRows + threadIdx.x / 32; r < a.n;
+       r += static_cast<int64_t>(gridDim.x) * kRows) {
+    T *y = a.y + r * a.d, *out = a.out + r * a.d;
+    const T mean = static_cast<T>(row_sum(a.d, [&](int64_t i) { return y[i]; }) / size);
+    const double variance = row_sum(a.d, [&](int64_t i) { return (y[i] - mean) * (y[i] - mean); }) / size;
+    const T rstd = static_cast<T>(1.0 / sqrt(variance + a.eps));
+    for (int64_t i = threadIdx.x % 32; i < a.d; i += 32) {
+      const T normalized = (y[i] - mean) * rstd, value = normalized * a.weight[i] + a.bias[i];
+      y[i] = normalized;
+      out[i] = value < T(0) ? T(0) : value;  // keeps a NaN
+    }
+    if (threadIdx.x % 32 == 0) a.rstd[r] = rstd;
+  }
+}
+
+// sums: [gridDim.x, 3, d], every block's own. A block's rows lie together.
+template <typename T>
+__global__ void __launch_bounds__(kThreads) norm_relu_backward_rows(NormReluBackwardArgs<T> a, int64_t rows_per_block,
+                                                                   T* sums) {
+  __shared__ T mean[kRows], slope[kRows], rstd[kRows];
+  const double size = static_cast<double>(a.d);
+  const int warp = threadIdx.x / 32;
+  const int64_t begin = blockIdx.x * rows_per_block, end = begin + rows_per_block < a.n ? begin + rows_per_block : a.n;
+  T* own = sums + blockIdx.x * 3 * a.d;
+  for (int64_t first = begin; first < end; first += kRows) {
+    if (const int64_t r = first + warp; r < end) {
+      const T *grad = a.grad + r * a.d, *out = a.out + r * a.d, *normalized = a.normalized + r * a.d;
+      double sum = 0.0, product = 0.0;
+      for (int64_t i = threadIdx.x % 32; i < a.d; i += 32) {
+        const T g = (out[i] <= T(0) ? T(0) : grad[i]) * a.weight[i];
+        sum += static_cast<double>(g);
+        product += static_cast<double>(g * normalized[i]);
+      }
+      sum = warp_sum(sum), product = warp_sum(product);
+      if (threadIdx.x % 32 == 0) {
+        mean[warp] = static_cast<T>(sum / size);
+        slope[warp] = static_cast<T>(product / size);
+        rstd[warp] = a.rstd[r];
+      }
+    }
+    __syncthreads();
+    for (int64_t c = threadIdx.x; c < a.d; c += kThreads) {
+      T g[kRows], y[kRows];  // all loads before the first store
+      for (int k = 0; k < kRows; ++k) {
+        const int64_t i = (first + k) * a.d + c;
+        const bool is_row = first + k < end;
+        g[k] = !is_row || a.out[i] <= T(0) ? T(0) : a.grad[i];
+        y[k] = is_row ? a.normalized[i] : T(0);
+      }
+      T of_weight = T(0), of_bias = T(0), of_y = T(0);
+      for (int k = 0; k < kRows; ++k) {
+        if (first + k >= end) break;
+        const T grad = rstd[k] * (g[k] * a.weight[c] - mean[k] - y[k] * slope[k]);
+        a.grad[(first + k) * a.d + c] = grad;
+        of_weight += g[k] * y[k];
+        of_bias += g[k];
+        of_y += grad;
+      }
+      const bool is_first = first == begin;
+      own[c] = (is_first ? T(0) : own[c]) + of_weight;
+      own[a.d + c] = (is_first ? T(0) : own[a.d + c]) + of_bias;
+      own[2 * a.d + c] = (is_first ? T(0) : own[2 * a.d + c]) + of_y;
+    }
+    __syncthreads();  // before the next rows' mean and slope
+  }
+}
+
+// out [n]: the sums over the rows of parts [n_parts, n].
+template <typename T>
+__global__ void __launch_bounds__(kColumns* kStrands) add_up(const T* parts, int64_t n_parts, int64_t n, T* out) {
+  __shared__ T strands[kStrands][kColumns];
+  const int column = threadIdx.x % kColumns, strand = threadIdx.x / kColumns;
+  const int64_t c = static_cast<int64_t>(blockIdx.x) * kColumns + column;
+  T sum = T(0);
+  if (c < n)
+    for (int64_t p = strand; p < n_parts; p += kStrands) sum += parts[p * n + c];
+  strands[strand][column] = sum;
+  __syncthreads();
+  if (strand != 0 || c >= n) return;
+  for (int s = 1; s < kStrands; ++s) sum += strands[s][column];
+  out[c] = sum;
+}
+
+// Pairs of arrays, as `keep` takes them, in a launch's argument.
+struct Pairs {
+  char* latest[kMaxPairs];
+  const char* previous[kMaxPairs];
+  int64_t n_bytes[kMaxPairs];
+  const bool* is_accepted;
+};
+
+// One row of blocks a pair; 16 bytes a thread where both ends are aligned.
+__global__ void __launch_bounds__(kCopyThreads) keep_pairs(Pairs pairs) {
+  if (*pairs.is_accepted) return;
+  char* to = pairs.latest[blockIdx.y];
+  const char* from = pairs.previous[blockIdx.y];
+  const int64_t n = pairs.n_bytes[blockIdx.y];
+  const bool is_wide = is_aligned(to) && is_aligned(from);
+  const int64_t wide = is_wide ? n / 16 : 0;
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kCopyThreads + threadIdx.x;
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * kCopyThreads;
+  for (int64_t i = first; i < wide; i += stride)
+    reinterpret_cast<uint4*>(to)[i] = reinterpret_cast<const uint4*>(from)[i];
+  for (int64_t i = 16 * wide + first; i < n; i += stride) to[i] = from[i];
+}
+
+struct Cuda {
+  using Guard = DeviceGuard;
+
+  template <typename T>
+  static void norm_relu(const NormReluArgs<T>& a) {
+    if (a.n == 0 || a.d == 0) return;
+    const int64_t blocks = (a.n + kRows - 1) / kRows, most = int64_t{1} << 20;
+    norm_relu_rows<T><<<static_cast<unsigned>(blocks < most ? blocks : most), kThreads, 0, current_stream()>>>(a);
+    check_cuda(cudaGetLastError(), "norm_relu");
+  }
+
+  template <typename T>
+  static void norm_relu_backward(const NormReluBackwardArgs<T>& a) {
+    if (a.d == 0) return;
+    const int64_t groups = (a.n + kRows - 1) / kRows;  // of kRows rows
+    const int64_t groups_per_block = (groups + kMaxBlocks - 1) / kMaxBlocks;
+    const int64_t blocks = groups == 0 ? 0 : (groups + groups_per_block - 1) / groups_per_block;
+    Tensor workspace = new_workspace(blocks < 2 ? 0 : (blocks * 3 * a.d * sizeof(T) + 7) / 8);
+    T* sums = blocks == 1 ? a.sums : static_cast<T*>(workspace.data_ptr());
+    if (blocks > 0) {
+      norm_relu_backward_rows<T><<<static_cast<unsigned>(blocks), kThreads, 0, current_stream()>>>(
+          a, groups_per_block * kRows, sums);
+      check_cuda(cudaGetLastError(), "norm_relu_backward");
+    }
+    if (blocks == 1) return;
+    const int64_t columns = (3 * a.d + kColumns - 1) / kColumns;
+    add_up<T><<<static_cast<unsigned>(columns), kColumns * kStrands, 0, current_stream()>>>(sums, blocks, 3 * a.d,
+                                                                                           a.sums);
+    check_cuda(cudaGetLastError(), "norm_relu_backward");
+  }
+
+  static void keep(const KeepArgs& a) {
+    for (size_t begin = 0; begin < a.latest.size(); begin += kMaxPairs) {
+      const size_t n = a.latest.size() - begin < kMaxPairs ? a.latest.size() - begin : kMaxPairs;
+      Pairs pairs = {};
+      pairs.is_accepted = a.is_accepted;
+      int64_t longest = 0;
+      for (size_t i = 0; i < n; ++i) {
+        pairs.latest[i] = a.latest[begin + i];
+        pairs.previous[i] = a.previous[begin + i];
+        pairs.n_bytes[i] = a.n_bytes[begin + i];
+        longest = longest < pairs.n_bytes[i] ? pairs.n_bytes[i] : longest;
+      }
+      const int64_t blocks = (longest + 16 * kCopyThreads - 1) / (16 * kCopyThreads);
+      const dim3 grid(static_cast<unsigned>(blocks < 64 ? blocks : 64), static_cast<unsigned>(n));
+      keep_pairs<<<grid, kCopyThreads, 0, current_stream()>>>(pairs);
+      check_cuda(cudaGetLastError(), "keep");
+    }
+  }
+};
+
+}  // namespace
+}  // namespace lae
+
+STABLE_TORCH_LIBRARY_IMPL(lae_fast, CUDA, library) {
+  library.impl("norm_relu", TORCH_BOX(&lae::DenseOps<lae::Cuda>::norm_relu));
+  library.impl("keep", TORCH_BOX(&lae::DenseOps<lae::Cuda>::keep));
+  library.impl("norm_relu_backward", TORCH_BOX(&lae::DenseOps<lae::Cuda>::norm_relu_backward));
+}
