@@ -118,7 +118,7 @@ def decoder_products(decoder: nn.Sequential, n: int) -> Callable[[], None]:
 
 
 def annealing(
-    s: Setting, n_images: int = 512, n_chains: int = 16, n_temperatures: int = 201, nh: int = 256, nz: int = 8
+    s: Setting, n_images: int = 512, n_chains: int = 16, n_temperatures: int = 101, nh: int = 256, nz: int = 8
 ) -> Finding:
     """Annealed importance sampling of log p(x): image-chain-steps per second, and what its products alone would take."""
     model = models(512, nh, nz, 2, True)[OURS].to(s.device)

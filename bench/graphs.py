@@ -20,7 +20,8 @@ class Captured(NamedTuple):
 def captured(call: Callable[[], object], device: torch.device, n: int = 1) -> Captured:
     """`n` calls in a row, captured; elsewhere than on a GPU the calls themselves.
 
-    What the calls return is kept, so that each has memory of its own, as `n` different results would.
+    What the calls return is kept, so that each has memory of its own, as `n` different results would; and so is the call,
+    with all that a replay reads.
     """
     if device.type != "cuda":
 
@@ -40,7 +41,7 @@ def captured(call: Callable[[], object], device: torch.device, n: int = 1) -> Ca
         results = [call() for _ in range(n)]
     graph.instantiate()
 
-    def replay(results: list = results) -> None:
+    def replay(kept: tuple = (call, results)) -> None:
         graph.replay()
 
     return Captured(replay, *_count(graph))

@@ -16,6 +16,9 @@ class Replayed:
     The first `WARMUP` calls run as they are, the next is captured, and from then on a call replays the graph. Python
     in `call` runs no more then: what changes has to live on the device, as noise and step sizes of the ops here do.
 
+    As with every CUDA graph: let `torch.compile(mode="reduce-overhead")` do its recording before, not after. It frees
+    cuBLAS's workspaces, and a graph that multiplies matrices would go on using them.
+
     Args:
         call: without arguments. What it returns is valid until the next call.
         device: a GPU.
