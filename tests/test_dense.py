@@ -117,6 +117,12 @@ def test_opcheck(device):
     torch.library.opcheck(namespace.keep.default, ([y], [grad], torch.tensor([False], device=device)))
 
 
+def test_the_compiler_takes_products_as_large_as_onednn_s():
+    a, weight, bias = torch.randn(512, 32), torch.randn(64, 32), torch.randn(64)
+    compiled = torch.compile(products.linear, fullgraph=True)(a, weight, bias)
+    torch.testing.assert_close(compiled, products.linear(a, weight, bias), rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("n", "k", "m"), [(512, 256, 784), (512, 784, 256), (512, 8, 256), (100, 256, 8), (3, 2, 5)]
 )
