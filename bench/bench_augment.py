@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from bench_step import NX, adam
 from floor import ROUTES, Route, _layers
-from rivals import plain
 from timing import Calls, round_robin, show, summary
 from torch import Tensor, nn
 
-from lae_fast import LAE, VAE, Bernoulli, nets
-from lae_fast.augment import augment
-from lae_fast.autoencoder import Autoencoder
+from lae_fast import LAE, VAE, Bernoulli
+from lae_fast.augmentation import augment
 from lae_fast.experiments.classifiers import as_images, classifier
+from lae_fast.experiments.report_rule import plain
+from lae_fast.models import Autoencoder, nets
 
 M, NH, NZ, T = 128, 256, 8, 2
 CLASSIFIER = "classifier step alone"

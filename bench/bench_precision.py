@@ -19,10 +19,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from lae_fast import LAE, Bernoulli, data, nets, ops, products
-from lae_fast.decoder_pass import decoder_pass
-from lae_fast.precision import LIMIT, ROOT_MEAN_SQUARE
-from lae_fast.step import TrainingStep
+from lae_fast import LAE, Bernoulli, data, ops
+from lae_fast.models import nets, products
+from lae_fast.models.decoder_pass import decoder_pass
+from lae_fast.models.precision import LIMIT, ROOT_MEAN_SQUARE
+from lae_fast.training.step import TrainingStep
 
 N_STEPS, BATCH_SIZE, N_PROPOSALS = 400, 512, 100
 

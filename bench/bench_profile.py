@@ -15,7 +15,8 @@ import torch
 from bench_step import OURS, calls, models
 from timing import show, summary
 
-from lae_fast import dense, ops, products
+from lae_fast import ops
+from lae_fast.models import mlp, products
 
 WHOLE, REST = "whole step", "between these: autograd, small tensors, Python"
 PARTS = {
@@ -69,7 +70,7 @@ def test_parts(benchmark, capsys, n_steps):
                 seconds[part].append(spent[part])
             seconds[REST].append(whole - sum(spent.values()))
             seconds[WHOLE].append(whole)
-    assert dense.ops is ops  # what was watched is what the step calls
+    assert mlp.ops is ops  # what was watched is what the step calls
     rows = summary({WHOLE: seconds.pop(WHOLE), **seconds}, against=WHOLE)
     show(
         benchmark,

@@ -14,13 +14,15 @@ import pytest
 import torch
 from floor import ROUTES, floor
 from memory import peak_bytes
-from rivals import OfficialLAE, PlainVAE, ReportLAE
+from rivals import OfficialLAE, PlainVAE
 from targets import record
 from timing import Calls, Rows, round_robin, show, summary
 from torch import Tensor, nn
 
-from lae_fast import LAE, VAE, Bernoulli, DiscretizedLogistic, nets
-from lae_fast.step import TrainingStep
+from lae_fast import LAE, VAE, Bernoulli, DiscretizedLogistic
+from lae_fast.experiments.report_rule import ReportLAE
+from lae_fast.models import nets
+from lae_fast.training.step import TrainingStep
 
 NX = 784
 OURS, OURS_LOGISTIC = "LAE", "LAE, discretized logistic"

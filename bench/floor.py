@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lae_fast import products
+from lae_fast.models import products
 
 
 class Route(NamedTuple):

@@ -15,7 +15,7 @@ from samplers import energy_and_gradient, mala, posteriors_sgld, torchebm_langev
 from torch import Tensor, nn
 
 from lae_fast import Schedule, annealed_log_likelihood, langevin_sample
-from lae_fast.ais import ROWS
+from lae_fast.evaluation.ais import ROWS
 
 SAMPLE, EAGER = "langevin_sample, captured", "langevin_sample"
 MANY = (

@@ -16,8 +16,8 @@ from timing import Rows
 from torch import Tensor, nn
 
 from lae_fast import data
-from lae_fast.step import TrainingStep
-from lae_fast.step import adam as capturable_adam
+from lae_fast.training.step import TrainingStep
+from lae_fast.training.step import adam as capturable_adam
 
 OURS_EAGER, OURS_TF32, OURS_BF16, COMPILED = "LAE, eager", "LAE, tf32", "LAE, bf16", "LAE, torch.compile"
 PRODUCTS, PRODUCTS_BF16 = "products alone", "products alone, bf16"

@@ -1,7 +1,8 @@
-"""What a training step is compared with: the published Langevin autoencoders and a VAE, in eager PyTorch.
+"""What a training step is compared with: the authors' Langevin autoencoder and a VAE, in eager PyTorch.
 
-Each is transcribed to compute what the published code computes in a step, no less and no more, from the weights of given
-encoder and decoder bodies of `nets.mlp`; `loss(x)` of images [n, nx] is what that code differentiates.
+Each computes what the published code computes in a step, no less and no more, from the weights of given encoder and
+decoder bodies of `nets.mlp`; `loss(x)` of images [n, nx] is what that code differentiates. The report's is
+`lae_fast.experiments.report_rule`.
 """
 
 from __future__ import annotations
@@ -14,76 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
-
-def plain(body: nn.Sequential) -> nn.Sequential:
-    """PyTorch's own layers with the weights of an `nets.mlp` body, which computes by itself what it can do faster."""
-    return nn.Sequential(*(copy.deepcopy(layer) for layer in body))
-
-
-class _PublishedLAE(nn.Module):
-    """The parts that both published codes have.
-
-    Args:
-        phi: where its last layer starts, [nz, d].
-        step_size: eta as in that code.
-    """
-
-    def __init__(
-        self,
-        encoder: nn.Sequential,
-        decoder: nn.Sequential,
-        phi: Tensor,
-        n_steps: int,
-        mh: bool,
-        step_size: float,
-    ) -> None:
-        super().__init__()
-        self.encoder, self.decoder = plain(encoder), plain(decoder)
-        self.register_buffer("phi", phi.clone())
-        self.n_steps, self.mh, self.step_size = n_steps, mh, step_size
-
-
-class ReportLAE(_PublishedLAE):
-    """The report's LAE.
-
-    Faithful to what the report's code computes per training step: two evaluations of the energy for every
-    Langevin step with MH (at the current state and at the proposal; one without), a Bernoulli reconstruction
-    without prior term, drift with the batch-sum gradient and noise of variance 2 eta / n, a reverse proposal
-    centred on the current state, a host decision for every acceptance, and the parameters' gradient from one
-    more evaluation, of the last state alone. Nothing is repaired: these are the published rules, not good ones.
-    """
-
-    def energy(self, x: Tensor, h: Tensor, phi: Tensor) -> Tensor:
-        """Reconstruction of the whole batch, nats: no prior term."""
-        return F.binary_cross_entropy_with_logits(self.decoder(h @ phi.T), x, reduction="sum")
-
-    def energy_and_gradient(self, x: Tensor, h: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            leaf = phi.detach().requires_grad_()
-            energy = self.energy(x, h, leaf)
-            return energy.detach(), torch.autograd.grad(energy, leaf)[0]
-
-    @torch.no_grad()
-    def langevin_step(self, x: Tensor, h: Tensor) -> None:
-        variance = 2 * self.step_size / len(x)
-        energy, grad = self.energy_and_gradient(x, h, self.phi)
-        mean = self.phi - self.step_size * grad
-        proposal = mean + math.sqrt(variance) * torch.randn_like(self.phi)
-        if self.mh:
-            new_energy, new_grad = self.energy_and_gradient(x, h, proposal)
-            reverse_mean = self.phi - self.step_size * new_grad  # published so; right would be proposal - ...
-            log_forward = -((proposal - mean) ** 2).sum() / (2 * variance)
-            log_reverse = -((self.phi - reverse_mean) ** 2).sum() / (2 * variance)
-            accept_rate = torch.exp(energy - new_energy + log_reverse - log_forward).clamp(max=1)
-            if torch.rand(()) >= accept_rate:  # here the host waits for the device
-                return
-        self.phi.copy_(proposal)
-
-    def loss(self, x: Tensor) -> Tensor:
-        h = self.encoder(x)
-        for _ in range(self.n_steps):
-            self.langevin_step(x, h.detach())
-        return self.energy(x, h, self.phi) / len(x)
+from lae_fast.experiments.report_rule import PublishedLAE, plain
 
 
 def discretized_logistic(mean: Tensor, scale: Tensor, x: Tensor, lowest: float = -1.0) -> Tensor:
@@ -99,7 +31,7 @@ def discretized_logistic(mean: Tensor, scale: Tensor, x: Tensor, lowest: float =
     return torch.where(x - half_bin < lowest, F.softplus(upper) - upper, nats)
 
 
-class OfficialLAE(_PublishedLAE):
+class OfficialLAE(PublishedLAE):
     """The LAE of the paper's authors (github.com/iShohei220/LAE), with its discretized logistic or our Bernoulli energy.
 
     Faithful to what its code computes per training step: two evaluations of the energy for every Langevin step

@@ -1,19 +1,25 @@
 """Amortized Langevin dynamics and Langevin autoencoders on fused kernels."""
 
-from lae_fast import attacks
+from lae_fast import attacks, ops
 from lae_fast._version import __version__
-from lae_fast.ais import AISEstimate, Schedule, annealed_log_likelihood, fit_schedule
-from lae_fast.ald import ALDInfo, ALDState, ald_init, ald_step
-from lae_fast.augment import augment
-from lae_fast.evaluate import Evaluation, evaluate, fit_posterior_scale, importance_bound
-from lae_fast.hoffman import Hoffman
-from lae_fast.lae import LAE
-from lae_fast.likelihood import Bernoulli, DiscretizedLogistic, Gaussian
-from lae_fast.sample import Samples, ald_sample, langevin_sample
-from lae_fast.vae import VAE
+from lae_fast.augmentation import augment
+from lae_fast.evaluation import (
+    AISEstimate,
+    Evaluation,
+    Schedule,
+    annealed_log_likelihood,
+    evaluate,
+    fit_posterior_scale,
+    fit_schedule,
+    importance_bound,
+)
+from lae_fast.models import LAE, MLP, VAE, Bernoulli, DiscretizedLogistic, Gaussian, Hoffman
+from lae_fast.sampling import ALDInfo, ALDState, Samples, ald_init, ald_sample, ald_step, langevin_sample
+from lae_fast.training.step import TrainingStep
 
 __all__ = [
     "LAE",
+    "MLP",
     "VAE",
     "AISEstimate",
     "ALDInfo",
@@ -25,6 +31,7 @@ __all__ = [
     "Hoffman",
     "Samples",
     "Schedule",
+    "TrainingStep",
     "__version__",
     "ald_init",
     "ald_sample",
@@ -37,4 +44,5 @@ __all__ = [
     "fit_schedule",
     "importance_bound",
     "langevin_sample",
+    "ops",
 ]

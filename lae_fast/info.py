@@ -2,42 +2,35 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 
 import torch
 
 import lae_fast
-from lae_fast import _ext
+from lae_fast import provenance
 from lae_fast._version import SCHEMA_VERSION, __version__
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+from lae_fast.ops import library
 
 
 def _serving(device: str) -> str:
-    backend = _ext.backends[device]
+    backend = library.backends[device]
     if backend.is_compiled:
-        detail = f", SIMD level {_ext.simd_level()}" if device == "cpu" else ""
+        detail = f", SIMD level {library.simd_level()}" if device == "cpu" else ""
         return f"compiled kernels{detail} ({backend.path})"
     return f"plain PyTorch: {backend.reason}"
 
 
 def report() -> dict[str, str]:
     """Everything a bug report needs, in order."""
-    build = _ext.build_info
+    build = library.build_info
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     facts = {
         "lae_fast": f"{__version__} ({lae_fast.__path__[0]})",
         "python": f"{platform.python_version()} on {platform.platform()}",
         "torch": f"{torch.__version__} (CUDA {torch.version.cuda or 'none'}), {torch.get_num_threads()} threads",
-        "numpy": _version("numpy"),
-        "torchvision": _version("torchvision"),
-        "processor": platform.machine(),
+        "numpy": provenance.version("numpy"),
+        "torchvision": provenance.version("torchvision"),
+        "processor": f"{platform.machine()}, {provenance.processor()}",
         "gpu": ", ".join(gpus) or "none visible",
         "schema version": str(SCHEMA_VERSION),
         "cpu": _serving("cpu"),

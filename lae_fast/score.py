@@ -21,11 +21,11 @@ import torch
 import tyro
 
 from lae_fast import data, models
-from lae_fast.ais import BASES, anneal, annealed_log_likelihood
 from lae_fast.checkpoint import CheckpointError
-from lae_fast.config import Config
 from lae_fast.data import DataError
-from lae_fast.evaluate import evaluate, importance_bound
+from lae_fast.evaluation import BASES, anneal, annealed_log_likelihood, evaluate, importance_bound
+from lae_fast.training import folder as run_folder
+from lae_fast.training.config import Config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +107,7 @@ def score(folder: Path, options: Options) -> Score:
         CheckpointError, DataError, ValueError: the folder holds no run with best weights, or its data cannot be had.
     """
     try:
-        config = Config.from_json(json.loads((folder / "config.json").read_text())["options"])
+        config = Config.from_json(run_folder.read_options(folder))
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder} is not the folder of a run: {error}") from error
@@ -146,7 +146,7 @@ def score(folder: Path, options: Options) -> Score:
         seed=config.seed,
         epochs=int(last("epoch") or 0),
         data=f"{dataset.name}, {binarization if binarization != 'none' else 'grey'}",
-        is_comparable=(config.likelihood, binarization) in (("bernoulli", "fixed"), ("logistic", "none")),
+        is_comparable=model.likelihood.density_of == ("grey" if binarization == "none" else "binary"),
         images=len(x),
         negative_elbo=quality.negative_elbo,
         reconstruction=quality.reconstruction,

@@ -8,8 +8,8 @@ from torch import nn
 from torch.distributions import MultivariateNormal
 
 from lae_fast import annealed_log_likelihood, fit_schedule, importance_bound
-from lae_fast.likelihood import Bernoulli, DiscretizedLogistic, Gaussian
-from lae_fast.vae import VAE
+from lae_fast.models.likelihood import Bernoulli, DiscretizedLogistic, Gaussian
+from lae_fast.models.vae import VAE
 
 NX, NZ, N, SCALE = 12, 3, 100, 0.06
 

@@ -13,11 +13,12 @@ from test_lae import NX, NZ, images, make
 from test_step import Watch
 from torch import nn
 
-from lae_fast import LAE, VAE, Bernoulli, Gaussian, Hoffman, nets, ops
-from lae_fast.ald import evaluate_potential
-from lae_fast.augment import SOURCES, augment
-from lae_fast.chains import Chains
+from lae_fast import LAE, VAE, Bernoulli, Gaussian, Hoffman, ops
+from lae_fast.augmentation import SOURCES, augment
 from lae_fast.data import load
+from lae_fast.models import nets
+from lae_fast.sampling.ald import evaluate_potential
+from lae_fast.sampling.chains import Chains
 
 ALPHA, Z_LIMIT = alpha("augmentation"), z_limit("augmentation")
 N_PIXELS, M = 8, 6

@@ -28,7 +28,7 @@ from bench_step import (
 )
 from bench_step import calls as step_calls
 from memory import peak_bytes
-from rivals import OfficialLAE, PlainVAE, ReportLAE, plain
+from rivals import OfficialLAE, PlainVAE
 from samplers import (
     energy_and_gradient,
     langevin_proposal,
@@ -42,7 +42,9 @@ from timing import round_robin, summary
 from torch.distributions import Distribution
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lae_fast import DiscretizedLogistic, nets, ops
+from lae_fast import DiscretizedLogistic, ops
+from lae_fast.experiments.report_rule import ReportLAE, plain
+from lae_fast.models import nets
 
 N, NH, NZ = 8, 32, 3
 

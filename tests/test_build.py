@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lae_fast import _ext
 from lae_fast._version import SCHEMA_VERSION
+from lae_fast.ops import library
 
 ROOT = Path(__file__).parent.parent
 IS_BUILT = importlib.util.find_spec("_lae_fast_cpu") is not None
@@ -85,7 +85,7 @@ def test_a_stale_library_is_refused_and_explained_once(tmp_path):
 
 @pytest.mark.skipif(not IS_BUILT, reason="installed without compiled kernels")
 def test_a_library_that_does_not_load_is_explained(tmp_path):
-    (tmp_path / Path(_ext.backends["cpu"].path).name).write_bytes(b"not a library")
+    (tmp_path / Path(library.backends["cpu"].path).name).write_bytes(b"not a library")
     result = python(STEP, tmp_path)
     assert "tensor(" in result.stdout
     assert "does not load" in result.stderr

@@ -15,15 +15,14 @@ from lae_fast import (
     Bernoulli,
     DiscretizedLogistic,
     Gaussian,
-    _ext,
-    _reference_dense,
     ald_init,
     ald_step,
-    nets,
     ops,
-    products,
 )
-from lae_fast.dense import MLP
+from lae_fast.models import nets, products
+from lae_fast.models.mlp import MLP
+from lae_fast.ops import dense as dense_ops
+from lae_fast.ops import library
 
 EPS = {torch.float32: 2.0**-23, torch.float64: 2.0**-52}
 
@@ -35,18 +34,24 @@ def norm_problem(n, d, dtype, device="cpu"):
     return [t.to(device, dtype) for t in (y, grad, weight, bias)]
 
 
+NORM_RELU = {
+    "op": (ops.norm_relu, ops.norm_relu_backward),
+    "reference": (dense_ops.norm_relu_reference, dense_ops.norm_relu_backward_reference),
+}
+
+
 @pytest.mark.parametrize("implementation", ["op", "reference"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("n", "d"), [(1, 1), (3, 17), (70, 256), (0, 5)])
 def test_norm_relu_is_layer_norm_and_relu(n, d, dtype, implementation, device):
-    source = ops if implementation == "op" else _reference_dense
+    forward, backward = NORM_RELU[implementation]
     y, grad, weight, bias = norm_problem(n, d, dtype, device)
     exact = [t.double().clone().requires_grad_() for t in (y, weight, bias)]
     wanted = F.layer_norm(exact[0], (d,), exact[1], exact[2], 1e-5).relu()
-    out, rstd = source.norm_relu(y, weight, bias, 1e-5)
+    out, rstd = forward(y, weight, bias, 1e-5)
     tolerance = 60 * EPS[dtype]
     torch.testing.assert_close(out.double(), wanted, rtol=tolerance, atol=tolerance * 5)
-    sums = source.norm_relu_backward(grad_in := grad.clone(), out, y, rstd, weight)
+    sums = backward(grad_in := grad.clone(), out, y, rstd, weight)
     mask = (out > 0) == (wanted > 0)  # a value within rounding of 0 may fall on either side
     assert mask.all()
     wanted.backward(grad.double())
@@ -67,7 +72,8 @@ def test_norm_relu_keeps_a_nan(device):
 
 NORM_SCRIPT = """
 import hashlib, torch
-from lae_fast import _ext, ops
+from lae_fast import ops
+from lae_fast.ops import library
 from test_dense import norm_problem
 digest = hashlib.sha256()
 for threads in (1, 3):
@@ -78,11 +84,13 @@ for threads in (1, 3):
         out, rstd = ops.norm_relu(y, weight, bias, 1e-5)
         sums = ops.norm_relu_backward(grad, out, y, rstd, weight)
         part += b"".join(t.numpy().tobytes() for t in (y, out, rstd, grad, sums))
-    print(_ext.simd_level(), hashlib.sha256(part).hexdigest())
+    print(library.simd_level(), hashlib.sha256(part).hexdigest())
 """
 
 
-@pytest.mark.skipif(_ext.simd_level() not in ("avx2", "avx512"), reason="needs compiled kernels for x86-64")
+@pytest.mark.skipif(
+    library.simd_level() not in ("avx2", "avx512"), reason="needs compiled kernels for x86-64"
+)
 def test_every_simd_level_and_thread_count_computes_the_same_bits():
     lines = []
     for level in ("sse2", "avx2", "avx512"):
@@ -452,7 +460,7 @@ def test_an_outer_autocast_does_not_reach_the_chain(is_fast):
 
 
 def test_frozen_or_hooked_decoders_take_the_general_path():
-    from lae_fast.decoder_pass import AutogradPass, DensePass, decoder_pass
+    from lae_fast.models.decoder_pass import AutogradPass, DensePass, decoder_pass
 
     m = model(True)
     assert isinstance(decoder_pass(m, images()), DensePass)

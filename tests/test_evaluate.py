@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from lae_fast import evaluate, fit_posterior_scale
-from lae_fast.lae import LAE
-from lae_fast.likelihood import Gaussian
-from lae_fast.vae import VAE
+from lae_fast.models.lae import LAE
+from lae_fast.models.likelihood import Gaussian
+from lae_fast.models.vae import VAE
 
 NX, NZ, N = 6, 2, 3000
 SCALE = 0.4

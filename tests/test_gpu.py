@@ -26,7 +26,6 @@ from lae_fast import (
     LAE,
     VAE,
     Hoffman,
-    _ext,
     ald_init,
     ald_sample,
     ald_step,
@@ -41,16 +40,17 @@ from lae_fast import (
     models,
     ops,
 )
-from lae_fast.chains import Chains, dual_averaging, robbins_monro
-from lae_fast.config import Config
-from lae_fast.decoder_pass import decoder_pass
 from lae_fast.graphs import WARMUP
-from lae_fast.step import TrainingStep, adam
+from lae_fast.models.decoder_pass import decoder_pass
+from lae_fast.ops import library
+from lae_fast.sampling import Chains, dual_averaging, robbins_monro
+from lae_fast.training.config import Config
+from lae_fast.training.step import TrainingStep, adam
 
 DEVICE = "cuda"
 pytestmark = pytest.mark.gpu
 compiled = pytest.mark.skipif(
-    not all(_ext.backends[device].is_compiled for device in ("cpu", "cuda")),
+    not all(library.backends[device].is_compiled for device in ("cpu", "cuda")),
     reason="a promise of the compiled kernels",
 )
 two_devices = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
@@ -568,7 +568,7 @@ def test_the_main_job_runs_stops_and_goes_on(kind, tmp_path, capsys):
     train, quick = main_job()
     options = [*quick, "--model", kind, "--device", DEVICE, "--cooldown", "0"]
     assert train.main([*options, "--epochs", "3", "--output-dir", str(tmp_path / "whole")]) == 0
-    if _ext.backends["cuda"].is_compiled:
+    if library.backends["cuda"].is_compiled:
         assert f"kernels   {DEVICE}: compiled kernels" in capsys.readouterr().out
     assert train.main([*options, "--epochs", "1", "--output-dir", str(tmp_path / "parts")]) == 0
     assert train.main(["--resume", str(tmp_path / "parts"), "--epochs", "3"]) == 0

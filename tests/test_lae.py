@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from lae_fast import chains as chains_module
-from lae_fast import nets, ops
-from lae_fast.lae import LAE
-from lae_fast.likelihood import Bernoulli, DiscretizedLogistic, Gaussian
-from lae_fast.vae import VAE
+from lae_fast import ops
+from lae_fast.models import nets
+from lae_fast.models.lae import LAE
+from lae_fast.models.likelihood import Bernoulli, DiscretizedLogistic, Gaussian
+from lae_fast.models.vae import VAE
+from lae_fast.sampling import chains as chains_module
 
 NX, NZ, NH, N = 16, 3, 8, 6
 

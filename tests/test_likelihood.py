@@ -11,8 +11,9 @@ import torch
 from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Normal
 
-from lae_fast import _ext, _reference_dense, ops
-from lae_fast.likelihood import Bernoulli, DiscretizedLogistic, Gaussian
+from lae_fast import ops
+from lae_fast.models.likelihood import Bernoulli, DiscretizedLogistic, Gaussian
+from lae_fast.ops import energies, library
 
 G = torch.Generator().manual_seed(0)
 X = torch.randint(0, 256, (5, 40), generator=G) / 255
@@ -52,7 +53,7 @@ def textbook(output, x, kind, log_scale):
     elif kind == ops.GAUSSIAN:
         pixels = -Normal(output, scales.exp()).log_prob(x)
     else:
-        pixels = _reference_dense.logistic_pixels(output, x, scales)[0]  # held against its definition below
+        pixels = energies.logistic_pixels(output, x, scales)[0]  # held against its definition below
     by_output, by_scale = torch.autograd.grad(pixels.sum(), [output, scales], allow_unused=True)
     return pixels.detach(), by_output, None if kind == ops.BERNOULLI else by_scale
 
@@ -76,13 +77,20 @@ def test_energies_and_derivatives_within_their_bounds(kind, scale, dtype, device
     assert_within_bounds(*arguments_of(kind, scale, dtype, device))
 
 
+# by implementation: out of place, in place
+ENERGIES = {
+    "op": (torch.ops.lae_fast.energy, torch.ops.lae_fast.energy_),
+    "reference": (energies.energy_reference, energies.energy_reference_),
+}
+
+
 @pytest.mark.parametrize("implementation", ["op", "reference"])
 @pytest.mark.parametrize(("kind", "scale"), CASES)
 def test_in_place_is_the_same(kind, scale, implementation, device):
     output, *rest = arguments_of(kind, scale, torch.float32, device)
-    source = torch.ops.lae_fast if implementation == "op" else _reference_dense
-    energy, derivative, slope = source.energy(output, *rest)
-    in_place = source.energy_(output, *rest)
+    energy_of, in_place_of = ENERGIES[implementation]
+    energy, derivative, slope = energy_of(output, *rest)
+    in_place = in_place_of(output, *rest)
     for got, wanted in zip((*in_place, output), (energy, slope, derivative), strict=True):
         assert torch.equal(got, wanted)
 
@@ -90,7 +98,7 @@ def test_in_place_is_the_same(kind, scale, implementation, device):
 @pytest.mark.parametrize(("kind", "scale"), CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_reference_is_within_the_same_bounds(kind, scale, dtype, monkeypatch):
-    monkeypatch.setattr(torch.ops.lae_fast, "energy", _reference_dense.energy, raising=False)
+    monkeypatch.setattr(torch.ops.lae_fast, "energy", energies.energy_reference, raising=False)
     assert_within_bounds(*arguments_of(kind, scale, dtype))
 
 
@@ -101,8 +109,7 @@ def test_nearly_certain_pixels_keep_their_digits(implementation, device):
         [[1.0], [-1.0]] * 2, device=device
     )
     x = (logits > 0).float()
-    source = torch.ops.lae_fast if implementation == "op" else _reference_dense
-    energy = source.energy(logits, x, ops.BERNOULLI, None)[0]
+    energy = ENERGIES[implementation][0](logits, x, ops.BERNOULLI, None)[0]
     exact = torch.nn.functional.logsigmoid(logits.double().abs()).neg().sum(1)
     torch.testing.assert_close(energy, exact, rtol=1e-6, atol=0)
 
@@ -110,7 +117,7 @@ def test_nearly_certain_pixels_keep_their_digits(implementation, device):
 LEVEL_SCRIPT = """
 import hashlib, json, sys
 import torch
-from lae_fast import _ext
+from lae_fast.ops import library
 from test_likelihood import CASES, arguments_of, assert_within_bounds
 digest = hashlib.sha256()
 for kind, scale in CASES:
@@ -119,11 +126,13 @@ for kind, scale in CASES:
         assert_within_bounds(*arguments)
         for t in torch.ops.lae_fast.energy(*arguments):
             digest.update(t.numpy().tobytes())
-print(json.dumps([_ext.simd_level(), digest.hexdigest()]))
+print(json.dumps([library.simd_level(), digest.hexdigest()]))
 """
 
 
-@pytest.mark.skipif(_ext.simd_level() not in ("avx2", "avx512"), reason="needs compiled kernels for x86-64")
+@pytest.mark.skipif(
+    library.simd_level() not in ("avx2", "avx512"), reason="needs compiled kernels for x86-64"
+)
 def test_every_simd_level_keeps_the_bounds_and_computes_the_same_bits():
     digests = {}
     for level in ("sse2", "avx2", "avx512"):

@@ -8,7 +8,8 @@ import sys
 import pytest
 import torch
 
-from lae_fast import _ext, _reference, ops
+from lae_fast import ops
+from lae_fast.ops import columns, langevin, library
 
 SIZES = [
     (1, 1),
@@ -58,7 +59,7 @@ def problem(n_chains, n, dtype, device="cpu", seed=0, n_step_sizes=None):
 
 def exp(x):
     """The kernels' own: on a CPU the C library's, from which torch's vectorized exp may differ in the last bit."""
-    if x.is_cuda or not _ext.backends["cpu"].is_compiled:
+    if x.is_cuda or not library.backends["cpu"].is_compiled:
         return x.exp()
     return x.clone().apply_(math.exp)
 
@@ -75,7 +76,7 @@ def run(state, inputs, **options):
 
 def run_reference(state, inputs, mh=True, noise=None, uniform=None):
     out = copy(state)
-    _reference.transition(*out.values(), *inputs.values(), mh, noise, uniform)
+    langevin.transition_reference(*out.values(), *inputs.values(), mh, noise, uniform)
     return out
 
 
@@ -180,13 +181,13 @@ NAN, INF = math.nan, math.inf
 @pytest.mark.parametrize(
     ("poison", "counted_as"),
     [
-        ({"proposal_potential": INF}, _reference.REJECTED),
-        ({"proposal_potential": INF, "proposal_grad": NAN}, _reference.REJECTED),
-        ({"proposal_potential": NAN}, _reference.NONFINITE),
-        ({"proposal_potential": -INF}, _reference.NONFINITE),
-        ({"proposal_grad": NAN}, _reference.NONFINITE),
-        ({"proposal_grad": INF}, _reference.NONFINITE),
-        ({"proposal": INF}, _reference.NONFINITE),
+        ({"proposal_potential": INF}, columns.REJECTED),
+        ({"proposal_potential": INF, "proposal_grad": NAN}, columns.REJECTED),
+        ({"proposal_potential": NAN}, columns.NONFINITE),
+        ({"proposal_potential": -INF}, columns.NONFINITE),
+        ({"proposal_grad": NAN}, columns.NONFINITE),
+        ({"proposal_grad": INF}, columns.NONFINITE),
+        ({"proposal": INF}, columns.NONFINITE),
     ],
 )
 @pytest.mark.parametrize("implementation", [run, run_reference])
@@ -249,7 +250,7 @@ def test_a_shared_step_size_adapts_to_the_mean_acceptance_before_it_proposes(n, 
     before = inputs["adaptation"].clone()
     got = run(state, inputs)
     expected = copy(state), before.clone()
-    _reference.transition(*expected[0].values(), expected[1], *list(inputs.values())[1:], True)
+    langevin.transition_reference(*expected[0].values(), expected[1], *list(inputs.values())[1:], True)
     for key in ("is_accepted", "phi", "grad", "rng"):
         assert torch.equal(got[key], expected[0][key]), key
     for key in ("log_step_size", "log_alpha", "proposal"):
@@ -329,7 +330,7 @@ def test_compiles_without_graph_breaks(backend, device):
     assert all(torch.equal(compiled[k], plain[k]) for k in plain)
 
 
-@pytest.mark.skipif(not _ext.backends["cpu"].is_compiled, reason="a promise of the compiled kernels")
+@pytest.mark.skipif(not library.backends["cpu"].is_compiled, reason="a promise of the compiled kernels")
 def test_thread_count_changes_nothing():
     n_threads = torch.get_num_threads()
     results = []
@@ -346,21 +347,23 @@ FINGERPRINT = """
 import hashlib, sys
 sys.path.insert(0, {tests!r})
 from test_ops import problem, run, DTYPES
-from lae_fast import _ext
+from lae_fast.ops import library
 digest = hashlib.sha256()
 for dtype in DTYPES:
     for size in ((1, 2048), (1, 100_003), (77, 9)):
         for tensor in run(*problem(*size, dtype)).values():
             digest.update(tensor.numpy().tobytes())
-print(_ext.simd_level(), digest.hexdigest())
+print(library.simd_level(), digest.hexdigest())
 """
 
 
-@pytest.mark.skipif(_ext.simd_level() not in ("avx2", "avx512"), reason="needs compiled kernels for x86-64")
+@pytest.mark.skipif(
+    library.simd_level() not in ("avx2", "avx512"), reason="needs compiled kernels for x86-64"
+)
 def test_every_simd_level_computes_the_same_bits():
     fingerprints = {}
     for level in ("sse2", "avx2", "avx512"):
-        environment = os.environ | {_ext.KERNELS_VARIABLE: level}
+        environment = os.environ | {library.KERNELS_VARIABLE: level}
         command = [sys.executable, "-c", FINGERPRINT.format(tests=os.path.dirname(__file__))]
         out = subprocess.run(
             command, env=environment, capture_output=True, text=True, check=True
@@ -389,7 +392,7 @@ def test_misfits_are_named():
         run(state | {"log_step_size": state["log_step_size"][:2]}, inputs)
 
 
-@pytest.mark.skipif(not _ext.backends["cpu"].is_compiled, reason="needs compiled kernels")
+@pytest.mark.skipif(not library.backends["cpu"].is_compiled, reason="needs compiled kernels")
 def test_raw_calls_of_a_kernel_check_their_arguments():
     state, inputs = problem(3, 8, torch.float32)
     for name in ("grad", "counters", "is_accepted", "rng"):

@@ -16,7 +16,6 @@ from problems import Histogram, ZScores, expected_moments, second_moments
 
 import lae_fast
 from lae_fast import ops
-from lae_fast.chains import Chains
 from lae_fast.experiments.toys import (
     PROBLEMS,
     Posterior,
@@ -25,6 +24,7 @@ from lae_fast.experiments.toys import (
     conjugate_posterior,
     random_features,
 )
+from lae_fast.sampling.chains import Chains
 
 N_CHAINS = 2000
 THIN = {"Gaussian": 15, "neural": 36}  # steps that make a draw nearly independent of the one before

@@ -8,11 +8,12 @@ from test_dense import images, model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lae_fast import VAE, Bernoulli, Hoffman, nets
-from lae_fast.decoder_pass import decoder_pass
+from lae_fast import VAE, Bernoulli, Hoffman
 from lae_fast.graphs import WARMUP
-from lae_fast.precision import LIMIT, ROOT_MEAN_SQUARE
-from lae_fast.step import TrainingStep
+from lae_fast.models import nets
+from lae_fast.models.decoder_pass import decoder_pass
+from lae_fast.models.precision import LIMIT, ROOT_MEAN_SQUARE
+from lae_fast.training.step import TrainingStep
 
 aten = torch.ops.aten
 WAITING = (aten._local_scalar_dense, aten.nonzero, aten.is_nonzero, aten.equal, aten.masked_select)

@@ -1,5 +1,6 @@
 """The main job: it trains, stops and resumes exactly, keeps what it has, and names what it cannot use."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -15,7 +16,8 @@ import pytest
 import torch
 
 from lae_fast import checkpoint, train
-from lae_fast.config import Config
+from lae_fast.training import folder as run_folder
+from lae_fast.training.config import Config
 
 QUICK = [
     "--device",
@@ -110,11 +112,12 @@ def test_kill_in_mid_epoch_and_resume_bit_for_bit(model, tmp_path):
 import os, signal, sys
 from lae_fast import train
 step = train.Trainer._step
-def fatal(self, x, bar):
-    step(self, x, bar)
+def fatal(self, x):
+    metrics = step(self, x)
     if self.progress.step == 23:
         self.log.flush()
         os.kill(os.getpid(), signal.SIGKILL)
+    return metrics
 train.Trainer._step = fatal
 sys.exit(train.main({[*QUICK, "--output-dir", str(folder), *map(str, options)]!r}))
 """
@@ -185,11 +188,11 @@ def test_non_finite_training_stops_and_keeps_the_last_good_checkpoint(tmp_path, 
     folder = tmp_path / "run"
     step = train.Trainer._step
 
-    def diverge(self, x, bar):
+    def diverge(self, x):
         if self.progress.step == 17:
             with torch.no_grad():
                 self.model.decoder[0].weight.fill_(float("nan"))
-        step(self, x, bar)
+        return step(self, x)
 
     monkeypatch.setattr(train.Trainer, "_step", diverge)
     assert train.main([*QUICK, "--output-dir", str(folder)]) == 2
@@ -218,9 +221,10 @@ def test_the_learning_rate_cools_down(tmp_path, monkeypatch):
     rates = []
     step = train.Trainer._step
 
-    def record(self, x, bar):
-        step(self, x, bar)
+    def record(self, x):
+        metrics = step(self, x)
         rates.append(self.optimizer.param_groups[0]["lr"])
+        return metrics
 
     monkeypatch.setattr(train.Trainer, "_step", record)
     assert train.main([*QUICK, "--cooldown", "0.5", "--output-dir", str(tmp_path / "run")]) == 0
@@ -347,25 +351,57 @@ def test_damaged_checkpoints(damage, message, copied_run, monkeypatch, tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("option", "message"),
-    [(["--nz", "5"], "nz is 2 there, 5 in this run"), (["--model", "vae"], "model is 'lae' there, 'vae' in this run"),
-     (["--dataset", "digits", "--nh", "17"], "nh is 16 there, 17 in this run")],
+    ("option", "value", "message"),
+    [("nz", 5, "nz is 2 there, 5 in this run"), ("model", "vae", "model is 'lae' there, 'vae' in this run"),
+     ("nh", 17, "nh is 16 there, 17 in this run")],
 )  # fmt: skip
-def test_a_checkpoint_of_another_architecture(option, message, copied_run, capsys):
+def test_a_checkpoint_of_another_architecture(option, value, message, copied_run, capsys):
     folder, _ = copied_run
-    assert train.main(["--resume", str(folder), *option]) == 2
+    record = json.loads((folder / "config.json").read_text())
+    record["options"][option] = value
+    (folder / "config.json").write_text(json.dumps(record))
+    assert train.main(["--resume", str(folder)]) == 2
     error = capsys.readouterr().err
     assert "is of another architecture" in error
     assert message in error
 
 
-@pytest.mark.parametrize(
-    "option", [["--batch-size", "50"], ["--seed", "3"], ["--step-size", "0.1"], ["--no-mh"]]
-)
-def test_a_run_keeps_what_its_past_depends_on(option, copied_run, capsys):
+OTHERS = {  # a value of every option that differs from that of the finished run
+    "model": "vae", "nz": 5, "nh": 17, "depth": 2, "network": "conv", "likelihood": "gaussian", "n_steps": 3, "mh": False,
+    "step_size": 0.1, "adaptation_rate": 0.1, "window": "before", "whiten": True, "gradient": "last", "start": "prior",
+    "precision": "bf16", "chain_precision": "float32", "batch_size": 50, "epochs": 9, "lr": 0.1, "beta1": 0.3,
+    "cooldown": 0.5, "patience": 3, "seed": 3, "device": "auto", "dataset": "mnist", "data_dir": "elsewhere",
+    "validation": 7, "binarize": "fixed", "log_every": 2, "checkpoint_every": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("option", OTHERS)
+def test_a_run_keeps_what_its_past_depends_on(option, copied_run, capsys, monkeypatch):
+    """What may be changed is a list; whatever is not on it stays."""
     folder, _ = copied_run
-    assert train.main(["--resume", str(folder), *option]) == 2
-    assert "a run keeps it when it resumes" in capsys.readouterr().err
+    flag = f"--{option.replace('_', '-')}"
+    given = {True: [flag], False: [flag.replace("--", "--no-")]}.get(
+        OTHERS[option], [flag, str(OTHERS[option])]
+    )
+    monkeypatch.setattr(train, "train", lambda config, command: 0)
+    code = train.main(["--resume", str(folder), *given])
+    changeable = {
+        "epochs",
+        "lr",
+        "cooldown",
+        "patience",
+        "device",
+        "data_dir",
+        "log_every",
+        "checkpoint_every",
+    }
+    assert code == (0 if option in changeable else 2)
+    if code:
+        assert "a run keeps it when it resumes" in capsys.readouterr().err
+
+
+def test_every_option_is_tried_on_a_resumed_run():
+    assert OTHERS.keys() | {"output_dir", "resume"} == {f.name for f in dataclasses.fields(Config)}
 
 
 def test_an_early_stopped_run_goes_on_with_more_patience(tmp_path):
@@ -415,8 +451,8 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
 
 
 def test_a_disk_without_room_is_seen_before_work_starts(tmp_path, monkeypatch, capsys):
-    usage = train.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(train.shutil, "disk_usage", lambda _: usage._replace(free=2**20))
+    usage = run_folder.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda _: usage._replace(free=2**20))
     assert train.main([*QUICK, "--output-dir", str(tmp_path / "run")]) == 2
     assert "has 1 MB free; this run needs about" in capsys.readouterr().err
 

@@ -7,6 +7,7 @@ import datetime
 import os
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -16,8 +17,6 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from lae_fast import checkpoint
-from lae_fast._version import __version__
 from lae_fast.checkpoint import CheckpointError
 from lae_fast.data import DataError
 from lae_fast.experiments import drawings, render
@@ -103,6 +102,7 @@ class Experiments:
         self.claims = claims(self.design)
         self.failed: dict[Recipe, str] = {}
         self._known: dict[Recipe, dict[str, float]] = {}
+        self._provenance: dict[Recipe, dict[str, str]] = {}
 
     def chosen(self) -> list[str]:
         """Names of tables and figures in order.
@@ -130,8 +130,9 @@ class Experiments:
             if not self.lab.has(recipe):
                 return None
             inherited = [self.metrics(r) or {} for r in recipe.needs()]
-            own = checkpoint.load_weights(self.lab.path(recipe))[1]["metrics"]
-            self._known[recipe] = {k: v for m in (*inherited, own) for k, v in m.items()}
+            product = self.lab.get(recipe)
+            self._known[recipe] = {k: v for m in (*inherited, product.metrics) for k, v in m.items()}
+            self._provenance[recipe] = product.provenance
         return self._known[recipe]
 
     def recipes(self, name: str) -> list[Recipe]:
@@ -182,14 +183,21 @@ class Experiments:
             figure = SKETCHES[name][1]() if name in SKETCHES else self.figures[name].draw(self.lab)
             figure.savefig(self.folder / f"{name}.png", dpi=160, metadata={"Software": None})
 
+    def _origins(self, what: str) -> str:
+        """Every commit, machine or set of versions that known products are from, and of how many where there are several."""
+        counts = Counter(product[what] for product in self._provenance.values())
+        if len(counts) < 2:
+            return next(iter(counts), "nothing was measured")
+        return ", ".join(f"{name} ({n} of {counts.total()})" for name, n in counts.most_common())
+
     def _write(self) -> None:
         recipes = [r for name in (*self.tables, *self.figures) for r in self.recipes(name)]
         known = [m for r in dict.fromkeys(recipes) if (m := self.metrics(r))]
         seconds = sum(m["seconds"] for m in known)
         facts = [
-            f"Machine: {render.processor()}, {os.cpu_count()} cores; {self.device}"
-            + (f", {torch.cuda.get_device_name(self.device)}" if self.device.startswith("cuda") else ""),
-            f"Versions: Python {sys.version.split()[0]}, torch {torch.__version__}, lae_fast {__version__}, commit {render.commit()}",
+            f"Machine: {self._origins('machine')}; {self.device}",
+            f"Versions: {self._origins('versions')}",
+            f"Commit: {self._origins('commit')}",
             f"Data: {self.lab.source.split(', found')[0]}; {len(self.lab.train.images):,} training, {len(self.lab.validation.images):,} validation, "
             f"{len(self.lab.test.images):,} test images",
             f"Command: `{self.command}`, {datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}",

@@ -3,58 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import math
-from functools import cache
-from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 
 from lae_fast import data
-from lae_fast.ais import anneal
-from lae_fast.autoencoder import Autoencoder
-from lae_fast.chained import ChainedAutoencoder
-from lae_fast.evaluate import evaluate, fit_posterior_scale
+from lae_fast.evaluation import anneal, evaluate, fit_posterior_scale
 from lae_fast.experiments.recipes import Lab, Product, Recipe
-from lae_fast.lae import LAE
-from lae_fast.models import Architecture, build
-from lae_fast.step import TrainingStep, adam
+from lae_fast.experiments.report_rule import CountingReportLAE
+from lae_fast.models import LAE, Architecture, Autoencoder, AutoencoderWithChain, build, options_of
+from lae_fast.training import TrainingStep, adam
 
-REPORT_SCALE = 0.05  # of the report's q(z|x) = N(f(x), 0.05^2 I)
-# Part of the source tree, not of the package: an installed package finds it where it is run from a checkout.
-_CHECKOUTS = (Path(__file__).resolve().parents[2], Path.cwd())
-RIVALS = next((p for root in _CHECKOUTS if (p := root / "bench" / "rivals.py").exists()), None)
-
-
-@cache
-def rivals() -> ModuleType:
-    """The published rules, as transcribed for the benchmarks."""
-    spec = importlib.util.spec_from_file_location("lae_fast_rivals", RIVALS)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def report_rule(model: LAE, n_steps: int, mh: bool, step_size: float) -> nn.Module:
-    """The report's LAE with the weights of `model`, counting in `decisions` [2] what it accepts, and all proposals."""
-
-    class Counting(rivals().ReportLAE):
-        def langevin_step(self, x: Tensor, h: Tensor) -> None:
-            before = self.phi.clone()
-            super().langevin_step(x, h)
-            self.decisions[0] += (self.phi != before).any()
-            self.decisions[1] += 1
-
-    rule = Counting(model.encoder, model.decoder, model.phi, n_steps, mh, step_size)
-    rule.register_buffer("decisions", torch.zeros(2, dtype=torch.int64, device=model.phi.device))
-    return rule
+REPORT_SCALE = 0.05  # s of the report's q(z|x) = N(f(x), s^2 I)
 
 
 def decisions(trained: nn.Module) -> Tensor:
     """Accepted and all proposals so far, [2]; a model without a chain has none."""
-    if isinstance(trained, ChainedAutoencoder):
+    if isinstance(trained, AutoencoderWithChain):
         return torch.stack((trained.n_decisions - trained.counters.sum(), trained.n_decisions))
     return getattr(trained, "decisions", torch.zeros(2, dtype=torch.int64)).clone()
 
@@ -85,38 +51,37 @@ class TrainedAutoencoder(Recipe):
     def build(self, nx: int) -> Autoencoder:
         """Freshly initialised, on the CPU."""
         kind = "lae" if self.model == "report" else self.model
-        architecture = Architecture(kind, nx=nx, nz=self.nz, nh=self.nh)
-        return build(architecture, n_steps=self.n_steps, mh=self.mh, step_size=self.step_size)
+        options = {
+            name: getattr(self, name) for name in ("n_steps", "mh", "step_size") if name in options_of(kind)
+        }
+        return build(Architecture(kind, nx=nx, nz=self.nz, nh=self.nh), **options)
 
     def make(self, lab: Lab) -> Product:
         torch.manual_seed(self.seed)
         model = self.build(lab.nx).to(lab.device)
         trained: nn.Module = model
         if self.model == "report":
-            trained = report_rule(model, self.n_steps, self.mh, self.step_size)
-        # Momentum as in the command line's defaults: see the README.
+            trained = CountingReportLAE(model, self.n_steps, self.mh, self.step_size)
         step = TrainingStep(
             trained,
-            adam(trained, self.lr, 0.5 if self.model == "lae" else 0.9),
+            adam(trained, self.lr, trained.beta1),
             capture=False if self.model == "report" else None,  # it waits for the host at every decision
         )
         batch_size = min(self.batch_size, len(lab.train.images))
         best, kept, metrics = math.inf, {}, {"is_diverged": 0.0}
         for epoch in range(1, self.epochs + 1):
-            seed, total, before = self.seed * 1_000_003 + epoch, 0.0, decisions(trained)
+            seed, total, before = data.mixed_seed(self.seed, epoch), 0.0, decisions(trained)
             for index in data.shuffled(len(lab.train.images), batch_size, seed, lab.device):
                 total = total + step(lab.train.images[index] / 255)
             if not math.isfinite(float(total)):
                 metrics["is_diverged"] = 1.0
                 break
             if trained is not model:
-                model.encoder.load_state_dict(trained.encoder.state_dict())
-                model.decoder.load_state_dict(trained.decoder.state_dict())
-                model.phi.copy_(trained.phi)
+                trained.copy_to(model)
             loss = self._validation_loss(model, lab)
             accepted, proposed = (decisions(trained) - before).tolist()
             metrics |= {"epochs": epoch} | ({"acceptance": accepted / proposed} if proposed else {})
-            if isinstance(trained, ChainedAutoencoder):
+            if isinstance(trained, AutoencoderWithChain):
                 metrics["step_size"] = trained.log_step_size.exp().item()
             if loss < best:
                 best, metrics["best_epoch"] = loss, epoch
@@ -137,11 +102,10 @@ class TrainedAutoencoder(Recipe):
 
     def load(self, lab: Lab) -> Autoencoder:
         """The trained model, in evaluation mode, its chain's step size as it was at the end of training."""
-        weights, metrics = lab.get(self)
-        model = self.build(lab.nx)
-        model.load_state_dict(weights)
-        if isinstance(model, ChainedAutoencoder) and "step_size" in metrics:
-            model.log_step_size.fill_(math.log(metrics["step_size"]))
+        product, model = lab.get(self), self.build(lab.nx)
+        model.load_state_dict(product.weights)
+        if isinstance(model, AutoencoderWithChain) and "step_size" in product.metrics:
+            model.log_step_size.fill_(math.log(product.metrics["step_size"]))
         return model.to(lab.device).eval()
 
 

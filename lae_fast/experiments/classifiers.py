@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from lae_fast import data
 from lae_fast.attacks import pgd, robustness
-from lae_fast.augment import augment
+from lae_fast.augmentation import augment
 from lae_fast.data import Split
 from lae_fast.experiments.autoencoders import REPORT_SCALE, TrainedAutoencoder, report_posterior
 from lae_fast.experiments.recipes import SIDE, Lab, Product, Recipe
-from lae_fast.step import adam, keep_freed_memory
+from lae_fast.training import adam, keep_freed_memory
 
 
 def as_images(x: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class TrainedClassifier(Recipe):
         """Indices [batch_size] into the training set, for all of training."""
         size, device = min(self.batch_size, len(labels)), labels.device
         passes = range(self.epochs) if self.n_updates is None else itertools.count()
-        seeds = (self.seed * 1_000_003 + epoch for epoch in passes)
+        seeds = (data.mixed_seed(self.seed, epoch) for epoch in passes)
         if self.is_balanced:
             weights = 1 / labels.bincount(minlength=10).clamp(min=1).double()[labels].cpu()
 
@@ -170,7 +170,7 @@ class LatentClassifier(Recipe):
         mean, std = codes["train"]
         for epoch in range(self.epochs):
             size = min(self.batch_size, len(mean))
-            for index in data.shuffled(len(mean), size, seed * 1_000_003 + epoch, lab.device):
+            for index in data.shuffled(len(mean), size, data.mixed_seed(seed, epoch), lab.device):
                 z = mean[index] + std[index] * torch.randn_like(mean[index])
                 optimizer.zero_grad(set_to_none=True)
                 F.cross_entropy(head(F.relu(z)), lab.train.labels[index]).backward()

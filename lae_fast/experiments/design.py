@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from lae_fast.experiments import autoencoders
 from lae_fast.experiments.autoencoders import Quality, TrainedAutoencoder
 from lae_fast.experiments.classifiers import Attacked, LatentClassifier, TrainedClassifier
 from lae_fast.experiments.planes import Plane, Recognised
@@ -48,9 +47,6 @@ class Design:
         return self.autoencoders("vae", nz)
 
     def lae(self, rule: str, nz: int, n_steps: int = 2, **options: Any) -> tuple[TrainedAutoencoder, ...]:
-        """Without recipes where the report's rule cannot be found: its transcription is not part of the package."""
-        if rule == "report's code" and autoencoders.RIVALS is None:
-            return ()
         return self.autoencoders(nz=nz, n_steps=n_steps, **(RULES[rule] | options))
 
     def hoffman(self, nz: int) -> tuple[TrainedAutoencoder, ...]:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lae_fast import pictures
 from lae_fast.experiments.autoencoders import TrainedAutoencoder, report_posterior
 from lae_fast.experiments.design import RULES, Design
 from lae_fast.experiments.planes import interpolation
 from lae_fast.experiments.recipes import Lab, Recipe
 from lae_fast.experiments.style import GREY
+from lae_fast.training import pictures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +26,7 @@ def models(design: Design, nz: int) -> Models:
     """One of each kind, of the first seed."""
     kinds = {"VAE": design.vae(nz)} | {f"LAE, {rule}": design.lae(rule, nz) for rule in RULES}
     kinds["Hoffman's method"] = design.hoffman(nz)
-    return {name: recipes[0] for name, recipes in kinds.items() if recipes}
+    return {name: recipes[0] for name, recipes in kinds.items()}
 
 
 @dataclasses.dataclass(frozen=True)

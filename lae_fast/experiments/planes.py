@@ -7,10 +7,10 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from lae_fast.autoencoder import Autoencoder
 from lae_fast.experiments.autoencoders import TrainedAutoencoder
 from lae_fast.experiments.classifiers import TrainedClassifier, as_images
 from lae_fast.experiments.recipes import Lab, Product, Recipe
+from lae_fast.models import Autoencoder
 
 NEIGHBOURS = 10
 GRID = 20  # images along each axis

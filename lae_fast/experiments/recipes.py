@@ -1,4 +1,8 @@
-"""What the experiments compute: recipes, whose products are kept under the hash of everything they depend on."""
+"""What the experiments compute: recipes, whose products are kept under the hash of everything they depend on.
+
+That is the recipe's fields, the data, the kind of device, the code of the recipe and of all in this package that it
+imports, and the version of the compiled kernels. Each product says which commit, versions and machine it is from.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +19,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lae_fast import checkpoint, data
-from lae_fast._version import __version__
+from lae_fast import checkpoint, data, provenance
+from lae_fast._version import SCHEMA_VERSION
 from lae_fast.data import Dataset, Split
+from lae_fast.experiments import sources
 
 SIDE = 28
 
 
 class Product(NamedTuple):
-    weights: dict[str, Tensor]  # of what was trained, if anything was
+    weights: dict[str, Tensor]  # those of what was trained, if anything was
     metrics: dict[str, float]  # what was measured; `seconds` is how long it took
+    provenance: dict[str, str] | None = None  # commit, machine and versions; None: not kept yet
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A computation that its fields, the data and the kind of device decide. Fields may be recipes themselves."""
+    """A computation that its fields and its code, the data and the kind of device decide. Fields may be recipes themselves."""
 
     def needs(self) -> Iterator[Recipe]:
         """The recipes that this one takes the products of."""
@@ -97,7 +103,8 @@ class Lab:
 
     def path(self, recipe: Recipe) -> Path:
         """Where the recipe's product is kept."""
-        facts = [recipe.describe(), self._digest, self.device.type, __version__]
+        code = sorted({sources.digest(type(r).__module__) for r in ordered([recipe])})
+        facts = [recipe.describe(), code, self._digest, self.device.type, SCHEMA_VERSION]
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
         return self.folder / f"{type(recipe).__name__}-{key[:20]}.safetensors"
 
@@ -116,12 +123,16 @@ class Lab:
             cards = [self.device] if self.device.type == "cuda" else []
             # The one that asks goes on as if this had been kept already, and decides nothing here.
             with torch.random.fork_rng(cards), torch.enable_grad():
-                weights, metrics = recipe.make(self)
-            metrics = metrics | {"seconds": time.perf_counter() - start}
+                product = recipe.make(self)
+            facts = {
+                "recipe": recipe.describe(),
+                "metrics": product.metrics | {"seconds": time.perf_counter() - start},
+                "provenance": provenance.record(self.device),
+            }
             self.folder.mkdir(parents=True, exist_ok=True)
-            checkpoint.save_weights(path, weights, {"recipe": recipe.describe(), "metrics": metrics})
-        weights, metadata = checkpoint.load_weights(path)
-        return Product(weights, metadata["metrics"])
+            checkpoint.save_weights(path, product.weights, facts)
+        weights, facts = checkpoint.load_weights(path)
+        return Product(weights, facts["metrics"], facts["provenance"])
 
 
 def ordered(recipes: Iterable[Recipe]) -> list[Recipe]:

@@ -6,11 +6,9 @@ import csv
 import io
 import math
 import statistics
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from lae_fast import info
 from lae_fast.checkpoint import write_atomically
 from lae_fast.experiments.claims import Claim, judge
 from lae_fast.experiments.recipes import Recipe
@@ -69,8 +67,8 @@ def table(table: Table, metrics: Metrics, n_train: int) -> Iterator[str]:
                 c.factor * row.published[c.key] if c.key in row.published else None for c in table.columns
             )
             cells = ["" if value is None else f"*{value:.5g}*" for value in known]
-        elif row.remark or None in found:
-            cells = [row.remark or NOT_YET]
+        elif None in found:
+            cells = [NOT_YET]
         else:
             cells = _cells(row, table.columns, found, n_train)
         padding = [""] * (len(headings) - len(row.labels) - len(cells))
@@ -105,30 +103,6 @@ def claims(found: Sequence[Claim], metrics: Metrics) -> Iterator[str]:
                 verdict = judge(differences, m.sign, m.margin)
                 yield f"| {head} | {m.what} | {value} | {len(differences)} | {verdict} |"
             head = " | "
-
-
-def _git(*arguments: str) -> str:
-    """What git says of the source tree; nothing where there is none."""
-    command = ["git", "-C", Path(__file__).resolve().parent, *arguments]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-
-
-def commit() -> str:
-    """Of the source tree, and whether it was changed."""
-    changes = " with changes" if _git("status", "--porcelain", "--", "..") else ""
-    return (_git("rev-parse", "--short", "HEAD") or "unknown") + changes
-
-
-def processor() -> str:
-    """Its name, where the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return info.report()["processor"]
 
 
 def rows_as_csv(tables: Sequence[Table], metrics: Metrics) -> bytes:

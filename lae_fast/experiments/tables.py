@@ -10,7 +10,6 @@ from lae_fast.experiments import published
 from lae_fast.experiments.design import PROTOCOLS, RULES, Design
 from lae_fast.experiments.recipes import Recipe
 
-NO_RIVALS = "not run: the report's code is transcribed in the checkout's bench/rivals.py, which is not here"
 AS_PUBLISHED = "as published"
 
 
@@ -26,7 +25,6 @@ class Row:
     labels: tuple[str, ...]
     recipes: tuple[Recipe, ...] = ()  # one a seed
     published: dict[str, float] = dataclasses.field(default_factory=dict)  # as printed, by the columns' keys
-    remark: str = ""  # why there is nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +96,7 @@ def _lae_rows(
         is_adapted = rule == "adapted step"
         models = design.lae(rule, nz, n_steps, epochs=epochs, **({} if is_adapted else {"mh": mh}))
         name = f"LAE, {rule}{', MH' if mh or is_adapted else ''}"
-        yield Row((label, name), measure(models), remark="" if models else NO_RIVALS)
+        yield Row((label, name), measure(models))
 
 
 def _by_dimension(design: Design, measure: Measure, numbers: Numbers) -> Iterator[Row]:

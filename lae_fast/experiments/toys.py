@@ -19,7 +19,7 @@ import tyro
 from torch import Tensor
 
 from lae_fast.experiments.style import COLOURS, GREY, STYLE
-from lae_fast.sample import Samples, ald_sample, langevin_sample
+from lae_fast.sampling import Samples, ald_sample, langevin_sample
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

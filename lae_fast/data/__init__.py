@@ -1,0 +1,19 @@
+"""Data sets as uint8 tensors, with a sentence on where they came from."""
+
+from lae_fast.data.datasets import DATASETS, Source, Split
+from lae_fast.data.idx import DataError
+from lae_fast.data.loading import BINARIZATIONS, Dataset, load
+from lae_fast.data.minibatches import binarize, mixed_seed, shuffled
+
+__all__ = [
+    "BINARIZATIONS",
+    "DATASETS",
+    "DataError",
+    "Dataset",
+    "Source",
+    "Split",
+    "binarize",
+    "load",
+    "mixed_seed",
+    "shuffled",
+]

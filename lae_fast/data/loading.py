@@ -1,0 +1,73 @@
+"""`load`: a data set by name, split into training, validation and test images, grey or binary.
+
+Nothing is ever substituted silently: `auto` falls back to the digits, and the description says so.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from lae_fast.data.datasets import DATASETS, Split, has_mnist
+from lae_fast.data.idx import DataError
+from lae_fast.data.minibatches import binarize
+
+BINARIZATIONS = ("none", "fixed", "dynamic")
+
+
+class Dataset(NamedTuple):
+    name: str
+    source: str  # where it came from, for people and records
+    train: Split
+    validation: Split
+    test: Split
+
+
+def load(
+    name: str = "auto",
+    root: str | Path = "~/.cache/lae_fast",
+    *,
+    validation: int | None = None,
+    binarization: str = "none",
+) -> Dataset:
+    """Read a data set.
+
+    Args:
+        name: one of `DATASETS`; or auto: MNIST, or the digits where MNIST can neither be found nor downloaded.
+        root: where MNIST lies or goes, in torchvision's layout.
+        validation: how many images of the training set's end validate; default: the data set's own number (MNIST
+            5,000, digits 200).
+        binarization: none: grey; fixed: every image drawn once, the same for everybody; dynamic: as fixed, but
+            the training images stay grey, for `binarize` to draw anew at each use.
+
+    Raises:
+        ValueError: an unknown name, or a validation set that does not leave any training data.
+        DataError: the files cannot be had, or are damaged.
+    """
+    if name != "auto" and name not in DATASETS:
+        raise ValueError(f"dataset is {name!r}; expected one of {', '.join(('auto', *DATASETS))}")
+    if binarization not in BINARIZATIONS:
+        raise ValueError(f"binarize is {binarization!r}; expected one of {', '.join(BINARIZATIONS)}")
+    root = Path(root).expanduser()
+    chosen = "mnist" if name == "auto" else name
+    try:
+        source = DATASETS[chosen](root)
+    except DataError as error:
+        # Damaged files are an error; only their absence is a reason to take something else.
+        if name != "auto" or has_mnist(root):
+            raise
+        chosen, source = "digits", DATASETS["digits"](root)
+        source = source._replace(description=f"{source.description}, because {error}")
+    train, test = source.train, source.test
+    n_validation = source.n_validation if validation is None else validation
+    n_train = len(train.images) - n_validation
+    if n_validation < 0 or n_train < 1:
+        raise ValueError(f"validation is {n_validation}; expected 0 to {len(train.images) - 1} for {chosen}")
+    splits = [Split(*(t[:n_train] for t in train)), Split(*(t[n_train:] for t in train)), test]
+    if binarization != "none":
+        generator = torch.Generator().manual_seed(0)
+        drawn = [Split(binarize(s.images, generator), s.labels) for s in splits]
+        splits = [splits[0] if binarization == "dynamic" else drawn[0], *drawn[1:]]
+    return Dataset(chosen, source.description, *splits)

@@ -1,0 +1,24 @@
+"""How good a model is: ELBO and importance bound (elbo.py), annealed importance sampling (ais.py)."""
+
+from lae_fast.evaluation.ais import (
+    BASES,
+    AISEstimate,
+    Schedule,
+    anneal,
+    annealed_log_likelihood,
+    fit_schedule,
+)
+from lae_fast.evaluation.elbo import Evaluation, evaluate, fit_posterior_scale, importance_bound
+
+__all__ = [
+    "BASES",
+    "AISEstimate",
+    "Evaluation",
+    "Schedule",
+    "anneal",
+    "annealed_log_likelihood",
+    "evaluate",
+    "fit_posterior_scale",
+    "fit_schedule",
+    "importance_bound",
+]

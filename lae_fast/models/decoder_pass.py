@@ -1,0 +1,172 @@
+"""What the decoder contributes to a Langevin autoencoder's step: energies, gradients, and who keeps them.
+
+A pass serves one call of `LAE.loss`. It evaluates the minibatch's energy at one z after another; what it has computed
+*latest* becomes that of the *current* state by selection, once the chain has decided. In this order:
+
+    evaluate(z_0), start()                       the chain's first state
+    evaluate(z'), decide(is_accepted)            T times: a proposal, and what became of it
+    add_weight_gradients(), z_grad               whenever the current state counts, also more than once
+    parameters, totals                           at the end: what was differentiated, and the sums of the gradients
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lae_fast import ops
+from lae_fast.models import mlp
+from lae_fast.models.autoencoder import Autoencoder
+from lae_fast.models.likelihood import has_kernel
+from lae_fast.models.mlp import MLP, Gradients
+from lae_fast.models.precision import products_in
+from lae_fast.models.with_chain import AutoencoderWithChain
+from lae_fast.ops.torch_private import add_to_each, has_hooks
+
+
+def decoder_pass(model: AutoencoderWithChain, x: Tensor) -> DecoderPass:
+    """The pass for images x [n, nx]: by hand for an `MLP` under a likelihood with a kernel, else by autograd."""
+    decoder, kind = model.decoder, type(model)
+    is_dense = (
+        type(decoder) is MLP  # nobody knows what a subclass has changed
+        and decoder.is_whole()
+        and not any(has_hooks(m) for m in (decoder, *decoder))
+        and has_kernel(model.likelihood)
+        and (kind.potential, kind.reconstruction) == (Autoencoder.potential, Autoencoder.reconstruction)
+        and x.dtype in (torch.float32, torch.float64)
+        and all(p.dtype == x.dtype and p.requires_grad for p in decoder.own_parameters())
+    )
+    return DensePass(model, x) if is_dense else AutogradPass(model, x)
+
+
+class DecoderPass:
+    """Base of both passes.
+
+    Attributes:
+        parameters: those of decoder and likelihood that are trained.
+        totals: the gradients of V with respect to them, summed over the states added so far.
+    """
+
+    def __init__(self, model: AutoencoderWithChain, x: Tensor) -> None:
+        self.model, self.x = model, x
+        self.parameters = [
+            p for m in (model.decoder, model.likelihood) for p in m.parameters() if p.requires_grad
+        ]
+        self.totals: list[Tensor] = []
+        self.latest: _ByAutograd | _ByHand
+        self.current: _ByAutograd | _ByHand
+
+    def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """V [1], float64 in nats, and dV/dz [n, nz] at z [n, nz]."""
+        raise NotImplementedError
+
+    def weight_gradients(self) -> list[Tensor]:
+        """dV/dparameters at the current z."""
+        raise NotImplementedError
+
+    @property
+    def z_grad(self) -> Tensor:
+        """dV/dz [n, nz] at the current z."""
+        return self.current.z_grad
+
+    def start(self) -> None:
+        """What was evaluated last is the chain's first state."""
+        self.current = self.latest
+
+    def decide(self, is_accepted: Tensor) -> None:
+        """What was evaluated last replaces the current state if is_accepted [1]; a rejected value leaves no trace."""
+        ops.keep(self.latest.tensors(), self.current.tensors(), is_accepted)
+        self.current = self.latest
+
+    def add_weight_gradients(self) -> None:
+        """Add those of the current state to `totals`."""
+        gradients = self.weight_gradients()
+        if self.totals:
+            add_to_each(self.totals, gradients)
+        else:
+            self.totals = list(gradients)
+
+
+class _ByAutograd(NamedTuple):
+    """What one evaluation by autograd leaves."""
+
+    z_grad: Tensor  # [n, nz]
+    weight_grads: list[Tensor]  # one a parameter
+
+    def tensors(self) -> list[Tensor]:
+        return [self.z_grad, *self.weight_grads]
+
+
+class AutogradPass(DecoderPass):
+    """Any decoder and likelihood: every evaluation one forward and one backward pass, weight gradients included."""
+
+    def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad(), products_in(self.model.chain_precision, z.device):
+            z = z.detach().requires_grad_()
+            energy = self.model.potential(self.x, z).sum()
+            gradients = torch.autograd.grad(energy, [z, *self.parameters], allow_unused=True)
+        z_grad, *weight_grads = (
+            torch.zeros_like(p) if g is None else g.contiguous()
+            for p, g in zip((z, *self.parameters), gradients, strict=True)
+        )
+        self.latest = _ByAutograd(z_grad, weight_grads)
+        return energy.detach().reshape(1), z_grad
+
+    def weight_gradients(self) -> list[Tensor]:
+        return [g.clone() for g in self.current.weight_grads]  # the same state may count again
+
+
+class _ByHand(NamedTuple):
+    """What one evaluation by hand leaves: of an `MLP` all that its weight gradients are made of."""
+
+    z_grad: Tensor  # [n, nz]
+    slope: Tensor  # [1], float64: dV/dlog_scale, 0 where there is no scale
+    inputs: list[Tensor]  # every layer's input, [n, k]
+    gradients: Gradients
+
+    def tensors(self) -> list[Tensor]:
+        return [self.z_grad, self.slope, *self.inputs, *self.gradients.outputs, *self.gradients.sums]
+
+
+class DensePass(DecoderPass):
+    """An `MLP` under a likelihood with a kernel: input gradients always, weight gradients of states that count.
+
+    Energies are computed in `chain_precision`, gradients in `precision`, which may be coarser: whatever drift a proposal
+    has, its Metropolis-Hastings ratio is that of this very drift, and exact as long as the energies are.
+    """
+
+    def __init__(self, model: AutoencoderWithChain, x: Tensor) -> None:
+        super().__init__(model, x)
+        first, *others = model.decoder.layers()
+        # bfloat16 is the layers' affair (but for the first: close to z rounding does most harm), TF32 the device's
+        dtype, grad_dtype = (
+            torch.bfloat16 if p == "bf16" else None for p in (model.chain_precision, model.precision)
+        )
+        self.layers = [first, *(layer._replace(dtype=dtype, grad_dtype=grad_dtype) for layer in others)]
+        self.forward_context, self.backward_context = (
+            p if p == "tf32" else "float32" for p in (model.chain_precision, model.precision)
+        )
+        self.prior_constant = 0.5 * model.nz * math.log(2 * math.pi) * len(x)
+        scale = model.likelihood.log_scale
+        self.log_scale = None if scale is None else scale.to(x.dtype)
+
+    def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        with products_in(self.forward_context, z.device):
+            out, trace = mlp.forward(self.layers, z)
+        energy, slope = ops.energy_(out, self.x, self.model.likelihood.kind, self.log_scale)
+        with products_in(self.backward_context, z.device):
+            z_grad, gradients = mlp.backward(self.layers, trace, out)  # out is its own derivative now
+        z_grad += z  # the derivative of the prior's ||z||^2 / 2
+        self.latest = _ByHand(z_grad, slope.sum().reshape(1), trace.inputs, gradients)
+        prior = 0.5 * z.square().sum(dtype=torch.float64) + self.prior_constant
+        return (energy.sum() + prior).reshape(1), z_grad
+
+    def weight_gradients(self) -> list[Tensor]:
+        current = self.current
+        with products_in(self.backward_context, current.slope.device):
+            result = mlp.parameter_gradients(self.layers, current.inputs, current.gradients)
+        learned = [p for p in self.model.likelihood.parameters() if p.requires_grad]
+        return result + [current.slope[0].to(p.dtype) for p in learned]

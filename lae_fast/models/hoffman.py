@@ -1,0 +1,94 @@
+"""Hoffman's method (2017): a VAE whose decoder learns from Langevin chains started at the encoder's draws."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lae_fast.models.autoencoder import check_images
+from lae_fast.models.precision import check_float32, products_in
+from lae_fast.models.vae import VAE, gaussian_rate
+from lae_fast.models.with_chain import AutoencoderWithChain
+from lae_fast.sampling.ald import evaluate_potential
+from lae_fast.sampling.chains import Chains
+
+
+class Hoffman(AutoencoderWithChain, VAE):
+    """q(z|x) as the VAE's; z drawn from it takes T datapoint-wise Langevin steps before the decoder sees it.
+
+    The decoder and the likelihood learn from -log p(x, z_t), the average over t = 1..T (the report's eq. 4) or the
+    last one (Hoffman's own); the encoder learns by the ELBO with the decoder held fixed. One chain of nz elements
+    for each image of a minibatch, all with one step size, which is one of z: drift eta, noise variance 2 eta.
+
+    Args (beyond those of `AutoencoderWithChain`):
+        gradient: "average" or "last".
+        start: "encoder", or "prior": chains that start from N(0, I), the traditional way; the encoder is then
+            trained beside them, to evaluate the model by.
+    """
+
+    first_step_size = 1e-2
+    published_step_size = 1e-3
+
+    def __init__(
+        self, encoder: nn.Module, decoder: nn.Module, likelihood: nn.Module, *, gradient: str = "average",
+        start: str = "encoder", **options: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(encoder, decoder, likelihood, **options)
+        for name, value, choices in (
+            ("gradient", gradient, ("average", "last")),
+            ("start", start, ("encoder", "prior")),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} is {value!r}; expected {' or '.join(choices)}")
+        self.gradient, self.start = gradient, start
+
+    def loss(self, x: Tensor) -> Tensor:
+        """-log p(x, z_t) averaged over images and over t (or of the last t): nats per image.
+
+        The encoder's part, the negative ELBO with the decoder's derivative taken at its draw, enters the gradient and
+        not the value.
+        """
+        check_images(x, self.nx)
+        check_float32(self.mh)
+        with products_in(self.precision, x.device):
+            mean, std = (t.to(x.dtype) for t in self.posterior(x))
+        z = mean + std * torch.randn_like(mean)  # [n, nz]
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            visited, slope = self._run_chain(x, z.detach())
+        encoder_loss = ((z * slope).sum(1) + gaussian_rate(mean, std)).mean()
+        n_visited = len(visited) if self.gradient == "average" else 1
+        with products_in(self.precision, x.device):
+            decoder_loss = self.potential(x, visited[-n_visited:]).mean()
+        return decoder_loss + (encoder_loss - encoder_loss.detach())
+
+    def _run_chain(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The states z_1 .. z_T [T, n, nz] of T steps, and the derivative of -log p(x|z) at z [n, nz]."""
+        n = len(x)
+
+        def evaluate(rows: Tensor) -> tuple[Tensor, Tensor]:
+            with products_in(self.chain_precision, x.device):
+                return evaluate_potential(lambda z: self.potential(x, z), rows, n)
+
+        start = z if self.start == "encoder" else torch.randn_like(z)
+        chains = Chains(
+            evaluate,
+            start,
+            self.log_step_size,
+            self.rng,
+            mh=self.mh,
+            adaptation=self.adaptation if self.mh else None,
+        )
+        slope = chains.grad - z if self.start == "encoder" else evaluate(z)[1] - z
+        visited, acceptance = [], 0.0
+        for _ in range(self.n_steps):
+            chains.step()
+            visited.append(chains.phi.clone())
+            acceptance = acceptance + chains.acceptance_rate().mean() / self.n_steps
+        self.rng.copy_(chains.rng)
+        self.log_step_size.copy_(chains.log_step_size)
+        self.acceptance_rate.copy_(acceptance)
+        self.counters += chains.counters.sum(0)
+        self.n_decisions += n * self.n_steps
+        return torch.stack(visited), slope

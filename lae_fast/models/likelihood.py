@@ -1,0 +1,140 @@
+"""What a decoder's output means: -log p(x|z) of Bernoulli, Gaussian and discretized logistic pixels.
+
+`energy(output, x)` maps a decoder's output [..., n, nx] and images x [n, nx] in [0, 1] to -log p(x|z), float64
+[..., n], in nats summed over pixels, by one fused op (`lae_fast.ops.energy`); `potential(output, x, z)` adds the prior's
+term. `mean(output)` is the image a person wants to see, `sample(output)` a draw of p(x|z).
+
+A likelihood without a kernel is a subclass of `Likelihood` with `_pixels`, `mean` and `sample`, and an entry in
+`LIKELIHOODS`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lae_fast import ops
+from lae_fast.ops.energies import logistic_pixels
+from lae_fast.ops.torch_private import is_transformed
+
+
+def negative_log_prior(z: Tensor) -> Tensor:
+    """-log N(z; 0, I) for z [..., nz]: float64 [...], nats."""
+    return 0.5 * z.square().sum(-1, dtype=torch.float64) + 0.5 * z.shape[-1] * math.log(2 * math.pi)
+
+
+class Likelihood(nn.Module):
+    """Base of all. Half precision outputs count as float32.
+
+    Attributes:
+        kind: which fused kernel computes the energy; None: there is none, `_pixels` serves.
+        log_scale: [], the logarithm of the scale that all pixels share; None: there is none.
+        density_of: the pixels that it is a normalized probability of, "binary" or "grey"; None: of neither, and its
+            numbers compare among themselves only.
+    """
+
+    kind: int | None = None
+    density_of: str | None = None
+    log_scale: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_parameter("log_scale", None)
+
+    def energy(self, output: Tensor, x: Tensor) -> Tensor:
+        """-log p(x|z): [..., n, nx] and [n, nx] -> float64 [..., n], nats per image."""
+        if output.dtype in (torch.float16, torch.bfloat16):
+            output = output.float()
+        x, scale = x.to(output.dtype), None if self.log_scale is None else self.log_scale.to(output.dtype)
+        if self.kind is None or is_transformed():
+            return self._pixels(output, x).sum(-1, dtype=torch.float64)
+        return ops.energy(output, x, self.kind, scale)[0]
+
+    def _pixels(self, output: Tensor, x: Tensor) -> Tensor:
+        """-log p of every pixel [..., n, nx] in PyTorch that can be differentiated at will."""
+        raise NotImplementedError
+
+    def potential(self, output: Tensor, x: Tensor, z: Tensor) -> Tensor:
+        """U(x, z) = -log p(x|z) - log p(z) for z [..., n, nz]: float64 [..., n], nats per image."""
+        return self.energy(output, x) + negative_log_prior(z)
+
+
+def has_kernel(likelihood: nn.Module) -> bool:
+    """Whether a fused kernel computes this likelihood's energy, and no subclass has replaced it."""
+    is_ours = isinstance(likelihood, Likelihood) and type(likelihood).energy is Likelihood.energy
+    return is_ours and likelihood.kind is not None
+
+
+class Bernoulli(Likelihood):
+    """Output: logits. Exact for binary x; for grey x in [0, 1] the usual cross-entropy, which is no density."""
+
+    kind, density_of = ops.BERNOULLI, "binary"
+
+    def _pixels(self, output: Tensor, x: Tensor) -> Tensor:
+        return -x * F.logsigmoid(output) - (1 - x) * F.logsigmoid(-output)
+
+    def mean(self, output: Tensor) -> Tensor:
+        return torch.sigmoid(output)
+
+    @torch.no_grad()
+    def sample(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return torch.bernoulli(torch.sigmoid(output), generator=generator)
+
+
+class Gaussian(Likelihood):
+    """Output: means. One scale for all pixels, fixed, or learned when `scale` is None (from 0.1 on)."""
+
+    kind = ops.GAUSSIAN
+
+    def __init__(self, scale: float | None = None) -> None:
+        super().__init__()
+        if scale is not None and not scale > 0:
+            raise ValueError(f"scale is {scale}; expected a positive number, or None to learn it")
+        log_scale = torch.tensor(math.log(0.1 if scale is None else scale))
+        self.log_scale = nn.Parameter(log_scale, requires_grad=scale is None)
+
+    def _pixels(self, output: Tensor, x: Tensor) -> Tensor:
+        residual = (x - output) * torch.exp(-self.log_scale)
+        return 0.5 * residual.square() + self.log_scale + 0.5 * math.log(2 * math.pi)
+
+    def mean(self, output: Tensor) -> Tensor:
+        return output
+
+    @torch.no_grad()
+    def sample(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        eps = torch.randn(output.shape, generator=generator, dtype=output.dtype, device=output.device)
+        return output + self.log_scale.exp() * eps  # pixels may leave [0, 1]: the model's own do
+
+
+class DiscretizedLogistic(Likelihood):
+    """Output: means. x holds the 256 levels k/255; p(k) is the logistic mass of its bin, the outer bins open.
+
+    One learned scale for all pixels. A proper probability of 8-bit images (Kingma et al., 2016, eq. 13).
+    """
+
+    kind, density_of = ops.LOGISTIC, "grey"
+    n_levels = 256
+
+    def __init__(self, scale: float = 0.1) -> None:
+        super().__init__()
+        if not scale > 0:
+            raise ValueError(f"scale is {scale}; expected a positive number")
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
+
+    def _pixels(self, output: Tensor, x: Tensor) -> Tensor:
+        return logistic_pixels(output.double(), x.double(), self.log_scale.double())[0]
+
+    def mean(self, output: Tensor) -> Tensor:
+        return output.clamp(0, 1)
+
+    @torch.no_grad()
+    def sample(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        u = torch.rand(output.shape, generator=generator, dtype=output.dtype, device=output.device)
+        x = output + self.log_scale.exp() * torch.logit(u)
+        return (x * (self.n_levels - 1)).round().clamp(0, self.n_levels - 1) / (self.n_levels - 1)
+
+
+LIKELIHOODS = {"bernoulli": Bernoulli, "gaussian": Gaussian, "logistic": DiscretizedLogistic}

@@ -1,0 +1,193 @@
+"""Fully connected networks as one piece: forward and backward pass by hand, around the products of a layer.
+
+The functions work on what autograd would hide: which activations a backward pass needs, and the gradients at every
+layer, from which weight gradients can be made later, or never. `MLP` is the module that autograd sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lae_fast import ops
+from lae_fast.models import products
+from lae_fast.ops.once import differentiable_once
+from lae_fast.ops.torch_private import backward_reaches, has_hooks, is_transformed, own_parameters
+
+
+class Layer(NamedTuple):
+    """A linear layer, and the layer norm and ReLU that follow it (None: nothing follows, the last layer)."""
+
+    weight: Tensor  # [m, k]
+    bias: Tensor  # [m]
+    norm_weight: Tensor | None = None  # [m]
+    norm_bias: Tensor | None = None  # [m]
+    eps: float = 0.0
+    dtype: torch.dtype | None = None  # the type its product rounds to, forward: see products.py
+    grad_dtype: torch.dtype | None = None  # the type its products round to, backward
+
+
+class Trace(NamedTuple):
+    """What the backward pass of n rows needs."""
+
+    inputs: list[Tensor]  # every layer's input, [n, k]; after the last norm its output too
+    normalized: list[Tensor]  # what every norm has normalized, [n, m]
+    rstd: list[Tensor]  # every norm's 1 / standard deviation, [n]
+
+
+class Gradients(NamedTuple):
+    """What the weight gradients of n rows are made of."""
+
+    outputs: list[Tensor]  # gradient at every linear layer's output, [n, m]
+    sums: list[Tensor]  # a norm's gradients of its weight, its bias and the linear layer's bias, [3, m]
+
+
+def forward(layers: list[Layer], x: Tensor) -> tuple[Tensor, Trace]:
+    """The network's output for x [n, k]."""
+    trace = Trace([x], [], [])
+    for layer in layers:
+        x = products.linear(x, layer.weight, layer.bias, layer.dtype)
+        if layer.norm_weight is not None:
+            normalized = x
+            x, rstd = ops.norm_relu(normalized, layer.norm_weight, layer.norm_bias, layer.eps)
+            trace.normalized.append(normalized)
+            trace.rstd.append(rstd)
+            trace.inputs.append(x)
+    return x, trace
+
+
+def backward(
+    layers: list[Layer], trace: Trace, grad: Tensor, *, to_input: bool = True
+) -> tuple[Tensor | None, Gradients]:
+    """From the output's gradient (overwritten) to that of the input, None without `to_input`; no weight gradients."""
+    n_layers = len(layers)
+    gradients = Gradients([grad] * n_layers, [grad] * len(trace.rstd))
+    for i in reversed(range(n_layers)):
+        layer = layers[i]
+        if layer.norm_weight is not None:
+            gradients.sums[i] = ops.norm_relu_backward(
+                grad, trace.inputs[i + 1], trace.normalized[i], trace.rstd[i], layer.norm_weight
+            )
+        gradients.outputs[i] = grad
+        grad = products.input_gradient(grad, layer.weight, layer.grad_dtype) if i > 0 or to_input else None
+    return grad, gradients
+
+
+def parameter_gradients(layers: list[Layer], inputs: list[Tensor], gradients: Gradients) -> list[Tensor]:
+    """In the order of `MLP.parameters()`."""
+    result = []
+    for i, layer in enumerate(layers):
+        output_grad = gradients.outputs[i]
+        weight = products.weight_gradient(output_grad, inputs[i], layer.grad_dtype)
+        if layer.norm_weight is None:
+            result += [weight, output_grad.sum(0)]
+        else:
+            norm_weight, norm_bias, bias = gradients.sums[i]
+            result += [weight, bias, norm_weight, norm_bias]
+    return result
+
+
+class _MLPFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, net: MLP, dtype: torch.dtype | None, x: Tensor, *parameters: Tensor) -> Tensor:
+        out, trace = forward(net.layers(parameters, dtype), x)
+        ctx.net, ctx.dtype, ctx.sizes = net, dtype, [len(part) for part in (parameters, *trace)]
+        ctx.save_for_backward(*parameters, *trace.inputs, *trace.normalized, *trace.rstd)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        saved = iter(ctx.saved_tensors)
+        parameters, *trace = ([next(saved) for _ in range(size)] for size in ctx.sizes)
+        layers, trace = ctx.net.layers(parameters, ctx.dtype), Trace(*trace)
+        with torch.no_grad(), torch.autocast(grad.device.type, enabled=False):
+            grad = grad.clone() if layers[-1].norm_weight is not None else grad  # it would be overwritten
+            x_grad, gradients = backward(layers, trace, grad.contiguous(), to_input=ctx.needs_input_grad[2])
+            parameter_grads = [None] * len(parameters)
+            if any(backward_reaches(node) for node, _ in ctx.next_functions[1:]):
+                parameter_grads = parameter_gradients(layers, trace.inputs, gradients)
+        return None, None, *(differentiable_once(g, "lae_fast.MLP") for g in (x_grad, *parameter_grads))
+
+
+class MLP(nn.Sequential):
+    """Blocks of Linear, LayerNorm, ReLU, and perhaps a Linear at the end: `nn.Sequential`, computed as one piece.
+
+    float32 takes fused kernels and the faster products, everything else PyTorch's own layers; the two agree to
+    float32 rounding. Under `torch.autocast` products are rounded to bfloat16 either way. On the fast path there are first
+    derivatives only, and no batched ones; `is_fast = False` avoids it, as do hooks on the layers inside, transforms of
+    `torch.func`, forward-mode differentiation, and whatever changes the layers afterwards.
+
+    Raises:
+        ValueError: the modules are of another kind or order, or lack a bias or an affine norm.
+    """
+
+    is_fast = True
+
+    def __init__(self, *modules: nn.Module) -> None:
+        super().__init__(*modules)
+        kinds = [type(m) for m in modules]
+        block = [nn.Linear, nn.LayerNorm, nn.ReLU]
+        whole = kinds[:-1] if len(kinds) % 3 == 1 else kinds
+        if whole != block * (len(whole) // 3) or kinds[len(whole) :] not in ([], [nn.Linear]) or not whole:
+            raise ValueError(f"MLP got {[k.__name__ for k in kinds]}; expected blocks of Linear, LayerNorm, ReLU, then "
+                             "nothing or a Linear")  # fmt: skip
+        if any(m.bias is None for m in modules if not isinstance(m, nn.ReLU)):
+            raise ValueError("MLP got a layer without bias, or a norm that is not affine; expected both")
+        self._kinds = kinds
+
+    def layers(
+        self, parameters: Sequence[Tensor] | None = None, dtype: torch.dtype | None = None
+    ) -> list[Layer]:
+        """The layers in order, of its own parameters or of others in the same order; products in `dtype`."""
+        p = self.own_parameters() if parameters is None else parameters
+        norms = [m for m in self if isinstance(m, nn.LayerNorm)]
+        blocks = [Layer(*p[4 * i : 4 * i + 4], norm.eps, dtype, dtype) for i, norm in enumerate(norms)]
+        return blocks + ([Layer(*p[-2:], dtype=dtype, grad_dtype=dtype)] if len(p) % 4 else [])
+
+    def own_parameters(self) -> list[nn.Parameter]:
+        """As `parameters()`, which takes longer than a small layer's product."""
+        layers = (own_parameters(m) for m in self if not isinstance(m, nn.ReLU))
+        return [p[name] for p in layers for name in ("weight", "bias")]
+
+    def is_whole(self) -> bool:
+        """Whether it is still what the constructor checked, with parameters of its own in every layer."""
+        if not self.is_fast or [type(m) for m in self] != self._kinds:
+            return False
+        if any(
+            not {"weight", "bias"} <= own_parameters(m).keys() for m in self if not isinstance(m, nn.ReLU)
+        ):
+            return False
+        parameters = self.own_parameters()
+        return len({id(p) for p in parameters if p is not None}) == len(parameters)
+
+    def __getitem__(self, index: int | slice) -> nn.Module:
+        """A slice of it is an ordinary `nn.Sequential`."""
+        return nn.Sequential(*list(self)[index]) if isinstance(index, slice) else super().__getitem__(index)
+
+    def takes_fast_path(self, x: Tensor) -> bool:
+        """Whether `forward` computes x [n, k] as one piece."""
+        return (
+            (x.device.type == "cpu" or (x.is_cuda and ops.is_compiled(x.device)))
+            and x.dtype == torch.float32
+            and x.dim() == 2
+            and not torch.compiler.is_compiling()
+            and not is_transformed()
+            and self.is_whole()
+            and not any(has_hooks(m) for m in self)
+            and all(p.dtype == torch.float32 for p in self.own_parameters())
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, k] -> [n, m]."""
+        if not self.takes_fast_path(x):
+            return super().forward(x)
+        return _MLPFunction.apply(self, autocast_dtype(x.device), x.contiguous(), *self.own_parameters())
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """What `torch.autocast` rounds products to on this device; None where it is off."""
+    is_on = torch.is_autocast_enabled(device.type)
+    return torch.get_autocast_dtype(device.type) if is_on else None

@@ -1,0 +1,87 @@
+"""Models whose training runs a Langevin chain: its step size, random stream and counters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from lae_fast import ops
+from lae_fast.models.autoencoder import Autoencoder
+from lae_fast.models.precision import chosen_chain_precision
+from lae_fast.sampling.adaptation import TARGET_ACCEPTANCE, robbins_monro
+
+
+class AutoencoderWithChain(Autoencoder):
+    """Base of `LAE` and `Hoffman`: every call of `loss` runs `n_steps` steps of a chain.
+
+    Args (beyond those of `Autoencoder`):
+        n_steps: T >= 1.
+        mh: Metropolis-Hastings accept or reject.
+        step_size: None: start at `first_step_size` and, with `mh`, adapt while training towards an acceptance of
+            0.574; without `mh` nothing tells good steps from bad ones, and `published_step_size` is used.
+        adaptation_rate: how fast the logarithm of the step size follows, per step of the chain.
+        chain_precision: the precision of the decoder's products in the energy of proposals; default: `precision`, but
+            never so coarse that Metropolis-Hastings decisions suffer (precision.py).
+
+    Raises:
+        ValueError: n_steps < 1, a step size that is not a finite number >= 0, or too coarse a chain_precision.
+    """
+
+    first_step_size: float
+    published_step_size: float
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        likelihood: nn.Module,
+        *,
+        nx: int,
+        nz: int,
+        d: int,
+        n_steps: int = 2,
+        mh: bool = True,
+        step_size: float | None = None,
+        adaptation_rate: float = 0.05,
+        precision: str = "float32",
+        chain_precision: str | None = None,
+    ) -> None:
+        super().__init__(encoder, decoder, likelihood, nx=nx, nz=nz, d=d, precision=precision)
+        self.chain_precision = chosen_chain_precision(precision, chain_precision, mh)
+        if n_steps < 1:
+            raise ValueError(f"n_steps is {n_steps}; expected at least 1")
+        if step_size is not None and not 0 <= step_size < math.inf:
+            raise ValueError(f"step_size is {step_size}; expected a finite number >= 0")
+        self.n_steps, self.mh = n_steps, mh
+        adapts = mh and step_size is None
+        if step_size is None:
+            step_size = self.first_step_size if mh else self.published_step_size
+        log_step_size = math.log(step_size) if step_size > 0 else -math.inf
+        rate, cpu = adaptation_rate if adapts else 0.0, torch.device("cpu")
+        self._chain_buffer("log_step_size", torch.tensor([log_step_size], dtype=torch.float64))
+        self._chain_buffer("adaptation", robbins_monro(1, rate, TARGET_ACCEPTANCE, cpu))
+        self._chain_buffer("rng", ops.make_rng(cpu))
+        self._chain_buffer("counters", torch.zeros(1, 2, dtype=torch.int64))
+        self._chain_buffer("n_decisions", torch.zeros((), dtype=torch.int64))
+        self._chain_buffer(
+            "acceptance_rate", torch.zeros((), dtype=torch.float64)
+        )  # mean over the last T steps
+
+    def _chain_buffer(self, name: str, value: Tensor) -> None:
+        self.register_buffer(name, value, persistent=False)
+
+    def chain_state(self) -> dict[str, Tensor]:
+        return {
+            name: getattr(self, name).clone() for name in ("log_step_size", "rng", "counters", "n_decisions")
+        }
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AutoencoderWithChain:
+        """Move with the model, but stay float64: `model.half()` concerns the networks, not the chain."""
+        kept = {name: getattr(self, name) for name in ("log_step_size", "adaptation", "acceptance_rate")}
+        super()._apply(fn, recurse)
+        for name, value in kept.items():
+            setattr(self, name, value.to(getattr(self, name).device))
+        return self

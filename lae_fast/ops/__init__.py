@@ -1,0 +1,42 @@
+"""The fused ops. Each file holds ops whole: schema, reference, fake kernel, and the function that checks and calls.
+
+langevin   propose, decide, transition: one step of a chain
+philox     noise, make_rng: the random stream behind it
+energies   energy, energy_, in_unit_range: -log p(x|z) and its derivatives
+dense      norm_relu, norm_relu_backward, keep: what lies between a network's matrix products
+library    what serves a device, a compiled kernel or the reference, and why
+"""
+
+from lae_fast.ops import columns, library
+from lae_fast.ops.dense import keep, norm_relu, norm_relu_backward
+from lae_fast.ops.energies import BERNOULLI, GAUSSIAN, LOGISTIC, energy, energy_, in_unit_range
+from lae_fast.ops.langevin import decide, propose, transition, transition_unchecked
+from lae_fast.ops.library import is_compiled
+from lae_fast.ops.philox import ACCEPT, INTEGERS, NORMALS, UNIFORMS, make_rng, noise
+
+library.load_kernels()
+
+__all__ = [
+    "ACCEPT",
+    "BERNOULLI",
+    "GAUSSIAN",
+    "INTEGERS",
+    "LOGISTIC",
+    "NORMALS",
+    "UNIFORMS",
+    "columns",
+    "decide",
+    "energy",
+    "energy_",
+    "in_unit_range",
+    "is_compiled",
+    "keep",
+    "library",
+    "make_rng",
+    "noise",
+    "norm_relu",
+    "norm_relu_backward",
+    "propose",
+    "transition",
+    "transition_unchecked",
+]

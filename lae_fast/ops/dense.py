@@ -1,0 +1,80 @@
+"""The ops between a fully connected network's matrix products: layer norm with ReLU, each way, and selection.
+
+models/mlp.py and models/decoder_pass.py call them with contiguous tensors that fit; nothing is checked here.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lae_fast.ops.library import define
+
+
+@define(
+    "norm_relu(Tensor(a!) y, Tensor weight, Tensor bias, float eps) -> (Tensor, Tensor)",
+    fake=lambda y, weight, bias, eps: (torch.empty_like(y), y.new_empty(y.shape[0])),
+)
+def norm_relu_reference(y: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    value, mean, rstd = torch.native_layer_norm(y, weight.shape, weight, bias, eps)
+    y.sub_(mean).mul_(rstd)
+    return value.relu_(), rstd.flatten()
+
+
+def norm_relu(
+    y: Tensor,  # [n, d]
+    weight: Tensor,  # [d]
+    bias: Tensor,  # [d]
+    eps: float,
+) -> tuple[Tensor, Tensor]:  # [n, d], [n]
+    """Layer normalization and ReLU: relu((y - mean) rstd weight + bias) and rstd, of each row.
+
+    y is overwritten by (y - mean) rstd, which the backward pass needs.
+    """
+    return torch.ops.lae_fast.norm_relu(y, weight, bias, eps)
+
+
+@define(
+    "norm_relu_backward(Tensor(a!) grad, Tensor out, Tensor normalized, Tensor rstd, Tensor weight) -> Tensor",
+    fake=lambda grad, out, normalized, rstd, weight: grad.new_empty(3, grad.shape[1]),
+)
+def norm_relu_backward_reference(
+    grad: Tensor, out: Tensor, normalized: Tensor, rstd: Tensor, weight: Tensor
+) -> Tensor:
+    grad.masked_fill_(out <= 0, 0)
+    weight_grad, bias_grad = (grad * normalized).sum(0), grad.sum(0)
+    grad.mul_(weight)
+    mean, slope = grad.mean(1, keepdim=True), (grad * normalized).mean(1, keepdim=True)
+    grad.sub_(mean).addcmul_(normalized, slope, value=-1).mul_(rstd[:, None])
+    return torch.stack((weight_grad, bias_grad, grad.sum(0)))
+
+
+def norm_relu_backward(
+    grad: Tensor,  # [n, d]
+    out: Tensor,  # [n, d]
+    normalized: Tensor,  # [n, d]
+    rstd: Tensor,  # [n]
+    weight: Tensor,  # [d]
+) -> Tensor:  # [3, d]
+    """The gradients of weight, of bias, and the column sums of y's gradient, from what `norm_relu` left.
+
+    grad, the gradient of the output, is overwritten by the gradient of y.
+    """
+    return torch.ops.lae_fast.norm_relu_backward(grad, out, normalized, rstd, weight)
+
+
+@define(
+    "keep(Tensor(a!)[] latest, Tensor[] previous, Tensor is_accepted) -> ()",
+    fake=lambda latest, previous, is_accepted: None,
+)
+def keep_reference(latest: list[Tensor], previous: list[Tensor], is_accepted: Tensor) -> None:
+    for new, old in zip(latest, previous, strict=True):
+        torch.where(is_accepted, new, old, out=new)
+
+
+def keep(latest: list[Tensor], previous: list[Tensor], is_accepted: Tensor) -> None:
+    """Select, tensor by tensor: `latest` keeps its values if is_accepted [1], else takes those of `previous`.
+
+    A rejected value leaves no trace, not even a NaN.
+    """
+    torch.ops.lae_fast.keep(latest, previous, is_accepted)

@@ -1,0 +1,201 @@
+"""The energies -log p(x|z) of pixels and their derivatives, in one pass over a decoder's output.
+
+Bernoulli on logits, Gaussian, and the discretized logistic; csrc/energy_math.h is the compiled twin.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lae_fast.ops.arguments import describe
+from lae_fast.ops.library import define, register_autograd
+from lae_fast.ops.once import differentiable_once
+
+BERNOULLI, GAUSSIAN, LOGISTIC = range(3)  # kinds of `energy`
+HALF_BIN = 0.5 / 255
+_SMALLEST_SCALE = HALF_BIN / 500
+
+# ---- one pixel, in plain PyTorch: energy, derivative by the output, derivative by log_scale ----
+
+
+def _bernoulli(logits: Tensor, x: Tensor) -> tuple[Tensor, Tensor, None]:
+    size = logits.abs()
+    pixels = size * torch.where(logits < 0, x, 1 - x) + torch.log1p(torch.exp(-size))
+    return pixels, torch.sigmoid(logits) - x, None
+
+
+def _gaussian(mean: Tensor, x: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    inverse = torch.exp(-log_scale)
+    square = ((x - mean) * inverse.to(x.dtype)).square()
+    return 0.5 * square, (mean - x) * inverse.square().to(x.dtype), 1 - square.double()
+
+
+def logistic_pixels(mean: Tensor, x: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    inverse = torch.exp(-log_scale)
+    upper, lower = (x - mean + HALF_BIN) * inverse, (x - mean - HALF_BIN) * inverse
+    # log(sigmoid(u) - sigmoid(l)) = log sigmoid(u) + log sigmoid(-l) + log(1 - exp(l - u)), without cancellation;
+    # the outermost bins lose the factor of their open side
+    is_first, is_last = x < HALF_BIN, x > 1 - HALF_BIN
+    width = 2 * HALF_BIN * inverse
+    above = torch.where(is_last, 0.0, -F.logsigmoid(upper))
+    below = torch.where(is_first, 0.0, -F.logsigmoid(-lower))
+    inner = torch.where(is_first | is_last, 0.0, -torch.log(-torch.expm1(-width)))
+    above_slope = torch.where(is_last, 0.0, torch.sigmoid(-upper))
+    below_slope = torch.where(is_first, 0.0, torch.sigmoid(lower))
+    inner_slope = torch.where(is_first | is_last, 0.0, width / torch.expm1(width))
+    slope = above_slope * upper - below_slope * lower + inner_slope
+    return above + below + inner, (above_slope - below_slope) * inverse, slope
+
+
+# ---- energy ----
+
+
+def _empty_rows(output: Tensor, log_scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Energies [R] and, where there is a scale, their derivatives by its logarithm [R], float64."""
+    n_rows = output.shape[0]
+    n_slopes = 0 if log_scale is None else n_rows
+    return tuple(output.new_empty(n, dtype=torch.float64) for n in (n_rows, n_slopes))
+
+
+def _empty_energy(
+    output: Tensor, x: Tensor, kind: int, log_scale: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    energies, slopes = _empty_rows(output, log_scale)
+    return energies, torch.empty_like(output), slopes
+
+
+@define(
+    "energy(Tensor output, Tensor x, int kind, Tensor? log_scale=None) -> (Tensor, Tensor, Tensor)",
+    fake=_empty_energy,
+)
+def energy_reference(
+    output: Tensor, x: Tensor, kind: int, log_scale: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    x = x.repeat(output.shape[0] // max(len(x), 1), 1)
+    if kind == BERNOULLI:
+        pixels, derivative, slope = _bernoulli(output, x)
+    elif kind == GAUSSIAN:
+        pixels, derivative, slope = _gaussian(output, x, log_scale.double())
+    else:
+        log_scale = log_scale.double().clamp(min=math.log(_SMALLEST_SCALE))
+        pixels, derivative, slope = logistic_pixels(output.double(), x.double(), log_scale)
+    total = pixels.sum(1, dtype=torch.float64)
+    if kind == GAUSSIAN:
+        total = total + output.shape[1] * (log_scale.double() + 0.5 * math.log(2 * math.pi))
+    slope = total.new_empty(0) if slope is None else slope.sum(1, dtype=torch.float64)
+    return total, derivative.to(output.dtype), slope
+
+
+def _save_derivatives(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, derivative, log_scale_derivative = output
+    ctx.mark_non_differentiable(derivative, log_scale_derivative)
+    ctx.save_for_backward(derivative, log_scale_derivative)
+    ctx.has_scale = inputs[3] is not None
+
+
+def _energy_backward(ctx: Any, cotangent: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    derivative, log_scale_derivative = ctx.saved_tensors
+    with torch.no_grad():
+        gradient = derivative * cotangent.to(derivative.dtype)[:, None]
+        scale_gradient = (
+            (log_scale_derivative * cotangent).sum().to(derivative.dtype) if ctx.has_scale else None
+        )
+    name = "lae_fast.ops.energy"
+    return differentiable_once(gradient, name), None, None, differentiable_once(scale_gradient, name)
+
+
+register_autograd("energy", _energy_backward, _save_derivatives)
+
+
+def energy(
+    output: Tensor, x: Tensor, kind: int, log_scale: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """-log p(x|z) and its derivatives in one pass over a decoder's output.
+
+    Args:
+        output: [..., n, nx], float32 or float64: logits (BERNOULLI) or means (GAUSSIAN, LOGISTIC).
+        x: images [n, nx] of the same type; in [0, 1] for BERNOULLI, k / 255 for LOGISTIC.
+        kind: BERNOULLI, GAUSSIAN or LOGISTIC.
+        log_scale: [], of that type: the logarithm of the last two's scale; None for BERNOULLI.
+
+    Returns:
+        The energies [..., n], float64, nats summed over pixels (float64 sums; a Gaussian's constant included); their
+        derivative by the output [..., n, nx]; and by log_scale [..., n], float64 (empty for BERNOULLI). The first is
+        differentiable in output and log_scale, once. Equivalent PyTorch for BERNOULLI:
+        `binary_cross_entropy_with_logits(output, x, reduction="none").sum(-1)` and `sigmoid(output) - x`.
+
+    Raises:
+        ValueError: shapes, types or devices do not fit, or x requires a gradient.
+    """
+    if output.dim() < 2 or output.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"energy: output is {describe(output)}; expected float32 or float64 [..., n, nx]")
+    if x.shape != output.shape[-2:] or x.dtype != output.dtype or x.device != output.device:
+        wanted = describe(output.flatten(0, -3)[0] if output.dim() > 2 else output)
+        raise ValueError(f"energy: x is {describe(x)}; expected {wanted}, as the output")
+    if kind not in (BERNOULLI, GAUSSIAN, LOGISTIC):
+        raise ValueError(f"energy: kind is {kind}; expected BERNOULLI, GAUSSIAN or LOGISTIC")
+    if (kind == BERNOULLI) != (log_scale is None):
+        raise ValueError("energy: log_scale belongs to GAUSSIAN and LOGISTIC, and only there")
+    if log_scale is not None and (
+        log_scale.shape != () or log_scale.dtype != output.dtype or log_scale.device != output.device
+    ):
+        raise ValueError(f"energy: log_scale is {describe(log_scale)}; expected [] like {describe(output)}")
+    if x.requires_grad:
+        raise ValueError(
+            "energy: x requires a gradient; expected none, energies are differentiated by the output"
+        )
+    rows = output.reshape(-1, output.shape[-1]).contiguous()
+    energies, derivative, slope = torch.ops.lae_fast.energy(rows, x.contiguous(), kind, log_scale)
+    shape = output.shape[:-1]
+    return (
+        energies.reshape(shape),
+        derivative.reshape(output.shape),
+        slope.reshape(shape if slope.numel() else (0,)),
+    )
+
+
+# ---- energy_ ----
+
+
+@define(
+    "energy_(Tensor(a!) output, Tensor x, int kind, Tensor? log_scale=None) -> (Tensor, Tensor)",
+    fake=lambda output, x, kind, log_scale=None: _empty_rows(output, log_scale),
+)
+def energy_reference_(
+    output: Tensor, x: Tensor, kind: int, log_scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    total, derivative, slope = energy_reference(output, x, kind, log_scale)
+    output.copy_(derivative)
+    return total, slope
+
+
+def energy_(
+    output: Tensor,  # [R, nx], R a multiple of n
+    x: Tensor,  # [n, nx]
+    kind: int,
+    log_scale: Tensor | None = None,  # []
+) -> tuple[Tensor, Tensor]:  # [R], [R] or [0]
+    """`energy` in place, for contiguous tensors that fit: the derivative by the output takes the output's place.
+
+    Returned are the energies and their derivatives by log_scale. Outside autograd, and unchecked.
+    """
+    return torch.ops.lae_fast.energy_(output, x, kind, log_scale)
+
+
+# ---- in_unit_range ----
+
+
+@define("in_unit_range(Tensor x) -> bool", fake=None, on_cpu_only=True)
+def in_unit_range_reference(x: Tensor) -> bool:
+    low, high = x.aminmax()
+    return bool(low >= 0) and bool(high <= 1)
+
+
+def in_unit_range(x: Tensor) -> bool:
+    """Whether all of x [n, nx] lies in [0, 1]; a NaN does not. For tensors on a CPU, where looking is free."""
+    return torch.ops.lae_fast.in_unit_range(x)

@@ -1,0 +1,151 @@
+"""The library of ops: how an op is defined, which compiled kernels are loaded, and what serves each device and why.
+
+Each op has one schema and up to three implementations: the reference in plain PyTorch, and compiled kernels for CPU
+and CUDA that win as soon as their library is loaded. No other file knows the libraries' names: they are top-level
+modules beside the package, so it does not matter whether `lae_fast` was imported from site-packages or from a checkout.
+A library that is absent or stale leaves its device to the reference; a kernel that fails at work raises.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+import os
+import warnings
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lae_fast._version import SCHEMA_VERSION
+
+KERNELS_VARIABLE = "LAE_FAST_KERNELS"
+_CHOICES = ("reference", "sse2", "avx2", "avx512")
+_choice = os.environ.get(KERNELS_VARIABLE)
+if _choice is not None and _choice not in _CHOICES:
+    raise ImportError(f"{KERNELS_VARIABLE}={_choice!r}; expected one of {', '.join(_CHOICES)}")
+
+
+# ---- an op ----
+
+_library = torch.library.Library("lae_fast", "DEF")
+
+
+def define(
+    schema: str, *, fake: Callable[..., Any] | None, on_cpu_only: bool = False
+) -> Callable[[Callable], Callable]:
+    """Define an op by its schema; the function decorated is its reference, in plain PyTorch.
+
+    Args:
+        schema: as `torch.library.define` takes it, the name first.
+        fake: returns empty tensors of the shapes and types that the op returns; None for an op whose result is a plain
+            number, which nobody can know without looking at the data.
+        on_cpu_only: kernels are compiled for CPUs alone; elsewhere the reference is at home and nobody is warned.
+    """
+    name = schema[: schema.index("(")]
+
+    def register(reference: Callable) -> Callable:
+        def kernel(*args: Any) -> Any:
+            device = _device_of(args)
+            if device.type == "cpu" or not on_cpu_only:
+                _announce_reference(device.type)
+            return reference(*args)
+
+        _library.define(schema)
+        _library.impl(name, kernel, "CompositeExplicitAutograd")
+        if fake is not None:
+            torch.library.register_fake(f"lae_fast::{name}", fake, lib=_library)
+        return reference
+
+    return register
+
+
+def register_autograd(name: str, backward: Callable, setup_context: Callable) -> None:
+    """`torch.library.register_autograd` for an op defined here."""
+    torch.library.register_autograd(f"lae_fast::{name}", backward, setup_context=setup_context, lib=_library)
+
+
+def _device_of(args: tuple[Any, ...]) -> torch.device:
+    """The device of the first tensor among an op's arguments, some of which may be lists of tensors."""
+    first = next(a for a in args if isinstance(a, Tensor) or (isinstance(a, (list, tuple)) and a))
+    return first.device if isinstance(first, Tensor) else _device_of(tuple(first))
+
+
+# ---- what serves ----
+
+
+class Backend(NamedTuple):
+    """What serves one device type."""
+
+    device: str
+    is_compiled: bool
+    reason: str  # where the library lies, or why the reference serves and what to do about it
+    path: str | None
+
+
+def _optional_module(name: str) -> ModuleType | None:
+    return importlib.import_module(name) if importlib.util.find_spec(name) else None
+
+
+def _load(device: str) -> Backend:
+    def reference(reason: str) -> Backend:
+        return Backend(device, False, reason, None)
+
+    if _choice == "reference":
+        return reference(f"{KERNELS_VARIABLE}=reference asked for it")
+    spec = importlib.util.find_spec(f"_lae_fast_{device}")
+    if spec is None or spec.origin is None:
+        note = _optional_module("_lae_fast_left_out")
+        return reference((note.LEFT_OUT if note else {}).get(device, "not installed; run `pip install .`"))
+    built = build_info.schema_version if build_info else None
+    if built != SCHEMA_VERSION:
+        return reference(
+            f"{spec.origin} was built for schema {built}, this package has schema {SCHEMA_VERSION}; "
+            "run `pip install .` again"
+        )
+    if device == "cuda" and not torch.backends.cuda.is_built():
+        return reference("this torch is built without CUDA; install one that has it")
+    try:
+        torch.ops.load_library(spec.origin)
+    except OSError as error:
+        cause = error.__cause__ or error  # torch wraps the loader's own words
+        return reference(f"{spec.origin} does not load ({cause}); run `pip install .` again")
+    return Backend(device, True, spec.origin, spec.origin)
+
+
+build_info: ModuleType | None = _optional_module("_lae_fast_build")
+backends: dict[str, Backend] = {}
+
+
+def load_kernels() -> None:
+    """Load what there is. The package `ops` calls it once, after all schemas are defined."""
+    for device in ("cpu", "cuda"):
+        backends[device] = _load(device)
+
+
+def is_compiled(device: torch.device) -> bool:
+    """Whether compiled kernels serve this device, not plain PyTorch."""
+    return device.type in backends and backends[device.type].is_compiled
+
+
+def simd_level() -> str | None:
+    """The SIMD level of the CPU kernels in use (sse2, avx2, avx512, neon), or None without them."""
+    if not backends["cpu"].is_compiled:
+        return None
+    query = ctypes.CDLL(backends["cpu"].path).lae_fast_simd_level
+    query.restype = ctypes.c_char_p
+    return query().decode()
+
+
+_announced: set[str] = set()
+
+
+def _announce_reference(device: str) -> None:
+    """Warn, once per device type, that plain PyTorch does the work of the kernels."""
+    if device in backends and device not in _announced:
+        _announced.add(device)
+        if _choice != "reference":
+            warnings.warn(f"lae_fast: plain PyTorch serves {device}: {backends[device].reason}", stacklevel=2)

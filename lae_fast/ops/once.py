@@ -1,0 +1,29 @@
+"""Gradients that can be had once: whoever differentiates them again is told so, instead of getting silence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, marker: Tensor, name: str) -> Tensor:
+        ctx.name = name
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> None:
+        raise RuntimeError(
+            f"lae_fast: a second derivative through {ctx.name} was asked for; expected first derivatives only. For "
+            "curvature write it in plain PyTorch"
+        )
+
+
+def differentiable_once(gradient: Tensor | None, name: str) -> Tensor | None:
+    """The gradient that the backward pass of `name` returns, marked where autograd could differentiate it again."""
+    if gradient is None or not torch.is_grad_enabled():
+        return gradient
+    return _Once.apply(gradient, torch.zeros((), requires_grad=True), name)

@@ -1,0 +1,129 @@
+"""The random stream behind a chain: Philox4x32-10 (Salmon et al., 2011), and normals by Box-Muller.
+
+Noise is a pure function of (seed, step, chain, element): the seed is the key, (element / 4, chain, step, purpose) the
+counter. Decisions at step s use the uniforms of step s, proposals the normals of step s, and a proposal advances the
+step. Integers and uniforms agree bit for bit on all devices, normals to rounding; csrc/philox.h is the compiled twin.
+
+`rng` int64 [3] holds seed, step and ticket (scratch, 0 between launches).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lae_fast.ops.columns import SEED, STEP
+from lae_fast.ops.library import define
+
+INTEGERS, UNIFORMS, NORMALS, ACCEPT = range(4)  # kinds of `noise`
+
+_PURPOSE_NORMALS, _PURPOSE_UNIFORM, _PURPOSE_NORMALS_LOW = range(3)
+_LOW32 = 0xFFFFFFFF
+
+
+def _mul_hi_lo(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Upper and lower 32 bits of a * b for 32-bit words held in int64, without 64-bit overflow."""
+    low = a * (b & 0xFFFF)
+    high = a * (b >> 16) + (low >> 16)
+    return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
+
+
+def philox(rng: Tensor, n_chains: int, n_blocks: int, purpose: int) -> Tensor:
+    """The four words of every block, int64 [C, B, 4]."""
+    device = rng.device
+    seed, step = rng[SEED], rng[STEP]
+    k0, k1 = seed & _LOW32, (seed >> 32) & _LOW32
+    shape = (n_chains, n_blocks)
+    c0 = torch.arange(n_blocks, device=device).expand(shape)
+    c1 = torch.arange(n_chains, device=device)[:, None].expand(shape)
+    c2 = (step & _LOW32).expand(shape)
+    c3 = (((step >> 32) << 8) & _LOW32 | purpose).expand(shape)
+    for _ in range(10):
+        h0, l0 = _mul_hi_lo(0xD2511F53, c0)
+        h1, l1 = _mul_hi_lo(0xCD9E8D57, c2)
+        c0, c1, c2, c3 = h1 ^ c1 ^ k0, l1, h0 ^ c3 ^ k1, l0
+        k0, k1 = (k0 + 0x9E3779B9) & _LOW32, (k1 + 0xBB67AE85) & _LOW32
+    return torch.stack((c0, c1, c2, c3), dim=-1)
+
+
+def _fraction53(high: Tensor, low: Tensor) -> Tensor:
+    return ((high >> 5) * 2**26 + (low >> 6)).double()
+
+
+def uniforms(rng: Tensor, n_chains: int, n_elements: int, dtype: torch.dtype) -> Tensor:
+    """The uniforms behind the normals, float64 [C, n]: even elements in (0, 1], odd ones in [0, 1)."""
+    n_blocks = -(-n_elements // 4)
+    words = philox(rng, n_chains, n_blocks, _PURPOSE_NORMALS).flatten(1)
+    if dtype == torch.float32:
+        fraction, scale = (words >> 8).double(), 2.0**-24
+    else:
+        low = philox(rng, n_chains, n_blocks, _PURPOSE_NORMALS_LOW).flatten(1)
+        fraction, scale = _fraction53(words, low), 2.0**-53
+    fraction[:, 0::2] += 1
+    return (fraction * scale)[:, :n_elements]
+
+
+def normals(rng: Tensor, n_chains: int, n_elements: int, dtype: torch.dtype) -> Tensor:
+    """Standard normals by Box-Muller on pairs of uniforms, [C, n]: computed in float64 and rounded once."""
+    n_padded = 4 * -(-n_elements // 4)
+    u = uniforms(rng, n_chains, n_padded, dtype)
+    radius = (-2 * u[:, 0::2].log()).sqrt()
+    angle = 2 * math.pi * u[:, 1::2]
+    pairs = torch.stack((radius * angle.cos(), radius * angle.sin()), dim=-1)
+    return pairs.flatten(1)[:, :n_elements].to(dtype)
+
+
+def accept_uniforms(rng: Tensor, n_chains: int) -> Tensor:
+    """The Metropolis-Hastings uniform of every chain, float64 [C] in (0, 1]."""
+    words = philox(rng, n_chains, 1, _PURPOSE_UNIFORM)[:, 0]
+    return (_fraction53(words[:, 0], words[:, 1]) + 1) * 2.0**-53
+
+
+@define("noise(Tensor(a!) out, Tensor rng, int kind) -> ()", fake=lambda out, rng, kind: None)
+def noise_reference(out: Tensor, rng: Tensor, kind: int) -> None:
+    n_chains, n_elements = out.shape
+    if kind == INTEGERS:
+        out.copy_(philox(rng, n_chains, -(-n_elements // 4), _PURPOSE_NORMALS).flatten(1)[:, :n_elements])
+    elif kind == UNIFORMS:
+        out.copy_(uniforms(rng, n_chains, n_elements, out.dtype))
+    elif kind == NORMALS:
+        out.copy_(normals(rng, n_chains, n_elements, out.dtype))
+    else:
+        out.copy_(accept_uniforms(rng, n_chains)[:, None])
+
+
+def noise(rng: Tensor, n_chains: int, n_elements: int, dtype: torch.dtype, kind: int = NORMALS) -> Tensor:
+    """The noise [C, n] that a proposal at this rng [3] uses.
+
+    Args:
+        kind: NORMALS: standard normals. UNIFORMS: the uniforms they are made of. INTEGERS: the 32-bit words that the
+            uniforms are made of, int64. ACCEPT: the uniforms of the decisions, [C, 1].
+
+    Raises:
+        ValueError: another kind, or a dtype that is neither float32 nor float64.
+    """
+    if kind not in (INTEGERS, UNIFORMS, NORMALS, ACCEPT) or dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"noise: kind is {kind} and dtype {dtype}; expected one of the four, float32 or float64"
+        )
+    dtype = {INTEGERS: torch.int64, ACCEPT: torch.float64}.get(kind, dtype)
+    out = torch.empty(n_chains, 1 if kind == ACCEPT else n_elements, dtype=dtype, device=rng.device)
+    torch.ops.lae_fast.noise(out, rng, kind)
+    return out
+
+
+def make_rng(device: torch.device | str, generator: torch.Generator | None = None) -> Tensor:
+    """A fresh rng [3], its seed drawn from `generator` (default: the one `torch.manual_seed` sets).
+
+    The draw happens on `device`, without a host synchronisation.
+
+    Raises:
+        ValueError: the generator lives on another device.
+    """
+    device = torch.device(device)
+    if generator is not None and generator.device.type != device.type:
+        raise ValueError(f"generator is on {generator.device}; expected one on {device}, where the chain is")
+    seed = torch.randint(2**63 - 1, (1,), device=device, generator=generator)
+    return torch.cat((seed, seed.new_zeros(2)))

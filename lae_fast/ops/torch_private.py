@@ -1,0 +1,92 @@
+"""Every private name of torch that the package uses, each with what serves where it is gone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+def is_transformed() -> bool:
+    """Whether `torch.func` or forward-mode differentiation looks on: to them a fused op is a constant.
+
+    Gone: yes. Plain PyTorch then serves, which is slower and never wrong.
+    """
+    try:
+        return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    except AttributeError:
+        return True
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling `module`, and not its parts, would do more than its `forward`.
+
+    Gone: yes. The layers then run one by one, hooks included.
+    """
+    try:
+        return any(
+            (
+                module._forward_hooks,
+                module._forward_pre_hooks,
+                module._backward_hooks,
+                module._backward_pre_hooks,
+            )
+        )
+    except AttributeError:
+        return True
+
+
+def own_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
+    """The parameters that are the module's own, by name; None where one was declared and left out.
+
+    Gone: `named_parameters`, which takes longer than a small layer's product.
+    """
+    try:
+        return module._parameters
+    except AttributeError:
+        return dict(module.named_parameters(recurse=False))
+
+
+def backward_reaches(node: torch.autograd.graph.Node | None) -> bool:
+    """Whether the backward pass under way leads to this node: `needs_input_grad` says only that it might.
+
+    Gone: yes, wherever there is a node; a gradient that nobody wants is then computed too.
+    """
+    if node is None:
+        return False
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except (AttributeError, RuntimeError):  # RuntimeError: the leaf that torch.autograd.grad was asked for
+        return True
+
+
+def add_to_each(totals: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Add values to totals, tensor by tensor, in as few launches as possible.
+
+    Gone: one launch a tensor.
+    """
+    try:
+        add = torch._foreach_add_
+    except AttributeError:
+        for total, value in zip(totals, values, strict=True):
+            total.add_(value)
+    else:
+        add(totals, values)
+
+
+def onednn_linear() -> Linear | None:
+    """oneDNN's a @ weight.T + bias, as torch.compile uses it.
+
+    Gone, or not part of this torch: None, and `torch.nn.functional.linear` serves.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return None
+    packet = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    if packet is None:
+        return None
+    op = packet.default
+    return lambda a, weight, bias: op(a, weight, bias, "none", [], "")

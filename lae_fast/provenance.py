@@ -1,0 +1,64 @@
+"""Which machine, which versions, which commit: what every record of a measurement says."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+from lae_fast._version import __version__
+
+
+def _git(*arguments: str) -> str:
+    """What git says of the source tree; nothing where there is none."""
+    command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def commit() -> str:
+    """The source tree's commit, and whether files differ from it; LAE_FAST_COMMIT where it came without its history."""
+    if given := os.environ.get("LAE_FAST_COMMIT"):
+        return given
+    found = _git("rev-parse", "--short", "HEAD")
+    changes = " with changes" if _git("status", "--porcelain", "--", "..") else ""
+    return f"{found}{changes}" if found else "unknown"
+
+
+def processor() -> str:
+    """The processor's name where the system tells it, else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.machine()
+
+
+def machine(device: torch.device | str = "cpu") -> str:
+    """Processor and cores, and the card where the work is done on one."""
+    card = f"; {torch.cuda.get_device_name(device)}" if torch.device(device).type == "cuda" else ""
+    return f"{processor()}, {os.cpu_count()} cores{card}"
+
+
+def version(package: str) -> str:
+    """The installed version of a package."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def versions() -> str:
+    cuda = f" (CUDA {torch.version.cuda})" if torch.version.cuda else ""
+    return f"Python {platform.python_version()}, torch {torch.__version__}{cuda}, lae_fast {__version__}"
+
+
+def record(device: torch.device | str = "cpu") -> dict[str, str]:
+    """All three, for a file of results."""
+    return {"commit": commit(), "machine": machine(device), "versions": versions()}

@@ -1,0 +1,27 @@
+"""Chains and samplers: one step (`ald_step`), the loop that everything runs on (`Chains`), and samples of p(z|x)."""
+
+from lae_fast.sampling.acceptance import acceptance_rate, acceptance_warning
+from lae_fast.sampling.adaptation import TARGET_ACCEPTANCE, dual_averaging, robbins_monro
+from lae_fast.sampling.ald import ALDInfo, ALDState, ald_init, ald_step, evaluate_potential
+from lae_fast.sampling.chains import Chains
+from lae_fast.sampling.plan import Plan
+from lae_fast.sampling.sample import ald_sample, langevin_sample
+from lae_fast.sampling.samples import Samples
+
+__all__ = [
+    "TARGET_ACCEPTANCE",
+    "ALDInfo",
+    "ALDState",
+    "Chains",
+    "Plan",
+    "Samples",
+    "acceptance_rate",
+    "acceptance_warning",
+    "ald_init",
+    "ald_sample",
+    "ald_step",
+    "dual_averaging",
+    "evaluate_potential",
+    "langevin_sample",
+    "robbins_monro",
+]

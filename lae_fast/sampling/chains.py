@@ -1,0 +1,67 @@
+"""C chains moved in place by the fused transition: the loop behind everything here that samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lae_fast import ops
+from lae_fast.sampling.acceptance import acceptance_rate
+
+Evaluate = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+class Chains:
+    """C chains of D elements and what they remember between steps, all on their device.
+
+    Args:
+        evaluate: rows [C, D] -> V [C], float64 in nats, and grad V [C, D], both detached.
+        phi: where the chains start, [C, D]; copied.
+        log_step_size: [S], float64, S = 1 (shared) or C; copied.
+        rng: [3] of `ops.make_rng`; copied.
+        mh: Metropolis-Hastings accept or reject.
+        adaptation: [S, K] of adaptation.py, updated in place; None: the step sizes stay.
+    """
+
+    def __init__(
+        self,
+        evaluate: Evaluate,
+        phi: Tensor,
+        log_step_size: Tensor,
+        rng: Tensor,
+        *,
+        mh: bool = True,
+        adaptation: Tensor | None = None,
+    ) -> None:
+        n_chains = phi.shape[0]
+        self.evaluate, self.mh, self.adaptation = evaluate, mh, adaptation
+        self.phi, self.rng = phi.detach().clone(memory_format=torch.contiguous_format), rng.clone()
+        self.potential, grad = evaluate(self.phi)
+        self.grad = grad.clone(memory_format=torch.contiguous_format)
+        self.counters = torch.zeros(n_chains, 2, dtype=torch.int64, device=phi.device)
+        self.is_accepted = torch.zeros(n_chains, dtype=torch.bool, device=phi.device)
+        self.log_alpha = torch.zeros_like(self.potential)
+        self.log_step_size = log_step_size.clone()
+        self._propose()
+
+    def _propose(self) -> None:
+        self.proposal, self.rng = ops.propose(self.phi, self.grad, self.log_step_size.exp(), self.rng)
+
+    def set_step_size(self, log_step_size: Tensor) -> None:
+        """From now on, and no longer adapted; the pending proposal, made with the old one, is drawn anew."""
+        self.log_step_size, self.adaptation = log_step_size.clone(), None
+        self._propose()
+
+    def step(self) -> None:
+        """Evaluate the proposal; then one fused transition decides, selects, adapts and proposes anew."""
+        potential, grad = self.evaluate(self.proposal)
+        ops.transition_unchecked(
+            self.phi, self.potential, self.grad, self.proposal, self.rng, self.log_step_size, self.counters,
+            self.is_accepted, self.log_alpha, self.adaptation, potential, grad.contiguous(), self.mh,
+        )  # fmt: skip
+
+    def acceptance_rate(self) -> Tensor:
+        """min(1, alpha) of the last step, [C]."""
+        return acceptance_rate(self.log_alpha)

@@ -1,0 +1,167 @@
+"""The main job's options: one dataclass, turned into flags by tyro."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+from lae_fast.data import BINARIZATIONS, DATASETS
+from lae_fast.models import LIKELIHOODS, MODELS, NETWORKS, Architecture, options_of
+from lae_fast.models.precision import PRECISIONS, chosen_chain_precision
+
+_LAE, _HOFFMAN = options_of("lae"), options_of("hoffman")
+
+# What may be given anew when a run resumes: all else decides what the run has computed so far, and stays.
+CHANGEABLE = (
+    "epochs",
+    "lr",
+    "cooldown",
+    "patience",
+    "device",
+    "data_dir",
+    "output_dir",
+    "resume",
+    "log_every",
+    "checkpoint_every",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Train a Langevin autoencoder, or a VAE or Hoffman's method to compare with, on MNIST."""
+
+    model: Literal[tuple(MODELS)] = "lae"
+    """lae: Langevin autoencoder; vae: variational autoencoder; hoffman: Hoffman's method between the two."""
+    nz: int = 8
+    """Latent dimensions."""
+    nh: int = 256
+    """Width of the hidden layers; also the number of features d that phi acts on."""
+    depth: int = 3
+    """Blocks of Linear, LayerNorm, ReLU (conv: halvings of the image) on each side."""
+    network: Literal[tuple(NETWORKS)] = "mlp"
+    """mlp: the report's fully connected network; conv: a small convolutional one."""
+    likelihood: Literal[tuple(LIKELIHOODS)] = "bernoulli"
+    """p(x|z). bernoulli: on logits; gaussian, logistic (256 levels): with a learned scale."""
+
+    # The model's own options: `options_of` holds their defaults, and `model_options` passes them on.
+    n_steps: int = _LAE["n_steps"]
+    """Langevin steps T per minibatch (LAE, Hoffman)."""
+    mh: bool = _LAE["mh"]
+    """Metropolis-Hastings accept or reject (LAE, Hoffman)."""
+    step_size: float | Literal["auto"] = "auto"
+    """Langevin step size: per example for an LAE (eta = step_size / batch size), of z for Hoffman's method. auto:
+    adapted on the device towards an acceptance of 0.574; without MH, the published 1e-3."""
+    adaptation_rate: float = _LAE["adaptation_rate"]
+    """How fast the logarithm of the step size follows the acceptance, at every step of the chain (LAE, Hoffman)."""
+    window: Literal["after", "before"] = _LAE["window"]
+    """States the decoder and the features learn from: those after each of the T steps, as published, or those before
+    each: then V_0, the cost of the optimizer's own last step, counts too (LAE)."""
+    whiten: bool = _LAE["whiten"]
+    """Move phi in coordinates where the features' running Gram matrix is the identity (LAE)."""
+    gradient: Literal["average", "last"] = _HOFFMAN["gradient"]
+    """What the decoder learns from: all T states of the chain, or the last (Hoffman)."""
+    start: Literal["encoder", "prior"] = _HOFFMAN["start"]
+    """Where the chains start: the encoder's draw, or anywhere, the traditional way (Hoffman)."""
+
+    precision: Literal[PRECISIONS] = _LAE["precision"]
+    """Precision of matrix products in training: the encoder's, all gradients' and, where no Metropolis-Hastings decision
+    hangs on them, the energies'. tf32 is for GPUs."""
+    chain_precision: Literal[("auto", *PRECISIONS)] = "auto"
+    """Precision of the decoder's products when it evaluates the energy of the chain's proposals. auto: --precision, but never
+    too coarse for Metropolis-Hastings decisions."""
+
+    batch_size: int = 512
+    """Images per minibatch; the ragged last batch of an epoch is dropped."""
+    epochs: int = 30
+    """Passes over the training images, at most."""
+    lr: float = 1e-3
+    """Learning rate of Adam: constant, then linear to 0 over the last epochs (--cooldown)."""
+    beta1: float | Literal["auto"] = "auto"
+    """Adam's momentum. auto: the model's own, which is 0.5 for an LAE that learns from the states after each step, by which
+    phi has undone part of what the momentum remembers; else 0.9."""
+    cooldown: float = 0.2
+    """Fraction of the epochs, at the end, over which the learning rate falls to 0; 0: never."""
+    patience: int = 10
+    """Stop after this many epochs without a better validation loss."""
+    seed: int = 0
+    """Decides everything random: initial weights, order of the images, chain."""
+    device: str = "auto"
+    """auto (CUDA where there is one), cpu, cuda, cuda:1, ..."""
+
+    dataset: Literal[("auto", *DATASETS)] = "auto"
+    """auto: MNIST, found or downloaded; without a network scikit-learn's 8 x 8 digits."""
+    data_dir: Path = Path("~/.cache/lae_fast")
+    """Where MNIST lies or goes (torchvision's layout: MNIST/raw inside)."""
+    validation: int | None = None
+    """Last images of the training set kept for validation (default 5,000; digits: 200). 0: train on all, no
+    early stopping."""
+    binarize: Literal[BINARIZATIONS] = "none"
+    """Grey pixels in [0, 1]; drawn once; or drawn anew each time an image is used in training."""
+
+    output_dir: Path | None = None
+    """Folder of the run; default runs/MODEL-DATE-TIME. Must not hold another run."""
+    resume: Path | None = None
+    """Folder of a run to continue from its last checkpoint, with the options it was started with. Those that do
+    not change what has been done (more --epochs or --patience, another --lr, ...) may be given anew."""
+    log_every: int = 20
+    """Minibatches between lines of metrics.jsonl and looks at the device."""
+    checkpoint_every: int = 0
+    """Minibatches between checkpoints within an epoch; 0: only at its end."""
+
+    def __post_init__(self) -> None:
+        positive = ("nz", "nh", "depth", "n_steps", "batch_size", "epochs", "patience", "log_every")
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected at least 1")
+        for name in ("checkpoint_every", "seed", "validation"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ValueError(f"--{name.replace('_', '-')} is {value}; expected 0 or more")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"--lr is {self.lr}; expected a positive finite number")
+        if not 0 <= self.adaptation_rate < math.inf:
+            raise ValueError(f"--adaptation-rate is {self.adaptation_rate}; expected a finite number >= 0")
+        if self.model != "vae":
+            asked = None if self.chain_precision == "auto" else self.chain_precision
+            chosen_chain_precision(self.precision, asked, self.mh)  # raises
+        if self.beta1 != "auto" and not 0 <= self.beta1 < 1:
+            raise ValueError(f"--beta1 is {self.beta1}; expected a number from 0 to below 1, or auto")
+        if not 0 <= self.cooldown <= 1:
+            raise ValueError(f"--cooldown is {self.cooldown}; expected a number from 0 to 1")
+        if self.step_size != "auto" and not 0 <= self.step_size < math.inf:
+            raise ValueError(f"--step-size is {self.step_size}; expected a finite number >= 0, or auto")
+        if self.resume is not None and self.output_dir is not None and self.output_dir != self.resume:
+            raise ValueError(
+                f"--output-dir {self.output_dir} beside --resume {self.resume}: a run stays in its folder"
+            )
+
+    def architecture(self, nx: int) -> Architecture:
+        """The model's part of the options, for images of nx pixels."""
+        return Architecture(self.model, self.network, self.likelihood, nx, self.nz, self.nh, self.depth)
+
+    def model_options(self) -> dict[str, Any]:
+        """What the model's signature asks for; auto leaves an option to the model."""
+        values = {name: getattr(self, name) for name in options_of(self.model)}
+        return {name: value for name, value in values.items() if value != "auto"}
+
+    def check_resumed(self, before: Config) -> None:
+        """Raise a ValueError unless a run that was started with the options `before` may go on with these."""
+        for field in dataclasses.fields(self):
+            old, new = getattr(before, field.name), getattr(self, field.name)
+            if field.name not in CHANGEABLE and old != new:
+                raise ValueError(
+                    f"--{field.name.replace('_', '-')} was {old}, now {new}: a run keeps it when it resumes"
+                )
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values; `from_json` undoes it."""
+        values = dataclasses.asdict(self)
+        return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, object]) -> Config:
+        """A configuration as `config.json` holds it."""
+        paths = {"data_dir", "output_dir", "resume"}
+        return cls(**{k: Path(v) if k in paths and v is not None else v for k, v in values.items()})

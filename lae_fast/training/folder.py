@@ -1,0 +1,61 @@
+"""A run's folder: made or found again, with room enough, and the record of what was run there."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lae_fast.checkpoint import write_atomically
+from lae_fast.training.config import Config
+from lae_fast.training.trainer import TrainingError
+
+
+def prepare(config: Config) -> Path:
+    """The run's folder, made if need be.
+
+    Raises:
+        TrainingError: it holds another run, or cannot be made.
+    """
+    if config.resume is not None:
+        return config.resume
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = config.output_dir or Path("runs") / f"{config.model}-{stamp}"
+    if (folder / "config.json").exists():
+        raise TrainingError(
+            f"{folder} holds a run already; continue it with --resume {folder}, or choose another folder"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"--output-dir {folder} cannot be made: {error}") from error
+    return folder
+
+
+def check_room(folder: Path, model: nn.Module) -> None:
+    """Raise a TrainingError unless three generations of weights and optimizer state, and some pictures, fit on the disk."""
+    bytes_needed = 3 * 3 * sum(p.numel() * p.element_size() for p in model.parameters()) + 4 * 2**20
+    free = shutil.disk_usage(folder).free
+    if free < bytes_needed:
+        raise TrainingError(
+            f"{folder} has {free / 2**20:.0f} MB free; this run needs about {bytes_needed / 2**20:.0f} MB"
+        )
+
+
+def write_record(folder: Path, config: Config, **facts: Any) -> None:
+    """config.json: the options, and facts about data, command and versions."""
+    content = json.dumps({"options": config.to_json(), **facts}, indent=2)
+    write_atomically(folder / "config.json", content.encode())
+
+
+def read_options(folder: Path) -> dict[str, Any]:
+    """The options of the run in that folder.
+
+    Raises:
+        OSError, ValueError, KeyError: it is not the folder of a run.
+    """
+    return json.loads((folder / "config.json").read_text())["options"]

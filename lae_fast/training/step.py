@@ -1,0 +1,88 @@
+"""One training step: the loss, its gradients, the optimizer. Eager, or on a GPU captured in a CUDA graph."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lae_fast.graphs import Replayed
+from lae_fast.models.autoencoder import Autoencoder
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what a training step frees, by freeing one large block: its threshold follows. Else every step
+    returns its activations to the system and pays for fresh pages, a sixth of its time."""
+    torch.empty(30 * 2**20, dtype=torch.uint8)
+
+
+def adam(model: nn.Module, lr: float, beta1: float = 0.9) -> torch.optim.Adam:
+    """Adam over the model's parameters, fused, and on a GPU fit to be captured: what a graph reads lives on the device."""
+    device = next(model.parameters()).device
+    is_captured = device.type == "cuda"
+    return torch.optim.Adam(
+        model.parameters(),
+        torch.tensor(lr, device=device) if is_captured else lr,
+        betas=(beta1, 0.999),
+        fused=True,
+        capturable=is_captured,
+    )
+
+
+class TrainingStep:
+    """Steps of `optimizer` down the loss of `model`: `step(x)` for images x [n, nx].
+
+    On a GPU the first calls run as they are, the next is captured, and from then on a call copies x and replays the
+    graph: hundreds of launches for the price of one. Noise, step size and learning rate advance all the same, for
+    they live on the device; nothing on the way waits for it.
+
+    Args:
+        model: any of this package's models.
+        optimizer: of its parameters. To be captured it must be `capturable`, with its learning rate a tensor on the
+            device: as `adam` makes it.
+        capture: default: where the model is on a GPU.
+
+    Raises:
+        ValueError: capture without a GPU, or an optimizer that cannot be captured.
+    """
+
+    def __init__(
+        self, model: Autoencoder, optimizer: torch.optim.Optimizer, *, capture: bool | None = None
+    ) -> None:
+        self.model, self.optimizer = model, optimizer
+        device = next(model.parameters()).device
+        captures = device.type == "cuda" if capture is None else capture
+        self.replayed = Replayed(lambda: self._step(self.x), device) if captures else None
+        if captures:
+            for group in optimizer.param_groups:
+                if not group.get("capturable") or not isinstance(group["lr"], Tensor):
+                    raise ValueError(
+                        f"capture with an optimizer whose capturable is {group.get('capturable')} and whose lr is a "
+                        f"{type(group['lr']).__name__}; expected True and a Tensor"
+                    )
+        elif device.type == "cpu":
+            keep_freed_memory()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Take one step; the loss [] before it, nats per image, detached. Captured: valid until the next call."""
+        if self.replayed is None:
+            return self._step(x)
+        if not self.is_captured:
+            self.x = x.clone()
+        elif x.shape != self.x.shape or x.dtype != self.x.dtype:
+            raise ValueError(
+                f"images are {x.dtype} {list(x.shape)}; expected {self.x.dtype} {list(self.x.shape)}, as captured"
+            )
+        else:
+            self.x.copy_(x)
+        return self.replayed()
+
+    @property
+    def is_captured(self) -> bool:
+        return self.replayed is not None and self.replayed.graph is not None
+
+    def _step(self, x: Tensor) -> Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.model.loss(x)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()

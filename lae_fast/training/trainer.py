@@ -1,0 +1,326 @@
+"""One run in one folder: trains a model, keeps checkpoints and records, and goes on where it stopped.
+
+On the way of a minibatch nothing comes back from the device; numbers for people are read every `log_every` steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lae_fast import checkpoint, data, models
+from lae_fast.checkpoint import Checkpoint, CheckpointError
+from lae_fast.data import Dataset
+from lae_fast.evaluation import Evaluation, evaluate, fit_posterior_scale
+from lae_fast.models import LAE, AutoencoderWithChain
+from lae_fast.ops.columns import NONFINITE
+from lae_fast.sampling import acceptance_warning
+from lae_fast.training import pictures
+from lae_fast.training.config import Config
+from lae_fast.training.runlog import RunLog
+from lae_fast.training.step import TrainingStep, adam
+
+
+class TrainingError(RuntimeError):
+    """Training cannot start or go on; the message says why and what is left."""
+
+
+class Event(NamedTuple):
+    """What a minibatch leaves for whoever watches."""
+
+    n_images: int  # of the minibatch
+    metrics: dict[str, float]  # those of a log line; {} between log lines
+    messages: tuple[str, ...]  # sentences for people
+
+
+OnStep = Callable[[Event], bool]  # whether to stop after this minibatch
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where training stands: with the weights, the optimizer and the chain, all that a checkpoint needs."""
+
+    epoch: int = 0  # complete epochs
+    position: int = 0  # minibatches of the current one
+    step: int = 0  # minibatches in all
+    best: float = math.inf  # validation loss, nats per image
+    best_epoch: int = 0
+    decisions: int = 0  # the chain's, when the current epoch began
+    rejections: int = 0
+    is_finished: bool = False
+
+
+class Trainer:
+    """One run in one folder.
+
+    Args:
+        config: the run's options.
+        dataset: what it trains on, validates on and is tested on.
+        folder: where checkpoints and records go; it exists.
+        device: where everything runs.
+        resume: go on from the folder's last checkpoint; where there is none yet, start anew.
+
+    Raises:
+        TrainingError: too few images, or no room on the disk.
+        CheckpointError: the checkpoint is damaged, or of another architecture.
+    """
+
+    def __init__(
+        self, config: Config, dataset: Dataset, folder: Path, device: torch.device, *, resume: bool = False
+    ) -> None:
+        self.config, self.folder, self.device = config, folder, device
+        self.train, self.validation, self.test = (
+            data.Split(*(t.to(device) for t in split))
+            for split in (dataset.train, dataset.validation, dataset.test)
+        )
+        self.n_batches = len(self.train.images) // config.batch_size
+        if self.n_batches < 1:
+            raise TrainingError(
+                f"--batch-size is {config.batch_size}; expected at most {len(self.train.images)} images"
+            )
+        if len(self.test.images) < 10:
+            raise TrainingError(f"the test set holds {len(self.test.images)} images; expected at least 10")
+        self.shown = self.test.images[: min(30, len(self.test.images) // 10 * 10)]  # rows of ten
+        self.fit_images = self.train.images[:2000]  # what the LAE's posterior scale is fitted on
+        if config.binarize == "dynamic":
+            self.fit_images = data.binarize(self.fit_images, torch.Generator(device).manual_seed(0))
+        torch.manual_seed(config.seed)
+        self.architecture = config.architecture(self.train.images.shape[1])
+        self.model = models.build(self.architecture, **config.model_options()).to(device)
+        self.chain = self.model if isinstance(self.model, AutoencoderWithChain) else None
+        beta1 = self.model.beta1 if config.beta1 == "auto" else config.beta1
+        self.optimizer = adam(self.model, config.lr, beta1)
+        self.step = TrainingStep(self.model, self.optimizer)
+        self.progress = Progress()
+        self.window = torch.zeros(2, dtype=torch.float64, device=device)  # sums of loss and acceptance since
+        self.n_window = 0  # the last log line, over so many minibatches
+        self.has_warned = False
+        self.seconds = time.perf_counter()
+        self.is_resumed = resume
+        self.resumed_from = checkpoint.load_latest(folder / "checkpoints") if resume else None
+        if self.resumed_from:
+            self._restore(self.resumed_from)
+
+    # ---- the loop ----
+
+    def fit(self, on_step: OnStep | None = None) -> None:
+        """Train until the epochs are over, patience is, or `on_step`, called after every minibatch, asks to stop."""
+        nothing_written = -1 if self.is_resumed else None
+        with RunLog(self.folder, self.progress.step if self.resumed_from else nothing_written) as self.log:
+            while not self.is_over():
+                for x in self.batches():
+                    metrics, messages = self._step(x), ()
+                    ends_epoch = self.progress.position == self.n_batches
+                    if ends_epoch:
+                        messages = self._end_epoch()
+                    stops = on_step is not None and on_step(Event(len(x), metrics, messages))
+                    every = self.config.checkpoint_every
+                    if ends_epoch or stops or (every and self.progress.step % every == 0):
+                        self.save()
+                    if stops:
+                        return
+
+    def is_over(self) -> bool:
+        """Whether all epochs are done, or patience is."""
+        return self.progress.epoch >= self.config.epochs or self.progress.is_finished
+
+    def batches(self) -> Iterator[Tensor]:
+        """The rest of the current epoch's minibatches, float [n, nx] in [0, 1]; the order depends on seed and epoch."""
+        seed = data.mixed_seed(self.config.seed, self.progress.epoch)
+        order = data.shuffled(len(self.train.images), self.config.batch_size, seed, self.device)
+        for index in itertools.islice(order, self.progress.position, None):
+            images = self.train.images[index]
+            if self.config.binarize == "dynamic":
+                images = data.binarize(images)
+            yield images / 255
+
+    def _step(self, x: Tensor) -> dict[str, float]:
+        """One minibatch; the log line's metrics where one is due."""
+        self._set_learning_rate()
+        self.window[0] += self.step(x)
+        if self.chain:
+            self.window[1] += self.chain.acceptance_rate
+        self.n_window += 1
+        self.progress.step += 1
+        self.progress.position += 1
+        return self._log() if self.progress.step % self.config.log_every == 0 else {}
+
+    def _set_learning_rate(self) -> None:
+        left = 1 - self.progress.step / (self.config.epochs * self.n_batches)
+        factor = min(1.0, left / self.config.cooldown) if self.config.cooldown else 1.0
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(self.config.lr * factor)
+            else:
+                group["lr"] = self.config.lr * factor
+
+    def _log(self) -> dict[str, float]:
+        """A line of metrics, means since the last one; here the host waits for the device."""
+        loss, acceptance = (self.window / self.n_window).tolist()
+        now = time.perf_counter()
+        values = {"epoch": self.progress.epoch + self.progress.position / self.n_batches, "loss": loss}
+        if self.chain:
+            values |= {
+                "acceptance_rate": acceptance,
+                "step_size": self.chain.log_step_size.exp().item(),
+                "nonfinite": self.chain.counters[0, NONFINITE].item(),
+            }
+        if not math.isfinite(loss):
+            self._check_finite()
+        values["images_per_second"] = self.n_window * self.config.batch_size / (now - self.seconds)
+        self.log.scalars(self.progress.step, values)
+        self.window.zero_()
+        self.n_window, self.seconds = 0, now
+        return values
+
+    def _end_epoch(self) -> tuple[str, ...]:
+        """Validate, keep the best weights, decide about patience; what people should read."""
+        self.progress.epoch += 1
+        self.progress.position = 0
+        epoch, step, messages = self.progress.epoch, self.progress.step, []
+        start = time.perf_counter()
+        self._check_finite()
+        fit_posterior_scale(self.model, self.fit_images)
+        values = {"epoch": float(epoch)}
+        if self.chain:
+            values["epoch_acceptance_rate"] = rate = self._epoch_acceptance_rate()
+            messages += self._acceptance_warning(rate)
+        if isinstance(self.model, LAE):
+            values |= {
+                "phi_norm": self.model.phi.norm().item(),
+                "posterior_scale": self.model.posterior_scale.item(),
+            }
+        if len(self.validation.images):
+            result = evaluate(self.model, self.validation.images)
+            values |= {f"validation_{name}": value for name, value in result._asdict().items()}
+            if result.negative_elbo < self.progress.best:
+                self.progress.best, self.progress.best_epoch = result.negative_elbo, epoch
+                checkpoint.save_weights(
+                    self.folder / "best.safetensors", self.model.state_dict(), self.metadata()
+                )
+            messages.append(f"epoch {epoch}: validation {result.sentence()}")
+            self.progress.is_finished = self._is_out_of_patience()
+        self.log.scalars(step, values)
+        self.log.picture(step, "samples", pictures.samples(self.model))
+        self.log.picture(step, "reconstructions", pictures.reconstructions(self.model, self.shown / 255))
+        self.seconds += time.perf_counter() - start  # images per second are those of training
+        return tuple(messages)
+
+    def _epoch_acceptance_rate(self) -> float:
+        """The fraction of the epoch's proposals that were accepted."""
+        decisions, rejections = self.chain.n_decisions.item(), self.chain.counters.sum().item()
+        progress = self.progress
+        rate = 1 - (rejections - progress.rejections) / (decisions - progress.decisions)
+        progress.decisions, progress.rejections = decisions, rejections
+        return rate
+
+    def _acceptance_warning(self, rate: float) -> list[str]:
+        """A warning, once in a run, if an epoch's acceptance rate is no good."""
+        # In the first epoch adaptation may still be on its way.
+        is_settled = self.progress.epoch > 1 or self.config.step_size != "auto"
+        message = acceptance_warning(torch.tensor([rate])) if self.chain.mh and is_settled else None
+        if message is None or self.has_warned:
+            return []
+        self.has_warned = True
+        return [f"epoch {self.progress.epoch}: {message}"]
+
+    def _is_out_of_patience(self) -> bool:
+        waited = self.progress.epoch - self.progress.best_epoch
+        return len(self.validation.images) > 0 and waited >= self.config.patience
+
+    # ---- checkpoints ----
+
+    def metadata(self) -> dict[str, object]:
+        """What a file of weights says of itself."""
+        return dataclasses.asdict(self.architecture)
+
+    def save(self) -> None:
+        """Write a checkpoint; refuse to keep weights that are not finite."""
+        self._check_finite()
+        self.log.flush()
+        state = {
+            "progress": dataclasses.asdict(self.progress),
+            "optimizer": self.optimizer.state_dict(),
+            "chain": self.model.chain_state(),
+            "torch_rng": torch.get_rng_state(),
+            "device_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "window": self.window,
+            "n_window": self.n_window,
+        }
+        checkpoint.save(
+            self.folder / "checkpoints", self.progress.step, self.model.state_dict(), self.metadata(), state
+        )
+
+    def _restore(self, saved: Checkpoint) -> None:
+        """Continue from a checkpoint exactly where it was written."""
+        for name, value in self.metadata().items():
+            if saved.metadata.get(name) != value:
+                raise CheckpointError(
+                    f"{saved.path} is of another architecture: {name} is {saved.metadata.get(name)!r} there, "
+                    f"{value!r} in this run"
+                )
+        checkpoint.load_into(self.model, saved.weights, saved.path)
+        state = saved.state
+        try:
+            self.progress = Progress(**state["progress"])
+            self.progress.is_finished = self._is_out_of_patience()
+            options = [group | {} for group in self.optimizer.param_groups]
+            self.optimizer.load_state_dict(state["optimizer"])
+            for group, own in zip(
+                self.optimizer.param_groups, options, strict=True
+            ):  # as this run's device asks
+                group.update(lr=own["lr"], capturable=own["capturable"])
+            self.model.load_chain_state(state["chain"])
+            torch.set_rng_state(state["torch_rng"])
+            if state["device_rng"] is not None and self.device.type == "cuda":
+                torch.cuda.set_rng_state(state["device_rng"], self.device)
+            self.window.copy_(state["window"])
+            self.n_window = state["n_window"]
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{saved.path}/state.pt is not a state of this training job: {error}"
+            ) from error
+
+    def _check_finite(self) -> None:
+        values = [self.window.sum(), *(p.detach().double().sum() for p in self.model.state_dict().values())]
+        if not torch.stack([v.double().cpu() for v in values]).isfinite().all():
+            kept = sorted(p.name for p in (self.folder / "checkpoints").glob("step-*"))
+            left = (
+                f"the last good checkpoint is {self.folder / 'checkpoints' / kept[-1]}"
+                if kept
+                else "no checkpoint was written yet"
+            )
+            raise TrainingError(
+                f"loss or weights are not finite at step {self.progress.step}; {left}. "
+                "A smaller --lr or --step-size usually helps"
+            )
+
+    # ---- the end ----
+
+    def finish(self) -> Evaluation:
+        """Test the best weights (without validation data: the last ones) and leave pictures."""
+        best = self.folder / "best.safetensors"
+        if len(self.validation.images) and best.exists():
+            checkpoint.load_into(self.model, checkpoint.load_weights(best)[0], best)
+        else:
+            checkpoint.save_weights(best, self.model.state_dict(), self.metadata())
+        result = evaluate(self.model, self.test.images, n_draws=5)
+        images = self.test.images / 255
+        pictures.save_picture(pictures.samples(self.model), self.folder / "samples.png")
+        pictures.save_picture(
+            pictures.reconstructions(self.model, self.shown / 255), self.folder / "reconstructions.png"
+        )
+        if self.config.nz == 2:
+            pictures.save_latent_plane(self.model, images, self.test.labels, self.folder / "latent_plane.png")
+        values = {f"test_{name}": value for name, value in result._asdict().items()}
+        checkpoint.write_atomically(self.folder / "results.json", json.dumps(values, indent=2).encode())
+        return result
