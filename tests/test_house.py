@@ -1,0 +1,111 @@
+"""The house's rules, read from the source: who may import whom, no circles, no shadows, torch's private names in one file."""
+
+import ast
+import importlib
+import re
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+from lae_fast.experiments.sources import imports
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "lae_fast"
+
+# Rooms by floor: a room imports itself and lower floors, never its neighbours.
+FLOORS = (
+    ("_version",),
+    ("attacks", "checkpoint", "data", "graphs", "provenance"),
+    ("ops",),
+    ("sampling",),
+    ("models",),
+    ("augmentation", "evaluation"),
+    ("training",),
+    ("info",),
+    ("experiments", "score", "train"),
+)
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def module_of(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room_of(module):
+    return module.split(".")[1]
+
+
+MODULES = {module_of(path): path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"}
+
+
+def test_every_file_belongs_to_a_room():
+    assert {room_of(module) for module in MODULES} == set(FLOOR_OF)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_arrow_leads_up_or_sideways(module):
+    room = room_of(module)
+    wrong = [
+        other
+        for other in imports(module)
+        if room_of(other) != room and FLOOR_OF[room_of(other)] >= FLOOR_OF[room]
+    ]
+    assert not wrong, f"{module} imports {wrong}; expected its own room or lower floors"
+
+
+def test_no_circles():
+    try:
+        list(TopologicalSorter({module: set(imports(module)) for module in MODULES}).static_order())
+    except CycleError as error:
+        pytest.fail(f"modules import each other in a circle: {' -> '.join(error.args[1])}")
+
+
+@pytest.mark.parametrize("package", ["lae_fast", *(m for m, p in MODULES.items() if p.name == "__init__.py")])
+def test_no_public_name_shadows_a_module(package):
+    folder = PACKAGE if package == "lae_fast" else MODULES[package].parent
+    files = {path.stem for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()}
+    room = importlib.import_module(package)
+    for name in files & set(getattr(room, "__all__", ())):
+        assert getattr(room, name) is importlib.import_module(f"{package}.{name}"), name
+
+
+def test_users_and_benchmarks_see_public_names_only():
+    readers = [*(ROOT / "bench").glob("*.py"), *(PACKAGE / "experiments").glob("*.py")]
+    readers += [path for path in PACKAGE.glob("*.py") if path.name != "__init__.py"]
+    for path in readers:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lae_fast"):
+                private = [a.name for a in node.names if re.match(r"_[a-z]", a.name)]
+                assert not private, f"{path.name} imports {private} from {node.module}"
+
+
+def test_torch_s_private_names_are_in_one_file():
+    pattern = re.compile(r"torch(\.\w+)*\._[a-zA-Z]|\._(forward|backward)\w*_hooks|\._parameters\b")
+    for module, path in MODULES.items():
+        if module != "lae_fast.ops.torch_private":
+            assert not pattern.search(path.read_text()), module
+
+
+# The kernels: headers for one element, then the ops' arguments, then a backend; each includes lower floors only.
+INCLUDES = (
+    {"philox.h"},
+    {"langevin_math.h", "energy_math.h"},
+    {"check.h", "tensors.h"},
+    {"langevin_ops.h", "energy_ops.h", "dense_ops.h"},
+    {"cpu", "cuda"},
+)
+
+
+def test_the_kernels_include_lower_floors_only():
+    floors = {name: floor for floor, names in enumerate(INCLUDES) for name in names}
+    sources = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".h", ".cpp", ".cu")]
+    for path in sources:
+        own = path.parent.name if path.parent.name in ("cpu", "cuda") else path.name
+        if own == "build_info.cpp":
+            continue
+        for included in re.findall(r'#include "([^"]+)"', path.read_text()):
+            target = (path.parent / included).resolve()
+            room = target.parent.name if target.parent.name in ("cpu", "cuda") else target.name
+            assert room == own or floors[room] < floors[own], f"{path.name} includes {included}"
