@@ -1,26 +1,61 @@
-"""The README's code runs as it stands there."""
+"""The code of the README and of the manual runs as it stands there."""
 
+import dataclasses
 import re
 import warnings
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
 import lae_fast
-from lae_fast import Bernoulli
+from lae_fast import Bernoulli, checkpoint
 from lae_fast.models import Architecture, build
 
-TEXT = (Path(__file__).parent.parent / "README.md").read_text()
-LOOP, SAMPLING, VARIATIONS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+ROOT = Path(__file__).parent.parent
 
 
-def test_the_readme_loop_trains():
+def python_in(page):
+    """The blocks of Python on a page, in order."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+
+
+(LOOP,) = python_in("README.md")
+FULL_LOOP, SAMPLING = python_in("docs/sampling.md")
+(VARIATIONS,) = python_in("docs/variations.md")
+(LOADING,) = python_in("docs/training.md")
+
+
+def test_the_loop_of_ten_lines_is_no_longer():
+    assert len([line for line in LOOP.splitlines() if line.strip()]) <= 10
+
+
+def test_the_readme_is_a_shop_window():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 130
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+)
+def test_links_and_pictures_are_there(page):
+    text = (ROOT / page).read_text()
+    targets = re.findall(r"\]\(([^)#]+)\)", text) + re.findall(r'src="([^"]+)"', text)
+    assert targets
+    for target in targets:
+        assert target.startswith("http") or ((ROOT / page).parent / target).exists(), target
+
+
+@pytest.mark.parametrize("loop", [LOOP, FULL_LOOP], ids=["README", "manual"])
+def test_the_loop_trains(loop):
     torch.manual_seed(0)
     features, decoder = nn.Sequential(nn.Linear(9, 16), nn.ReLU()), nn.Linear(2, 9)
     parameters = [*features.parameters(), *decoder.parameters()]
+    phi = 0.1 * torch.randn(2, 16)
     names = dict(
-        phi=0.1 * torch.randn(2, 16),
+        lae_fast=lae_fast,
+        phi=phi,
+        state=phi,
         batches=[torch.rand(8, 9)] * 30,
         features=features,
         decoder=decoder,
@@ -28,11 +63,24 @@ def test_the_readme_loop_trains():
         optimizer=torch.optim.Adam(parameters, 1e-2),
     )
     before = [p.detach().clone() for p in parameters]
-    exec(LOOP, names)  # it is our own text
+    exec(loop, names)  # it is our own text
     assert names["state"].phi.shape == (2, 16)
-    assert not torch.equal(names["state"].phi, names["phi"])
-    assert names["loss"].isfinite()
+    assert not torch.equal(names["state"].phi, phi)
+    assert names["state"].potential.isfinite()
     assert all(not torch.equal(a, b) for a, b in zip(before, parameters, strict=True))
+
+
+def test_a_run_is_loaded(tmp_path, monkeypatch):
+    folder = tmp_path / "runs" / "first"
+    folder.mkdir(parents=True)
+    architecture = Architecture(nz=2, nh=8, depth=1)
+    model = build(architecture)
+    checkpoint.save_weights(folder / "best.safetensors", model.state_dict(), dataclasses.asdict(architecture))
+    monkeypatch.chdir(tmp_path)
+    names = dict(x=torch.rand(3, 784))
+    exec(LOADING, names)
+    assert torch.equal(names["model"].phi, model.phi)
+    assert not names["model"].training
 
 
 def test_the_readme_sampling_samples():
