@@ -20,7 +20,6 @@ from test_lae import make
 from test_noise import normals_of, philox_by_hand
 from test_ops import DTYPES, problem, run
 from test_step import CASES, build, capturable
-from tqdm import tqdm
 
 from lae_fast import (
     LAE,
@@ -372,7 +371,8 @@ def test_no_step_waits_and_none_leaves_memory_behind(kind, options, capture):
 def test_convolutions_are_captured_too(kind, likelihood):
     torch.manual_seed(0)
     architecture = models.Architecture(kind, "conv", likelihood, nx=64, nz=4, nh=32, depth=2)
-    m = models.build(architecture, step_size=1e-5).to(DEVICE)
+    options = {} if kind == "vae" else {"step_size": 1e-5}
+    m = models.build(architecture, **options).to(DEVICE)
     x = (torch.randint(0, 256, (100, 64), generator=torch.Generator().manual_seed(2)) / 255).to(DEVICE)
     step = warmed_up(m, x)
     losses = []
@@ -553,12 +553,12 @@ def test_the_training_loop_never_waits_between_its_looks(kind, binarize, tmp_pat
     config = Config(model=kind, nh=16, depth=1, batch_size=100, log_every=10**6, binarize=binarize)
     digits = data.load("digits", binarization=binarize)
     trainer = train.Trainer(config, digits, tmp_path, torch.device(DEVICE))
-    bar, batches = tqdm(disable=True), trainer.batches()
+    batches = trainer.batches()
     for _ in range(WARMUP + 2):
-        trainer._step(next(batches), bar)
+        trainer._step(next(batches))
     with no_waiting():
         for x in batches:
-            trainer._step(x, bar)
+            trainer._step(x)
     assert trainer.progress.step == trainer.n_batches > WARMUP + 4
     assert trainer.window.isfinite().all()
 
