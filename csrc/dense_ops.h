@@ -100,6 +100,12 @@ struct DenseOps {
     const typename Backend::Guard guard(is_accepted);
     Backend::keep(args);
   }
+
+  static void register_with(torch::stable::detail::StableLibrary& library) {
+    library.impl("norm_relu", TORCH_BOX(&DenseOps::norm_relu));
+    library.impl("norm_relu_backward", TORCH_BOX(&DenseOps::norm_relu_backward));
+    library.impl("keep", TORCH_BOX(&DenseOps::keep));
+  }
 };
 
 }  // namespace lae

@@ -45,8 +45,8 @@ struct PixelOf {
   }
 };
 
-// f(PixelOf type tag): picks the likelihood at compile time.
-template <typename T, typename F>
+// f(std::integral_constant of the likelihood): from here on the compiler knows it.
+template <typename F>
 void for_likelihood(Likelihood likelihood, F f) {
   switch (likelihood) {
     case kBernoulli: return f(std::integral_constant<Likelihood, kBernoulli>{});
@@ -99,13 +99,9 @@ struct EnergyOps {
     return into("energy_", output, x, kind, log_scale, output);
   }
 
-  // Whether all of x lies in [0, 1]; a NaN does not.
-  static bool in_unit_range(Tensor x) {
-    const Check check("in_unit_range", x);
-    check.state("x", x);
-    bool result = true;
-    for_type(x, [&](auto type) { result = Backend::in_unit_range(pointer<decltype(type)>(x), x.numel()); });
-    return result;
+  static void register_with(torch::stable::detail::StableLibrary& library) {
+    library.impl("energy", TORCH_BOX(&EnergyOps::energy));
+    library.impl("energy_", TORCH_BOX(&EnergyOps::energy_));
   }
 };
 

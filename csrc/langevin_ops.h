@@ -77,7 +77,7 @@ struct NoiseArgs {
 };
 
 template <class Backend>
-struct Ops {
+struct LangevinOps {
   static void transition(Tensor phi, Tensor potential, Tensor grad, Tensor proposal, Tensor rng,
                          Tensor log_step_size, Tensor counters, Tensor is_accepted, Tensor log_alpha,
                          std::optional<Tensor> adaptation, Tensor proposal_potential, Tensor proposal_grad, bool mh,
@@ -176,12 +176,10 @@ struct Ops {
       check.state("out", out);
     check.array("rng", rng, ScalarType::Long, {3});
     const typename Backend::Guard guard(out);
-    const NoiseArgs<void> untyped{n_chains, n_elements, pointer<int64_t>(rng),
-                                  static_cast<NoiseKind>(kind), out.data_ptr()};
     const auto run = [&](auto type) {
       using T = decltype(type);
-      Backend::noise(NoiseArgs<T>{untyped.n_chains, untyped.n_elements, untyped.rng, untyped.kind,
-                                  static_cast<T*>(untyped.out)});
+      Backend::noise(NoiseArgs<T>{n_chains, n_elements, pointer<int64_t>(rng), static_cast<NoiseKind>(kind),
+                                  pointer<T>(out)});
     };
     if (kind == kIntegers)
       run(int64_t{});
@@ -190,10 +188,10 @@ struct Ops {
   }
 
   static void register_with(torch::stable::detail::StableLibrary& library) {
-    library.impl("transition", TORCH_BOX(&Ops::transition));
-    library.impl("decide", TORCH_BOX(&Ops::decide));
-    library.impl("propose", TORCH_BOX(&Ops::propose));
-    library.impl("noise", TORCH_BOX(&Ops::noise));
+    library.impl("transition", TORCH_BOX(&LangevinOps::transition));
+    library.impl("decide", TORCH_BOX(&LangevinOps::decide));
+    library.impl("propose", TORCH_BOX(&LangevinOps::propose));
+    library.impl("noise", TORCH_BOX(&LangevinOps::noise));
   }
 };
 

@@ -121,7 +121,5 @@ struct Cpu {
 }  // namespace lae
 
 STABLE_TORCH_LIBRARY_IMPL(lae_fast, CPU, library) {
-  library.impl("norm_relu", TORCH_BOX(&lae::DenseOps<lae::Cpu>::norm_relu));
-  library.impl("norm_relu_backward", TORCH_BOX(&lae::DenseOps<lae::Cpu>::norm_relu_backward));
-  library.impl("keep", TORCH_BOX(&lae::DenseOps<lae::Cpu>::keep));
+  lae::DenseOps<lae::Cpu>::register_with(library);
 }

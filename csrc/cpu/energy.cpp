@@ -69,19 +69,8 @@ struct Cpu {
   };
 
   template <typename T>
-  static bool in_unit_range(const T* x, int64_t n) {
-    std::atomic<bool> all = true;
-    torch::stable::parallel_for(0, n, 1 << 16, [&](int64_t first, int64_t last) {
-      bool here = true;
-      with_simd([&]() LAE_SIMD { here = all_in_unit_range(x + first, last - first); });
-      if (!here) all = false;
-    });
-    return all;
-  }
-
-  template <typename T>
   static void energy(const EnergyArgs<T>& a) {
-    for_likelihood<T>(a.likelihood, [&](auto likelihood) {
+    for_likelihood(a.likelihood, [&](auto likelihood) {
       constexpr Likelihood kLikelihood = decltype(likelihood)::value;
       const PixelOf<kLikelihood, T> pixel(
           pixel_scale(kLikelihood, a.log_scale ? static_cast<double>(*a.log_scale) : 0.0));
@@ -100,11 +89,25 @@ struct Cpu {
   }
 };
 
+// Whether all of x [n, nx] lies in [0, 1]; a NaN does not.
+bool in_unit_range(Tensor x) {
+  Check("in_unit_range", x).state("x", x);
+  std::atomic<bool> all = true;
+  for_type(x, [&](auto type) {
+    const auto* values = pointer<const decltype(type)>(x);
+    torch::stable::parallel_for(0, x.numel(), 1 << 16, [&](int64_t first, int64_t last) {
+      bool here = true;
+      with_simd([&]() LAE_SIMD { here = all_in_unit_range(values + first, last - first); });
+      if (!here) all = false;
+    });
+  });
+  return all;
+}
+
 }  // namespace
 }  // namespace lae
 
 STABLE_TORCH_LIBRARY_IMPL(lae_fast, CPU, library) {
-  library.impl("energy", TORCH_BOX(&lae::EnergyOps<lae::Cpu>::energy));
-  library.impl("energy_", TORCH_BOX(&lae::EnergyOps<lae::Cpu>::energy_));
-  library.impl("in_unit_range", TORCH_BOX(&lae::EnergyOps<lae::Cpu>::in_unit_range));
+  lae::EnergyOps<lae::Cpu>::register_with(library);
+  library.impl("in_unit_range", TORCH_BOX(&lae::in_unit_range));  // a GPU would have to be waited for
 }

@@ -301,5 +301,5 @@ extern "C" __attribute__((visibility("default"))) const char* lae_fast_simd_leve
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lae_fast, CPU, library) {
-  lae::Ops<lae::Cpu>::register_with(library);
+  lae::LangevinOps<lae::Cpu>::register_with(library);
 }

@@ -193,7 +193,5 @@ struct Cuda {
 }  // namespace lae
 
 STABLE_TORCH_LIBRARY_IMPL(lae_fast, CUDA, library) {
-  library.impl("norm_relu", TORCH_BOX(&lae::DenseOps<lae::Cuda>::norm_relu));
-  library.impl("keep", TORCH_BOX(&lae::DenseOps<lae::Cuda>::keep));
-  library.impl("norm_relu_backward", TORCH_BOX(&lae::DenseOps<lae::Cuda>::norm_relu_backward));
+  lae::DenseOps<lae::Cuda>::register_with(library);
 }

@@ -95,7 +95,7 @@ struct Cuda {
   static void energy(const EnergyArgs<T>& a) {
     const bool is_wide =
         a.n_pixels % 4 == 0 && is_aligned(a.output) && is_aligned(a.x) && is_aligned(a.derivative);
-    for_likelihood<T>(a.likelihood, [&](auto likelihood) {
+    for_likelihood(a.likelihood, [&](auto likelihood) {
       if (a.n_rows < kManyRows)
         launch<decltype(likelihood)::value, T, kThreads>(a, is_wide);
       else
@@ -109,6 +109,5 @@ struct Cuda {
 }  // namespace lae
 
 STABLE_TORCH_LIBRARY_IMPL(lae_fast, CUDA, library) {
-  library.impl("energy", TORCH_BOX(&lae::EnergyOps<lae::Cuda>::energy));
-  library.impl("energy_", TORCH_BOX(&lae::EnergyOps<lae::Cuda>::energy_));
+  lae::EnergyOps<lae::Cuda>::register_with(library);
 }

@@ -483,5 +483,5 @@ struct Cuda {
 }  // namespace lae
 
 STABLE_TORCH_LIBRARY_IMPL(lae_fast, CUDA, library) {
-  lae::Ops<lae::Cuda>::register_with(library);
+  lae::LangevinOps<lae::Cuda>::register_with(library);
 }
