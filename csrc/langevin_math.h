@@ -11,6 +11,12 @@ enum { kSeed = 0, kStep = 1, kTicket = 2 };
 enum { kTarget = 0, kRate = 1, kCount = 2, kError = 3, kAverage = 4, kCentre = 5, kDualColumns = 6 };
 enum { kRejected = 0, kNonfinite = 1 };
 
+// The noise of one chain in one transition.
+struct Stream {
+  uint64_t seed, step;
+  uint32_t chain;
+};
+
 // phi' = phi - eta grad + sqrt(2 eta) eps
 template <typename T>
 LAE_HD T proposal_element(T phi, T grad, T eta, T noise_scale, T eps) {

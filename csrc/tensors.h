@@ -26,4 +26,9 @@ void for_type(const torch::stable::Tensor& t, F f) {
     f(double{});
 }
 
+// The guard of a backend that has no current device to set.
+struct NoGuard {
+  explicit NoGuard(const torch::stable::Tensor&) {}
+};
+
 }  // namespace lae

@@ -67,9 +67,7 @@ LAE_INLINE void backward_row(T* __restrict__ grad, const T* __restrict__ out, co
 }
 
 struct Cpu {
-  struct Guard {
-    explicit Guard(const Tensor&) {}
-  };
+  using Guard = NoGuard;
 
   template <typename T>
   static void norm_relu(const NormReluArgs<T>& a) {

@@ -64,9 +64,7 @@ LAE_INLINE bool all_in_unit_range(const T* __restrict__ x, int64_t n) {
 }
 
 struct Cpu {
-  struct Guard {
-    explicit Guard(const Tensor&) {}
-  };
+  using Guard = NoGuard;
 
   template <typename T>
   static void energy(const EnergyArgs<T>& a) {

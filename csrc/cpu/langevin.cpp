@@ -57,11 +57,6 @@ LAE_INLINE void step_body(const T* phi, const T* grad, T eta, T noise_scale, con
     proposal[i] = proposal_element(phi[i], grad[i], eta, noise_scale, eps[i]);
 }
 
-struct Stream {  // the noise of one chain in this launch
-  uint64_t seed, step;
-  uint32_t chain;
-};
-
 template <typename F>
 void for_blocks(int64_t n_elements, F f) {  // f(begin, n) over a chain's blocks
   if (n_elements <= kBlock) return f(0, n_elements);
@@ -165,9 +160,7 @@ void propose_block(const T* phi, const T* grad, double eta, Stream stream, const
 }
 
 struct Cpu {
-  struct Guard {
-    explicit Guard(const Tensor&) {}
-  };
+  using Guard = NoGuard;
 
   template <typename T>
   static void transition(const TransitionArgs<T>& a) {

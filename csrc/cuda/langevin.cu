@@ -112,11 +112,6 @@ __device__ Sums partial_sums(const Args& a, int64_t row, double eta, int64_t fir
   return sums;
 }
 
-struct Stream {  // the noise of one chain in this launch
-  uint64_t seed, step;
-  uint32_t chain;
-};
-
 template <typename T>
 __device__ Quad<T> noise_quad(Stream stream, const T* noise_row, int64_t i, int64_t n, bool is_wide) {
   if (noise_row) return load(noise_row, i, n, is_wide);
