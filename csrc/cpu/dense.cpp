@@ -14,7 +14,7 @@
 namespace lae {
 namespace {
 
-constexpr int64_t kLanes = 16;
+constexpr int kLanes = 16;
 constexpr int64_t kRows = 32;             // of one unit of parallel work
 constexpr int64_t kCopy = int64_t{1} << 18;  // bytes of one
 
@@ -22,13 +22,8 @@ constexpr int64_t kCopy = int64_t{1} << 18;  // bytes of one
 template <typename F>
 LAE_INLINE double lane_sum(int64_t n, const F& f) {
   double lanes[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes)
-    for (int64_t l = 0; l < kLanes; ++l) lanes[l] += static_cast<double>(f(i + l));
-  for (int64_t l = 0; i < n; ++i, ++l) lanes[l] += static_cast<double>(f(i));
-  for (int64_t width = kLanes / 2; width > 0; width /= 2)
-    for (int64_t l = 0; l < width; ++l) lanes[l] += lanes[l + width];
-  return lanes[0];
+  for_lanes<kLanes>(n, [&](int64_t i, int lane) LAE_SIMD { lanes[lane] += static_cast<double>(f(i)); });
+  return total(lanes);
 }
 
 template <typename T>

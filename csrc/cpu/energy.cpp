@@ -12,7 +12,7 @@ namespace lae {
 namespace {
 
 constexpr int64_t kTile = 256;  // pixels
-constexpr int64_t kLanes = 16;
+constexpr int kLanes = 16;
 constexpr int64_t kGrain = 16;  // rows that are worth a thread
 
 struct RowSums {
@@ -21,16 +21,7 @@ struct RowSums {
 
 template <typename V>
 LAE_INLINE void add_tile(const V* __restrict__ values, int64_t n, double* __restrict__ lanes) {
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes)
-    for (int64_t l = 0; l < kLanes; ++l) lanes[l] += static_cast<double>(values[i + l]);
-  for (int64_t l = 0; i < n; ++i, ++l) lanes[l] += static_cast<double>(values[i]);
-}
-
-LAE_INLINE double total(double* lanes) {
-  for (int64_t width = kLanes / 2; width > 0; width /= 2)
-    for (int64_t l = 0; l < width; ++l) lanes[l] += lanes[l + width];
-  return lanes[0];
+  for_lanes<kLanes>(n, [&](int64_t i, int lane) LAE_SIMD { lanes[lane] += static_cast<double>(values[i]); });
 }
 
 template <Likelihood kLikelihood, typename T>

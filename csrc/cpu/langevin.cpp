@@ -32,22 +32,11 @@ LAE_INLINE void ratio_body(const T* __restrict__ phi, const T* __restrict__ prop
                          const T* __restrict__ grad, const T* __restrict__ proposal_grad, double eta,
                          int64_t n, Sums* out) {
   double ratio[kLanes] = {}, probe[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes)
-    for (int l = 0; l < kLanes; ++l) {
-      ratio[l] += ratio_element(phi[i + l], proposal[i + l], grad[i + l], proposal_grad[i + l], eta);
-      probe[l] += finite_probe(proposal[i + l], proposal_grad[i + l]);
-    }
-  for (int l = 0; i < n; ++i, ++l) {
-    ratio[l] += ratio_element(phi[i], proposal[i], grad[i], proposal_grad[i], eta);
-    probe[l] += finite_probe(proposal[i], proposal_grad[i]);
-  }
-  for (int width = kLanes / 2; width > 0; width /= 2)
-    for (int l = 0; l < width; ++l) {
-      ratio[l] += ratio[l + width];
-      probe[l] += probe[l + width];
-    }
-  *out = {ratio[0], probe[0]};
+  for_lanes<kLanes>(n, [&](int64_t i, int lane) LAE_SIMD {
+    ratio[lane] += ratio_element(phi[i], proposal[i], grad[i], proposal_grad[i], eta);
+    probe[lane] += finite_probe(proposal[i], proposal_grad[i]);
+  });
+  *out = {total(ratio), total(probe)};
 }
 
 template <typename T>

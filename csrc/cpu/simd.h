@@ -1,6 +1,7 @@
 // One loop, compiled for every SIMD level; the best the processor has is chosen when the library is loaded.
 #pragma once
 
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 
@@ -65,6 +66,25 @@ void with_simd(const F& f) {
   if (simd() == Simd::kAvx2) return run_avx2(f);
 #endif
   f();
+}
+
+// A sum runs in kLanes interleaved float64 lanes, whatever the vector width: the width never changes a bit.
+
+// f(i, lane) for every i < n; lane is i % kLanes.
+template <int kLanes, typename F>
+LAE_INLINE void for_lanes(int64_t n, const F& f) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    for (int lane = 0; lane < kLanes; ++lane) f(i + lane, lane);
+  for (int lane = 0; i < n; ++i, ++lane) f(i, lane);
+}
+
+// The sum of all lanes, which are overwritten.
+template <int kLanes>
+LAE_INLINE double total(double (&lanes)[kLanes]) {
+  for (int width = kLanes / 2; width > 0; width /= 2)
+    for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
+  return lanes[0];
 }
 
 }  // namespace lae
