@@ -6,6 +6,7 @@
 
 #include "../dense_ops.h"
 #include "launch.h"
+#include "reduce.h"
 
 namespace lae {
 namespace {
@@ -16,17 +17,13 @@ constexpr int64_t kMaxBlocks = 256;  // of the backward pass: so many sums over 
 constexpr int kColumns = 32, kStrands = 8;  // of a block that adds those up
 constexpr int kCopyThreads = 256, kMaxPairs = 48;  // of one launch of `keep`: its table travels as a kernel argument
 
-__device__ double warp_sum(double s) {
-  for (int offset = 16; offset > 0; offset /= 2) s += __shfl_xor_sync(0xFFFFFFFFu, s, offset);
-  return s;
-}
-
 // sum over i < n of f(i), in float64, by a warp; every lane gets it.
 template <typename F>
 __device__ double row_sum(int64_t n, F f) {
   double s = 0.0;
   for (int64_t i = threadIdx.x % 32; i < n; i += 32) s += static_cast<double>(f(i));
-  return warp_sum(s);
+  warp_sum(s);
+  return s;
 }
 
 template <typename T>
@@ -65,7 +62,7 @@ __global__ void __launch_bounds__(kThreads) norm_relu_backward_rows(NormReluBack
         sum += static_cast<double>(g);
         product += static_cast<double>(g * normalized[i]);
       }
-      sum = warp_sum(sum), product = warp_sum(product);
+      warp_sum(sum, product);
       if (threadIdx.x % 32 == 0) {
         mean[warp] = static_cast<T>(sum / size);
         slope[warp] = static_cast<T>(product / size);

@@ -5,40 +5,17 @@
 
 #include "../energy_ops.h"
 #include "launch.h"
+#include "reduce.h"
 
 namespace lae {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / 32;
 constexpr int64_t kManyRows = 4096;  // a warp each then fills the largest cards
 
 struct RowSums {
   double energy, log_scale_derivative;
 };
-
-// Sum over the kTeam threads of a row, 32 or all of the block, in the first of them.
-template <Likelihood kLikelihood, int kTeam>
-__device__ RowSums team_sum(RowSums s) {
-  constexpr bool kHasScale = kLikelihood != kBernoulli;
-  for (int offset = 16; offset > 0; offset /= 2) {
-    s.energy += __shfl_down_sync(0xFFFFFFFFu, s.energy, offset);
-    if constexpr (kHasScale) s.log_scale_derivative += __shfl_down_sync(0xFFFFFFFFu, s.log_scale_derivative, offset);
-  }
-  if constexpr (kTeam > 32) {
-    static_assert(kTeam == kThreads);
-    __shared__ RowSums warps[kWarps];
-    __syncthreads();  // the previous row's sums have been read
-    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = s;
-    __syncthreads();
-    if (threadIdx.x == 0)
-      for (int w = 1; w < kWarps; ++w) {
-        s.energy += warps[w].energy;
-        s.log_scale_derivative += warps[w].log_scale_derivative;
-      }
-  }
-  return s;
-}
 
 template <Likelihood kLikelihood, typename T>
 __device__ T take(const PixelOf<kLikelihood, T>& pixel, T output, T x, RowSums& sums) {
@@ -72,7 +49,10 @@ __global__ void __launch_bounds__(kThreads) energy_rows(EnergyArgs<T> a, bool is
     } else {
       for (int64_t i = lane; i < n; i += kTeam) derivative[i] = take(pixel, output[i], x[i], sums);
     }
-    sums = team_sum<kLikelihood, kTeam>(sums);
+    if constexpr (kLikelihood == kBernoulli)
+      team_sum<kTeam>(lane == 0, sums.energy);
+    else
+      team_sum<kTeam>(lane == 0, sums.energy, sums.log_scale_derivative);
     if (lane != 0) continue;
     const double size = kLikelihood == kGaussian ? static_cast<double>(n) : 0.0;
     a.energy[r] = sums.energy + size * scale.constant;

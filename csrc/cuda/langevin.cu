@@ -9,6 +9,7 @@
 #include "../langevin_math.h"
 #include "../langevin_ops.h"
 #include "launch.h"
+#include "reduce.h"
 
 namespace lae {
 namespace {
@@ -49,25 +50,12 @@ __device__ Sums operator+(Sums a, Sums b) {
   return {a.ratio + b.ratio, a.probe + b.probe};
 }
 
-// Sum over the kTeam threads of a team; every thread of the team gets the result. All threads of the
-// block must call it. kTeam: a power of two up to 32, or all threads of the block.
+// The sums over a team of kTeam threads, in every thread of it. All threads of the block must call it.
 template <int kTeam>
-__device__ Sums team_sum(Sums s) {
-  constexpr int kWidth = kTeam < 32 ? kTeam : 32;
-  for (int offset = kWidth / 2; offset > 0; offset /= 2) {
-    s.ratio += __shfl_xor_sync(0xFFFFFFFFu, s.ratio, offset, kWidth);
-    s.probe += __shfl_xor_sync(0xFFFFFFFFu, s.probe, offset, kWidth);
-  }
-  __syncwarp();  // shuffles alone do not order memory: the team's reads are done before its lane 0 writes
-  if constexpr (kTeam > 32) {
-    constexpr int kWarps = kTeam / 32;
-    __shared__ Sums warps[kWarps];
-    __syncthreads();  // the previous sum has been read
-    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = s;
-    __syncthreads();
-    s = warps[0];
-    for (int w = 1; w < kWarps; ++w) s = s + warps[w];
-  }
+__device__ Sums sum_over_team(Sums s) {
+  team_sum<kTeam>(true, s.ratio, s.probe);
+  // Shuffles alone do not order memory: the team's reads are done before its lane 0 writes.
+  if constexpr (kTeam <= 32) __syncwarp();
   return s;
 }
 
@@ -226,7 +214,7 @@ __global__ void __launch_bounds__(kBlock) transition_rows(TransitionArgs<T> a, b
   const double eta = exp(s.log_step_size);
   Sums sums = has_group ? sums_of(own, eta) : Sums{0.0, 0.0};
   if (is_real) sums = sums + partial_sums<T>(a, row, eta, others, kTeam, is_wide);
-  sums = team_sum<kTeam>(sums);
+  sums = sum_over_team<kTeam>(sums);
   if (is_real) {
     const Decision d = metropolis(s.potential, s.proposal_potential, sums, a.mh, s.log_u);
     const double log_step_size = next_log_step_size(s, d), next_eta = exp(log_step_size);
@@ -250,7 +238,7 @@ __global__ void __launch_bounds__(kThreads, 4)  // blocks a multiprocessor: load
   for (int64_t c = 0; c < a.n_chains; ++c) {
     const int64_t row = c * a.n_elements;
     const double eta = exp(a.log_step_size[a.n_step_sizes == 1 ? 0 : c]);
-    const Sums sums = team_sum<kThreads>(partial_sums<T>(a, row, eta, 4 * lane, n_lanes, is_wide));
+    const Sums sums = sum_over_team<kThreads>(partial_sums<T>(a, row, eta, 4 * lane, n_lanes, is_wide));
     if (threadIdx.x == 0) partials[c * gridDim.x + blockIdx.x] = sums;
   }
   cooperative_groups::this_grid().sync();
@@ -258,7 +246,7 @@ __global__ void __launch_bounds__(kThreads, 4)  // blocks a multiprocessor: load
   const auto decide_chain = [&](int64_t c, const ChainScalars& s) {  // the same in every block
     Sums sums = {0.0, 0.0};
     for (unsigned b = threadIdx.x; b < gridDim.x; b += kThreads) sums = sums + partials[c * gridDim.x + b];
-    return metropolis(s.potential, s.proposal_potential, team_sum<kThreads>(sums), a.mh, s.log_u);
+    return metropolis(s.potential, s.proposal_potential, sum_over_team<kThreads>(sums), a.mh, s.log_u);
   };
   for (int64_t c = 0; c < a.n_chains; ++c) {
     ChainScalars s = read_scalars(a, c, seed, step);
@@ -293,7 +281,7 @@ __global__ void __launch_bounds__(kThreads) adapt_jointly(TransitionArgs<T> a, J
   Sums sums = {0.0, 0.0};
   for (int64_t c = threadIdx.x; c < a.n_chains; c += kThreads)
     sums.ratio += acceptance_probability(a.log_alpha[c]);
-  sums = team_sum<kThreads>(sums);
+  sums = sum_over_team<kThreads>(sums);
   if (threadIdx.x != 0) return;
   Adaptation adaptation = load_adaptation(a.adaptation, a.adaptation_stride);
   a.log_step_size[0] =
@@ -310,7 +298,7 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads) decide_rows(DecideArgs<T> a, bool is_wide) {
   const int64_t c = blockIdx.x, row = c * a.n_elements;
   const double eta = a.step_size[a.n_step_sizes == 1 ? 0 : c];
-  const Sums sums = team_sum<kThreads>(partial_sums<T>(a, row, eta, 4 * threadIdx.x, kThreads, is_wide));
+  const Sums sums = sum_over_team<kThreads>(partial_sums<T>(a, row, eta, 4 * threadIdx.x, kThreads, is_wide));
   if (threadIdx.x != 0) return;
   const double u =
       a.uniform ? a.uniform[c] : accept_uniform(a.rng[kSeed], a.rng[kStep], static_cast<uint32_t>(c));
