@@ -218,7 +218,6 @@ class BuildLibraries(build_ext):
         headers = re.search(r"__version__ = '([^']+)'", version)
         has_cuda = "cuda" in PLAN.libraries
         facts = {
-            "LIBRARIES": " ".join(PLAN.libraries),
             "TORCH_TARGET": TORCH_TARGET,
             "TORCH_HEADERS": headers[1] if headers else "unknown",
             "CUDA_VERSION": "{}.{}".format(*nvcc_version(PLAN.nvcc)) if has_cuda else "",

@@ -4,7 +4,6 @@
 
 PYBIND11_MODULE(_lae_fast_build, m) {
   m.attr("schema_version") = LAE_FAST_SCHEMA_VERSION;
-  m.attr("libraries") = LAE_FAST_LIBRARIES;
   m.attr("torch_target") = LAE_FAST_TORCH_TARGET;
   m.attr("torch_headers") = LAE_FAST_TORCH_HEADERS;
   m.attr("cuda_version") = LAE_FAST_CUDA_VERSION;
