@@ -1,5 +1,6 @@
-// The energy op as torch calls it, written once for every backend: check, turn into plain pointers, hand over.
-// A backend is a struct with energy(EnergyArgs<T>) and a Guard. Schema and meaning: lae_fast/ops.py.
+// The energy ops as torch calls them, written once for every backend: check the arguments, turn them into plain
+// pointers, call the backend. A backend is a struct with energy(EnergyArgs<T>) and a Guard. Schemas and meaning:
+// lae_fast/ops/energy.py.
 #pragma once
 
 #include <optional>
@@ -26,7 +27,12 @@ struct EnergyArgs {
   double* log_scale_derivative;   // [R], out, or null
 };
 
-// One pixel in the arithmetic its likelihood takes; `scale` is that of the whole launch.
+// The sums over the pixels of one row.
+struct RowSums {
+  double energy, log_scale_derivative;
+};
+
+// Computes one pixel in the type that its likelihood needs. All pixels of a launch share the scale.
 template <Likelihood kLikelihood, typename T>
 struct PixelOf {
   PixelScale scale;
@@ -45,7 +51,7 @@ struct PixelOf {
   }
 };
 
-// f(std::integral_constant of the likelihood): from here on the compiler knows it.
+// Calls f with the likelihood as a std::integral_constant: the compiler knows it from here on.
 template <typename F>
 void for_likelihood(Likelihood likelihood, F f) {
   switch (likelihood) {
@@ -57,7 +63,7 @@ void for_likelihood(Likelihood likelihood, F f) {
 
 template <class Backend>
 struct EnergyOps {
-  // Energies and derivatives by log_scale, [R] each; `derivative` may be `output` itself.
+  // Returns the energies [R] and their derivatives by log_scale [R or 0]. `derivative` may be `output` itself.
   static std::tuple<Tensor, Tensor> into(const char* op, Tensor output, Tensor x, int64_t kind,
                                          std::optional<Tensor> log_scale, Tensor derivative) {
     const Check check(op, output);

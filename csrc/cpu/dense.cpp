@@ -1,5 +1,8 @@
-// CPU kernels between a fully connected network's matrix products: layer normalization with ReLU, forward and
-// backward in one pass over each row, and the selection of what a rejected proposal leaves as it was.
+// CPU kernels between the matrix products of a fully connected network: layer normalization with ReLU, forward and
+// backward, row by row, and `keep`, which restores arrays after a rejected proposal.
+//
+// Compiles alone, with TORCH the folder of the torch package:
+// g++ -std=c++20 -O3 -ffp-contract=off -fPIC -DTORCH_TARGET_VERSION=0x020b000000000000 -I$TORCH/include -c csrc/cpu/dense.cpp -o /tmp/dense.o
 //
 // Sums over a row run in kLanes float64 lanes, sums over rows in chunks of kRows: neither the vector width nor the
 // number of threads ever changes a bit.
@@ -15,14 +18,16 @@ namespace lae {
 namespace {
 
 constexpr int kLanes = 16;
-constexpr int64_t kRows = 32;             // of one unit of parallel work
-constexpr int64_t kCopy = int64_t{1} << 18;  // bytes of one
+constexpr int64_t kRows = 32;                // rows in one unit of parallel work
+constexpr int64_t kCopy = int64_t{1} << 18;  // bytes in one unit of parallel copying
 
-// sum over i < n of f(i), in float64
+// The sum over i < n of f(i), in float64.
 template <typename F>
 LAE_INLINE double lane_sum(int64_t n, const F& f) {
   double lanes[kLanes] = {};
-  for_lanes<kLanes>(n, [&](int64_t i, int lane) LAE_SIMD { lanes[lane] += static_cast<double>(f(i)); });
+  for_lanes<kLanes>(n, [&](int64_t i, int m) LAE_SIMD {
+    for (int l = 0; l < m; ++l) lanes[l] += static_cast<double>(f(i + l));
+  });
   return total(lanes);
 }
 
@@ -36,12 +41,12 @@ LAE_INLINE void forward_row(T* __restrict__ y, const T* __restrict__ weight, con
   for (int64_t i = 0; i < d; ++i) {
     const T normalized = (y[i] - mean) * rstd, value = normalized * weight[i] + bias[i];
     y[i] = normalized;
-    out[i] = value < T(0) ? T(0) : value;  // keeps a NaN
+    out[i] = value < T(0) ? T(0) : value;  // a NaN stays a NaN
   }
   *rstd_out = rstd;
 }
 
-// grad in, the gradient of y out; adds to the sums of the rows' chunk.
+// Turns grad, the gradient of `out`, into the gradient of y. Adds the row to its chunk's sums, [d] each.
 template <typename T>
 LAE_INLINE void backward_row(T* __restrict__ grad, const T* __restrict__ out, const T* __restrict__ normalized,
                              T rstd, const T* __restrict__ weight, int64_t d, T* __restrict__ weight_sum,

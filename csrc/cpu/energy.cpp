@@ -1,6 +1,9 @@
 // CPU kernel of the energies: one pass over the decoder's output, row by row.
 //
-// Pixels go by tiles that stay in the first-level cache, and are summed in kLanes interleaved float64 lanes:
+// Compiles alone, with TORCH the folder of the torch package:
+// g++ -std=c++20 -O3 -ffp-contract=off -fPIC -DTORCH_TARGET_VERSION=0x020b000000000000 -I$TORCH/include -c csrc/cpu/energy.cpp -o /tmp/energy.o
+//
+// Pixels are processed in tiles that stay in the first-level cache, and summed in kLanes interleaved float64 lanes:
 // neither the vector width nor the number of threads ever changes a bit.
 
 #include <atomic>
@@ -13,15 +16,13 @@ namespace {
 
 constexpr int64_t kTile = 256;  // pixels
 constexpr int kLanes = 16;
-constexpr int64_t kGrain = 16;  // rows that are worth a thread
-
-struct RowSums {
-  double energy, log_scale_derivative;
-};
+constexpr int64_t kGrain = 16;  // fewest rows that are worth a thread
 
 template <typename V>
 LAE_INLINE void add_tile(const V* __restrict__ values, int64_t n, double* __restrict__ lanes) {
-  for_lanes<kLanes>(n, [&](int64_t i, int lane) LAE_SIMD { lanes[lane] += static_cast<double>(values[i]); });
+  for_lanes<kLanes>(n, [&](int64_t i, int m) LAE_SIMD {
+    for (int l = 0; l < m; ++l) lanes[l] += static_cast<double>(values[i + l]);
+  });
 }
 
 template <Likelihood kLikelihood, typename T>
@@ -38,7 +39,7 @@ LAE_INLINE RowSums row_body(const PixelOf<kLikelihood, T>& pixel, const T* outpu
       slope[i] = p.log_scale_derivative;
       d[i] = p.derivative;
     }
-    for (int64_t i = 0; i < m; ++i) derivative[begin + i] = static_cast<T>(d[i]);  // may be the output itself
+    for (int64_t i = 0; i < m; ++i) derivative[begin + i] = static_cast<T>(d[i]);  // only now: it may be output
     add_tile(energy, m, energies);
     if constexpr (kLikelihood != kBernoulli) add_tile(slope, m, slopes);
   }
@@ -98,5 +99,5 @@ bool in_unit_range(Tensor x) {
 
 STABLE_TORCH_LIBRARY_IMPL(lae_fast, CPU, library) {
   lae::EnergyOps<lae::Cpu>::register_with(library);
-  library.impl("in_unit_range", TORCH_BOX(&lae::in_unit_range));  // a GPU would have to be waited for
+  library.impl("in_unit_range", TORCH_BOX(&lae::in_unit_range));  // here alone: the host would wait for a GPU
 }

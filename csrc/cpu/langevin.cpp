@@ -1,8 +1,10 @@
 // CPU kernels of the Langevin ops: loops over langevin_math.h.
 //
-// A chain is cut into blocks of kBlock elements, and a sum runs in kLanes interleaved lanes, whatever
-// the vector width and the number of threads: neither ever changes a bit. Each loop body is compiled
-// once per SIMD level and the best level the processor has is chosen when the library is loaded.
+// Compiles alone, with TORCH the folder of the torch package:
+// g++ -std=c++20 -O3 -ffp-contract=off -fPIC -DTORCH_TARGET_VERSION=0x020b000000000000 -I$TORCH/include -c csrc/cpu/langevin.cpp -o /tmp/langevin.o
+//
+// A chain is cut into blocks of kBlock elements, and a sum runs in kLanes interleaved lanes: neither the vector width
+// nor the number of threads ever changes a bit.
 
 #include <cstring>
 #include <vector>
@@ -14,11 +16,12 @@
 namespace lae {
 namespace {
 
-constexpr int64_t kBlock = 8192;  // elements of one unit of parallel work
-constexpr int kLanes = 8;         // partial sums of one block
-constexpr int kTile = 256;        // normals drawn at once, small enough to stay in the first-level cache
+constexpr int64_t kBlock = 8192;  // elements in one unit of parallel work
+constexpr int kLanes = 8;         // partial sums in one block
+constexpr int kTile = 256;        // normals drawn at once, few enough to stay in the first-level cache
 
-// normals of elements [begin, begin + n) of a chain; begin is a multiple of 4, out holds n rounded up to 4
+// The normals of elements [begin, begin + n) of a chain. begin is a multiple of 4, and out has room for n rounded up
+// to a multiple of 4.
 template <typename T>
 LAE_INLINE void normals_body(uint64_t seed, uint64_t step, uint32_t chain, int64_t begin, int64_t n,
                            T* __restrict__ out) {
@@ -32,9 +35,12 @@ LAE_INLINE void ratio_body(const T* __restrict__ phi, const T* __restrict__ prop
                          const T* __restrict__ grad, const T* __restrict__ proposal_grad, double eta,
                          int64_t n, Sums* out) {
   double ratio[kLanes] = {}, probe[kLanes] = {};
-  for_lanes<kLanes>(n, [&](int64_t i, int lane) LAE_SIMD {
-    ratio[lane] += ratio_element(phi[i], proposal[i], grad[i], proposal_grad[i], eta);
-    probe[lane] += finite_probe(proposal[i], proposal_grad[i]);
+  for_lanes<kLanes>(n, [&](int64_t i, int m) LAE_SIMD {
+#pragma GCC unroll 1  // gcc then vectorizes the loop as a whole; unrolled, only parts of it
+    for (int l = 0; l < m; ++l) {
+      ratio[l] += ratio_element(phi[i + l], proposal[i + l], grad[i + l], proposal_grad[i + l], eta);
+      probe[l] += finite_probe(proposal[i + l], proposal_grad[i + l]);
+    }
   });
   *out = {total(ratio), total(probe)};
 }
@@ -46,8 +52,9 @@ LAE_INLINE void step_body(const T* phi, const T* grad, T eta, T noise_scale, con
     proposal[i] = proposal_element(phi[i], grad[i], eta, noise_scale, eps[i]);
 }
 
+// Calls f(begin, n) for every block of a chain.
 template <typename F>
-void for_blocks(int64_t n_elements, F f) {  // f(begin, n) over a chain's blocks
+void for_blocks(int64_t n_elements, F f) {
   if (n_elements <= kBlock) return f(0, n_elements);
   const int64_t blocks = (n_elements + kBlock - 1) / kBlock;
   torch::stable::parallel_for(0, blocks, 1, [&](int64_t first, int64_t last) {
@@ -58,8 +65,9 @@ void for_blocks(int64_t n_elements, F f) {  // f(begin, n) over a chain's blocks
   });
 }
 
+// Calls f(chain) for every chain, in parallel if chains are short.
 template <typename F>
-void for_chains(int64_t n_chains, int64_t n_elements, F f) {  // f(chain): in parallel when chains are short
+void for_chains(int64_t n_chains, int64_t n_elements, F f) {
   if (n_elements > kBlock) {
     for (int64_t c = 0; c < n_chains; ++c) f(c);  // its blocks run in parallel instead
     return;
@@ -70,7 +78,7 @@ void for_chains(int64_t n_chains, int64_t n_elements, F f) {  // f(chain): in pa
   });
 }
 
-// The normals of n_chains whole chains, each shorter than a tile and a multiple of 4 long, one after the other.
+// The normals of n_chains whole chains, one after the other; n_elements is a multiple of 4, and all fit into a tile.
 template <typename T>
 void draw_chains(Stream first, int64_t n_chains, int64_t n_elements, T* out) {
   uint32_t chain[kTile / 4], block[kTile / 4];
@@ -85,7 +93,8 @@ void draw_chains(Stream first, int64_t n_chains, int64_t n_elements, T* out) {
   });
 }
 
-// f(chain, eps), eps its noise: a row of `noise`; or drawn here, for many short chains at once; or null, for f to draw.
+// Calls f(chain, eps) for every chain. eps is the chain's noise: its row of `noise`; or drawn here, for several short
+// chains at once; or null, and f draws it.
 template <typename T, typename F>
 void for_chains_with_noise(int64_t n_chains, int64_t n_elements, uint64_t seed, uint64_t step, const T* noise, F f) {
   const int64_t per_group = n_elements > 0 && n_elements % 4 == 0 ? kTile / n_elements : 0;
@@ -134,7 +143,7 @@ void draw_normals(Stream stream, int64_t begin, int64_t n, T* out) {
   std::memcpy(out + whole, tail, (n - whole) * sizeof(T));
 }
 
-// proposal = phi - eta grad + sqrt(2 eta) eps for one block; eps from `noise` or the stream
+// proposal = phi - eta grad + sqrt(2 eta) eps for one block; eps comes from `noise` or from the stream.
 template <typename T>
 void propose_block(const T* phi, const T* grad, double eta, Stream stream, const T* noise, int64_t begin,
                    int64_t n, T* proposal) {
@@ -188,7 +197,7 @@ struct Cpu {
         if (!adapts_jointly) propose(c, eps, eta, i, n);
       });
     };
-    if (adapts_jointly)  // the proposals wait
+    if (adapts_jointly)  // the proposals wait for the new step size
       for_chains(a.n_chains, a.n_elements, [&](int64_t c) { decide_and_advance(c, nullptr); });
     else
       for_chains_with_noise(a.n_chains, a.n_elements, seed, step, a.noise, decide_and_advance);

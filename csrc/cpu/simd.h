@@ -1,11 +1,11 @@
-// One loop, compiled for every SIMD level; the best the processor has is chosen when the library is loaded.
+// Compiles one loop for every SIMD level; the best level that the processor has is chosen when it first runs.
 #pragma once
 
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 
-// For a loop body and all it calls: what is not inlined would be compiled for the baseline.
+// For a loop body and all that it calls: what is not inlined would be compiled for the baseline.
 #define LAE_INLINE inline __attribute__((always_inline))
 
 namespace lae {
@@ -47,7 +47,7 @@ __attribute__((target("avx2"))) void run_avx2(const F& f) {
   f();
 }
 template <typename F>
-#if defined(__clang__)  // does not know the last one, and would drop them all
+#if defined(__clang__)  // clang does not know prefer-vector-width, and would ignore the whole list
 __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw")))
 #else
 __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,prefer-vector-width=512")))
@@ -70,21 +70,24 @@ void with_simd(const F& f) {
 
 // A sum runs in kLanes interleaved float64 lanes, whatever the vector width: the width never changes a bit.
 
-// f(i, lane) for every i < n; lane is i % kLanes.
+// Calls f(i, m) for each group of m = kLanes elements from i on, one for each lane; the last group is shorter, perhaps empty.
 template <int kLanes, typename F>
 LAE_INLINE void for_lanes(int64_t n, const F& f) {
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes)
-    for (int lane = 0; lane < kLanes; ++lane) f(i + lane, lane);
-  for (int lane = 0; i < n; ++i, ++lane) f(i, lane);
+  for (; i + kLanes <= n; i += kLanes) f(i, kLanes);
+  f(i, static_cast<int>(n - i));
 }
 
-// The sum of all lanes, which are overwritten.
+// The sum of all lanes, by halves. It changes no lane, so that the lanes stay in registers while they are summed up.
 template <int kLanes>
-LAE_INLINE double total(double (&lanes)[kLanes]) {
-  for (int width = kLanes / 2; width > 0; width /= 2)
-    for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
-  return lanes[0];
+LAE_INLINE double total(const double (&lanes)[kLanes]) {
+  if constexpr (kLanes == 1) {
+    return lanes[0];
+  } else {
+    double halves[kLanes / 2];
+    for (int lane = 0; lane < kLanes / 2; ++lane) halves[lane] = lanes[lane] + lanes[lane + kLanes / 2];
+    return total(halves);
+  }
 }
 
 }  // namespace lae

@@ -1,7 +1,10 @@
 // CUDA kernels of the energies: load / reduce / launch over energy_math.h.
 //
-// A row of pixels is a block's; where there are very many, a warp's. Four consecutive pixels a thread where rows are
-// aligned. The order of a sum depends on the shape alone, never on timing.
+// Compiles alone, with TORCH the folder of the torch package:
+// nvcc -std=c++20 -O3 --fmad=false -DUSE_CUDA -DTORCH_TARGET_VERSION=0x020b000000000000 -I$TORCH/include -arch=sm_90 -Xcompiler -fPIC -c csrc/cuda/energy.cu -o /tmp/energy.o
+//
+// One block serves one row of pixels; if there are very many rows, one warp does. A thread loads four consecutive
+// pixels at once if rows are aligned. The order of a sum depends on the shape alone, never on timing.
 
 #include "../energy_ops.h"
 #include "launch.h"
@@ -11,11 +14,7 @@ namespace lae {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int64_t kManyRows = 4096;  // a warp each then fills the largest cards
-
-struct RowSums {
-  double energy, log_scale_derivative;
-};
+constexpr int64_t kManyRows = 4096;  // from here on, one warp for each row fills the largest cards
 
 template <Likelihood kLikelihood, typename T>
 __device__ T take(const PixelOf<kLikelihood, T>& pixel, T output, T x, RowSums& sums) {
