@@ -1,5 +1,5 @@
-// What this build was made of, for lae_fast.info. Independent of torch, so it can be read before any
-// kernel library is loaded.
+// What this build was made of, for lae_fast.info. This module does not need torch, so it can be read before any kernel
+// library is loaded.
 #include <pybind11/pybind11.h>
 
 PYBIND11_MODULE(_lae_fast_build, m) {

@@ -1,5 +1,5 @@
-// Argument checks of the compiled ops. lae_fast/ops.py validates for people; these few keep a raw
-// torch.ops call from touching memory it does not own.
+// Argument checks of the compiled ops. lae_fast/ops/ validates for people; these few checks keep a raw torch.ops call
+// from touching memory that it does not own.
 #pragma once
 
 #include <algorithm>
@@ -14,8 +14,8 @@ namespace lae {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// One op's view of its arguments; every message names the op and the argument. The reference is the
-// tensor whose device (and, in `like`, whose type and shape) the others must share.
+// Checks the arguments of one op; every message names the op and the argument. All arguments must be on the device of
+// `reference`; those that `like` checks must have its type and shape, too.
 class Check {
  public:
   Check(const char* op, const Tensor& reference) : op_(op), reference_(reference) {}
@@ -40,7 +40,7 @@ class Check {
                         t.get_device_index() == reference_.get_device_index(),
                     "lae_fast::", op_, ": ", name, " is on another device");
   }
-  // One step size per chain, or one shared by all: returns how many.
+  // One step size for each chain, or one for all: returns how many there are.
   int64_t step_sizes(const char* name, const Tensor& t) const {
     const int64_t n = t.numel() == 1 ? 1 : reference_.size(0);
     array(name, t, ScalarType::Double, {n});

@@ -1,6 +1,6 @@
-// The ops between a fully connected network's matrix products, as torch calls them. A backend is a struct with
+// The ops between the matrix products of a fully connected network, as torch calls them. A backend is a struct with
 // norm_relu(NormReluArgs<T>), norm_relu_backward(NormReluBackwardArgs<T>), keep(KeepArgs) and a Guard.
-// Schemas and meaning: lae_fast/ops.py.
+// Schemas and meaning: lae_fast/ops/dense.py.
 #pragma once
 
 #include <tuple>
@@ -17,7 +17,7 @@ namespace lae {
 template <typename T>
 struct NormReluArgs {
   int64_t n, d;
-  T* y;                    // [n, d], in; out: normalized
+  T* y;                    // [n, d], in: y; out: y normalized
   const T *weight, *bias;  // [d]
   double eps;
   T* out;                  // [n, d], out
@@ -27,13 +27,13 @@ struct NormReluArgs {
 template <typename T>
 struct NormReluBackwardArgs {
   int64_t n, d;
-  T* grad;                           // [n, d], in: of out; out: of y
+  T* grad;                           // [n, d], in: the gradient of `out`; out: the gradient of y
   const T *out, *normalized, *rstd;  // [n, d], [n, d], [n]
   const T* weight;                   // [d]
-  T* sums;                           // [3, d], out: gradients of weight, of bias, and the column sums of y's
+  T* sums;                           // [3, d], out: the gradients of weight and bias, and the column sums of `grad`
 };
 
-// Pairs of arrays of the same size; where nothing was accepted `previous` replaces `latest`.
+// Pairs of arrays of the same size. If the proposal was rejected, `previous` is copied over `latest`.
 struct KeepArgs {
   std::vector<char*> latest;
   std::vector<const char*> previous;

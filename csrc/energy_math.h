@@ -1,18 +1,19 @@
-// One pixel of each likelihood: -log p(x|z) in nats, its derivative by the decoder's output and by the
-// logarithm of the scale. Both compilers read this header; the loops around it do no arithmetic of their own.
+// One pixel of each likelihood: -log p(x|z) in nats, its derivatives by the decoder's output and by the logarithm of
+// the scale. The compilers for the CPU and for CUDA read this header; the loops around it only add up.
 #pragma once
 
 #include "philox.h"
 
 namespace lae {
 
-// What a decoder's output means, as lae_fast/ops.py numbers it.
+// What the decoder's output means; lae_fast/ops/energy.py has the same numbers.
 enum Likelihood : int64_t { kBernoulli = 0, kGaussian = 1, kLogistic = 2 };
 
-// exp(x) for x <= 0, to a few units in the last place; below the smallest normal number that number instead of 0.
-// x = k log 2 + r, |r| <= log 2 / 2: the magic number's addition rounds to k and leaves it in the low bits.
+// exp(x) for x <= 0, to a few units in the last place. Below x = -87 (float64: -708) the result stays what it is there,
+// near the smallest normal number, instead of 0. x = k log 2 + r with |r| <= log 2 / 2: adding the magic number rounds
+// to the integer k and leaves k in the low bits.
 LAE_HD float exp_negative(float x) {
-  const float clamped = x < -87.0f ? -87.0f : x;  // keeps a NaN
+  const float clamped = x < -87.0f ? -87.0f : x;  // a NaN stays a NaN
   const float magic = 12582912.0f, shifted = clamped * 1.44269504088896341f + magic, k = shifted - magic;
   uint32_t bits;
   memcpy(&bits, &shifted, sizeof bits);
@@ -50,8 +51,8 @@ LAE_HD double exp_negative(double x) {
   return (1.0 + (r + (r * r) * p)) * scale;
 }
 
-// log(1 + e) for e in [0, 1], to a few units in the last place of the *result*; most pixels of an image are nearly
-// certain, and their e is tiny. The polynomial is the one of its degree with the least relative error, 3e-8.
+// log(1 + e) for e in [0, 1], to a few units in the last place of the result: most pixels of an image are nearly
+// certain, so their e is tiny. Among the polynomials of its degree this one has the least relative error, 3e-8.
 LAE_HD float log1p_unit(float e) {
   float p = e * 0.005232691764831543f - 0.029505228623747826f;
   p = e * p + 0.07822593301534653f;
@@ -64,7 +65,7 @@ LAE_HD float log1p_unit(float e) {
   return e * p;
 }
 LAE_HD double log1p_unit(double e) {
-  return log_uniform(1.0 + e);  // to one rounding of 1, which is enough here
+  return log_uniform(1.0 + e);  // 1 + e is rounded once, which does no harm here
 }
 
 template <typename T>
@@ -72,14 +73,14 @@ struct Pixel {
   T energy, derivative, log_scale_derivative;
 };
 
-// What all pixels share. `scale` is the likelihood's, of no meaning for a Bernoulli.
+// What all pixels share. `scale` is the scale of the likelihood; a Bernoulli has none.
 struct PixelScale {
   double inverse;       // 1 / scale
-  double constant;      // of every energy
-  double half_bin;      // of the 256 grey levels, in units of scale
+  double constant;      // the term of a pixel's energy that depends on the scale alone
+  double half_bin;      // half of one of the 256 grey levels, in units of scale
   double cosh_term;     // 2 cosh(half_bin)
   double exp_half_bin;  // exp(-half_bin)
-  double slope;         // of `constant` by the logarithm of the scale
+  double slope;         // the derivative of `constant` by the logarithm of the scale
 };
 
 constexpr double kHalfBin = 0.5 / 255;
@@ -91,7 +92,7 @@ LAE_HD PixelScale pixel_scale(Likelihood likelihood, double log_scale) {
     s.constant = log_scale + 0.91893853320467274178;  // log(2 pi) / 2
     s.slope = 1.0;
   } else if (likelihood == kLogistic) {
-    const double smallest = kHalfBin / 500;  // scales below count as this one: cosh stays finite
+    const double smallest = kHalfBin / 500;  // smaller scales count as this one: cosh stays finite
     s.inverse = log_scale < std::log(smallest) ? 1 / smallest : std::exp(-log_scale);
     const double b = s.half_bin = kHalfBin * s.inverse;
     s.constant = -std::log(-std::expm1(-2 * b));
@@ -102,7 +103,7 @@ LAE_HD PixelScale pixel_scale(Likelihood likelihood, double log_scale) {
   return s;
 }
 
-// Output l, a logit: log(1 + exp(l)) - x l, written without cancellation.
+// The output is a logit l. The energy is log(1 + exp(l)) - x l, written without cancellation.
 template <typename T>
 LAE_HD Pixel<T> bernoulli_pixel(T logit, T x) {
   const bool is_negative = logit < T(0);
@@ -112,7 +113,7 @@ LAE_HD Pixel<T> bernoulli_pixel(T logit, T x) {
   return {energy, (is_negative ? e : T(1)) / (T(1) + e) - x, T(0)};
 }
 
-// Output m, a mean: (x - m)^2 / (2 scale^2), and the constant.
+// The output is a mean m. The energy is (x - m)^2 / (2 scale^2); the caller adds the constant.
 template <typename T>
 LAE_HD Pixel<T> gaussian_pixel(T mean, T x, T inverse, T inverse_square) {
   const T residual = (x - mean) * inverse;
@@ -120,11 +121,12 @@ LAE_HD Pixel<T> gaussian_pixel(T mean, T x, T inverse, T inverse_square) {
   return {T(0.5) * square, (mean - x) * inverse_square, -square};
 }
 
-// Output m, a mean; x one of k / 255: -log of the logistic distribution's mass in its bin, the outer bins open.
-// With a = |x - m| / scale, b half a bin in units of scale and A = exp(-a), an inner bin has the mass
+// The output is a mean m, and x is one of k / 255. The energy is -log of the logistic distribution's mass in the bin of
+// x; the first and the last bin are open to the outside. With a = |x - m| / scale, b half a bin in units of scale and
+// A = exp(-a), an inner bin has the mass
 //     sigmoid(a + b) - sigmoid(a - b) = exp(b - a) (1 - exp(-2b)) / (1 + 2 cosh(b) A + A^2),
-// an outer one sigmoid(-t), t its open side's distance: one exp, one log and one division serve both.
-// In float64 whatever the tensors are: the derivative's cancellation would not survive float32.
+// and an outer bin sigmoid(-t), where m lies t outside of the bin: one exp, one log and one division serve both.
+// In float64 whatever the type of the tensors: in float32 cancellation would spoil the derivative.
 LAE_HD Pixel<double> logistic_pixel(double mean, double x, const PixelScale& s) {
   const double d = (x - mean) * s.inverse, b = s.half_bin;
   const double first = x < kHalfBin ? 1.0 : 0.0, outer = first + (x > 1 - kHalfBin ? 1.0 : 0.0), inner = 1.0 - outer;
@@ -134,7 +136,7 @@ LAE_HD Pixel<double> logistic_pixel(double mean, double x, const PixelScale& s) 
   const double e = exp_negative(-(inner * distance + size));
   const double denominator = 1.0 + e * (outer + inner * (s.cosh_term + e));
   const double inverse = 1.0 / denominator;
-  const double sigmoid = (t < 0 ? e : 1.0) * inverse;  // of t
+  const double sigmoid = (t < 0 ? e : 1.0) * inverse;  // sigmoid(t)
   const double difference = (e * e - 1.0) * inverse;   // sigmoid(-a - b) - sigmoid(a - b)
   const double sum = (1.0 + e * (e + 2.0 * s.exp_half_bin)) * inverse;
   const double start = 0.5 * (t + size) + inner * (distance - b + s.constant);

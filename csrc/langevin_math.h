@@ -1,5 +1,5 @@
-// One element of the Langevin proposal and of the Metropolis-Hastings ratio, and one decision.
-// Both compilers read this header; the loops around it do no arithmetic of their own.
+// One element of the Langevin proposal and of the Metropolis-Hastings ratio, one decision, one step size's adaptation.
+// The compilers for the CPU and for CUDA read this header; the loops around it only add up.
 #pragma once
 
 #include "philox.h"
@@ -23,8 +23,8 @@ LAE_HD T proposal_element(T phi, T grad, T eta, T noise_scale, T eps) {
   return phi - eta * grad + noise_scale * eps;
 }
 
-// Summed over the elements, divided by 4 and added to V - V' this is log alpha: the textbook ratio
-// of the two Gaussian proposal densities, without a division by eta and exact in the stored values.
+// log alpha is V - V' plus a quarter of the sum of these over the elements. The sum is the textbook ratio of the two
+// Gaussian proposal densities, without a division by eta and exact in the stored values.
 template <typename T>
 LAE_HD double ratio_element(T phi, T proposal, T grad, T proposal_grad, double eta) {
   const double g = grad, h = proposal_grad;
@@ -32,13 +32,13 @@ LAE_HD double ratio_element(T phi, T proposal, T grad, T proposal_grad, double e
   return (g + h) * (2.0 * delta + eta * (g - h));
 }
 
-// 0 for finite values, NaN otherwise: summed over a chain it tells whether any value is not finite.
+// 0 for finite values, NaN otherwise: the sum over a chain tells whether any value is not finite.
 template <typename T>
 LAE_HD double finite_probe(T proposal, T proposal_grad) {
   return 0.0 * static_cast<double>(proposal) + 0.0 * static_cast<double>(proposal_grad);
 }
 
-// What the reduction over a chain's elements yields.
+// The sums over the elements of one chain.
 struct Sums {
   double ratio;
   double probe;
@@ -50,7 +50,7 @@ struct Decision {
   double log_alpha;  // -inf when the proposal is outside the support or not finite
 };
 
-// A proposal of infinite energy is an ordinary rejection; anything else not finite is counted apart.
+// A proposal of infinite energy is an ordinary rejection. Anything else that is not finite is counted separately.
 LAE_HD Decision metropolis(double potential, double proposal_potential, Sums sums, bool mh, double log_u) {
   const double log_alpha = mh ? potential - proposal_potential + 0.25 * sums.ratio : 0.0;
   const bool is_outside = proposal_potential == INFINITY;
@@ -67,7 +67,7 @@ LAE_HD double acceptance_probability(double log_alpha) {
   return log_alpha < 0.0 ? std::exp(log_alpha) : 1.0;
 }
 
-// One step size's row of `adaptation`, in registers.
+// The row of `adaptation` that belongs to one step size, in registers.
 struct Adaptation {
   double v[kDualColumns];
   bool is_dual;
@@ -81,11 +81,11 @@ LAE_HD Adaptation load_adaptation(const double* row, int64_t n_columns) {
   return a;
 }
 LAE_HD void store_adaptation(const Adaptation& a, double* row) {
-  if (!a.is_dual) return;  // the other rule has no state
+  if (!a.is_dual) return;  // Robbins and Monro's rule has no state
   for (int k = kCount; k <= kAverage; ++k) row[k] = a.v[k];
 }
 
-// Two columns: Robbins and Monro, log eta += rate (acceptance - target). Six: dual averaging (Hoffman and
+// Two columns: Robbins and Monro, log eta += rate (acceptance - target). Six columns: dual averaging (Hoffman and
 // Gelman, 2014, section 3.2.1; t0 = 10, kappa = 3/4, gamma = 1 / rate). A rate of 0 keeps the step size.
 LAE_HD double adapted_log_step_size(double log_step_size, double acceptance, Adaptation& a) {
   const double rate = a.v[kRate], error = a.v[kTarget] - acceptance;

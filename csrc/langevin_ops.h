@@ -1,7 +1,7 @@
-// The ops as torch calls them, written once for every backend: check the arguments, turn them into
-// plain pointers, pick the element type, hand over. A backend is a struct with the four kernels
+// The Langevin ops as torch calls them, written once for every backend: check the arguments, turn them into plain
+// pointers, pick the element type, call the backend. A backend is a struct with
 //   transition(TransitionArgs<T>), decide(DecideArgs<T>), propose(ProposeArgs<T>), noise(NoiseArgs<T>)
-// and a Guard that makes the tensors' device current. Schemas and meaning: lae_fast/ops.py.
+// and a Guard that makes the tensors' device current. Schemas and meaning: lae_fast/ops/langevin.py, ops/noise.py.
 #pragma once
 
 #include <optional>
@@ -64,8 +64,8 @@ struct ProposeArgs {
   int64_t* next_rng;        // [3], out
 };
 
-// What `noise` writes: the 32-bit words, the uniforms they make, the normals these make, or (float64,
-// [C, 1]) the Metropolis-Hastings uniform.
+// What `noise` writes: the 32-bit words, the uniforms made of them, the normals made of those, or (float64, [C, 1]) the
+// uniforms of the Metropolis-Hastings decisions.
 enum NoiseKind : int64_t { kIntegers = 0, kUniformPairs = 1, kStandardNormals = 2, kAcceptUniforms = 3 };
 
 template <typename T>

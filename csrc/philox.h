@@ -1,8 +1,8 @@
 // Counter-based noise: (seed, step, chain, element) -> integer, uniform, normal.
 //
-// Philox4x32-10 (Salmon et al., 2011) keyed by the 64-bit seed. One call gives the four 32-bit words
-// of elements 4b .. 4b+3 of one chain at one step. Only + - * / and sqrt are used on floating point,
-// and both compilers are told not to contract them, so every device computes the same bits.
+// Philox4x32-10 (Salmon et al., 2011) with the 64-bit seed as key. One call gives the four 32-bit words of elements 4b
+// to 4b + 3 of one chain at one step. Floating point uses only + - * / and sqrt, and the compilers are told not to
+// contract them, so every device computes the same bits.
 #pragma once
 
 #include <cstdint>
@@ -17,9 +17,9 @@
 
 namespace lae {
 
-// The last word of the counter: what the words are for.
+// What random words are for: the last word of the counter.
 enum Purpose : uint32_t {
-  kNormals = 0,     // words of the normals (float64: the high halves)
+  kNormals = 0,     // the words of the normals (float64: their high halves)
   kUniform = 1,     // the Metropolis-Hastings uniform of a chain, from words 0 and 1 of element 0
   kNormalsLow = 2,  // float64 only: the low halves
 };
@@ -50,14 +50,14 @@ LAE_HD Words philox(uint64_t seed, uint32_t block, uint32_t chain, uint64_t step
   return {{c0, c1, c2, c3}};
 }
 
-// Uniforms. `open` ones lie in (0, 1] and are safe under a logarithm, the others in [0, 1).
+// Uniforms. Those of `open_uniform` lie in (0, 1], so their logarithm is finite; the others lie in [0, 1).
 LAE_HD float open_uniform(uint32_t bits) {
   return static_cast<float>((bits >> 8) + 1u) * 0x1p-24f;
 }
 LAE_HD float uniform(uint32_t bits) {
   return static_cast<float>(bits >> 8) * 0x1p-24f;
 }
-// 53 bits whose upper 24 are those of the float32 uniform: float64 chains follow the float32 noise.
+// 53 bits. The upper 24 are those of the float32 uniform, so float64 chains follow the float32 noise.
 LAE_HD double fraction53(uint32_t high, uint32_t low) {
   return static_cast<double>(static_cast<int32_t>(high >> 5)) * 0x1p26 +
          static_cast<double>(static_cast<int32_t>(low >> 6));
@@ -69,8 +69,8 @@ LAE_HD double uniform(uint32_t high, uint32_t low) {
   return fraction53(high, low) * 0x1p-53;
 }
 
-// log(u) for normal u in (0, 1]: u = 2^e m with m in [sqrt(1/2), sqrt(2)), log m = 2 atanh(s),
-// s = (m - 1) / (m + 1), |s| < 0.172. The series is cut below the rounding of the type.
+// log(u) for u > 0 that is not subnormal: u = 2^e m with m in [sqrt(1/2), sqrt(2)), log m = 2 atanh(s),
+// s = (m - 1) / (m + 1), |s| < 0.172. The terms that the series leaves out are below the rounding of the type.
 LAE_HD float log_uniform(float u) {
   int32_t bits;
   memcpy(&bits, &u, sizeof bits);
@@ -107,8 +107,8 @@ LAE_HD double log_uniform(double u) {
          (2.0 * s + 2.0 * s * p);
 }
 
-// cos and sin of 2 pi u, u in [0, 1): the quarter turn is taken off exactly, then a Taylor series
-// on |angle| <= pi/4, cut below the rounding of the type.
+// cos and sin of 2 pi u, u in [0, 1). Quarter turns are subtracted exactly; for the rest, |angle| <= pi/4, a Taylor
+// series follows, and the terms that it leaves out are below the rounding of the type.
 LAE_HD void cos_sin_turn(float u, float& cosine, float& sine) {
   const int32_t quarter = static_cast<int32_t>(u * 4.0f + 0.5f);
   const float a = (u - static_cast<float>(quarter) * 0.25f) * 6.283185307179586f, z = a * a;
@@ -158,7 +158,7 @@ LAE_HD void box_muller(T u1, T u2, T& first, T& second) {
   second = radius * s;
 }
 
-// The uniforms u1, u2, u1', u2' of elements 4 block .. 4 block + 3.
+// The uniforms u1, u2, u1', u2' of elements 4 block to 4 block + 3.
 LAE_HD void uniforms4(uint64_t seed, uint64_t step, uint32_t chain, uint32_t block, float out[4]) {
   const Words x = philox(seed, block, chain, step, kNormals);
   out[0] = open_uniform(x.w[0]);
@@ -175,7 +175,7 @@ LAE_HD void uniforms4(uint64_t seed, uint64_t step, uint32_t chain, uint32_t blo
   out[3] = uniform(high.w[3], low.w[3]);
 }
 
-// The standard normals of elements 4 block .. 4 block + 3.
+// The standard normals of elements 4 block to 4 block + 3.
 template <typename T>
 LAE_HD void normals4(uint64_t seed, uint64_t step, uint32_t chain, uint32_t block, T out[4]) {
   T u[4];

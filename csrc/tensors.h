@@ -17,7 +17,7 @@ T* pointer(const std::optional<torch::stable::Tensor>& t) {
   return t ? static_cast<T*>(t->data_ptr()) : nullptr;
 }
 
-// f(float{}) or f(double{}), as the tensor is.
+// Calls f(float{}) or f(double{}), whichever type the tensor has.
 template <typename F>
 void for_type(const torch::stable::Tensor& t, F f) {
   if (t.scalar_type() == torch::headeronly::ScalarType::Float)
@@ -26,7 +26,7 @@ void for_type(const torch::stable::Tensor& t, F f) {
     f(double{});
 }
 
-// The guard of a backend that has no current device to set.
+// The guard of the CPU, where no device has to be made current.
 struct NoGuard {
   explicit NoGuard(const torch::stable::Tensor&) {}
 };

@@ -2,7 +2,7 @@
 // backward, row by row, and `keep`, which restores arrays after a rejected proposal.
 //
 // Compiles alone, with TORCH the folder of the torch package:
-// g++ -std=c++20 -O3 -ffp-contract=off -fPIC -DTORCH_TARGET_VERSION=0x020b000000000000 -I$TORCH/include -c csrc/cpu/dense.cpp -o /tmp/dense.o
+// g++ -std=c++20 -O3 -ffp-contract=off -fPIC -fvisibility=hidden -DTORCH_TARGET_VERSION=0x020b000000000000 -isystem $TORCH/include -c csrc/cpu/dense.cpp -o /tmp/dense.o
 //
 // Sums over a row run in kLanes float64 lanes, sums over rows in chunks of kRows: neither the vector width nor the
 // number of threads ever changes a bit.

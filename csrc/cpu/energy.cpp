@@ -1,7 +1,7 @@
 // CPU kernel of the energies: one pass over the decoder's output, row by row.
 //
 // Compiles alone, with TORCH the folder of the torch package:
-// g++ -std=c++20 -O3 -ffp-contract=off -fPIC -DTORCH_TARGET_VERSION=0x020b000000000000 -I$TORCH/include -c csrc/cpu/energy.cpp -o /tmp/energy.o
+// g++ -std=c++20 -O3 -ffp-contract=off -fPIC -fvisibility=hidden -DTORCH_TARGET_VERSION=0x020b000000000000 -isystem $TORCH/include -c csrc/cpu/energy.cpp -o /tmp/energy.o
 //
 // Pixels are processed in tiles that stay in the first-level cache, and summed in kLanes interleaved float64 lanes:
 // neither the vector width nor the number of threads ever changes a bit.

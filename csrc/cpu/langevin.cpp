@@ -1,7 +1,7 @@
 // CPU kernels of the Langevin ops: loops over langevin_math.h.
 //
 // Compiles alone, with TORCH the folder of the torch package:
-// g++ -std=c++20 -O3 -ffp-contract=off -fPIC -DTORCH_TARGET_VERSION=0x020b000000000000 -I$TORCH/include -c csrc/cpu/langevin.cpp -o /tmp/langevin.o
+// g++ -std=c++20 -O3 -ffp-contract=off -fPIC -fvisibility=hidden -DTORCH_TARGET_VERSION=0x020b000000000000 -isystem $TORCH/include -c csrc/cpu/langevin.cpp -o /tmp/langevin.o
 //
 // A chain is cut into blocks of kBlock elements, and a sum runs in kLanes interleaved lanes: neither the vector width
 // nor the number of threads ever changes a bit.

@@ -1,8 +1,11 @@
-// CUDA kernels between a fully connected network's matrix products: layer normalization with ReLU, each way, and the
-// selection of what a rejected proposal leaves as it was.
+// CUDA kernels between the matrix products of a fully connected network: layer normalization with ReLU, forward and
+// backward, and `keep`, which restores arrays after a rejected proposal.
 //
-// A row is a warp's; sums over rows belong to a thread a column, over few rows first, over those sums then. Which numbers are
-// added in which order depends on the shape alone.
+// Compiles alone, with TORCH the folder of the torch package:
+// nvcc -std=c++20 -O3 --fmad=false -DUSE_CUDA -DTORCH_TARGET_VERSION=0x020b000000000000 -isystem $TORCH/include -arch=sm_90 -Xcompiler -fPIC -c csrc/cuda/dense.cu -o /tmp/dense.o
+//
+// One warp serves one row. Sums over rows take two steps: one thread adds a few rows of one column, then `add_up` adds
+// those sums. Which numbers are added in which order depends on the shape alone.
 
 #include "../dense_ops.h"
 #include "launch.h"
@@ -11,13 +14,14 @@
 namespace lae {
 namespace {
 
-constexpr int kRows = 4;             // of a block at a time, a warp each
+constexpr int kRows = 4;  // rows that a block takes at a time, one warp each
 constexpr int kThreads = 32 * kRows;
-constexpr int64_t kMaxBlocks = 256;  // of the backward pass: so many sums over few rows
-constexpr int kColumns = 32, kStrands = 8;  // of a block that adds those up
-constexpr int kCopyThreads = 256, kMaxPairs = 48;  // of one launch of `keep`: its table travels as a kernel argument
+constexpr int64_t kMaxBlocks = 256;         // blocks in the backward pass: `add_up` adds one row of sums from each
+constexpr int kColumns = 32, kStrands = 8;  // columns in a block of `add_up`, and threads for each column
+constexpr int kCopyThreads = 256;
+constexpr int kMaxPairs = 48;  // pairs in one launch of `keep`: the pairs are a kernel argument, whose size is limited
 
-// sum over i < n of f(i), in float64, by a warp; every lane gets it.
+// The sum over i < n of f(i), in float64, by one warp; every lane gets it.
 template <typename F>
 __device__ double row_sum(int64_t n, F f) {
   double s = 0.0;
@@ -38,13 +42,13 @@ __global__ void __launch_bounds__(kThreads) norm_relu_rows(NormReluArgs<T> a) {
     for (int64_t i = threadIdx.x % 32; i < a.d; i += 32) {
       const T normalized = (y[i] - mean) * rstd, value = normalized * a.weight[i] + a.bias[i];
       y[i] = normalized;
-      out[i] = value < T(0) ? T(0) : value;  // keeps a NaN
+      out[i] = value < T(0) ? T(0) : value;  // a NaN stays a NaN
     }
     if (threadIdx.x % 32 == 0) a.rstd[r] = rstd;
   }
 }
 
-// sums: [gridDim.x, 3, d], every block's own. A block's rows lie together.
+// sums: [gridDim.x, 3, d], one part for each block. The rows of a block lie together.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) norm_relu_backward_rows(NormReluBackwardArgs<T> a, int64_t rows_per_block,
                                                                    T* sums) {
@@ -78,21 +82,21 @@ __global__ void __launch_bounds__(kThreads) norm_relu_backward_rows(NormReluBack
         g[k] = !is_row || a.out[i] <= T(0) ? T(0) : a.grad[i];
         y[k] = is_row ? a.normalized[i] : T(0);
       }
-      T of_weight = T(0), of_bias = T(0), of_y = T(0);
+      T weight_sum = T(0), bias_sum = T(0), y_sum = T(0);
       for (int k = 0; k < kRows; ++k) {
         if (first + k >= end) break;
         const T grad = rstd[k] * (g[k] * a.weight[c] - mean[k] - y[k] * slope[k]);
         a.grad[(first + k) * a.d + c] = grad;
-        of_weight += g[k] * y[k];
-        of_bias += g[k];
-        of_y += grad;
+        weight_sum += g[k] * y[k];
+        bias_sum += g[k];
+        y_sum += grad;
       }
       const bool is_first = first == begin;
-      own[c] = (is_first ? T(0) : own[c]) + of_weight;
-      own[a.d + c] = (is_first ? T(0) : own[a.d + c]) + of_bias;
-      own[2 * a.d + c] = (is_first ? T(0) : own[2 * a.d + c]) + of_y;
+      own[c] = (is_first ? T(0) : own[c]) + weight_sum;
+      own[a.d + c] = (is_first ? T(0) : own[a.d + c]) + bias_sum;
+      own[2 * a.d + c] = (is_first ? T(0) : own[2 * a.d + c]) + y_sum;
     }
-    __syncthreads();  // before the next rows' mean and slope
+    __syncthreads();  // all have read mean and slope, which the next rows overwrite
   }
 }
 
@@ -112,7 +116,7 @@ __global__ void __launch_bounds__(kColumns* kStrands) add_up(const T* parts, int
   out[c] = sum;
 }
 
-// Pairs of arrays, as `keep` takes them, in a launch's argument.
+// The kernel argument of one launch of `keep`: pairs of arrays, as in KeepArgs.
 struct Pairs {
   char* latest[kMaxPairs];
   const char* previous[kMaxPairs];
@@ -120,7 +124,7 @@ struct Pairs {
   const bool* is_accepted;
 };
 
-// One row of blocks a pair; 16 bytes a thread where both ends are aligned.
+// One row of blocks copies one pair; a thread copies 16 bytes at once if both arrays are aligned.
 __global__ void __launch_bounds__(kCopyThreads) keep_pairs(Pairs pairs) {
   if (*pairs.is_accepted) return;
   char* to = pairs.latest[blockIdx.y];
@@ -149,7 +153,7 @@ struct Cuda {
   template <typename T>
   static void norm_relu_backward(const NormReluBackwardArgs<T>& a) {
     if (a.d == 0) return;
-    const int64_t groups = (a.n + kRows - 1) / kRows;  // of kRows rows
+    const int64_t groups = (a.n + kRows - 1) / kRows;  // groups of kRows rows
     const int64_t groups_per_block = (groups + kMaxBlocks - 1) / kMaxBlocks;
     const int64_t blocks = groups == 0 ? 0 : (groups + groups_per_block - 1) / groups_per_block;
     Tensor workspace = new_workspace(blocks < 2 ? 0 : (blocks * 3 * a.d * sizeof(T) + 7) / 8);

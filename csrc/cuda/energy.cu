@@ -1,7 +1,7 @@
 // CUDA kernels of the energies: load / reduce / launch over energy_math.h.
 //
 // Compiles alone, with TORCH the folder of the torch package:
-// nvcc -std=c++20 -O3 --fmad=false -DUSE_CUDA -DTORCH_TARGET_VERSION=0x020b000000000000 -I$TORCH/include -arch=sm_90 -Xcompiler -fPIC -c csrc/cuda/energy.cu -o /tmp/energy.o
+// nvcc -std=c++20 -O3 --fmad=false -DUSE_CUDA -DTORCH_TARGET_VERSION=0x020b000000000000 -isystem $TORCH/include -arch=sm_90 -Xcompiler -fPIC -c csrc/cuda/energy.cu -o /tmp/energy.o
 //
 // One block serves one row of pixels; if there are very many rows, one warp does. A thread loads four consecutive
 // pixels at once if rows are aligned. The order of a sum depends on the shape alone, never on timing.

@@ -1,8 +1,11 @@
 // CUDA kernels of the Langevin ops: load / reduce / launch over langevin_math.h.
 //
-// A thread owns groups of four consecutive elements, one Philox call each. A chain is served by a
-// *team*: a few lanes of a warp, a block, or (a few long chains) the whole grid behind one barrier. The
-// team depends on the problem's shape and the card alone, so a run never depends on timing.
+// Compiles alone, with TORCH the folder of the torch package:
+// nvcc -std=c++20 -O3 --fmad=false -DUSE_CUDA -DTORCH_TARGET_VERSION=0x020b000000000000 -isystem $TORCH/include -arch=sm_90 -Xcompiler -fPIC -c csrc/cuda/langevin.cu -o /tmp/langevin.o
+//
+// A thread owns groups of four consecutive elements: one Philox call makes the noise of a group. A *team* serves a
+// chain: a few lanes of a warp, a block, or (for a few long chains) the whole grid, with one barrier. The team depends
+// on the shape of the problem and on the card alone, so a run never depends on timing.
 
 #include <cooperative_groups.h>
 
@@ -14,11 +17,9 @@
 namespace lae {
 namespace {
 
-constexpr int kThreads = 256;                // of every block, but for a few rows of a block each:
-constexpr int kManyThreads = 512;            // there latency is all
-constexpr int64_t kMaxRowElements = 8192;    // longer chains are spread over blocks when they are few
-
-// ---- device helpers ----------------------------------------------------------------------------
+constexpr int kThreads = 256;              // threads of a block
+constexpr int kManyThreads = 512;          // threads of a block if few chains have one each: only latency counts then
+constexpr int64_t kMaxRowElements = 8192;  // a few longer chains are spread over all blocks
 
 // Elements i .. i + 3 of a row of n; `is_wide` promises n % 4 == 0 and aligned rows.
 template <typename T>
@@ -59,7 +60,7 @@ __device__ Sums sum_over_team(Sums s) {
   return s;
 }
 
-// Four elements of a chain, as the decision wants them.
+// Four elements of a chain: all that the decision reads.
 template <typename T>
 struct Group {
   Quad<T> phi, proposal, grad, proposal_grad;
@@ -84,7 +85,7 @@ __device__ Group<T> load_group(const Args& a, int64_t row, int64_t i, bool is_wi
 }
 
 // This thread's share of a chain's sums: the groups from element `first` on, n_lanes groups apart. Without
-// Metropolis-Hastings only the probe counts, and half of the arrays need not be read.
+// Metropolis-Hastings only the probe counts, and half of the arrays are not read.
 template <typename T, typename Args>
 __device__ Sums partial_sums(const Args& a, int64_t row, double eta, int64_t first, int64_t n_lanes, bool is_wide) {
   const int64_t n = a.n_elements;
@@ -117,8 +118,6 @@ __device__ Quad<T> proposal_quad(const Quad<T>& phi, const Quad<T>& grad, double
   return out;
 }
 
-// ---- transition --------------------------------------------------------------------------------
-
 // The scalars of one chain as they were when the launch began.
 struct ChainScalars {
   double potential, proposal_potential, log_step_size, log_u;
@@ -132,7 +131,7 @@ __device__ ChainScalars read_scalars(const TransitionArgs<T>& a, int64_t c, uint
   const bool adapts = a.adaptation && !a.adapts_jointly();
   return {a.potential[c], a.proposal_potential[c], a.log_step_size[own], log_uniform(u),
           adapts ? load_adaptation(a.adaptation + own * a.adaptation_stride, a.adaptation_stride)
-                 : Adaptation{}};  // of rate 0
+                 : Adaptation{}};  // a rate of 0: the step size stays
 }
 
 // The chain's step size from now on; advances the adaptation's state in `s`.
@@ -140,7 +139,7 @@ __device__ double next_log_step_size(ChainScalars& s, const Decision& d) {
   return adapted_log_step_size(s.log_step_size, acceptance_probability(d.log_alpha), s.adaptation);
 }
 
-// The new state's elements i .. i + 3, and the proposal from there (unless that waits for all decisions).
+// Elements i .. i + 3 of the new state, and of the proposal from there (unless it waits for all decisions).
 template <typename T>
 __device__ void advance_quad(const TransitionArgs<T>& a, int64_t row, int64_t i, bool is_wide, bool is_accepted,
                              const Quad<T>& phi, const Quad<T>& grad, double eta, const Quad<T>& eps) {
@@ -152,7 +151,7 @@ __device__ void advance_quad(const TransitionArgs<T>& a, int64_t row, int64_t i,
   if (!a.adapts_jointly()) store(a.proposal + row, i, n, is_wide, proposal_quad(phi, grad, eta, eps));
 }
 
-// Select, then propose anew: this thread's groups from element `first` on.
+// Selects the new state and proposes from there: this thread's groups from element `first` on.
 template <typename T>
 __device__ void advance(const TransitionArgs<T>& a, int64_t row, bool is_accepted, double eta, Stream stream,
                         int64_t first, int64_t n_lanes, bool is_wide) {
@@ -180,7 +179,7 @@ __device__ void write_scalars(const TransitionArgs<T>& a, int64_t c, const Chain
   }
 }
 
-// True in one thread of the last block to get here; every other block's reads and writes are then done.
+// Returns true in one thread, in the block that gets here last: all other blocks have done their reads and writes.
 __device__ bool is_last_block(int64_t* rng) {
   __syncthreads();
   if (threadIdx.x != 0) return false;
@@ -191,17 +190,17 @@ __device__ bool is_last_block(int64_t* rng) {
 }
 template <typename T>
 __device__ void advance_rng(const TransitionArgs<T>& a) {
-  a.rng[kStep] += !a.adapts_jointly();  // a joint adaptation comes before the proposals, which advance it
+  a.rng[kStep] += !a.adapts_jointly();  // after a joint adaptation, propose_all advances it
   a.rng[kTicket] = 0;
 }
 
-// One team a chain. A thread's first group, which most often is its only one, stays in registers, and its noise is drawn
-// while the decision's sums are on their way.
+// One team serves one chain. A thread's first group, most often its only one, stays in registers, and the noise of that
+// group is drawn while the sums are on their way.
 template <typename T, int kTeam, int kBlock>
 __global__ void __launch_bounds__(kBlock) transition_rows(TransitionArgs<T> a, bool is_wide) {
   const int64_t chain = static_cast<int64_t>(blockIdx.x) * (kBlock / kTeam) + threadIdx.x / kTeam;
-  const bool is_real = chain < a.n_chains;      // the last block may hold idle teams, which still
-  const int64_t c = is_real ? chain : 0;        // take part in the reductions
+  const bool is_real = chain < a.n_chains;  // the last block may hold idle teams: they only take part in the sums
+  const int64_t c = is_real ? chain : 0;
   const int64_t first = 4 * (threadIdx.x % kTeam), others = first + 4 * kTeam, row = c * a.n_elements;
   const bool has_group = is_real && first < a.n_elements;
   const Group<T> own = has_group ? load_group<T>(a, row, first, is_wide) : Group<T>{};
@@ -227,10 +226,10 @@ __global__ void __launch_bounds__(kBlock) transition_rows(TransitionArgs<T> a, b
   if (is_last_block(a.rng)) advance_rng(a);
 }
 
-// The whole grid on each of a few long chains; all blocks are resident (cooperative launch).
-// partials: [C, gridDim.x]. The chains' scalars stay as they were until the last block has finished.
+// The whole grid serves each of a few long chains; all blocks are resident (cooperative launch).
+// partials: [C, gridDim.x]. The scalars of the chains do not change before all blocks have finished.
 template <typename T>
-__global__ void __launch_bounds__(kThreads, 4)  // blocks a multiprocessor: loads in flight are what counts
+__global__ void __launch_bounds__(kThreads, 4)  // 4 blocks on a multiprocessor: only the loads in flight count
     transition_grid(TransitionArgs<T> a, Sums* partials, bool is_wide) {
   const uint64_t seed = a.rng[kSeed], step = a.rng[kStep];
   const int64_t lane = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
@@ -269,13 +268,13 @@ __global__ void __launch_bounds__(kThreads, 4)  // blocks a multiprocessor: load
   if (threadIdx.x == 0) advance_rng(a);
 }
 
-// What the proposals after a joint adaptation read while they advance the rng itself.
+// What the proposals read after a joint adaptation, while they write to the rng itself.
 struct Joint {
   double step_size;
   int64_t rng[3];
 };
 
-// One block, between the decisions and the proposals: the shared step size, from all chains' acceptance.
+// Adapts the shared step size to the acceptance of all chains. One block, between the decisions and the proposals.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) adapt_jointly(TransitionArgs<T> a, Joint* joint) {
   Sums sums = {0.0, 0.0};
@@ -291,9 +290,7 @@ __global__ void __launch_bounds__(kThreads) adapt_jointly(TransitionArgs<T> a, J
   for (int k = 0; k < 3; ++k) joint->rng[k] = a.rng[k];
 }
 
-// ---- the halves, and the noise alone -----------------------------------------------------------
-
-// One block a chain.
+// One block serves one chain.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) decide_rows(DecideArgs<T> a, bool is_wide) {
   const int64_t c = blockIdx.x, row = c * a.n_elements;
@@ -308,9 +305,9 @@ __global__ void __launch_bounds__(kThreads) decide_rows(DecideArgs<T> a, bool is
   a.log_alpha[c] = d.log_alpha;
 }
 
-// Grid-stride over all groups of four of all chains.
+// Calls f(chain, first element) for all groups of all chains, spread over the grid.
 template <typename F>
-__device__ void for_groups(int64_t n_chains, int64_t n_elements, F f) {  // f(chain, first element)
+__device__ void for_groups(int64_t n_chains, int64_t n_elements, F f) {
   const int64_t groups = (n_elements + 3) / 4;
   for (int64_t k = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; k < n_chains * groups;
        k += static_cast<int64_t>(gridDim.x) * kThreads)
@@ -356,8 +353,6 @@ __global__ void __launch_bounds__(kThreads) noise_all(NoiseArgs<T> a) {
   });
 }
 
-// ---- launches ----------------------------------------------------------------------------------
-
 template <typename T, typename... Rest>
 bool all_wide(int64_t n_elements, const T* p, const Rest*... rest) {
   const bool is_wide = n_elements % 4 == 0 && is_aligned(p);
@@ -373,7 +368,8 @@ int multiprocessors() {
   return count;
 }
 
-unsigned blocks_for(int64_t n_chains, int64_t n_elements) {  // enough for for_groups, never too many
+// How many blocks for_groups gets: enough, but no more than the card can use.
+unsigned blocks_for(int64_t n_chains, int64_t n_elements) {
   const int64_t blocks = (n_chains * ((n_elements + 3) / 4) + kThreads - 1) / kThreads;
   const int64_t most = 32 * multiprocessors();
   return static_cast<unsigned>(blocks < 1 ? 1 : blocks < most ? blocks : most);

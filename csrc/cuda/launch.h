@@ -1,4 +1,4 @@
-// What every CUDA kernel's launch needs.
+// What every launch of a CUDA kernel needs.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -27,7 +27,7 @@ inline cudaStream_t current_stream() {
   return static_cast<cudaStream_t>(current);
 }
 
-// Memory of the current device for a launch's own use; freed, in the order of the stream, when the tensor is.
+// Memory on the current device for one launch. It is freed with the tensor, in the order of the stream.
 inline torch::stable::Tensor new_workspace(int64_t n_doubles) {
   return torch::stable::empty({n_doubles}, torch::headeronly::ScalarType::Double, std::nullopt,
                               torch::stable::Device(torch::headeronly::DeviceType::CUDA, current_device()));
