@@ -1,8 +1,8 @@
 """Builds the compiled kernels, as far as the machine allows, and says what it leaves out and why.
 
 The kernel libraries use LibTorch's stable ABI, so the torch they are built against (pip's isolated build
-environment brings one) need not be the torch they run with. They are installed as top-level modules
-beside the package: run from the repository root, `./lae_fast` is imported and still finds them.
+environment brings one) need not be the torch they run with. They are installed as top-level modules beside
+the package: whoever runs from the repository root imports `./lae_fast`, and it still finds them.
 
 LAE_FAST_BUILD   auto (default): what the machine can build; cpu, cuda: that or an error; none: no kernels
 CXX, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS   as for any torch extension
@@ -25,7 +25,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 SCHEMA_VERSION = re.search(r"SCHEMA_VERSION = (\d+)", (ROOT / "lae_fast/_version.py").read_text())[1]
 TORCH_TARGET = "2.11"
-# Turing (T4), Ampere (runs on Ada too), Hopper, and PTX for whatever comes after it.
+# Turing (T4), Ampere (runs on Ada too), Hopper, and PTX for all that come after.
 CUDA_ARCHITECTURES = "7.5;8.0;9.0+PTX"
 MINIMUM_NVCC = (12, 0)
 
@@ -67,7 +67,7 @@ def architectures() -> str:
 
 
 def gencode_flags() -> str:
-    """nvcc's flags for the architectures; a ValueError names an entry it does not know."""
+    """nvcc's flags for the architectures. A ValueError names an entry that it does not know."""
     flags = []
     for arch in filter(None, re.split(r"[;\s]+", architectures())):
         number = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", arch)
@@ -90,7 +90,7 @@ def torch_folder() -> Path:
 
 
 class Plan:
-    """What LAE_FAST_BUILD and the machine's compilers allow: `libraries`, and `left_out` with reasons."""
+    """What LAE_FAST_BUILD and the machine's compilers allow: `libraries`; and `left_out`, with the reasons."""
 
     def __init__(self) -> None:
         self.request = os.environ.get("LAE_FAST_BUILD", "auto")
@@ -147,7 +147,7 @@ class BuildLibraries(build_ext):
                 PLAN.libraries.remove(name)
                 PLAN.leave_out(name, f"it did not compile (full log above): {error}")
         error = self._ninja("_lae_fast_build") if PLAN.libraries else None
-        if error:  # no Python.h, most likely
+        if error:  # most likely Python.h is missing
             for name in PLAN.libraries:
                 PLAN.leave_out(
                     name, f"their pybind11 module did not compile; install Python's headers: {error}"
@@ -157,7 +157,7 @@ class BuildLibraries(build_ext):
         self.extensions = [e for e in self.extensions if PLAN.libraries and e.name in kept]
 
     def _ninja(self, name: str) -> str | None:
-        """Build one library; the first line of the compiler's complaint, or None."""
+        """Build one library. Returns the first line of the compiler's complaint, or None."""
         import ninja
 
         folder = Path(self.build_temp).resolve()
@@ -179,8 +179,8 @@ class BuildLibraries(build_ext):
         from ninja.ninja_syntax import Writer
 
         torch_flags = f"{TARGET_FLAG} -isystem {shlex.quote(str(torch_folder() / 'include'))}"
-        # libtorch.so brings the CPU and, where there are any, the CUDA symbols of the torch that is already
-        # loaded: named here, not used by name, hence --no-as-needed. No path is recorded.
+        # libtorch.so brings the CPU symbols and, if there are any, the CUDA symbols of the torch that is already
+        # loaded. It defines none of them itself, hence --no-as-needed. No path is recorded.
         libtorch = f"-L{shlex.quote(str(torch_folder() / 'lib'))} -Wl,--no-as-needed -ltorch"
         is_mac = sys.platform == "darwin"
         link = f"{PLAN.cxx} " + (
@@ -198,7 +198,7 @@ class BuildLibraries(build_ext):
                 nvcc = f"{shlex.quote(PLAN.nvcc)} {ccbin} {NVCC_FLAGS} {gencode_flags()}"
                 nvcc_libtorch = libtorch.replace("-Wl,", "-Xlinker ")
                 graph.rule("cuda", f"{nvcc} {torch_flags} -MD -MF $out.d -c $in -o $out", depfile="$out.d")
-                # cudart is linked statically: torch's own CUDA version does not matter.
+                # cudart is linked statically: the CUDA version of torch does not matter.
                 graph.rule(
                     "link_cuda",
                     f"{shlex.quote(PLAN.nvcc)} {ccbin} -shared -cudart static $in {nvcc_libtorch} -o $out",
@@ -234,7 +234,7 @@ class BuildAndTell(build):
 
     def run(self) -> None:
         Path(self.build_lib).mkdir(parents=True, exist_ok=True)
-        for stale in Path(self.build_lib).glob("_lae_fast_*"):  # of an earlier build that left out less
+        for stale in Path(self.build_lib).glob("_lae_fast_*"):  # from an earlier build that left out less
             stale.unlink()
         super().run()
         note = f'"""Written by setup.py: kernels this installation lacks, and why."""\n\nLEFT_OUT = {PLAN.left_out!r}\n'

@@ -15,7 +15,7 @@ inline void check(cudaError_t error, const char* what) {
   std::exit(1);
 }
 
-// What is being compared, and how often it differed.
+// What is compared, and how often it differed.
 struct Tally {
   char label[200] = "";
   int64_t n_compared = 0, n_wrong = 0;
@@ -39,8 +39,8 @@ struct Tally {
   }
 };
 
-// n elements. The device's begin `offset` elements into an allocation that ends with them: memcheck sees the first access
-// too far. Nothing is on the device before `upload`: initcheck sees what is read and was never written.
+// n elements. On the device they begin `offset` elements into an allocation, which ends with them: memcheck sees the
+// first access beyond. Nothing is written to the device before `upload`: initcheck sees reads of unwritten memory.
 template <typename T>
 class Array {
  public:
@@ -57,7 +57,7 @@ class Array {
   int64_t size() const { return static_cast<int64_t>(host.size()); }
   void upload() { check(cudaMemcpy(device(), host.data(), size() * sizeof(T), cudaMemcpyHostToDevice), "upload"); }
 
-  // The device's values against the host's: |difference| <= bound(i).
+  // Compares the values on the device with those on the host: |difference| <= bound(i).
   template <typename Bound>
   void compare(Tally& tally, const char* what, Bound bound) const {
     std::vector<T> got(host.size());

@@ -1,4 +1,4 @@
-// The kernels between a network's products at ragged sizes, beside loops on the host in float64; built by build.sh.
+// Compares the kernels between a network's products with float64 loops on the host, at ragged sizes. build.sh builds it.
 
 #include <algorithm>
 

@@ -1,7 +1,7 @@
-// The energy kernels at ragged sizes, beside loops on the host; built by build.sh.
+// Compares the energy kernels with loops on the host, at ragged sizes. build.sh builds it.
 //
-// Bernoulli derivatives must agree to the last bit. The other likelihoods begin with exp and cosh of the scale, which host
-// and device round differently: they agree to rounding, as all sums do.
+// Bernoulli derivatives must agree to the last bit. The other likelihoods begin with exp and cosh of the scale, which
+// host and device round differently: they agree to rounding, as all sums do.
 
 #include <algorithm>
 
@@ -37,7 +37,7 @@ void compare_energy(Tally& tally, int64_t r, int64_t n, int64_t d, double scale,
 
   const PixelScale shared = pixel_scale(kLikelihood, kHasScale ? static_cast<double>(log_scale.host[0]) : 0.0);
   const PixelOf<kLikelihood, T> pixel(shared);
-  std::vector<double> sizes(r), slope_sizes(r);  // of the sums' terms
+  std::vector<double> sizes(r), slope_sizes(r);  // the terms of the sums, without their signs
   for (int64_t row = 0; row < r; ++row) {
     const double constants = kLikelihood == kGaussian ? static_cast<double>(d) : 0.0;
     double total = constants * shared.constant, total_slope = constants * shared.slope;
@@ -54,7 +54,7 @@ void compare_energy(Tally& tally, int64_t r, int64_t n, int64_t d, double scale,
     energy.host[row] = total;
     if (kHasScale) slope.host[row] = total_slope;
   }
-  const double own = kHasScale ? (kLikelihood == kGaussian ? 8 * kRounding : 1e-12) : 0.0;  // of one term
+  const double own = kHasScale ? (kLikelihood == kGaussian ? 8 * kRounding : 1e-12) : 0.0;  // the relative error of one term
   energy.compare(tally, "energy", [&](int64_t row) { return (1e-13 + own) * (1 + sizes[row]); });
   slope.compare(tally, "log_scale_derivative", [&](int64_t row) { return (1e-12 + own) * (1 + slope_sizes[row]); });
   to.compare(tally, "derivative", [&](int64_t i) {

@@ -1,8 +1,8 @@
-// The Langevin kernels at ragged sizes, beside loops on the host over the same math headers; built by build.sh.
+// Compares the Langevin kernels with loops on the host over the same math headers, at ragged sizes. build.sh builds it.
 //
-// Everything that sums nothing must agree to the last bit (the compilers contract nothing); decisions exactly, and
-// log alpha, the step sizes and what follows from them to the rounding of a float64 sum. int64 compares as float64: exact
-// for the 32-bit words and small counts that are compared.
+// Values without a sum in them must agree to the last bit (the compilers contract nothing), and so must decisions;
+// log alpha, the step sizes and what follows from them must agree to the rounding of a float64 sum. int64 values are
+// compared as float64, which is exact for 32-bit words and small counts.
 
 #include <algorithm>
 
@@ -26,7 +26,7 @@ constexpr Variant kVariants[] = {
     {"shared, given noise", true, 0, true, true},             {"without MH", false, 6, false, false},
 };
 
-// Inputs of all the Langevin ops near a Gaussian target. Among many chains one proposal has no energy, one is a NaN.
+// Inputs of all Langevin ops near a Gaussian target. From three chains on, one proposal has infinite energy, one a NaN.
 template <typename T>
 struct Problem {
   int64_t c, d, s;
@@ -61,7 +61,7 @@ struct Problem {
       for (int64_t j = 0; j < columns(); ++j) adaptation.host[k * columns() + j] = row[j];
     }
     rng.host = {42, (int64_t{1} << 32) + 5, 0};
-    for (int64_t k = 0; k < c; ++k) {  // about every second one is accepted
+    for (int64_t k = 0; k < c; ++k) {  // about half of the proposals are accepted
       const double ratio = 0.25 * exact_sums(k, step_size.host[s == 1 ? 0 : k]).ratio;
       proposal_potential.host[k] = potential.host[k] + ratio + normal(engine);
     }
@@ -85,7 +85,7 @@ struct Problem {
     return sums;
   }
 
-  // What the terms of log alpha add up to without their signs: how far apart two orders of summing them may be.
+  // The sums of the terms of log alpha without their signs: they bound how far apart two orders of summing may be.
   std::vector<double> scales() const {
     std::vector<double> result(c, 1.0);
     for (int64_t i = 0; i < c * d; ++i) {
@@ -118,7 +118,7 @@ struct Problem {
   }
 };
 
-// ---- the same on the host, one element after another ---------------------------------------------
+// The same on the host, one element after another.
 
 template <typename T>
 Decision decide_on_host(const DecideArgs<T>& a, int64_t k) {
@@ -148,7 +148,7 @@ void propose_on_host(const ProposeArgs<T>& a) {
   a.next_rng[kTicket] = 0;
 }
 
-// All decisions first, then all proposals: the same for one shared step size and for many.
+// All decisions come first, then all proposals: that serves one shared step size as well as many.
 template <typename T>
 void transition_on_host(Problem<T>& p) {
   const TransitionArgs<T> a = p.transition_args(false);
@@ -181,8 +181,6 @@ void transition_on_host(Problem<T>& p) {
   propose_on_host(p.propose_args(false));
   a.rng[kStep] += 1;
 }
-
-// ---- comparisons -----------------------------------------------------------------------------------
 
 template <typename T>
 void compare_transition(Tally& tally, int64_t c, int64_t d, const Variant& variant, int64_t offset) {
@@ -269,7 +267,7 @@ void compare_noise(Tally& tally, int64_t c, int64_t d, NoiseKind kind) {
 
 template <typename T>
 void compare_all(Tally& tally) {
-  // Every team of `transition` on both of its sides, few long chains (the whole grid), as many as multiprocessors, none.
+  // Every team of `transition` at both ends of its range; few long chains (the whole grid), more long chains, no chain.
   const int64_t sizes[][2] = {{1, 1},     {1, 7},     {300, 8},   {300, 9},  {40, 33},    {40, 64},    {7, 65},
                               {1, 255},   {1, 256},   {1, 257},   {9, 512},  {9, 513},    {3, 1000},   {2, 2048},
                               {1, 8192},  {1, 8193},  {3, 9000},  {2, 20000}, {1, 70001}, {150, 8196}, {0, 4},
@@ -282,7 +280,7 @@ void compare_all(Tally& tally) {
       if (is_large) continue;
       if (is_first || variant.is_given) compare_transition<T>(tally, c, d, variant, 1);
       if (variant.adaptation_columns == 2) continue;
-      for (int64_t offset : {0, 1}) compare_halves<T>(tally, c, d, variant, offset);  // which adapt nothing
+      for (int64_t offset : {0, 1}) compare_halves<T>(tally, c, d, variant, offset);  // the halves adapt nothing
     }
   for (const auto& [c, d] : sizes) {
     compare_noise<T>(tally, c, d, kStandardNormals);

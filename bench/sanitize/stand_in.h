@@ -1,5 +1,6 @@
-// What csrc/ names of torch, for programs without torch: memory is cudaMalloc's, the stream the default one, errors end
-// the program. build.sh puts it in the place of every torch header. Only declared: what no kernel's launch calls.
+// The names of torch that csrc/ uses, for programs without torch: memory comes from cudaMalloc, the stream is the
+// default stream, and an error ends the program. build.sh puts this file in the place of every torch header. What no
+// launch of a kernel calls is declared only.
 #pragma once
 
 #include <cstdint>
@@ -72,7 +73,7 @@ class Tensor {
 inline Tensor empty(std::initializer_list<int64_t> shape, ScalarType, std::nullopt_t, Device) {
   int64_t n = 1;
   for (int64_t size : shape) n *= size;
-  return Tensor(n * sizeof(double));  // only workspaces of float64 are asked for
+  return Tensor(n * sizeof(double));  // only workspaces of float64 are requested
 }
 Tensor new_empty(const Tensor&, std::initializer_list<int64_t> shape, std::optional<ScalarType> = std::nullopt);
 Tensor empty_like(const Tensor&);
