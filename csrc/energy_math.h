@@ -6,7 +6,7 @@
 
 namespace lae {
 
-// What the decoder's output means; lae_fast/ops/energy.py has the same numbers.
+// What the decoder's output means; lae_fast/ops/energies.py has the same numbers.
 enum Likelihood : int64_t { kBernoulli = 0, kGaussian = 1, kLogistic = 2 };
 
 // exp(x) for x <= 0, to a few units in the last place. Below x = -87 (float64: -708) the result stays what it is there,

@@ -1,6 +1,6 @@
 // The energy ops as torch calls them, written once for every backend: check the arguments, turn them into plain
 // pointers, call the backend. A backend is a struct with energy(EnergyArgs<T>) and a Guard. Schemas and meaning:
-// lae_fast/ops/energy.py.
+// lae_fast/ops/energies.py.
 #pragma once
 
 #include <optional>

@@ -1,7 +1,7 @@
 // The Langevin ops as torch calls them, written once for every backend: check the arguments, turn them into plain
 // pointers, pick the element type, call the backend. A backend is a struct with
 //   transition(TransitionArgs<T>), decide(DecideArgs<T>), propose(ProposeArgs<T>), noise(NoiseArgs<T>)
-// and a Guard that makes the tensors' device current. Schemas and meaning: lae_fast/ops/langevin.py, ops/noise.py.
+// and a Guard that makes the tensors' device current. Schemas and meaning: lae_fast/ops/langevin.py, ops/philox.py.
 #pragma once
 
 #include <optional>
