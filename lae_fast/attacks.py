@@ -1,7 +1,7 @@
 """Adversarial images: FGSM and PGD in L-infinity and L2, and a classifier's accuracy under them.
 
-An attack runs the model in eval mode, leaves model and images as they were, and takes all its eps at once: K eps
-of m images are one batch of K m rows.
+An attack runs the model in eval mode, leaves model and images unchanged, and handles all values of eps at once: for
+PGD, K eps and m images make one batch of K m rows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Model = Callable[[Tensor], Tensor]  # images [n, ...] -> logits or log-probabili
 
 
 class Robustness(NamedTuple):
-    """A classifier under attack, one entry for each eps; float64, on the CPU."""
+    """A classifier's accuracy and loss under attack, one entry for each eps; float64, on the CPU."""
 
     accuracy: Tensor  # [K], fraction of the images
     loss: Tensor  # [K], nats per image: mean cross-entropy
@@ -27,8 +27,8 @@ class Robustness(NamedTuple):
 
 @contextlib.contextmanager
 def _evaluating(model: Model) -> Iterator[None]:
-    """Eval mode, and tensors that autograd takes even from a caller in inference mode. Afterwards every submodule is in
-    the mode it was in, also one that was frozen by itself, whatever has happened within."""
+    """Eval mode for the model, and tensors that autograd accepts even if the caller is in inference mode. On exit, also
+    after an exception, every submodule has its former mode again, even a submodule that was frozen separately."""
     with torch.inference_mode(False), torch.no_grad():
         if not isinstance(model, nn.Module):
             yield
@@ -38,13 +38,14 @@ def _evaluating(model: Model) -> Iterator[None]:
             model.eval()
             yield
         finally:
-            model.train(was_training[0][1])  # for a module that does more than to set a flag
+            model.train(was_training[0][1])  # some modules do more in train() than set a flag
             for module, mode in was_training:
                 module.training = mode
 
 
 def _checked(model: Model, labels: Tensor) -> Model:
-    """The model, with an error unless it answers as it has to: on a GPU, a label without a class is the end of it all."""
+    """The model, with an error if its output has a wrong shape or a label has no class: on a GPU such a label would
+    make all later work fail."""
     n_classes = int(labels.max()) + 1
 
     def call(x: Tensor) -> Tensor:
@@ -60,7 +61,7 @@ def _checked(model: Model, labels: Tensor) -> Model:
 
 
 def _gradient(model: Model, x: Tensor, labels: Tensor) -> Tensor:
-    """That of each image's cross-entropy, [R, ...]; parameters get none."""
+    """The gradient of each image's cross-entropy by the images x [R, ...]: [R, ...]; parameters get no gradient."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
         loss = F.cross_entropy(model(leaf), labels, reduction="sum")
@@ -68,8 +69,11 @@ def _gradient(model: Model, x: Tensor, labels: Tensor) -> Tensor:
 
 
 def _outcome(model: Model, x: Tensor, labels: Tensor, gradient: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The model's answer [R] to attacked images, and its cross-entropy [R], nats; with an error if that or the gradient
-    that led there is not finite: an image whose gradient is NaN stands still, and would pass as robust."""
+    """The model's answers [R] to attacked images x [R, ...], and their cross-entropies [R], nats.
+
+    Raises an error if a cross-entropy or the last gradient [R, ...] is not finite: an image whose gradient is NaN does
+    not move, and would count as robust.
+    """
     output = model(x)
     loss = F.cross_entropy(output, labels, reduction="none")
     is_finite = loss.isfinite()
@@ -90,22 +94,22 @@ def _per_row(values: Tensor, x: Tensor) -> Tensor:
 
 
 def _norm(x: Tensor, order: float = 2) -> Tensor:
-    """Of each image, [R, ...] -> [R, 1, ...], and never 0, so that one can divide by it."""
+    """The norm of each image, [R, ...] -> [R, 1, ...]; it is never 0, so that callers can divide by it."""
     norm = torch.linalg.vector_norm(x, order, dim=tuple(range(1, x.dim())), keepdim=True)
     return norm.clamp_(min=torch.finfo(x.dtype).tiny)
 
 
 def _unit(x: Tensor) -> Tensor:
-    """x / |x|_2 of each image, 0 for 0.
+    """x / |x|_2 of each image, [R, ...] -> [R, ...]; 0 for x = 0.
 
-    Scaled before it is squared: a confident model's gradients are so small that their squares vanish in float32.
+    x is scaled before it is squared: a confident model's gradients are so small that their squares vanish in float32.
     """
     x = x / _norm(x, math.inf)
     return x.div_(_norm(x))
 
 
 class _Box:
-    """Images [R, ...] within eps of x in every pixel, and in the bounds."""
+    """Images [R, ...] within eps of x in every pixel, and within the bounds."""
 
     def __init__(self, x: Tensor, eps: Tensor, low: float, high: float) -> None:
         self.x, self.eps = x, eps  # [R, ...], [R, 1, ...]
@@ -113,32 +117,35 @@ class _Box:
         self.sign = torch.empty_like(x)
 
     def random(self, generator: torch.Generator | None) -> Tensor:
-        """Uniform within eps, then clamped to the bounds, as Madry et al. start."""
+        """Images uniform within eps, then clamped to the bounds: the start of Madry et al."""
         u = torch.rand(self.x.shape, generator=generator, dtype=self.x.dtype, device=self.x.device)
         return (self.x + self.eps * (2 * u - 1)).clamp_(self.lower, self.upper)
 
     def move_(self, adversary: Tensor, gradient: Tensor, step: Tensor) -> None:
-        torch.sign(gradient, out=self.sign)  # not in place: a gradient may be expanded, or be the model's own
+        """Move adversary [R, ...] along the sign of gradient [R, ...] by step [R, 1, ...], in place."""
+        # Not in place: the gradient may be an expanded tensor, or belong to the model.
+        torch.sign(gradient, out=self.sign)
         adversary.addcmul_(self.sign, step).clamp_(self.lower, self.upper)
 
 
 class _Ball:
-    """Images [R, ...] within eps of x in Euclidean distance, and in the bounds."""
+    """Images [R, ...] within eps of x in Euclidean distance, and within the bounds."""
 
     def __init__(self, x: Tensor, eps: Tensor, low: float, high: float) -> None:
         self.x, self.eps, self.bounds = x, eps, (low, high)
 
     def random(self, generator: torch.Generator | None) -> Tensor:
-        """Uniform within eps, then clamped to the bounds."""
+        """Images uniform within eps, then clamped to the bounds."""
         options = dict(generator=generator, dtype=self.x.dtype, device=self.x.device)
         direction = _unit(torch.randn(self.x.shape, **options))
-        radius = torch.rand(self.eps.shape, **options).pow_(1 / self.x[0].numel())  # of 1: P(|z| < r) = r^D
+        radius = torch.rand(self.eps.shape, **options).pow_(1 / self.x[0].numel())  # P(radius < r) = r^D
         return (self.x + self.eps * radius * direction).clamp_(*self.bounds)
 
     def move_(self, adversary: Tensor, gradient: Tensor, step: Tensor) -> None:
+        """Move adversary [R, ...] along gradient [R, ...] by a distance step [R, 1, ...], in place."""
         delta = adversary.addcmul_(_unit(gradient), step) - self.x
         shrink = (self.eps / _norm(delta)).clamp_(max=1)
-        # The bounds hold x, so that clamping to them leads no further away from it.
+        # x lies within the bounds, so clamping to the bounds does not increase the distance from x.
         torch.addcmul(self.x, delta, shrink, out=adversary).clamp_(*self.bounds)
 
 
@@ -146,7 +153,7 @@ _REGIONS = {"linf": _Box, "l2": _Ball}
 
 
 def _check(x: Tensor, labels: Tensor, eps: Any, bounds: tuple[float, float]) -> Tensor:
-    """Raise a ValueError unless these are what `pgd` takes; eps as float64 [] or [K]."""
+    """Raise a ValueError unless `pgd` accepts these arguments; returns eps as float64 [] or [K]."""
     low, high = bounds
     if not low < high:
         raise ValueError(f"bounds are {bounds}; expected the lower one first")
@@ -163,7 +170,7 @@ def _check(x: Tensor, labels: Tensor, eps: Any, bounds: tuple[float, float]) -> 
             f"labels are {kind} {list(labels.shape)} on {labels.device}; "
             f"expected integers [{len(x)}] on {x.device}"
         )
-    if labels.min() < 0:  # cross-entropy would leave -100 out in silence
+    if labels.min() < 0:  # cross-entropy would silently ignore the label -100
         raise ValueError(f"labels go down to {labels.min().item()}; expected classes from 0 on")
     values = torch.as_tensor(eps, dtype=torch.float64)
     if values.dim() > 1 or values.numel() == 0 or not ((values >= 0) & values.isfinite()).all():
@@ -172,15 +179,20 @@ def _check(x: Tensor, labels: Tensor, eps: Any, bounds: tuple[float, float]) -> 
 
 
 def fgsm(
-    model: Model, x: Tensor, labels: Tensor, *, eps: float | Sequence[float], targeted: bool = False,
+    model: Model,
+    x: Tensor,
+    labels: Tensor,
+    *,
+    eps: float | Sequence[float],
+    targeted: bool = False,
     bounds: tuple[float, float] = (0.0, 1.0),
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """The fast gradient sign method (Goodfellow et al., 2015): one step of eps in every pixel.
 
         x + eps sign(grad_x L(x, labels)),  clamped to the bounds;  with `targeted`, x - eps sign(...)
 
-    Arguments, result and errors as for `pgd`, of which it is `pgd(..., n_steps=1, step_size=eps,
-    random_start=False)`; several eps take one gradient.
+    Arguments, x [m, ...] and labels [m] among them, result and errors are those of `pgd`. For one eps the result is
+    that of `pgd(..., n_steps=1, step_size=eps, random_start=False)`; several eps need only one gradient.
     """
     values = _check(x, labels, eps, bounds).to(x)
     with _evaluating(model):
@@ -192,37 +204,52 @@ def fgsm(
 
 
 def pgd(
-    model: Model, x: Tensor, labels: Tensor, *, eps: float | Sequence[float], norm: str = "linf", n_steps: int = 40,
-    step_size: float | None = None, random_start: bool = True, n_restarts: int = 1, targeted: bool = False,
-    bounds: tuple[float, float] = (0.0, 1.0), generator: torch.Generator | None = None,
-) -> Tensor:  # fmt: skip
-    """Projected gradient ascent on the cross-entropy L (Madry et al., 2018), within eps of x and in the bounds.
+    model: Model,
+    x: Tensor,
+    labels: Tensor,
+    *,
+    eps: float | Sequence[float],
+    norm: str = "linf",
+    n_steps: int = 40,
+    step_size: float | None = None,
+    random_start: bool = True,
+    n_restarts: int = 1,
+    targeted: bool = False,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Projected gradient ascent on the cross-entropy L (Madry et al., 2018), within eps of x and within the bounds.
 
-        x' <- P(x' + step_size sign(g)),  g = grad L(x', labels);  "l2": g / |g|_2 for the sign
+        x' <- P(x' + step_size sign(g)),  g = grad L(x', labels);  "l2": g / |g|_2 instead of sign(g)
 
-    P of "linf" clamps to the box that eps and the bounds leave: in PyTorch
-    `x_adv.add_(step_size * g.sign()).clamp_((x - eps).clamp(min=low), (x + eps).clamp(max=high))`. P of "l2" scales x' - x
-    down to eps, then clamps to the bounds. An image without gradient stays. Beware of very confident models: float32 rounds
-    away the true class's part of the gradient where it is 17 nats ahead, and all of it at 100, which looks like robustness.
+    With "linf", P clamps to the box that eps and the bounds define; in PyTorch
+    `x_adv.add_(step_size * g.sign()).clamp_((x - eps).clamp(min=low), (x + eps).clamp(max=high))`. With "l2", P scales
+    x' - x down to eps, then clamps to the bounds. An image with a zero gradient does not move. Beware of very confident
+    models: float32 rounds away the true class's part of the gradient where this class is 17 nats ahead, and the whole
+    gradient at 100 nats, which looks like robustness.
 
     Args:
-        model: images [n, ...] -> logits or log-probabilities [n, classes], each image by itself. An `nn.Module` is in
-            eval mode meanwhile; its parameters, their .grad and every submodule's mode stay as they were.
+        model: images [n, ...] -> logits or log-probabilities [n, classes], each image independently. An `nn.Module` is
+            in eval mode during the attack; its parameters, their .grad and every submodule's mode do not change.
         x: [m, ...], floating point, within the bounds.
-        labels: [m], integers: the true classes, or with `targeted` those that the model shall answer with.
-        eps: the radius in units of x, or K of them.
+        labels: [m], integers: the true classes, or with `targeted` the classes that the model should answer.
+        eps: the radius in units of x, or a sequence of K radii.
         norm: "linf" or "l2".
-        step_size: in units of x, for all eps; None: 2.5 eps / n_steps, for each eps its own.
-        random_start: from a point uniform within eps (then clamped to the bounds) instead of from x.
-        n_restarts: keep the worst of so many for each image: one that fools the model, else the highest L (with
-            `targeted` the lowest). Who is fooled already takes no part in further ones.
-        generator: of the random starts, on x's device; default: the one that `torch.manual_seed` sets.
+        n_steps: gradient steps of each restart.
+        step_size: in units of x, the same for all eps; None: 2.5 eps / n_steps for each eps.
+        random_start: start from a point uniform within eps (then clamped to the bounds) instead of from x.
+        n_restarts: number of restarts; the worst result for each image is kept: one that fools the model, else the one
+            with the highest L (with `targeted` the lowest). Fooled images skip later restarts.
+        targeted: lower L, so that the model answers `labels`, instead of raising L.
+        bounds: the lowest and the highest value of a pixel.
+        generator: source of the random starts, on x's device; default: the generator that `torch.manual_seed` sets.
 
     Returns:
         Adversarial images, detached: [*x.shape] for a number as eps, [K, *x.shape] for a sequence. eps 0 gives x.
 
     Raises:
-        ValueError: an argument is not of that form, or n_restarts > 1 without `random_start`: all would be the same.
+        ValueError: an argument or the model's output has another form, or n_restarts > 1 without `random_start`, where
+            all restarts would be the same.
         RuntimeError: at the end of a restart the loss or the last gradient of an image is not finite.
     """
     values = _check(x, labels, eps, bounds)
@@ -242,7 +269,7 @@ def pgd(
     sign = -1 if targeted else 1
     with _evaluating(model):
         m, k = len(x), values.numel()
-        origin = torch.cat([x] * k)  # [K m, ...] in x's memory format; all below [K m]
+        origin = torch.cat([x] * k)  # [K m, ...] in x's memory format; the tensors below are [K m]
         labels, model = labels.long().repeat(k), _checked(model, labels)
         radius, step = (v.to(x).view(-1).repeat_interleave(m) for v in (values, sign * steps))
         best, best_gain = origin.clone(), torch.full_like(radius, -math.inf)
@@ -266,24 +293,34 @@ def pgd(
     return best.view(*values.shape, *x.shape)
 
 
-@torch.inference_mode(False)  # with gradients, as others' attacks expect
+@torch.inference_mode(False)  # foreign attacks expect to take gradients
 def robustness(
-    model: Model, x: Tensor, labels: Tensor, *, eps: Sequence[float], attack: Callable[..., Tensor] = pgd,
-    batch_size: int = 500, **options: Any,
-) -> Robustness:  # fmt: skip
-    """Accuracy and loss of the model, in eval mode, on images that `attack` makes of x: one of each for every eps.
+    model: Model,
+    x: Tensor,
+    labels: Tensor,
+    *,
+    eps: Sequence[float],
+    attack: Callable[..., Tensor] = pgd,
+    batch_size: int = 500,
+    **options: Any,
+) -> Robustness:
+    """Accuracy and loss of the model, in eval mode, on the images that `attack` makes of x, for each eps.
 
-    Each eps is measured in the same batches of at most `batch_size` images, so that eps 0 gives the clean accuracy,
-    to the last image. No adversary of `pgd` is chosen by looking at other eps: a larger one is not bound to do better.
+    All eps are measured in the same batches of at most `batch_size` images, so that eps 0 gives the clean accuracy
+    exactly. `pgd` chooses the images of each eps independently: a larger eps need not give a stronger attack.
 
     Args:
-        x: [N, ...], labels: [N]: as for `pgd`; labels are the true classes.
-        attack: called as `attack(model, x, labels, eps=eps, **options)` with a batch of m images and all K eps, it
-            returns [K, m, ...]: `pgd`, `fgsm`, or your own.
+        model: as for `pgd`.
+        x: images [N, ...], as for `pgd`.
+        labels: [N], integers: the true classes.
+        eps: a sequence of K radii.
+        attack: a function, called as `attack(model, x, labels, eps=eps, **options)` with a batch of m images and all
+            K eps; it returns [K, m, ...]: `pgd`, `fgsm`, or your own.
+        options: passed on to `attack`.
 
     Raises:
-        ValueError: eps is no sequence, batch_size < 1, an option `targeted` (its labels are no true classes), the
-            attack's result has another shape, or as for `pgd`.
+        ValueError: eps is not a sequence, batch_size < 1, the option `targeted` is set (its labels are not the true
+            classes), the attack's result has another shape, or as for `pgd`.
         RuntimeError: as for `pgd`.
     """
     values = _check(x, labels, eps, options.get("bounds", (0.0, 1.0)))

@@ -36,33 +36,35 @@ def augment(
 
         B[0] = x,    B[k] = decode(z_k),  z_k ~ D(x),  k = 1..n
 
-    Block follows block, so that image k m + i varies image i and bears its label. What D is, `source` says:
+    The blocks follow one another: image k m + i is a variation of image i and has the same label. `source` selects D:
 
-        encoder     q(z|x), as `model.posterior` has it; the default of VAE and Hoffman. Of an LAE: N(f(x), s^2 I)
-                    with `model.posterior_scale` as s.
-        isotropic   N(f(x), scale^2 I), f(x) the mean of q; as the report's code has it; the default of an LAE.
-        chain       an LAE's own way: n chains take `n_steps` steps of ALD from `model.phi` on this minibatch's
-                    potential, with or without MH as the model; z = phi' g(x). The n x m latents of one call are
-                    n joint draws, not n m separate ones: one phi' makes a whole block.
+        encoder     q(z|x), from `model.posterior`; the default for a VAE and for Hoffman. For an LAE it is
+                    N(f(x), s^2 I) with s = `model.posterior_scale`.
+        isotropic   N(f(x), scale^2 I), where f(x) is the mean of q, as in the report's code; the default for an LAE.
+        chain       for an LAE only: n chains take `n_steps` steps of ALD from `model.phi` on this minibatch's
+                    potential, with MH if the model has MH; z = phi' g(x). The n x m latents of one call are
+                    n joint draws, not n m separate draws: one phi' makes a whole block.
         posterior   p(z|x), for any model: a MALA chain for each variation, `n_steps` steps from a draw of q(z|x).
-                    All share one step size, which adapts in all steps but the last.
+                    All chains share one step size, which adapts in all steps except the last.
 
-    The model is only read: neither its chain (phi, random stream, counters, step size) nor its gradients change, and
-    no gradient flows to it or to x. It stays in the mode it is in, train or eval: no network of this package tells
-    the two apart. Nothing waits for the device, but for "posterior", which looks at it before and after its steps.
+    The model is only read: its chain (phi, random stream, counters, step size) and its gradients do not change, and no
+    gradient flows to the model or to x. The model stays in its mode, train or eval: the networks of this package behave
+    the same in both. The call does not wait for the device, except with "posterior", which reads values from the device
+    before and after its steps.
 
     Args:
+        model: an LAE, a VAE or a Hoffman.
         x: images [m, ...], floating point in [0, 1], `model.nx` elements each: [m, 1, 28, 28] or [m, 784].
         labels: [m, ...], of any type.
         n: variations of each image. 0: x and labels themselves are returned.
-        source: one of the above.
-        scale: of "isotropic", per latent dimension.
-        n_steps: of the chains. "chain": default `model.n_steps`; "posterior": default 20, and two at least if the step
+        source: one of the sources above.
+        scale: standard deviation of "isotropic", per latent dimension.
+        n_steps: steps of each chain. "chain": default `model.n_steps`; "posterior": default 20, at least 2 if the step
             size adapts.
         step_size: "chain": per example, eta = step_size / m for phi (whitened if the model whitens); default: the
-            model's own, which weights alone do not bring back (`load_chain_state` does). "posterior": eta for z, not
-            adapted; default: adapted.
-        generator: decides all that is random, on x's device; default: the one `torch.manual_seed` sets.
+            model's current step size, which `load_chain_state` restores and the weights alone do not. "posterior": eta
+            for z, not adapted; default: adapted.
+        generator: source of all randomness, on x's device; default: the generator that `torch.manual_seed` sets.
 
     Returns:
         Images [(n + 1) m, ...] of x's type and labels [(n + 1) m, ...]. Variations under a Gaussian likelihood can leave
@@ -71,10 +73,11 @@ def augment(
         `labels.repeat(n + 1)`.
 
     Raises:
-        ValueError: images are not of that form (values are looked at on a CPU only), labels not one for each, n < 0, an
-            unknown source, "chain" for a model that is no LAE, a scale or step size that is not finite and >= 0, too
-            few steps, n_steps or step_size for a source without chains, a start for "posterior" whose energy is not
-            finite, or PyTorch rounds products behind the back of a chain's decisions (precision.py).
+        ValueError: images have another form (values are checked on a CPU only), there is not one label for each image,
+            n < 0, the source is unknown, "chain" for a model that is not an LAE, a scale or step size is not finite and
+            >= 0, too few steps, n_steps or step_size for a source without chains, the energy or its gradient is not
+            finite at a start of "posterior", or PyTorch's settings round the products that a chain's decisions need
+            exact (precision.py).
     """
     source = source or ("isotropic" if isinstance(model, LAE) else "encoder")
     _check(model, n, source, scale, n_steps, step_size)
@@ -112,7 +115,8 @@ def _check(
     for name, value in (("scale", scale), ("step_size", step_size)):
         if value is not None and not 0 <= value < math.inf:
             raise ValueError(f"{name} is {value}; expected a finite number >= 0")
-    least = 2 if source == "posterior" and step_size is None else 1  # one to find it by, one to use it
+    # Adaptation takes one step to find the size, and one to use it.
+    least = 2 if source == "posterior" and step_size is None else 1
     if n_steps is not None and n_steps < least:
         raise ValueError(f"n_steps is {n_steps}; expected at least {least}")
     for name, value in (("n_steps", n_steps), ("step_size", step_size)):
@@ -123,7 +127,7 @@ def _check(
 def _chain(
     model: LAE, x: Tensor, n: int, n_steps: int, step_size: float | None, generator: torch.Generator | None
 ) -> Tensor:
-    """z [n, m, nz], read off n chains of phi that start where the model's own is, on the potential of x [m, nx]."""
+    """z [n, m, nz], from n chains of phi that start at the model's phi, on the potential of images x [m, nx]."""
     check_float32(model.mh)
     m, phi = len(x), model.phi
     h = model.encoder(x).to(x.dtype)  # [m, d]
@@ -143,23 +147,36 @@ def _chain(
         if step_size is not None:
             log_step_size = torch.full_like(log_step_size, step_size).log()
         chains = Chains(
-            lambda rows: evaluate_potential(energy, rows, n), phi.reshape(1, -1).expand(n, -1),
-            log_step_size - math.log(m), ops.make_rng(x.device, generator), mh=model.mh,
-        )  # fmt: skip
+            lambda rows: evaluate_potential(energy, rows, n),
+            phi.reshape(1, -1).expand(n, -1),
+            log_step_size - math.log(m),
+            ops.make_rng(x.device, generator),
+            mh=model.mh,
+        )
         for _ in range(n_steps):
             chains.step()
         return read(chains.phi)
 
 
 def _mala(
-    model: Autoencoder, x: Tensor, z: Tensor, n_steps: int, step_size: float | None,
+    model: Autoencoder,
+    x: Tensor,
+    z: Tensor,
+    n_steps: int,
+    step_size: float | None,
     generator: torch.Generator | None,
-) -> Tensor:  # fmt: skip
-    """z [n, m, nz], moved by a chain each towards p(z|x) of images x [m, nx]; the last step's size no longer adapts."""
+) -> Tensor:
+    """z [n, m, nz], each moved by its own chain towards p(z|x) of images x [m, nx]; the last step does not adapt."""
     check_float32(mh=True)
     with torch.autocast(x.device.type, enabled=False):
         samples = langevin_sample(
-            lambda z: model.potential(x, z), z, n_draws=1, n_warmup=n_steps - 1, step_size=step_size,
-            share_step_size=True, generator=generator, progress=False,
-        )  # fmt: skip
+            lambda z: model.potential(x, z),
+            z,
+            n_draws=1,
+            n_warmup=n_steps - 1,
+            step_size=step_size,
+            share_step_size=True,
+            generator=generator,
+            progress=False,
+        )
     return samples.z[:, 0]

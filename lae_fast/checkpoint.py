@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors weights and a small state file in one folder, written whole or not at all."""
+"""Checkpoints: safetensors weights and a small state file in one folder, written completely or not at all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FOLDER = re.compile(r"step-(\d{9})")
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be read or does not fit; the message says which and why."""
+    """A checkpoint cannot be read or does not fit the model; the message names the file and the reason."""
 
 
 class Checkpoint(NamedTuple):
@@ -30,7 +30,7 @@ class Checkpoint(NamedTuple):
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by a file with this content; whatever happens, it is the old file or the new one."""
+    """Replace `path` by a file with this content. Even after a crash `path` is the old file or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -44,16 +44,16 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def save_weights(path: Path, weights: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    """A safetensors file with JSON metadata, written atomically."""
+    """Write a safetensors file with JSON metadata, atomically."""
     contiguous = {name: t.detach().cpu().contiguous() for name, t in weights.items()}
     write_atomically(path, safetensors_bytes(contiguous, {"lae_fast": json.dumps(metadata)}))
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and metadata of `save_weights`.
+    """Read the tensors and the metadata that `save_weights` wrote.
 
     Raises:
-        CheckpointError: missing, damaged, or written by something else.
+        CheckpointError: the file is missing or damaged, or `save_weights` did not write it.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -66,10 +66,10 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def load_into(model: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
-    """`load_state_dict`, with the first misfit named.
+    """`load_state_dict`, with an error that names the first tensor that does not fit.
 
     Raises:
-        CheckpointError: names or shapes are not the model's.
+        CheckpointError: names or shapes differ from the model's.
     """
     expected = {name: list(t.shape) for name, t in model.state_dict().items()}
     given = {name: list(t.shape) for name, t in weights.items()}
@@ -85,10 +85,13 @@ def load_into(model: nn.Module, weights: dict[str, Tensor], source: Path) -> Non
 def save(
     folder: Path, step: int, weights: dict[str, Tensor], metadata: dict[str, Any], state: dict[str, Any]
 ) -> Path:
-    """Write the checkpoint of this step as a folder, then remove older ones. The rename makes it count."""
+    """Write the checkpoint of this step as a folder, then remove older checkpoints; returns the folder.
+
+    The rename at the end makes the checkpoint valid.
+    """
     final = folder / f"step-{step:09d}"
     temporary = folder / f".{final.name}.tmp"
-    if final.exists():  # a checkpoint of this very step, whole since the rename
+    if final.exists():  # the checkpoint of this step; the rename proves it complete
         return final
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -109,10 +112,10 @@ def save(
 
 
 def load_latest(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint in `folder`, or None.
+    """The newest complete checkpoint in `folder`, or None if there is none.
 
     Raises:
-        CheckpointError: it is damaged, or its state file holds anything but plain data and tensors.
+        CheckpointError: the checkpoint is damaged, or its state file holds more than plain data and tensors.
     """
     steps = sorted(p for p in folder.glob("step-*") if _FOLDER.fullmatch(p.name)) if folder.is_dir() else []
     if not steps:
@@ -121,9 +124,9 @@ def load_latest(folder: Path) -> Checkpoint | None:
     path = steps[-1] / "state.pt"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about foreign pickles; they are refused below
+            warnings.simplefilter("ignore")  # torch warns about foreign pickles, and refuses them
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a parser of arbitrary bytes may raise: struct.error, KeyError, ...
+    except Exception as error:  # a parser of arbitrary bytes may raise anything: struct.error, KeyError, ...
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{path} is damaged or not a plain state file: {reason}") from error
     for name, value in ((path, state), (steps[-1] / "model.safetensors", metadata)):

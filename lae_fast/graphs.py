@@ -1,4 +1,4 @@
-"""Work that is the same every time, replayed from a CUDA graph: hundreds of launches for the price of one."""
+"""Repeated work, replayed from a CUDA graph: hundreds of launches for the price of one."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ WARMUP = 3  # calls before capture: optimizer state and lazily made library hand
 
 
 class Replayed:
-    """`call()`, which does the same work on the same memory every time.
+    """`call()`, for a function that does the same work on the same memory every time.
 
-    The first `WARMUP` calls run as they are, the next is captured, and from then on a call replays the graph. Python
-    in `call` runs no more then: what changes has to live on the device, as noise and step sizes of the ops here do.
+    The first `WARMUP` calls run as they are. The next call is captured, and every later call replays the graph. The
+    Python code of `call` then no longer runs: values that change must live on the device, as the noise and the step
+    sizes of the ops here do.
 
-    As with every CUDA graph: let `torch.compile(mode="reduce-overhead")` do its recording before, not after. It frees
-    cuBLAS's workspaces, and a graph that multiplies matrices would go on using them.
+    As with every CUDA graph, `torch.compile(mode="reduce-overhead")` must record before this capture, not after it: the
+    recording frees cuBLAS's workspaces, and a graph that multiplies matrices would go on using them.
 
     Args:
-        call: without arguments. What it returns is valid until the next call.
+        call: a function without arguments. Its result is valid until the next call.
         device: a GPU.
-        generators: that `call` draws from, beside the device's default one.
+        generators: the generators that `call` draws from, besides the device's default generator.
 
     Raises:
-        ValueError: another device.
-        RuntimeError: when it comes to it, `call` cannot be captured.
+        ValueError: the device is not a GPU.
+        RuntimeError: `call` cannot be captured; the call that captures raises it.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Replayed:
             return self.result
 
     def _run_or_capture(self) -> Any:
-        """On a stream of its own, as capture demands."""
+        """Run or capture `call` on a separate stream, which capture requires."""
         self.n_calls += 1
         result = None
         self.stream.wait_stream(torch.cuda.current_stream())

@@ -1,4 +1,4 @@
-"""`python -m lae_fast.info`: what is installed and what serves each device. Paste it into bug reports."""
+"""`python -m lae_fast.info`: versions, and the kernels that serve each device. Paste the output into bug reports."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""`python -m lae_fast.score RUN [RUN ...]`: how likely trained models find test images, in one table.
+"""`python -m lae_fast.score RUN [RUN ...]`: the likelihood of test images under trained models, in one table.
 
-For each run of `lae_fast.train` the negative ELBO, the importance-weighted bound and annealed importance sampling, with
-the gap between forward and reverse AIS on images that the model itself has simulated.
+For each run of `lae_fast.train` the table has the negative ELBO, the importance-weighted bound and the estimate of
+annealed importance sampling (AIS), with the gap between forward and reverse AIS on images that the model has simulated.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ class Options:
     n_chains: int = 16
     """Chains per image."""
     base: Literal["encoder", "prior", "both"] = "both"
-    """What AIS anneals from. both: the one of the two estimates that is higher in the mean over the images; each is a
-    lower bound, and noise makes the higher one too high by at most about its standard error."""
+    """The distribution that AIS anneals from. both: the estimate with the higher mean over the images; each estimate is
+    a lower bound, and noise makes the higher one too high by at most about its standard error."""
     n_draws: int = 1000
     """Draws per image of the importance-weighted bound."""
     simulated: int = 100
-    """Simulated images that forward and reverse AIS are compared on."""
+    """Simulated images for the comparison of forward and reverse AIS."""
     seed: int = 0
-    """Of all draws; the AIS schedule is fixed with noise of its own."""
+    """Seed of all draws; the pilot run that fixes the AIS schedule uses separate noise."""
     device: str = "cpu"
     """cpu, cuda, cuda:1, ..."""
     data_dir: Path | None = None
-    """Where MNIST lies; default: where the run found it."""
+    """Folder of MNIST; default: the folder that the run used."""
     output: Path | None = None
     """CSV file to write, one line a run."""
 
@@ -74,7 +74,7 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """One run. Everything in nats per image unless said; `gap` and `standard_error` concern AIS."""
+    """The scores of a run, in nats per image unless a field says otherwise; `gap` and `standard_error` concern AIS."""
 
     run: str
     model: str
@@ -82,29 +82,29 @@ class Score:
     seed: int
     epochs: int
     data: str
-    is_comparable: bool  # with published numbers: a probability of these very pixels, binary or 8-bit
+    is_comparable: bool  # to published numbers: a probability of exactly these pixels, binary or 8-bit
     images: int
     negative_elbo: float
     reconstruction: float
     rate: float
-    importance_bound: float  # of the negative log-likelihood, from above
-    ais: float  # the same by annealing
+    importance_bound: float  # upper bound of the negative log-likelihood
+    ais: float  # negative log-likelihood, estimated by AIS
     standard_error: float
-    base: str  # what `ais` was annealed from
-    gap: float  # reverse - forward on simulated images
-    bits_per_dim: float  # of `ais`
+    base: str  # the distribution from which `ais` was annealed
+    gap: float  # reverse minus forward log-likelihood, on simulated images
+    bits_per_dim: float  # `ais` in bits per pixel
     ais_acceptance: float
-    training_acceptance: float | None  # over the last epoch
+    training_acceptance: float | None  # mean over the last epoch
     step_size: float | None
     seconds_per_epoch: float
-    image_chain_steps_per_second: float  # of AIS, pilot included
+    image_chain_steps_per_second: float  # speed of AIS; its time includes the pilot run
 
 
 def score(folder: Path, options: Options) -> Score:
     """Evaluate one run's best weights.
 
     Raises:
-        CheckpointError, DataError, ValueError: the folder holds no run with best weights, or its data cannot be had.
+        CheckpointError, DataError, ValueError: the folder holds no run with best weights, or its data cannot be read.
     """
     try:
         config = Config.from_json(run_folder.read_options(folder))
@@ -112,7 +112,7 @@ def score(folder: Path, options: Options) -> Score:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder} is not the folder of a run: {error}") from error
     model = models.load(folder / "best.safetensors").to(options.device)
-    # A model of binary images is asked about binary ones, the same for every model.
+    # A model trained on binary images is scored on binary images, which are the same for every model.
     binarization = "none" if config.binarize == "none" else "fixed"
     dataset = data.load(
         config.dataset,
@@ -174,11 +174,11 @@ def _report(s: Score) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line. A run that cannot be scored is named; the others are scored."""
+    """The command line: it names each run that cannot be scored, and scores the others. Returns the exit status."""
     try:
         options = tyro.cli(Options, args=argv, prog="python -m lae_fast.score")
         torch.empty(0, device=options.device)
-    except (RuntimeError, AssertionError) as error:  # a device that is not there
+    except (RuntimeError, AssertionError) as error:  # the device does not exist
         print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2
     scores, failures = [], 0
@@ -194,7 +194,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             with options.output.open("w", newline="") as file:
                 writer = csv.DictWriter(file, [f.name for f in dataclasses.fields(Score)])
                 writer.writeheader()
-                writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in dataclasses.asdict(s).items()} for s in scores)  # fmt: skip
+                writer.writerows(
+                    {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in dataclasses.asdict(s).items()}
+                    for s in scores
+                )
     return 2 if failures else 0
 
 

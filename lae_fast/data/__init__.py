@@ -1,4 +1,4 @@
-"""Data sets as uint8 tensors, with a sentence on where they came from."""
+"""Data sets as uint8 tensors, with a sentence about their origin."""
 
 from lae_fast.data.datasets import DATASETS, Source, Split
 from lae_fast.data.idx import DataError

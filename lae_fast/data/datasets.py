@@ -23,12 +23,12 @@ class Split(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A data set as it is read."""
+    """A data set as read, before validation images are split off."""
 
-    description: str  # what it is and where it came from, for people and records
+    description: str  # content and origin, for people and records
     train: Split
     test: Split
-    n_validation: int  # of the training images, the last so many validate unless somebody says otherwise
+    n_validation: int  # default number of validation images, the last of the training images
 
 
 def _split(images: np.ndarray, labels: np.ndarray) -> Split:
@@ -39,7 +39,7 @@ def _download_mnist(root: Path) -> None:
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
-        from torchvision.datasets import MNIST  # beside a torch it does not fit, the import itself fails
+        from torchvision.datasets import MNIST  # the import fails if torchvision does not fit this torch
 
         MNIST(root=str(root), download=True)
     except (ImportError, RuntimeError, OSError) as error:
@@ -50,7 +50,7 @@ def _download_mnist(root: Path) -> None:
 
 
 def has_mnist(root: Path) -> bool:
-    """Whether MNIST's files lie in `root`, whole or damaged."""
+    """Whether MNIST's files lie in `root`, intact or damaged."""
     return any(map(idx.find, _folders(root)))
 
 
@@ -59,10 +59,10 @@ def _folders(root: Path) -> tuple[Path, Path]:
 
 
 def mnist(root: Path) -> Source:
-    """MNIST from IDX files in `root`; where there are none, torchvision downloads them.
+    """MNIST from IDX files in `root`; if there are none, torchvision downloads them.
 
     Raises:
-        DataError: the files cannot be had, or are damaged.
+        DataError: the files are damaged, or they are missing and cannot be downloaded.
     """
     files = next(filter(None, map(idx.find, _folders(root))), None)
     source = f"MNIST, found in {root}"

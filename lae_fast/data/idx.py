@@ -16,14 +16,14 @@ FILES = {
 
 
 class DataError(RuntimeError):
-    """A data set that cannot be had or read; the message says which and why."""
+    """A data set cannot be found or read; the message names the data set or file, and the reason."""
 
 
 def read(path: Path) -> np.ndarray:
     """An array of unsigned bytes in the IDX format of MNIST, gzipped or not.
 
     Raises:
-        DataError: not such a file, or cut short.
+        DataError: the file cannot be read, has another format, or is cut short.
     """
     try:
         content = path.read_bytes()

@@ -1,6 +1,6 @@
 """`load`: a data set by name, split into training, validation and test images, grey or binary.
 
-Nothing is ever substituted silently: `auto` falls back to the digits, and the description says so.
+No data set is substituted silently: `auto` falls back to the digits, and the description says so.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ BINARIZATIONS = ("none", "fixed", "dynamic")
 
 class Dataset(NamedTuple):
     name: str
-    source: str  # where it came from, for people and records
+    source: str  # content and origin, for people and records
     train: Split
     validation: Split
     test: Split
@@ -35,16 +35,16 @@ def load(
     """Read a data set.
 
     Args:
-        name: one of `DATASETS`; or auto: MNIST, or the digits where MNIST can neither be found nor downloaded.
-        root: where MNIST lies or goes, in torchvision's layout.
-        validation: how many images of the training set's end validate; default: the data set's own number (MNIST
-            5,000, digits 200).
-        binarization: none: grey; fixed: every image drawn once, the same for everybody; dynamic: as fixed, but
-            the training images stay grey, for `binarize` to draw anew at each use.
+        name: one of `DATASETS`; or auto: MNIST, or the digits if MNIST is missing and cannot be downloaded.
+        root: the folder of MNIST, also for the download, in torchvision's layout.
+        validation: number of validation images, the last of the training set; default: the data set's own number
+            (MNIST 5,000, digits 200).
+        binarization: none: grey; fixed: every image is drawn once, always with the same seed; dynamic: as fixed, but
+            the training images stay grey, so that `binarize` can draw them again at each use.
 
     Raises:
-        ValueError: an unknown name, or a validation set that does not leave any training data.
-        DataError: the files cannot be had, or are damaged.
+        ValueError: the name or the binarization is unknown, or the validation set leaves no training images.
+        DataError: the files are damaged, or they are missing and cannot be downloaded.
     """
     if name != "auto" and name not in DATASETS:
         raise ValueError(f"dataset is {name!r}; expected one of {', '.join(('auto', *DATASETS))}")

@@ -9,17 +9,17 @@ from torch import Tensor
 
 
 def mixed_seed(seed: int, i: int) -> int:
-    """A seed of its own for the i-th use of `seed`: an epoch's order, a pilot run."""
+    """A separate seed for the i-th use of `seed`: an epoch's order, a pilot run."""
     return seed * 1_000_003 + i
 
 
 def shuffled(n: int, size: int, seed: int, device: torch.device | str = "cpu") -> Iterator[Tensor]:
-    """One epoch of minibatches: indices [size] of n images in an order that the seed decides; the ragged rest is dropped."""
+    """One epoch of minibatches: indices [size] of n images, in an order that the seed decides; the rest is dropped."""
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(device)
     return iter(order[: n // size * size].split(size))
 
 
 def binarize(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """One Bernoulli draw per pixel: uint8 in 0..255 -> uint8, 0 or 255."""
+    """One Bernoulli draw per pixel of images [N, nx]: uint8 in 0..255 -> uint8, 0 or 255."""
     draw = torch.rand(images.shape, generator=generator, device=images.device)
     return (draw * 255 < images).to(torch.uint8) * 255

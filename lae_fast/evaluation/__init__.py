@@ -1,4 +1,4 @@
-"""How good a model is: ELBO and importance bound (elbo.py), annealed importance sampling (ais.py)."""
+"""The quality of a model: ELBO and importance bound (elbo.py), annealed importance sampling (ais.py)."""
 
 from lae_fast.evaluation.ais import (
     BASES,

@@ -1,9 +1,10 @@
 """Annealed importance sampling of log p(x) (Neal, 2001), forward and reverse (Grosse et al., 2015).
 
-From a base r(z|x) at beta = 0 to the posterior at beta = 1 through r(z|x)^(1 - beta) p(x, z)^beta, one MALA step at
-each temperature, thousands of images x chains at once. The base is the prior, or the encoder's q(z|x), from which it is
-not far. Forward, log mean w is in expectation a lower bound of log p(x); reverse, from an exact draw of p(z|x), known
-for images that the model itself has simulated, an upper bound. Their gap says how far either can be off.
+Chains move from a base r(z|x) at beta = 0 to the posterior at beta = 1 through r(z|x)^(1 - beta) p(x, z)^beta, one
+MALA step at each temperature, thousands of images x chains at once. The base is the prior, or the encoder's q(z|x),
+which is closer to the posterior. The forward estimate, log mean w, is in expectation a lower bound of log p(x). The
+reverse estimate is an upper bound; it starts at an exact draw of p(z|x), which is known for images that the model
+itself has simulated. The gap between the two bounds shows how far each can be off.
 """
 
 from __future__ import annotations
@@ -28,29 +29,32 @@ BASES = ("encoder", "prior")
 
 
 class Schedule(NamedTuple):
-    """What annealing is done by: fixed by a pilot run, frozen before anything is estimated."""
+    """Temperatures and step sizes of annealing; a pilot run fixes them before anything is estimated."""
 
-    seed: int  # of the pilot run: not to be used again
+    seed: int  # seed of the pilot run; an estimate must use another seed
     base: str  # "encoder" or "prior"
     beta: Tensor  # [K + 1], float64: from 0 to 1
-    step_size: Tensor  # [K - 1], float64: of the moves at beta[1] .. beta[K - 1], in units of the base
+    step_size: Tensor  # [K - 1], float64: eta of the moves at beta[1] .. beta[K - 1], in units of the base
 
 
 class AISEstimate(NamedTuple):
-    """One value an image, float64 [n], on the CPU."""
+    """One value for each image, float64 [n], on the CPU.
+
+    The standard error is that of `log_likelihood`, by the delta method; for a reverse estimate it is conditional on the
+    one exact draw of each image.
+    """
 
     log_likelihood: Tensor  # nats: log of the mean weight
-    standard_error: (
-        Tensor  # nats: of that, by the delta method; reverse, given the one exact draw of each image
-    )
+    standard_error: Tensor  # nats
     acceptance_rate: Tensor  # mean over chains and temperatures
 
 
 class _Annealing:
     """Rows e [C, n, nz], moved from N(0, I) at one temperature after another; z = m + s e.
 
-    m and s [n, nz] are the base's: in e it is round, and one step size fits all images. `log_ratio` [C, n] is
-    log p(x, z) - log r(z|x), by which the weights grow. A move changes all in place, so that it can be replayed.
+    m and s [n, nz] are mean and standard deviation of the base: in e the base is round, and one step size fits all
+    images. `log_ratio` [C, n] is log p(x, z) - log r(z|x), by which the weights grow. A move changes all tensors in
+    place, so that a CUDA graph can replay it.
     """
 
     def __init__(
@@ -61,15 +65,18 @@ class _Annealing:
         if base == "encoder":
             self.mean, self.std = model.posterior(x)
         self.rng = ops.make_rng(x.device, generator)
-        self.beta, self.step_size = torch.zeros(2, 1, dtype=torch.float64, device=x.device)  # the next move's
+        # beta and step size of the next move, [1] each
+        self.beta, self.step_size = torch.zeros(2, 1, dtype=torch.float64, device=x.device)
         shape = (n_chains, len(x), model.nz)
         self.start_at(torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device))
 
     def start_at(self, e: Tensor) -> None:
+        """Start the chains at e [C, n, nz]."""
         self.e = e.contiguous()
         self.log_ratio, self.slope = self._evaluate(self.e)
 
     def start_at_z(self, z: Tensor, n_chains: int) -> None:
+        """Start `n_chains` chains at z [n, nz]."""
         self.start_at(((z - self.mean) / self.std).expand(n_chains, -1, -1))
 
     def _evaluate(self, e: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,7 +112,7 @@ class _Annealing:
 
 
 class _Moves:
-    """`moves(beta, step_size)`: one `_Annealing.move` after another, on a GPU replayed from a graph unless declined."""
+    """`moves(beta, step_size)`, both []: one `_Annealing.move`; on a GPU a graph replays it, unless declined."""
 
     def __init__(self, chains: _Annealing, capture: bool | None) -> None:
         captures = chains.e.is_cuda if capture is None else capture
@@ -138,18 +145,21 @@ def fit_schedule(
 ) -> Schedule:
     """Temperatures and step sizes from a pilot run on some images [n, nx] in [0, 1], with noise of its own.
 
-    Temperatures lie dense where the chains' weights would part fastest: in equal steps of the integral over beta of the
-    standard deviation of log p(x, z) - log r(z|x), the thermodynamic length. Step sizes follow the acceptance to
-    0.574 along the way.
+    Temperatures lie dense where the chains' weights would diverge fastest: their spacing is uniform in the
+    thermodynamic length, the integral over beta of the standard deviation of log p(x, z) - log r(z|x). The step size
+    adapts during the pilot run towards an acceptance of 0.574.
 
     Args:
-        images: as many as one pass of the decoder takes are used, the first `ROWS // n_chains`.
+        images: the pilot run uses the first `ROWS // n_chains`, as many as one pass of the decoder takes.
         base: "encoder" or "prior".
-        n_temperatures: K; n_pilot: of the pilot run, two moves at each.
+        n_temperatures: K.
+        n_chains: chains for each image.
+        seed: seed of the pilot run.
+        n_pilot: temperatures of the pilot run, with two moves at each.
         capture: replay the moves from a CUDA graph; default: on a GPU.
 
     Raises:
-        ValueError: images or counts are not of that form, an unknown base, or a model that is not finite at them.
+        ValueError: images or counts have another form, the base is unknown, or the model is not finite at the images.
     """
     for name, value, least in (
         ("n_temperatures", n_temperatures, 2),
@@ -198,16 +208,16 @@ def annealed_log_likelihood(
     progress: bool = True,
     capture: bool | None = None,
 ) -> AISEstimate:
-    """log p(x) of images [n, nx] in [0, 1], estimated by `n_chains` annealed chains for each.
+    """log p(x) of images [n, nx] in [0, 1], estimated by `n_chains` annealed chains for each image.
 
     Args:
-        schedule: of `fit_schedule`, which must have used another seed.
-        exact: posterior draws [n, nz] of images that the model itself has simulated (`Autoencoder.simulate`): anneal
-            from them to the base instead, for the upper bound.
+        schedule: from `fit_schedule` with another seed.
+        exact: posterior draws [n, nz] of images that the model itself has simulated (`Autoencoder.simulate`): the
+            chains then anneal from these draws to the base, for the upper bound.
         capture: as in `fit_schedule`.
 
     Raises:
-        ValueError: images, draws or schedule are not of that form, fewer than 2 chains, or the pilot's seed.
+        ValueError: images, draws or schedule have another form, fewer than 2 chains, or the pilot run's seed.
     """
     from tqdm import tqdm
 
@@ -225,7 +235,7 @@ def annealed_log_likelihood(
         raise ValueError(f"exact is {list(exact.shape)}; expected [{len(images)}, {model.nz}]")
     generator = torch.Generator(images.device).manual_seed(seed)
     is_forward, n_moves = exact is None, len(schedule.step_size)
-    growth = schedule.beta.diff()  # of beta: growth[k] and growth[k + 1] lie around the move k
+    growth = schedule.beta.diff()  # [K], steps of beta: growth[k] and growth[k + 1] lie around move k
     log_weights, acceptances = [], []
     batches = torch.arange(len(images)).split(max(1, ROWS // n_chains))
     with tqdm(
@@ -262,17 +272,23 @@ def anneal(
     seed: int = 0,
     progress: bool = True,
 ) -> tuple[AISEstimate, Schedule]:
-    """`fit_schedule` on the first 50 images (with at most 200 pilot temperatures) and `annealed_log_likelihood` of all, from each base: the higher one.
+    """log p(x) of images [n, nx] in [0, 1], annealed from each base: the estimate with the higher mean, and its
+    schedule.
 
-    Each estimate is a lower bound in expectation; noise makes the higher of two too high by at most about its standard
-    error. Arguments and errors as there.
+    For each base, `fit_schedule` runs on the first 50 images (with at most 200 pilot temperatures), then
+    `annealed_log_likelihood` on all images. Each estimate is a lower bound in expectation; noise makes the higher of
+    two estimates too high by at most about its standard error. Arguments and errors are those of the two functions.
     """
     found = []
     for base in bases:
         schedule = fit_schedule(
-            model, images[:50], base=base, n_temperatures=n_temperatures, n_pilot=min(200, n_temperatures),
+            model,
+            images[:50],
+            base=base,
+            n_temperatures=n_temperatures,
+            n_pilot=min(200, n_temperatures),
             seed=mixed_seed(1, seed),
-        )  # fmt: skip
+        )
         estimate = annealed_log_likelihood(
             model, images, schedule, n_chains=n_chains, seed=seed, progress=progress
         )

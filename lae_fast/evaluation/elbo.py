@@ -1,4 +1,4 @@
-"""One definition of quality for all models, so that they stand in the same columns."""
+"""One definition of quality for all models, so that all models fit in the same columns."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Evaluation(NamedTuple):
     negative_elbo: float  # nats per image: reconstruction + rate
     reconstruction: float  # nats per image: E_q[-log p(x|z)]
     rate: float  # nats per image: KL(q(z|x) || p(z))
-    mse: float  # per pixel, of the mean image of the most typical z
+    mse: float  # per pixel: squared error of the image decoded from the mean of q(z|x)
 
     def sentence(self) -> str:
-        """For people."""
+        """The evaluation as a sentence, for people."""
         return (
             f"negative ELBO {self.negative_elbo:.2f} = reconstruction {self.reconstruction:.2f} "
             f"+ rate {self.rate:.2f} nats per image, MSE {self.mse:.4f} per pixel"
@@ -32,7 +32,7 @@ class Evaluation(NamedTuple):
 
 
 def _batches(images: Tensor, nx: int, size: int) -> Iterator[Tensor]:
-    """Float batches in [0, 1] of images that may be stored as uint8."""
+    """Float batches [size, nx] in [0, 1] of images [N, nx] that may be stored as uint8."""
     for batch in images.split(size):
         x = batch / 255 if batch.dtype == torch.uint8 else batch
         check_images(x, nx)
@@ -45,14 +45,14 @@ def evaluate(
 ) -> Evaluation:
     """Reconstruction, rate, negative ELBO and MSE with the model's own q(z|x), `n_draws` of z per image.
 
-    For the VAE q is its encoder's; for the LAE it is N(f(x), s^2 I) with `model.posterior_scale` as s (see
+    The q of a VAE is its encoder's; the q of an LAE is N(f(x), s^2 I) with s = `model.posterior_scale` (see
     `fit_posterior_scale`). The draws depend on `seed` alone.
 
     Args:
         images: [N, nx], float in [0, 1] or uint8 in 0..255.
 
     Raises:
-        ValueError: images are not of that form.
+        ValueError: images have another form.
     """
     totals = torch.zeros(3, dtype=torch.float64)
     generator = torch.Generator(images.device).manual_seed(seed)
@@ -76,11 +76,14 @@ def importance_bound(
 
         log (1/K) sum_k p(x, z_k) / q(z_k|x),   z_k ~ q(z|x),   K = n_draws
 
-    with the model's own q, as in `evaluate`; K = 1 is the ELBO. K is free: draws are taken `rows` images x draws at a
-    time.
+    with the model's own q, as in `evaluate`; K = 1 is the ELBO. K does not change the memory: `rows` images x draws are
+    computed at a time.
+
+    Args:
+        images: [N, nx], float in [0, 1] or uint8 in 0..255.
 
     Raises:
-        ValueError: images are not of the form that `evaluate` takes, or n_draws < 1.
+        ValueError: images have another form, or n_draws < 1.
     """
     if n_draws < 1:
         raise ValueError(f"n_draws is {n_draws}; expected at least 1")
@@ -101,10 +104,13 @@ def importance_bound(
 
 @torch.no_grad()
 def fit_posterior_scale(model: Autoencoder, images: Tensor, *, seed: int = 0, n_images: int = 2000) -> None:
-    """Give an LAE the s of q(z|x) = N(f(x), s^2 I) with the smallest negative ELBO on (training) `images`.
+    """Set an LAE's `posterior_scale`: the s of q(z|x) = N(f(x), s^2 I) with the smallest negative ELBO on images.
 
-    Two grids of the logarithm of s, the second between the neighbours of the first one's best; the same
-    draws throughout. Other models have nothing to fit.
+    Uses the first `n_images` of (training) images [N, nx], and two grids of log s; the second grid lies between the
+    neighbours of the first grid's best point. All evaluations use the same draws. Other models have nothing to fit.
+
+    Raises:
+        ValueError: images have another form than `evaluate` takes.
     """
     if not isinstance(model, LAE):
         return

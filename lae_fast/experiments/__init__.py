@@ -1,1 +1,1 @@
-"""Experiments: each file makes its figures or its table with one command."""
+"""The experiments: `python -m lae_fast.experiments` for the report, and `lae_fast.experiments.toys`."""

@@ -1,4 +1,4 @@
-"""The latent variable models of the experiments: how they are trained, and how they are judged."""
+"""The latent variable models of the experiments: their training and their evaluation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REPORT_SCALE = 0.05  # s of the report's q(z|x) = N(f(x), s^2 I)
 
 
 def decisions(trained: nn.Module) -> Tensor:
-    """Accepted and all proposals so far, [2]; a model without a chain has none."""
+    """The numbers of accepted and of all proposals so far, int64 [2]; 0 for a model without a chain."""
     if isinstance(trained, AutoencoderWithChain):
         return torch.stack((trained.n_decisions - trained.counters.sum(), trained.n_decisions))
     return getattr(trained, "decisions", torch.zeros(2, dtype=torch.int64)).clone()
@@ -27,7 +27,7 @@ def decisions(trained: nn.Module) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class TrainedAutoencoder(Recipe):
-    """A model of the report's network, trained until the epochs are over or validation has not improved for `patience`.
+    """A model with the report's network, trained for `epochs`, or until validation has not improved for `patience`.
 
     The product holds the best weights on the validation images and, for a chain, its last step size.
     """
@@ -39,7 +39,7 @@ class TrainedAutoencoder(Recipe):
     lr: float
     n_steps: int = 2
     mh: bool = False
-    step_size: float | None = 1e-3  # per example, as published (Hoffman: of z); None: adapted
+    step_size: float | None = 1e-3  # per example, as published (Hoffman: for z); None: adapted
     batch_size: int = 512
     nh: int = 256
     patience: int = 10
@@ -49,7 +49,7 @@ class TrainedAutoencoder(Recipe):
         return self.epochs * evaluations * 1.5
 
     def build(self, nx: int) -> Autoencoder:
-        """Freshly initialised, on the CPU."""
+        """The freshly initialised model, on the CPU, for images of nx pixels."""
         kind = "lae" if self.model == "report" else self.model
         options = {
             name: getattr(self, name) for name in ("n_steps", "mh", "step_size") if name in options_of(kind)
@@ -65,7 +65,7 @@ class TrainedAutoencoder(Recipe):
         step = TrainingStep(
             trained,
             adam(trained, self.lr, trained.beta1),
-            capture=False if self.model == "report" else None,  # it waits for the host at every decision
+            capture=False if self.model == "report" else None,  # this rule waits for the device
         )
         batch_size = min(self.batch_size, len(lab.train.images))
         best, kept, metrics = math.inf, {}, {"is_diverged": 0.0}
@@ -93,7 +93,7 @@ class TrainedAutoencoder(Recipe):
         return Product(kept, metrics)
 
     def _validation_loss(self, model: Autoencoder, lab: Lab) -> float:
-        """The negative ELBO; by the report's rule its own loss, the reconstruction."""
+        """The negative ELBO, or for the report's rule its own loss, the reconstruction: nats per image."""
         if self.model == "report":
             model.posterior_scale.fill_(REPORT_SCALE)
             return evaluate(model, lab.validation.images).reconstruction
@@ -101,7 +101,7 @@ class TrainedAutoencoder(Recipe):
         return evaluate(model, lab.validation.images).negative_elbo
 
     def load(self, lab: Lab) -> Autoencoder:
-        """The trained model, in evaluation mode, its chain's step size as it was at the end of training."""
+        """The trained model, in evaluation mode; its chain has the step size from the end of training."""
         product, model = lab.get(self), self.build(lab.nx)
         model.load_state_dict(product.weights)
         if isinstance(model, AutoencoderWithChain) and "step_size" in product.metrics:
@@ -110,7 +110,7 @@ class TrainedAutoencoder(Recipe):
 
 
 def report_posterior(model: Autoencoder) -> Autoencoder:
-    """The model with the q(z|x) that the report's code encodes by: the VAE's own, or N(f(x), 0.05^2 I)."""
+    """The model, now with the q(z|x) of the report's code: the VAE's own, or for an LAE N(f(x), 0.05^2 I)."""
     if isinstance(model, LAE):
         model.posterior_scale.fill_(REPORT_SCALE)
     return model
@@ -118,10 +118,10 @@ def report_posterior(model: Autoencoder) -> Autoencoder:
 
 @dataclasses.dataclass(frozen=True)
 class Quality(Recipe):
-    """What a trained model is worth on the test images: the report's columns, and the same for all models."""
+    """A trained model's quality on the test images: the report's columns, and columns that are equal for all models."""
 
     autoencoder: TrainedAutoencoder
-    n_images: int = 200  # of the likelihood
+    n_images: int = 200  # test images for the likelihood
     n_temperatures: int = 200
     n_chains: int = 8
 
@@ -130,7 +130,7 @@ class Quality(Recipe):
 
     def make(self, lab: Lab) -> Product:
         model, images = self.autoencoder.load(lab), lab.test.images
-        # What the report calls BCE: for the VAE the whole negative ELBO, for the LAE the reconstruction alone.
+        # The report's "BCE" is the whole negative ELBO for the VAE, and the reconstruction alone for the LAE.
         as_reported = evaluate(report_posterior(model), images, seed=self.autoencoder.seed)
         is_lae = isinstance(model, LAE)
         bce = as_reported.reconstruction if is_lae else as_reported.negative_elbo
@@ -155,10 +155,13 @@ class Quality(Recipe):
 
     @torch.no_grad()
     def _plane(self, model: Autoencoder, lab: Lab) -> dict[str, float]:
-        """How far the codes of the test images, taken together, are from the prior."""
-        mean, std = (torch.cat(t) for t in zip(*(model.posterior(x / 255) for x in lab.test.images.split(1000)), strict=True))  # fmt: skip
+        """The distance of the test images' codes, taken together, from the prior."""
+        mean, std = (
+            torch.cat(t)
+            for t in zip(*(model.posterior(x / 255) for x in lab.test.images.split(1000)), strict=True)
+        )
         covariance = mean.double().T.cov() + std.double().square().mean(0).diag()
         centre = mean.double().mean(0)
-        # KL(N(centre, covariance) || N(0, I)), nats: of the Gaussian with the moments of the aggregate posterior
+        # KL(N(centre, covariance) || N(0, I)), nats, for the Gaussian with the moments of the aggregate posterior
         kl = 0.5 * (covariance.trace() + centre.square().sum() - model.nz - covariance.logdet())
         return {"code_rms": mean.square().mean().sqrt().item(), "aggregate_kl": kl.item()}

@@ -1,4 +1,4 @@
-"""The report's claims (its sections 6 and 7), each with what was measured of it, seed by seed."""
+"""The report's claims (its sections 6 and 7), each with its measurements, seed by seed."""
 
 from __future__ import annotations
 
@@ -12,42 +12,42 @@ from lae_fast.experiments.recipes import Recipe
 
 HOLDS, FAILS, NOISE = "holds", "does not hold", "within noise"
 LEAST_SEEDS = 3
-PERCENT = ("accuracy", "test_accuracy", "confusion", "confidence")  # metrics that are shown in points
+PERCENT = ("accuracy", "test_accuracy", "confusion", "confidence")  # metrics shown in percentage points
 
 
 class Measurement(NamedTuple):
-    """A metric of one kind of model or training minus that of another."""
+    """The difference of a metric between two kinds of model or training: minuend minus subtrahend."""
 
     what: str
-    minuend: tuple[Recipe, ...]  # one a seed
+    minuend: tuple[Recipe, ...]  # one for each seed
     subtrahend: tuple[Recipe, ...]
-    key: str  # of the metric
-    sign: int = 1  # of the difference, if the claim is true
-    margin: float = 0.0  # by which the difference may miss: "not much worse" instead of "better"
-    subtrahend_key: str | None = None  # where it is another metric
+    key: str  # name of the metric
+    sign: int = 1  # sign of the difference if the claim is true
+    margin: float = 0.0  # tolerance of the difference: "not much worse" instead of "better"
+    subtrahend_key: str | None = None  # name of the subtrahend's metric; None: `key`
 
     @property
     def factor(self) -> float:
-        """Of what is shown."""
+        """The factor of the differences in the report: 100 for percentage points."""
         return 100.0 if self.key.startswith(PERCENT) else 1.0
 
     def differences(self, metrics: Callable[[Recipe], dict[str, float]]) -> tuple[float, ...]:
-        """One for each seed that both sides have; `metrics` gives what a recipe measured."""
+        """One difference for each seed that both sides have; `metrics` returns the metrics of a recipe."""
         pairs = zip(self.minuend, self.subtrahend, strict=False)
         return tuple(metrics(a)[self.key] - metrics(b)[self.subtrahend_key or self.key] for a, b in pairs)
 
 
 class Claim(NamedTuple):
     section: str
-    text: str  # the report's, shortened
+    text: str  # the report's text, shortened
     measurements: tuple[Measurement, ...]
 
 
 def judge(differences: tuple[float, ...], sign: int = 1, margin: float = 0.0) -> str:
-    """Beyond two standard errors of the mean in the claimed direction, in the other, or neither.
+    """The verdict: the mean is beyond two standard errors in the claimed direction, in the other, or in neither.
 
-    At least 3 seeds are needed; on 3, noise alone is taken for a finding, one way or the other, in about one case of
-    five (Student's t, 2 degrees of freedom, beyond 2).
+    A verdict needs at least 3 seeds. With 3 seeds, noise alone passes for a finding in one of the two directions in
+    about one case of five (Student's t, 2 degrees of freedom, beyond 2).
     """
     if len(differences) < LEAST_SEEDS:
         return f"not judged: {len(differences)} of {LEAST_SEEDS} seeds"
@@ -60,7 +60,7 @@ def judge(differences: tuple[float, ...], sign: int = 1, margin: float = 0.0) ->
     return HOLDS if middle > 0 else FAILS
 
 
-RULES = {"report's code": "report's code", "adapted": "adapted step"}  # as it is called here: in the design
+RULES = {"report's code": "report's code", "adapted": "adapted step"}  # name here -> name in the design
 
 
 def _dimension(d: Design) -> Iterator[Measurement]:
@@ -137,7 +137,7 @@ def _decisions_on_codes(d: Design) -> Iterator[Measurement]:
 
 
 def _variations(d: Design, sign: int, margin: float, counts: tuple[int, ...]) -> Iterator[Measurement]:
-    """Accuracy with variations minus that without, after as many epochs."""
+    """Accuracy with variations minus accuracy without, after the same number of epochs."""
     epochs = d.preset.classifier_epochs
     for n in counts:
         plain = d.classifiers(None, 0, epochs=epochs[n])
@@ -149,7 +149,10 @@ def _variations(d: Design, sign: int, margin: float, counts: tuple[int, ...]) ->
 
 
 def _attacked(d: Design, metric: str, unit: str, sign: int, eps: tuple[float, ...]) -> Iterator[Measurement]:
-    """N = 2 under each protocol; 3 steps reach the same images at every eps beyond 0.03. N = 5 under the strongest."""
+    """N = 2 under each protocol, N = 5 under the strongest.
+
+    Protocol c takes only the last eps: its 3 steps reach the same images at every eps beyond 0.03.
+    """
     for protocol, n, radii in (("a", 2, eps), ("a", 5, eps), ("b", 2, eps), ("c", 2, eps[-1:])):
         n_steps, _ = PROTOCOLS[protocol]
         plain = d.classifiers(None, 0, epochs=d.preset.classifier_epochs[n])
@@ -171,7 +174,7 @@ def _interpolation(d: Design) -> Iterator[Measurement]:
 
 
 def claims(d: Design) -> list[Claim]:
-    """All of them, in the report's order."""
+    """All claims, in the report's order."""
     robust = "Training with variations is more robust"
     listed = (
         ("6.1", "A larger latent dimension lowers the reconstruction loss", _dimension(d)),

@@ -1,4 +1,4 @@
-"""The report's image classifier, trained plainly, with Algorithm 3, and in the ways its future work asks for."""
+"""The report's image classifier, trained plainly, with Algorithm 3, and in the ways that its future work proposes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def as_images(x: Tensor) -> Tensor:
 
 
 def classifier() -> nn.Sequential:
-    """The report's: images [n, 1, 28, 28] -> log probabilities [n, 10]."""
+    """The report's classifier: images [n, 1, 28, 28] -> log probabilities [n, 10]."""
     net = nn.Sequential(
         nn.Conv2d(1, 10, 5), nn.MaxPool2d(2), nn.ReLU(),
         nn.Conv2d(10, 20, 5), nn.Dropout2d(), nn.MaxPool2d(2), nn.ReLU(),
@@ -37,18 +37,18 @@ def classifier() -> nn.Sequential:
 
 @dataclasses.dataclass(frozen=True)
 class TrainedClassifier(Recipe):
-    """The classifier after training on minibatches of images, each beside `n` variations drawn from a model of them.
+    """The classifier after training on minibatches of images, each with `n` variations drawn from a model of images.
 
-    Of an LAE z ~ N(f(x), 0.05^2 I), of the others z ~ q(z|x).
+    An LAE draws z ~ N(f(x), 0.05^2 I), the other models draw z ~ q(z|x).
 
     Args:
-        autoencoder: what the variations come from; None: n must be 0.
-        per_class: train on so many images of each class alone; None: on all.
+        autoencoder: the model that draws the variations; None: n must be 0.
+        per_class: train on only this many images of each class; None: on all images.
         rare: keep 1 % of this class's training images; None: all.
         is_balanced: draw all classes equally often.
-        adversarial_steps: train on the worst images within eps = 0.3 that PGD finds in so many steps, variations
+        adversarial_steps: train on the worst images within eps = 0.3 that PGD finds in this many steps, variations
             included (Madry et al., 2018); 0: on the images as they are.
-        n_updates: stop after so many minibatches; None: after the epochs.
+        n_updates: stop after this many minibatches; None: after the epochs.
     """
 
     seed: int
@@ -94,7 +94,7 @@ class TrainedClassifier(Recipe):
         return Product(net.state_dict(), metrics)
 
     def training_set(self, split: Split) -> Split:
-        """The images that this recipe trains on, a choice that the seed decides."""
+        """The training images of this recipe; the seed decides the choice."""
         if self.per_class is None and self.rare is None:
             return split
         generator = torch.Generator().manual_seed(self.seed)
@@ -109,7 +109,7 @@ class TrainedClassifier(Recipe):
         return Split(split.images[index], split.labels[index])
 
     def minibatches(self, labels: Tensor) -> Iterator[Tensor]:
-        """Indices [batch_size] into the training set, for all of training."""
+        """Indices [batch_size] into the training set with labels [N], for the whole training."""
         size, device = min(self.batch_size, len(labels)), labels.device
         passes = range(self.epochs) if self.n_updates is None else itertools.count()
         seeds = (data.mixed_seed(self.seed, epoch) for epoch in passes)
@@ -147,7 +147,7 @@ def measure(net: nn.Module, split: Split) -> dict[str, float]:
 
 @dataclasses.dataclass(frozen=True)
 class LatentClassifier(Recipe):
-    """ReLU and a linear layer on samples of the encoder, drawn anew each time they are used (the report's section 6.3)."""
+    """ReLU and a linear layer on samples of the encoder, drawn again at each use (the report's section 6.3)."""
 
     autoencoder: TrainedAutoencoder
     epochs: int = 20
@@ -186,7 +186,7 @@ class LatentClassifier(Recipe):
 
     @torch.no_grad()
     def codes(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Means and standard deviations [n, nz] of the q(z|x) that the report encodes by."""
+        """Means and standard deviations, each [n, nz], of the report's q(z|x) of uint8 images [n, nx]."""
         parts = [report_posterior(model).posterior(x / 255) for x in images.split(1000)]
         mean, std = (torch.cat(t) for t in zip(*parts, strict=True))
         return mean, std
@@ -194,7 +194,7 @@ class LatentClassifier(Recipe):
 
 @dataclasses.dataclass(frozen=True)
 class Attacked(Recipe):
-    """A classifier's accuracy and loss on the first test images, as they are (eps 0) and under PGD, L-inf."""
+    """A classifier's accuracy and loss on the first test images, without attack (eps 0) and under PGD, L-inf."""
 
     classifier: TrainedClassifier
     n_steps: int

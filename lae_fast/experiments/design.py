@@ -1,4 +1,4 @@
-"""Which recipes stand for which cell of the report's tables: one recipe a seed, the same ones wherever they count."""
+"""The recipes of each cell of the report's tables: one recipe for each seed. Equal cells share their recipes."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from lae_fast.experiments.classifiers import Attacked, LatentClassifier, Trained
 from lae_fast.experiments.planes import Plane, Recognised
 from lae_fast.experiments.presets import Preset
 
-RULES = {  # how an LAE's chain is run
+RULES = {  # how an LAE's chain runs
     "report's code": dict(model="report"),
     "fixed step": dict(model="lae"),
     "adapted step": dict(model="lae", mh=True, step_size=None),
 }
-PROTOCOLS = {  # name -> steps of PGD and whether it starts at random; all steps are of 0.01
-    "a": (40, True),  # Madry's
-    "b": (40, False),  # the report's function
-    "c": (3, False),  # its command's default
+PROTOCOLS = {  # name -> number of PGD steps, and whether the start is random; the step size is 0.01
+    "a": (40, True),  # as Madry et al.
+    "b": (40, False),  # as the report's function
+    "c": (3, False),  # the default of the report's command
 }
-RARE = 9  # which the report finds hard to tell from 4
+RARE = 9  # the class that the report finds hard to tell from 4
 HOFFMAN = dict(model="hoffman", mh=True, step_size=None)
 
 
 @dataclasses.dataclass(frozen=True)
 class Design:
-    """All recipes of a preset. Each method returns one recipe a seed."""
+    """All recipes of a preset. Each method returns one recipe for each seed."""
 
     preset: Preset
 
@@ -50,11 +50,11 @@ class Design:
         return self.autoencoders(nz=nz, n_steps=n_steps, **(RULES[rule] | options))
 
     def hoffman(self, nz: int) -> tuple[TrainedAutoencoder, ...]:
-        """The first seed's alone: the report has no such model; the figures show it."""
+        """Hoffman's method, for the first seed only: the report does not have this model, only our figures show it."""
         return self.autoencoders(nz=nz, **HOFFMAN)[:1]
 
     def source(self, model: str | None) -> tuple[TrainedAutoencoder | None, ...]:
-        """What Algorithm 3 draws from: nz 8, the VAE or the LAE with the adapted step."""
+        """The model from which Algorithm 3 draws, nz 8: the VAE, or the LAE with the adapted step; or None."""
         if model is None:
             return (None,) * self.preset.n_seeds
         return self.vae(8) if model == "vae" else self.lae("adapted step", 8)
@@ -70,11 +70,11 @@ class Design:
         return tuple(map(Plane, models))
 
     def recognised(self, models: tuple[TrainedAutoencoder, ...]) -> tuple[Recognised, ...]:
-        """By table 7's classifiers without variations."""
+        """The models' interpolated images, judged by table 7's classifiers without variations."""
         return tuple(map(Recognised, models, self.classifiers(None, 0)))
 
     def classifiers(self, model: str | None, n: int, **options: Any) -> tuple[TrainedClassifier, ...]:
-        """Table 7's, or others by `options` of `TrainedClassifier`."""
+        """Table 7's classifiers, or others with `options` of `TrainedClassifier`."""
         options = dict(epochs=self.preset.classifier_epochs.get(n)) | options
         sources = enumerate(self.source(model))
         return tuple(TrainedClassifier(seed, n, source, **options) for seed, source in sources)

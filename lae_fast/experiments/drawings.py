@@ -1,6 +1,6 @@
 """The report's figures 1 and 2, drawn: training with variations, and the fully connected networks.
 
-Lengths are inches. Blue is what the optimizer trains, orange what is drawn at random, grey what stays as it is.
+Lengths are in inches. The optimizer trains the blue parts, orange parts are drawn at random, grey parts stay fixed.
 """
 
 from __future__ import annotations
@@ -29,17 +29,24 @@ def _canvas() -> tuple[Figure, Axes]:
 
 
 def _text(axes: Axes, x: float, y: float, *lines: str, **style: Any) -> None:
-    """Lines around (x, y), on baselines that do not depend on what they say."""
+    """Lines of text around (x, y); the baselines do not depend on the text."""
     for i, line in enumerate(lines):
         baseline = y - 0.06 + 0.25 * ((len(lines) - 1) / 2 - i)
         axes.text(x, baseline, line, **dict(ha="center", va="baseline", size=13, color=INK) | style)
 
 
 def _box(
-    axes: Axes, x: float, y: float, w: float, h: float, *lines: str,
-    colour: str = GREY, taper: float = 0, **style: Any,
-) -> None:  # fmt: skip
-    """Lines of text in a tinted box [w, h] around (x, y); `taper` is what it loses in height from left to right."""
+    axes: Axes,
+    x: float,
+    y: float,
+    w: float,
+    h: float,
+    *lines: str,
+    colour: str = GREY,
+    taper: float = 0,
+    **style: Any,
+) -> None:
+    """Lines of text in a tinted box [w, h] around (x, y); `taper` is the box's loss of height from left to right."""
     from matplotlib.colors import to_rgb
     from matplotlib.patches import FancyBboxPatch, Polygon
 
@@ -53,7 +60,7 @@ def _box(
 
 
 def _arrow(axes: Axes, *points: tuple[float, float], **style: Any) -> None:
-    """Along straight lines from the first point to the last."""
+    """An arrow along straight lines from the first point to the last."""
     from matplotlib.patches import FancyArrowPatch
     from matplotlib.path import Path
 

@@ -1,4 +1,4 @@
-"""The report's figures 3-5, for every model: samples, the latent plane, and interpolation in it."""
+"""The report's figures 3-5, for every model: samples, the latent plane, and interpolation in the plane."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Models = dict[str, TrainedAutoencoder]
 
 
 def models(design: Design, nz: int) -> Models:
-    """One of each kind, of the first seed."""
+    """One model of each kind, from the first seed."""
     kinds = {"VAE": design.vae(nz)} | {f"LAE, {rule}": design.lae(rule, nz) for rule in RULES}
     kinds["Hoffman's method"] = design.hoffman(nz)
     return {name: recipes[0] for name, recipes in kinds.items()}

@@ -1,4 +1,4 @@
-"""The latent plane (nz 2) in numbers: which classes overlap in it, and how smoothly images change across it."""
+"""The latent plane (nz 2) in numbers: the overlap of classes, and the change of images across the plane."""
 
 from __future__ import annotations
 
@@ -25,11 +25,14 @@ def interpolation(model: Autoencoder, n: int) -> Tensor:
 
 
 def confusion(z: Tensor, labels: Tensor, n_classes: int = 10) -> Tensor:
-    """Fractions [classes, classes] of the `NEIGHBOURS` nearest other codes of each class that belong to each class."""
+    """Fractions [classes, classes] for codes z [n, nz] with labels [n].
+
+    Entry [i, j] is the fraction of class j among the `NEIGHBOURS` nearest other codes of each code in class i.
+    """
     votes = z.new_zeros(n_classes, n_classes)
     for i in torch.arange(len(z), device=z.device).split(1000):
         distance = torch.cdist(z[i], z)
-        distance[torch.arange(len(i), device=z.device), i] = torch.inf  # from itself
+        distance[torch.arange(len(i), device=z.device), i] = torch.inf  # the distance to itself
         near = distance.topk(NEIGHBOURS, largest=False).indices
         votes.index_put_((labels[i, None].expand_as(near), labels[near]), votes.new_ones(()), accumulate=True)
     return votes / votes.sum(1, keepdim=True).clamp(min=1)
@@ -57,14 +60,15 @@ class Plane(Recipe):
             {
                 "confusion_4_9": nine / 2,
                 "confusion_next": pairs.max().item() / 2,
-                "roughness": torch.stack(steps).mean().item(),  # r.m.s. over pixels, mean over neighbours
+                # r.m.s. over pixels of the change between neighbours, averaged over neighbours
+                "roughness": torch.stack(steps).mean().item(),
             },
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class Recognised(Recipe):
-    """How sure a classifier is of what the interpolated images show."""
+    """A classifier's confidence about the interpolated images."""
 
     autoencoder: TrainedAutoencoder
     classifier: TrainedClassifier

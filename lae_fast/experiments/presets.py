@@ -1,4 +1,4 @@
-"""How much of the report's experiments is run: to see that it works, what two cores can do, or all."""
+"""The sizes of the report's experiments: for a quick check, for two cores, or as in the report."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """Sizes of everything. Seeds count from 0; `n_train` and `n_test` None: all images."""
+    """The sizes of a preset. Seeds count from 0; `n_train` and `n_test` None: all images."""
 
     n_seeds: int
-    n_seeds_long: int  # of the rows with T = 10 and 50
+    n_seeds_long: int  # seeds of the rows with T = 10 and 50
     n_train: int | None
     n_test: int | None
-    epochs: int  # of autoencoders, at most
-    epochs_longest: int  # the same with T = 50
+    epochs: int  # most epochs of an autoencoder
+    epochs_longest: int  # most epochs of an autoencoder with T = 50
     patience: int
-    lr: float  # of autoencoders; classifiers take the report's 1e-4
+    lr: float  # learning rate of autoencoders; table 7's classifiers take the report's 1e-4
     nh: int
-    latent_epochs: int  # of the linear layer on codes
-    classifier_epochs: dict[int, int]  # by N
+    latent_epochs: int  # epochs of the linear layer on codes
+    classifier_epochs: dict[int, int]  # N -> epochs
     attacked_images: int
     likelihood_images: int
     n_temperatures: int

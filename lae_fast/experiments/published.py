@@ -1,7 +1,8 @@
 """The report's numbers, as printed in its tables 1-9.
 
-Its MSE, the losses of tables 4-7 and the accuracies of tables 4-6 are sums of minibatches' means divided by the number of
-images, so too small by about a batch size that it does not state. Its losses under attack are per image.
+The report's MSE, the losses of tables 4-7 and the accuracies of tables 4-6 are sums of minibatches' means divided by
+the number of images: they are too small by a factor of about the batch size, which the report does not state. The
+losses under attack are per image.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def _codes(
     }
 
 
-CODES = {  # the same models -> a linear classifier on their codes
+CODES = {  # (model, nz, T, mh) -> a linear classifier on the model's codes
     ("vae", 2, 2, False): _codes(0.001352, 0.0005407, 0.001338, 0.0005586),
     ("lae", 2, 2, False): _codes(0.00173053, 0.0003460, 0.00166865, 0.00037973),
     ("vae", 8, 2, False): _codes(0.00074552, 0.00071939, 0.00074213, 0.0007355),
@@ -42,13 +43,8 @@ CODES = {  # the same models -> a linear classifier on their codes
     ("lae", 2, 2, True): _codes(0.00150817, 0.00048625, 0.00147085, 0.00051563),
 }
 
-TRAININGS = (
-    (None, 0),
-    ("lae", 2),
-    ("vae", 2),
-    ("lae", 5),
-    ("vae", 5),
-)  # (model, N), the columns of tables 7-9
+# (model, N), the columns of tables 7-9
+TRAININGS = ((None, 0), ("lae", 2), ("vae", 2), ("lae", 5), ("vae", 5))
 
 CLASSIFIERS = dict(
     zip(

@@ -1,4 +1,4 @@
-"""`report.md`, its figures and `report.csv`: what has been measured so far, beside what was published."""
+"""`report.md` with its figures, and `report.csv`: the measurements so far, beside the published numbers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _number(value: float, digits: int) -> str:
 
 
 def spread(values: Sequence[float], column: Column) -> str:
-    """Mean ± standard deviation over seeds; of one seed, the value."""
+    """Mean ± standard deviation over seeds; for one seed, the value."""
     scaled = [column.factor * v for v in values]
     middle = statistics.fmean(scaled)
     digits = 0 if abs(middle) >= 1000 else column.digits
@@ -41,7 +41,7 @@ def spread(values: Sequence[float], column: Column) -> str:
 
 
 def _cells(row: Row, columns: Sequence[Column], found: list[dict[str, float]], n_train: int) -> list[str]:
-    """Of a row that is complete: its columns, and what it was trained on and how often."""
+    """The cells of a complete row: its columns, then the numbers of epochs, training images and seeds."""
     cells = []
     for column in columns:
         values = [m[column.key] for m in found if column.key in m]
@@ -53,7 +53,7 @@ def _cells(row: Row, columns: Sequence[Column], found: list[dict[str, float]], n
 
 
 def table(table: Table, metrics: Metrics, n_train: int) -> Iterator[str]:
-    """One table in Markdown. A row that is not complete says so."""
+    """One table in Markdown. An incomplete row says so."""
     number = table.name.removeprefix("table")
     yield f"### {table.title}" if table.is_beyond else f"### Table {number}. {table.title}"
     yield ""
@@ -79,7 +79,7 @@ def table(table: Table, metrics: Metrics, n_train: int) -> Iterator[str]:
 
 
 def _difference(values: Sequence[float]) -> str:
-    """Mean ± standard deviation in as many digits as the latter leaves."""
+    """Mean ± standard deviation; the standard deviation decides the number of digits."""
     middle = statistics.fmean(values)
     if len(values) == 1:
         return f"{middle:+.3g}"
@@ -89,7 +89,7 @@ def _difference(values: Sequence[float]) -> str:
 
 
 def claims(found: Sequence[Claim], metrics: Metrics) -> Iterator[str]:
-    """Each claim with what was measured of it, a line for each measurement."""
+    """Each claim with its measurements, one line for each measurement."""
     yield "| section | the report's claim | measured here | mean ± s.d. | seeds | verdict |"
     yield "|---|---|---|---:|---:|---|"
     for claim in found:
@@ -106,7 +106,7 @@ def claims(found: Sequence[Claim], metrics: Metrics) -> Iterator[str]:
 
 
 def rows_as_csv(tables: Sequence[Table], metrics: Metrics) -> bytes:
-    """Every number of the tables in a line of its own, unrounded and unscaled."""
+    """Every number of the tables on a separate line, unscaled; measured numbers have six digits."""
     file = io.StringIO(newline="")
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(("table", "row", "column", "seed", "value"))
@@ -136,8 +136,8 @@ def write(
 
     Args:
         facts: sentences on machine, versions, data, command and time.
-        figures: name -> title; those whose picture lies in `folder` are shown.
-        n_train: training images, where a row does not say otherwise.
+        figures: name -> title; the report shows the figures whose picture lies in `folder`.
+        n_train: training images of the rows that do not state their own number.
     """
     lines = ["# The report, reproduced", "", INTRODUCTION, "", *(f"- {fact}" for fact in facts), ""]
 

@@ -1,7 +1,7 @@
-"""The report's own training rule, faults included: what reproduces its numbers, and what ours is compared with.
+"""The report's own training rule, faults included: it reproduces the report's numbers, and ours is compared with it.
 
-It computes what the published code computes in a step, no less and no more, from the weights of given encoder and decoder
-bodies of `nets.mlp`; `loss(x)` of images [n, nx] is what that code differentiates.
+A step computes exactly the same as a step of the published code, from the weights of given encoder and decoder bodies
+of `nets.mlp`. The published code differentiates `loss(x)` of images x [n, nx].
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lae_fast.models import LAE
 
 
 def plain(body: nn.Sequential) -> nn.Sequential:
-    """PyTorch's own layers with the weights of an `nets.mlp` body, which computes by itself what it can do faster."""
+    """PyTorch's own layers with copies of the weights of an `nets.mlp` body, without its faster route."""
     return nn.Sequential(*(copy.deepcopy(layer) for layer in body))
 
 
@@ -25,8 +25,8 @@ class PublishedLAE(nn.Module):
     """The parts that both published codes have, with Adam's usual momentum.
 
     Args:
-        phi: where its last layer starts, [nz, d].
-        step_size: eta as in that code.
+        phi: the start of the last layer, [nz, d].
+        step_size: eta as in the published code.
     """
 
     beta1 = 0.9
@@ -49,18 +49,19 @@ class PublishedLAE(nn.Module):
 class ReportLAE(PublishedLAE):
     """The report's LAE.
 
-    Faithful to what the report's code computes per training step: two evaluations of the energy for every
+    A training step computes the same as the report's code: two evaluations of the energy for every
     Langevin step with MH (at the current state and at the proposal; one without), a Bernoulli reconstruction
     without prior term, drift with the batch-sum gradient and noise of variance 2 eta / n, a reverse proposal
     centred on the current state, a host decision for every acceptance, and the parameters' gradient from one
-    more evaluation, of the last state alone. Nothing is repaired: these are the published rules, not good ones.
+    more evaluation, of the last state alone. No fault is repaired: the rules are as published, not good ones.
     """
 
     def energy(self, x: Tensor, h: Tensor, phi: Tensor) -> Tensor:
-        """Reconstruction of the whole batch, nats: no prior term."""
+        """Reconstruction [] of a batch x [n, nx] with features h [n, d] and phi [nz, d], summed nats, no prior term."""
         return F.binary_cross_entropy_with_logits(self.decoder(h @ phi.T), x, reduction="sum")
 
     def energy_and_gradient(self, x: Tensor, h: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
+        """The energy [] and its gradient by phi [nz, d]."""
         with torch.enable_grad():
             leaf = phi.detach().requires_grad_()
             energy = self.energy(x, h, leaf)
@@ -68,13 +69,14 @@ class ReportLAE(PublishedLAE):
 
     @torch.no_grad()
     def langevin_step(self, x: Tensor, h: Tensor) -> None:
+        """Move phi by one step, in place, for images x [n, nx] with features h [n, d]."""
         variance = 2 * self.step_size / len(x)
         energy, grad = self.energy_and_gradient(x, h, self.phi)
         mean = self.phi - self.step_size * grad
         proposal = mean + math.sqrt(variance) * torch.randn_like(self.phi)
         if self.mh:
             new_energy, new_grad = self.energy_and_gradient(x, h, proposal)
-            reverse_mean = self.phi - self.step_size * new_grad  # published so; right would be proposal - ...
+            reverse_mean = self.phi - self.step_size * new_grad  # as published; correct: proposal - ...
             log_forward = -((proposal - mean) ** 2).sum() / (2 * variance)
             log_reverse = -((self.phi - reverse_mean) ** 2).sum() / (2 * variance)
             accept_rate = torch.exp(energy - new_energy + log_reverse - log_forward).clamp(max=1)
@@ -83,6 +85,7 @@ class ReportLAE(PublishedLAE):
         self.phi.copy_(proposal)
 
     def loss(self, x: Tensor) -> Tensor:
+        """Reconstruction [] of images x [n, nx] at the chain's last state, nats per image."""
         h = self.encoder(x)
         for _ in range(self.n_steps):
             self.langevin_step(x, h.detach())
@@ -90,7 +93,7 @@ class ReportLAE(PublishedLAE):
 
 
 class CountingReportLAE(ReportLAE):
-    """`ReportLAE` with the weights of an LAE, counting what it accepts.
+    """`ReportLAE` with the weights of an LAE; it counts its accepted proposals.
 
     Attributes:
         decisions: accepted proposals, and all proposals, so far: int64 [2].

@@ -1,4 +1,4 @@
-"""Makes what is missing, on as many processes as there is work for, in order."""
+"""Makes the missing products in order, in one or several processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from lae_fast.experiments.recipes import Lab, Recipe
 
-_lab: Lab  # of a worker process
+_lab: Lab  # the lab of a worker process
 
 
 def _start_worker(open_lab: Callable[[], Lab]) -> None:
@@ -27,13 +27,13 @@ def _make(recipe: Recipe) -> None:
 def run(
     recipes: Sequence[Recipe], open_lab: Callable[[], Lab], workers: int
 ) -> Iterator[tuple[Recipe, str | None]]:
-    """Make and keep the products of recipes, which come after what they need; yield each when it is done.
+    """Make and keep the products of recipes; yield each recipe when its product is done.
 
-    One worker works in this process, with all its threads; several are processes of one thread each. A recipe whose
-    numbers are not finite is yielded with the reason, and so is what needs it; the others go on.
+    One worker works in this process, with all its threads; several workers are processes with one thread each. A recipe
+    whose numbers are not finite is yielded with the reason, and so are the recipes that need it; all others go on.
 
     Args:
-        recipes: in order, as `ordered` gives them, none of them kept already.
+        recipes: in the order of `ordered`, each after the recipes that it needs; none is kept already.
         open_lab: makes the lab in each process; picklable.
     """
     waiting, failed = list(recipes), {}
@@ -71,7 +71,7 @@ def run(
 
 
 def _done(lab: Lab, recipe: Recipe) -> Future[None]:
-    """A finished future: the work is done here and now."""
+    """A finished future; the work is done here, in this process."""
     future: Future[None] = Future()
     try:
         lab.get(recipe)

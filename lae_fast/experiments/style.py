@@ -1,6 +1,6 @@
 """One look for all figures."""
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73")  # of Okabe and Ito: told apart by everyone
+COLOURS = ("#0072B2", "#D55E00", "#009E73")  # palette of Okabe and Ito, also for colour-blind readers
 GREY = "0.45"
 STYLE = {
     "font.size": 9,

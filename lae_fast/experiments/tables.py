@@ -1,4 +1,4 @@
-"""The report's tables 1-9, and those its future work asks for: rows of recipes and columns of what they measured."""
+"""The report's tables 1-9, and tables for its future work: rows of recipes, and columns of their metrics."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ AS_PUBLISHED = "as published"
 
 class Column(NamedTuple):
     heading: str
-    key: str  # of a product's metrics
+    key: str  # name of the metric in a product
     digits: int = 2
     factor: float = 1.0  # 100 for percent
 
@@ -23,7 +23,7 @@ class Column(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class Row:
     labels: tuple[str, ...]
-    recipes: tuple[Recipe, ...] = ()  # one a seed
+    recipes: tuple[Recipe, ...] = ()  # one for each seed
     published: dict[str, float] = dataclasses.field(default_factory=dict)  # as printed, by the columns' keys
 
 
@@ -31,14 +31,14 @@ class Row:
 class Table:
     name: str
     title: str
-    headings: tuple[str, ...]  # of the labels
+    headings: tuple[str, ...]  # headings of the labels' columns
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
-    note: str  # what the numbers are
+    note: str  # explanation of the numbers
 
     @property
     def is_beyond(self) -> bool:
-        """Whether it is none of the report's own."""
+        """Whether the table is not one of the report's own."""
         return self.name.startswith("beyond")
 
     def recipes(self) -> Iterator[Recipe]:
@@ -91,7 +91,7 @@ def _lae_rows(
     rules: Iterable[str] = RULES,
     epochs: int | None = None,
 ) -> Iterator[Row]:
-    """An LAE by each rule; the adapted step takes MH whatever is asked for."""
+    """One row for each rule of an LAE; the adapted step always takes MH."""
     for rule in rules:
         is_adapted = rule == "adapted step"
         models = design.lae(rule, nz, n_steps, epochs=epochs, **({} if is_adapted else {"mh": mh}))
@@ -112,7 +112,7 @@ def _by_steps(design: Design, measure: Measure, numbers: Numbers) -> Iterator[Ro
         yield Row((str(t), f"LAE, {AS_PUBLISHED}"), published=numbers["lae", 2, t, False])
         yield from _lae_rows(design, measure, str(t), 2, t)
     short = design.preset.epochs_longest
-    if short != design.preset.epochs:  # to compare T = 50 with
+    if short != design.preset.epochs:  # rows to compare with T = 50
         for t in (2, 10):
             yield from _lae_rows(design, measure, f"{t}, as short as 50", 2, t, epochs=short)
 
@@ -147,7 +147,7 @@ def _classifiers(design: Design) -> Table:
 
 
 def _controls(design: Design, measure: Measure) -> Iterator[Row]:
-    """Training without variations for as many epochs as N = 5 gets, where that is less than the others get."""
+    """Training without variations for the epochs of N = 5, if they differ from the epochs of N = 0."""
     epochs = design.preset.classifier_epochs
     if epochs[5] != epochs[0]:
         trained = design.classifiers(None, 0, epochs=epochs[5])
@@ -196,10 +196,13 @@ def _few_labels(design: Design) -> Table:
 
 def _imbalanced(design: Design) -> Table:
     rows = [
-        Row(("all classes alike" if is_balanced else "as they come", _training(m, 2 if m else 0)), design.imbalanced(m, is_balanced))
+        Row(
+            ("all classes alike" if is_balanced else "as they come", _training(m, 2 if m else 0)),
+            design.imbalanced(m, is_balanced),
+        )
         for is_balanced in (False, True)
         for m in SOURCES
-    ]  # fmt: skip
+    ]
     return Table(
         "beyond-imbalance",
         "Class imbalance: one class at 1 %",
@@ -218,9 +221,15 @@ def _hardened(design: Design) -> Table:
     ]
     rows = [
         Row(("plain", "none, N = 0"), design.attacked(design.hardened(None, is_adversarial=False), "a")),
-        *(Row(("adversarial", _training(m, 1 if m else 0)), design.attacked(design.hardened(m), "a")) for m in SOURCES),
-        Row(("adversarial", "Madry et al., a larger network, 100 steps"), published={"accuracy_0": 98.53, "accuracy_0.3": 92.52}),
-    ]  # fmt: skip
+        *(
+            Row(("adversarial", _training(m, 1 if m else 0)), design.attacked(design.hardened(m), "a"))
+            for m in SOURCES
+        ),
+        Row(
+            ("adversarial", "Madry et al., a larger network, 100 steps"),
+            published={"accuracy_0": 98.53, "accuracy_0.3": 92.52},
+        ),
+    ]
     return Table(
         "beyond-adversarial",
         "Adversarial training, with and without variations",

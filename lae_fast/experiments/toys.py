@@ -1,4 +1,4 @@
-"""`python -m lae_fast.experiments.toys`: the samplers beside answers that are known, in three figures.
+"""`python -m lae_fast.experiments.toys`: the samplers beside known answers, in three figures.
 
 Two posteriors in the plane: one Gaussian, for which everything is known in closed form, and one under a small
 random network, whose moments and probabilities come from a fine grid.
@@ -47,12 +47,12 @@ class Problem:
         return 0.5 * ((residual @ self.noise.inverse()) * residual + z.square()).sum(-1)
 
     def minibatch_energy(self, z: Tensor, index: Tensor) -> Tensor:
-        """The same of the datapoints index [m]: [C, m] for z [C, m, 2]."""
+        """U of the datapoints index [m]: [C, m] for z [C, m, 2]."""
         return dataclasses.replace(self, x=self.x[index]).energy(z)
 
 
 def conjugate(x: Tensor) -> Problem:
-    """x|z ~ N(z, noise) with correlated noise, for observations [n, 2]."""
+    """x|z ~ N(z, noise) with correlated noise, for observations x [n, 2]."""
     return Problem(x, torch.tensor([[0.7, 0.6], [0.6, 0.8]], dtype=torch.float64), lambda z: z)
 
 
@@ -66,7 +66,7 @@ def conjugate_posterior(problem: Problem) -> tuple[Tensor, Tensor]:
 def neural() -> Problem:
     """x|z ~ N(network(z), 0.3^2 I): 16 tanh units with random weights, and three observations drawn from it.
 
-    The seed is one whose posteriors are far from Gaussian, lie apart, and hide no mode that a chain cannot reach.
+    The seed gives posteriors that are far from Gaussian, lie apart, and have only modes that a chain can reach.
     """
     generator = torch.Generator().manual_seed(17)
     shapes = (2, 16), (16,), (16, 2), (3, 2), (3, 2)
@@ -85,26 +85,26 @@ PROBLEMS = {
 
 
 def random_features(x: Tensor, d: int, seed: int = 0) -> Tensor:
-    """h_i = tanh(A x_i + b) with standard normal A and b, [n, d] for observations [n, 2]."""
+    """h_i = tanh(A x_i + b) with standard normal A and b, [n, d] for observations x [n, 2]."""
     weights = _normals(seed, 3, d)
     return (x @ weights[:2] + weights[2]).tanh()
 
 
 @dataclasses.dataclass(frozen=True)
 class Posterior:
-    """p(z_i|x_i) by the midpoint rule on [-6, 6]^2, beyond which the prior leaves next to nothing.
+    """p(z_i|x_i) by the midpoint rule on [-6, 6]^2; outside this square the prior leaves next to nothing.
 
-    For densities as smooth as these, on cells as fine as these, the rule is exact to rounding.
+    The densities are so smooth and the cells so fine that the rule is exact to rounding.
     """
 
     z: Tensor  # [cells, 2]: midpoints
     probability: Tensor  # [cells, n]
     log_evidence: Tensor  # [n]: log of the integral of exp(-U)
-    width: float  # of a cell
+    width: float  # width of a cell
 
     @classmethod
     def of(cls, problem: Problem, n_cells: int = 400) -> Posterior:
-        """With n_cells^2 cells."""
+        """The posteriors of a problem on n_cells^2 cells."""
         width = 12 / n_cells
         axis = -6 + width * (torch.arange(n_cells, dtype=torch.float64) + 0.5)
         z = torch.cartesian_prod(axis, axis)
@@ -129,7 +129,7 @@ class Posterior:
 
 
 def best_gaussian(problem: Problem, start: Posterior) -> tuple[Tensor, Tensor]:
-    """Means [n, 2] and Cholesky factors [n, 2, 2] of the Gaussians with the least KL(q || p), what a VAE aims at.
+    """Means [n, 2] and Cholesky factors [n, 2, 2] of the Gaussians with the least KL(q || p), the aim of a VAE.
 
     Expectations are by Gauss and Hermite's rule; the search starts at the posteriors' own moments.
     """
@@ -202,7 +202,7 @@ def toy_posteriors(n_draws: int = 1000) -> tuple[Figure, str]:
 def gaussian_errors(
     d: int, seed: int, n: int = 12, n_chains: int = 500, n_draws: int = 10
 ) -> tuple[float, float]:
-    """ALD with d random features on n Gaussian posteriors: how far off variances and means are.
+    """The errors of variances and means of ALD with d random features on n Gaussian posteriors.
 
     Returns:
         The mean of |estimated variance / variance - 1|, and the root mean square of the means' errors in posterior
@@ -213,9 +213,16 @@ def gaussian_errors(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the features have rank")
         samples = ald_sample(
-            problem.energy, random_features(problem.x, d, seed), nz=2, n_chains=n_chains, n_draws=n_draws,
-            n_warmup=200, thin=20, generator=torch.Generator().manual_seed(seed), progress=False,
-        )  # fmt: skip
+            problem.energy,
+            random_features(problem.x, d, seed),
+            nz=2,
+            n_chains=n_chains,
+            n_draws=n_draws,
+            n_warmup=200,
+            thin=20,
+            generator=torch.Generator().manual_seed(seed),
+            progress=False,
+        )
     z, variance = samples.z.flatten(0, 1), covariance.diagonal()
     of_variances = (z.var(0) / variance - 1).abs().mean()
     of_means = ((z.mean(0) - mean).square() / variance).mean().sqrt()
@@ -254,16 +261,21 @@ def step_size_bias(n_chains: int = 500) -> tuple[Figure, str]:
     total = eigenvalues.sum()
 
     def theory(eta: Tensor) -> Tensor:
-        """Of the trace of S (I - eta S^-1 / 2)^-1, plain Langevin's covariance [k] at step sizes [k]."""
+        """Relative bias [k] of the trace of S (I - eta S^-1 / 2)^-1, plain Langevin's covariance, at step sizes [k]."""
         return (eigenvalues / (1 - 0.5 * eta[:, None] / eigenvalues)).sum(1) / total - 1
 
     def measure(sampler: Callable[..., Samples], eta: float, mh: bool) -> tuple[float, float]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*needlessly small steps")
             samples = sampler(
-                n_draws=40, n_warmup=600, thin=10, step_size=eta, mh=mh, progress=False,
+                n_draws=40,
+                n_warmup=600,
+                thin=10,
+                step_size=eta,
+                mh=mh,
+                progress=False,
                 generator=torch.Generator().manual_seed(1),
-            )  # fmt: skip
+            )
         of_chains = (samples.z - mean).square().sum(3).mean((1, 2)) / total - 1
         return of_chains.mean().item(), of_chains.std().item() / n_chains**0.5
 
@@ -296,7 +308,7 @@ def main(output: Path = Path("results")) -> None:
     """Write toy_posteriors.png, capacity.png and step_size_bias.png.
 
     Args:
-        output: the folder they go to.
+        output: the folder for these files.
     """
     import matplotlib
 

@@ -1,4 +1,4 @@
-"""Latent variable models: `LAE`, `VAE` and `Hoffman`, and what they are made of."""
+"""Latent variable models: `LAE`, `VAE` and `Hoffman`, and their parts."""
 
 from lae_fast.models.autoencoder import Autoencoder, check_images
 from lae_fast.models.hoffman import Hoffman

@@ -13,8 +13,8 @@ from lae_fast.models.precision import check_precision
 def check_images(x: Tensor, nx: int, *, in_range: bool = True) -> None:
     """Raise a ValueError unless x holds images as the models take them: floating point [n, nx] in [0, 1].
 
-    The values are looked at on the CPU only, where that takes no synchronisation; and not with `in_range=False`, for
-    images that a model has simulated: a Gaussian likelihood's leave [0, 1].
+    The values are checked on the CPU only, where the check needs no synchronisation. `in_range=False` leaves this check
+    out, for images that a model has simulated: a Gaussian likelihood simulates images that leave [0, 1].
     """
     if x.dim() != 2 or x.shape[0] < 1 or x.shape[1] != nx or not x.is_floating_point():
         kind = str(x.dtype).removeprefix("torch.")
@@ -33,15 +33,15 @@ class Autoencoder(nn.Module):
 
     Args:
         encoder: images [n, nx] -> features [n, d].
-        decoder: latent variables [n, nz] -> what the likelihood takes, [n, nx].
-        likelihood: one of `lae_fast.likelihood`.
+        decoder: latent variables [n, nz] -> the likelihood's input [n, nx].
+        likelihood: one of `lae_fast.models.likelihood`.
         nx: pixels of an image.
         nz: latent dimensions.
         d: features.
-        precision: the precision of matrix products in training, as far as the model bears it (precision.py).
+        precision: the precision of matrix products in training, as far as the model allows it (precision.py).
 
     Raises:
-        ValueError: nx, nz or d is not positive, or an unknown precision.
+        ValueError: nx, nz or d is not positive, or the precision is unknown.
     """
 
     beta1 = 0.9
@@ -67,19 +67,23 @@ class Autoencoder(nn.Module):
         self.precision = precision
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation, each [n, nz], of the Gaussian q(z|x) that evaluation uses."""
+        """Mean and standard deviation, each [n, nz], of the Gaussian q(z|x) for evaluation, at images x [n, nx]."""
         raise NotImplementedError
 
     def loss(self, x: Tensor) -> Tensor:
-        """What training minimises, nats per image; call `backward` on it."""
+        """The training loss [] of images x [n, nx], nats per image; call `backward` on it.
+
+        Raises:
+            ValueError: images have another form.
+        """
         raise NotImplementedError
 
     def chain_state(self) -> dict[str, Tensor]:
-        """What a chain needs beside the `state_dict` to go on exactly as it would have; {} for a model without one."""
+        """The tensors that a chain needs, besides the `state_dict`, to continue exactly; {} without a chain."""
         return {}
 
     def load_chain_state(self, state: dict[str, Tensor]) -> None:
-        """Undo `chain_state`.
+        """Restore the tensors that `chain_state` returned.
 
         Raises:
             KeyError: names are missing, or belong to another chain.
@@ -100,7 +104,7 @@ class Autoencoder(nn.Module):
         return self.likelihood.energy(output, x)
 
     def encode(self, x: Tensor) -> Tensor:
-        """The most typical latent variable of each image: [n, nx] -> [n, nz]."""
+        """The mean of q(z|x) for each image: [n, nx] -> [n, nz]."""
         return self.posterior(x)[0]
 
     def decode(self, z: Tensor) -> Tensor:
@@ -108,7 +112,7 @@ class Autoencoder(nn.Module):
         return self.likelihood.mean(self.decoder(z))
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        """[n, nx] -> [n, nx]."""
+        """The mean image of each image's code: [n, nx] -> [n, nx]."""
         return self.decode(self.encode(x))
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:

@@ -1,12 +1,12 @@
-"""What the decoder contributes to a Langevin autoencoder's step: energies, gradients, and who keeps them.
+"""The decoder's part in a Langevin autoencoder's step: energies, gradients, and the choice of those that stay.
 
-A pass serves one call of `LAE.loss`. It evaluates the minibatch's energy at one z after another; what it has computed
-*latest* becomes that of the *current* state by selection, once the chain has decided. In this order:
+A pass serves one call of `LAE.loss`. It evaluates the minibatch's energy at one z after another. Once the chain has
+decided, a selection turns the *latest* result into the result of the *current* state. The calls, in this order:
 
     evaluate(z_0), start()                       the chain's first state
-    evaluate(z'), decide(is_accepted)            T times: a proposal, and what became of it
+    evaluate(z'), decide(is_accepted)            T times: a proposal, and the decision about it
     add_weight_gradients(), z_grad               whenever the current state counts, also more than once
-    parameters, totals                           at the end: what was differentiated, and the sums of the gradients
+    parameters, totals                           at the end: the parameters, and the sums of their gradients
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def decoder_pass(model: AutoencoderWithChain, x: Tensor) -> DecoderPass:
     """The pass for images x [n, nx]: by hand for an `MLP` under a likelihood with a kernel, else by autograd."""
     decoder, kind = model.decoder, type(model)
     is_dense = (
-        type(decoder) is MLP  # nobody knows what a subclass has changed
+        type(decoder) is MLP  # a subclass may have changed anything
         and decoder.is_whole()
         and not any(has_hooks(m) for m in (decoder, *decoder))
         and has_kernel(model.likelihood)
@@ -46,8 +46,8 @@ class DecoderPass:
     """Base of both passes.
 
     Attributes:
-        parameters: those of decoder and likelihood that are trained.
-        totals: the gradients of V with respect to them, summed over the states added so far.
+        parameters: the trained parameters of decoder and likelihood.
+        totals: the gradients of V with respect to `parameters`, summed over the states added so far.
     """
 
     def __init__(self, model: AutoencoderWithChain, x: Tensor) -> None:
@@ -64,7 +64,7 @@ class DecoderPass:
         raise NotImplementedError
 
     def weight_gradients(self) -> list[Tensor]:
-        """dV/dparameters at the current z."""
+        """The gradients of V with respect to `parameters` at the current z."""
         raise NotImplementedError
 
     @property
@@ -73,16 +73,16 @@ class DecoderPass:
         return self.current.z_grad
 
     def start(self) -> None:
-        """What was evaluated last is the chain's first state."""
+        """Make the latest evaluation the chain's first state."""
         self.current = self.latest
 
     def decide(self, is_accepted: Tensor) -> None:
-        """What was evaluated last replaces the current state if is_accepted [1]; a rejected value leaves no trace."""
+        """Replace the current state by the latest evaluation if is_accepted [1]; a rejected value leaves no trace."""
         ops.keep(self.latest.tensors(), self.current.tensors(), is_accepted)
         self.current = self.latest
 
     def add_weight_gradients(self) -> None:
-        """Add those of the current state to `totals`."""
+        """Add the weight gradients of the current state to `totals`."""
         gradients = self.weight_gradients()
         if self.totals:
             add_to_each(self.totals, gradients)
@@ -91,17 +91,17 @@ class DecoderPass:
 
 
 class _ByAutograd(NamedTuple):
-    """What one evaluation by autograd leaves."""
+    """The results of one evaluation by autograd."""
 
     z_grad: Tensor  # [n, nz]
-    weight_grads: list[Tensor]  # one a parameter
+    weight_grads: list[Tensor]  # one for each parameter
 
     def tensors(self) -> list[Tensor]:
         return [self.z_grad, *self.weight_grads]
 
 
 class AutogradPass(DecoderPass):
-    """Any decoder and likelihood: every evaluation one forward and one backward pass, weight gradients included."""
+    """For any decoder and likelihood: an evaluation is one forward and one backward pass, weight gradients included."""
 
     def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad(), products_in(self.model.chain_precision, z.device):
@@ -116,11 +116,11 @@ class AutogradPass(DecoderPass):
         return energy.detach().reshape(1), z_grad
 
     def weight_gradients(self) -> list[Tensor]:
-        return [g.clone() for g in self.current.weight_grads]  # the same state may count again
+        return [g.clone() for g in self.current.weight_grads]  # copies, as the same state may be added again
 
 
 class _ByHand(NamedTuple):
-    """What one evaluation by hand leaves: of an `MLP` all that its weight gradients are made of."""
+    """The results of one evaluation by hand: all tensors from which an `MLP`'s weight gradients are made."""
 
     z_grad: Tensor  # [n, nz]
     slope: Tensor  # [1], float64: dV/dlog_scale, 0 where there is no scale
@@ -132,16 +132,16 @@ class _ByHand(NamedTuple):
 
 
 class DensePass(DecoderPass):
-    """An `MLP` under a likelihood with a kernel: input gradients always, weight gradients of states that count.
+    """For an `MLP` under a likelihood with a kernel: input gradients always, weight gradients for states that count.
 
-    Energies are computed in `chain_precision`, gradients in `precision`, which may be coarser: whatever drift a proposal
-    has, its Metropolis-Hastings ratio is that of this very drift, and exact as long as the energies are.
+    Energies are computed in `chain_precision`, gradients in `precision`, which may be coarser: the Metropolis-Hastings
+    ratio uses the same drift as the proposal, so the ratio is exact as long as the energies are exact.
     """
 
     def __init__(self, model: AutoencoderWithChain, x: Tensor) -> None:
         super().__init__(model, x)
         first, *others = model.decoder.layers()
-        # bfloat16 is the layers' affair (but for the first: close to z rounding does most harm), TF32 the device's
+        # The layers round to bfloat16 (except the first: rounding close to z does most harm), the device to TF32.
         dtype, grad_dtype = (
             torch.bfloat16 if p == "bf16" else None for p in (model.chain_precision, model.precision)
         )
@@ -158,7 +158,8 @@ class DensePass(DecoderPass):
             out, trace = mlp.forward(self.layers, z)
         energy, slope = ops.energy_(out, self.x, self.model.likelihood.kind, self.log_scale)
         with products_in(self.backward_context, z.device):
-            z_grad, gradients = mlp.backward(self.layers, trace, out)  # out is its own derivative now
+            # `out` now holds the energy's derivative by the output.
+            z_grad, gradients = mlp.backward(self.layers, trace, out)
         z_grad += z  # the derivative of the prior's ||z||^2 / 2
         self.latest = _ByHand(z_grad, slope.sum().reshape(1), trace.inputs, gradients)
         prior = 0.5 * z.square().sum(dtype=torch.float64) + self.prior_constant

@@ -16,25 +16,34 @@ from lae_fast.sampling.chains import Chains
 
 
 class Hoffman(AutoencoderWithChain, VAE):
-    """q(z|x) as the VAE's; z drawn from it takes T datapoint-wise Langevin steps before the decoder sees it.
+    """q(z|x) is that of a VAE; a draw z of q takes T datapoint-wise Langevin steps before the decoder sees z.
 
-    The decoder and the likelihood learn from -log p(x, z_t), the average over t = 1..T (the report's eq. 4) or the
-    last one (Hoffman's own); the encoder learns by the ELBO with the decoder held fixed. One chain of nz elements
-    for each image of a minibatch, all with one step size, which is one of z: drift eta, noise variance 2 eta.
+    The decoder and the likelihood learn from -log p(x, z_t), averaged over t = 1..T (the report's eq. 4) or at t = T
+    (Hoffman's own rule); the encoder learns by the ELBO with the decoder held fixed. Each image of a minibatch has one
+    chain of nz elements. All chains share one step size, which is a step size of z: drift eta, noise variance 2 eta.
 
     Args (beyond those of `AutoencoderWithChain`):
         gradient: "average" or "last".
-        start: "encoder", or "prior": chains that start from N(0, I), the traditional way; the encoder is then
-            trained beside them, to evaluate the model by.
+        start: "encoder": the chains start at draws of q; or "prior": they start at draws of N(0, I), the traditional
+            way, and the encoder is trained only to evaluate the model.
+
+    Raises:
+        ValueError: as for `AutoencoderWithChain`, or gradient or start is unknown.
     """
 
     first_step_size = 1e-2
     published_step_size = 1e-3
 
     def __init__(
-        self, encoder: nn.Module, decoder: nn.Module, likelihood: nn.Module, *, gradient: str = "average",
-        start: str = "encoder", **options: Any,
-    ) -> None:  # fmt: skip
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        likelihood: nn.Module,
+        *,
+        gradient: str = "average",
+        start: str = "encoder",
+        **options: Any,
+    ) -> None:
         super().__init__(encoder, decoder, likelihood, **options)
         for name, value, choices in (
             ("gradient", gradient, ("average", "last")),
@@ -45,10 +54,13 @@ class Hoffman(AutoencoderWithChain, VAE):
         self.gradient, self.start = gradient, start
 
     def loss(self, x: Tensor) -> Tensor:
-        """-log p(x, z_t) averaged over images and over t (or of the last t): nats per image.
+        """-log p(x, z_t) [] of images x [n, nx], averaged over images and over t (or at t = T): nats per image.
 
-        The encoder's part, the negative ELBO with the decoder's derivative taken at its draw, enters the gradient and
-        not the value.
+        The encoder's part is the negative ELBO, with the decoder's derivative taken at the encoder's draw. This part
+        enters only the gradient, not the value.
+
+        Raises:
+            ValueError: images have another form, or PyTorch's settings round the products that `mh` needs exact.
         """
         check_images(x, self.nx)
         check_float32(self.mh)

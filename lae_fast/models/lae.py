@@ -18,7 +18,7 @@ from lae_fast.sampling.chains import Chains
 
 
 class _KnownGradients(torch.autograd.Function):
-    """scale * value, whose gradients with respect to `inputs` are scale * gradients, computed already."""
+    """scale * value, whose gradients with respect to `inputs` are scale * gradients, which are already computed."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, scale: float, *inputs_and_gradients: Tensor) -> Tensor:
@@ -31,22 +31,23 @@ class _KnownGradients(torch.autograd.Function):
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         factor, gradients = (cotangent * ctx.scale).to(ctx.saved_tensors[0].dtype), []
         for g in ctx.saved_tensors:
-            # Some lie transposed, and leave as their parameters lie.
+            # Some gradients are transposed in memory; the results are contiguous, like the parameters.
             out = torch.empty_like(g, memory_format=torch.contiguous_format)
             gradients.append(torch.mul(g, factor.to(g.dtype), out=out))
         return None, None, *gradients, *([None] * len(gradients))
 
 
 def averaged_gram(gram: Tensor, h: Tensor, n_batches: Tensor) -> Tensor:
-    """The average of H^T H / n [d, d] over minibatches, those of h [n, d] included; n_batches [] counts it too.
+    """The average [d, d] of H^T H / n over minibatches: `gram` [d, d] updated by the new features h [n, d].
 
-    The first hundred count alike, then each new one counts for a hundredth.
+    n_batches [] counts the minibatches, the new one included. The first hundred count equally, then each new minibatch
+    counts for a hundredth.
     """
     return gram.lerp(h.T @ h / len(h), (1 / n_batches).clamp(min=0.01).to(h.dtype))
 
 
 def whitening_root(gram: Tensor) -> Tensor:
-    """The lower triangular L [d, d] with L L^T the Gram matrix and its ridge, without a look at the device."""
+    """The lower triangular L [d, d] with L L^T = gram [d, d] plus a ridge, without a host synchronisation."""
     ridge = 0.04 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     return torch.linalg.cholesky_ex(gram + ridge).L
 
@@ -55,22 +56,22 @@ class LAE(AutoencoderWithChain):
     """An encoder z = phi g(x) whose last layer phi is moved by a Langevin chain instead of an optimizer.
 
     Every call of `loss` runs `n_steps` steps of the chain on that minibatch's potential
-    V(phi) = sum_i U(x_i, phi g(x_i)) and returns its average over time: phi moves by the chain alone, decoder,
-    likelihood and features by whatever optimizer follows. phi is a buffer, part of the `state_dict`.
+    V(phi) = sum_i U(x_i, phi g(x_i)) and returns the average of V over these steps. Only the chain moves phi; the
+    optimizer moves decoder, likelihood and features. phi [nz, d] is a buffer, part of the `state_dict`.
 
-    Arguments as for `AutoencoderWithChain`; `step_size` is per example, as the published code's flag:
+    Arguments are those of `AutoencoderWithChain`; `step_size` is per example, like the published code's flag:
     eta = step_size / n for a batch of n.
 
-    Args (beyond those):
-        window: which T states the average takes: those "after" each step, t = 1..T, as published; or those "before" each,
-            t = 0..T-1. The optimizer then sees what its own last step and the new minibatch cost, V_0, before
-            the chain has repaired part of it.
+    Args (beyond those of `AutoencoderWithChain`):
+        window: the T states in the average: "after" takes the state after each step, t = 1..T, as published; "before"
+            takes the state before each step, t = 0..T-1. With "before" the optimizer sees V_0, the cost of its own last
+            step and of the new minibatch, before the chain has repaired part of this cost.
         whiten: move phi L instead of phi, where L L^T is a running average of the features' H^T H / n (plus 0.04 of its
-            mean diagonal): all directions then mix alike. Fixed during the T steps of a minibatch; the step size
-            is one of those coordinates.
+            mean diagonal): all directions then mix equally fast. L is fixed during the T steps of a minibatch; the step
+            size is a step size of phi L.
 
     Raises:
-        ValueError: as there, or an unknown window.
+        ValueError: as for `AutoencoderWithChain`, or the window is unknown.
     """
 
     first_step_size = 1e-4
@@ -101,7 +102,7 @@ class LAE(AutoencoderWithChain):
 
     @property
     def beta1(self) -> float:
-        """0.5 for a loss that averages V after each step: the chain has then undone part of what momentum remembers."""
+        """0.5 for a loss that averages V after each step: the chain has undone part of what momentum remembers."""
         return 0.5 if self.window == "after" else 0.9
 
     def chain_state(self) -> dict[str, Tensor]:
@@ -112,10 +113,14 @@ class LAE(AutoencoderWithChain):
         return mean, self.posterior_scale.to(mean.dtype).expand_as(mean)
 
     def loss(self, x: Tensor) -> Tensor:
-        """(1/T) sum_t V_t / n over the window, for images x [n, nx]: nats per image. Advances the chain by T steps.
+        """(1/T) sum_t V_t / n [] over the window, for images x [n, nx]: nats per image. Advances the chain by T steps.
 
-        T + 1 evaluations. The gradients of every state are *selected*, so that a rejected evaluation leaves no trace,
-        not even a NaN; with an `MLP` for a decoder only states, not proposals, pay for weight gradients.
+        V is evaluated T + 1 times. The gradients of every state are *selected*, so that a rejected evaluation leaves no
+        trace, not even a NaN; with an `MLP` as decoder, weight gradients are computed for states, not for proposals.
+
+        Raises:
+            ValueError: images have another form or require a gradient, or PyTorch's settings round the products that
+                `mh` needs exact.
         """
         check_images(x, self.nx)
         check_float32(self.mh)
@@ -133,11 +138,11 @@ class LAE(AutoencoderWithChain):
         )
 
     def next_gram(self, h: Tensor) -> Tensor:
-        """`gram` as it will be after a minibatch of features h [n, d]; changes nothing."""
+        """The value [d, d] that `gram` takes after a minibatch of features h [n, d]; changes nothing."""
         return averaged_gram(self.gram, h, 1 + self.n_decisions // self.n_steps)
 
     def _run_chain(self, decoder: DecoderPass, h: Tensor) -> tuple[Tensor, Tensor]:
-        """T steps of the chain; the sum over the window of V, and of its gradient in h [n, d]."""
+        """T steps of the chain on features h [n, d]; the sums over the window of V [] and of its gradient [n, d]."""
         n, phi = len(h), self.phi
         if self.whiten:  # phi h = (phi L) (L^-1 h)
             self.gram.copy_(self.next_gram(h))
@@ -149,9 +154,13 @@ class LAE(AutoencoderWithChain):
             return potential, products.weight_gradient(z_grad, h).reshape(1, -1)
 
         chain = Chains(
-            evaluate, phi.view(1, -1), self.log_step_size - math.log(n), self.rng, mh=self.mh,
+            evaluate,
+            phi.view(1, -1),
+            self.log_step_size - math.log(n),
+            self.rng,
+            mh=self.mh,
             adaptation=self.adaptation,
-        )  # fmt: skip
+        )
         decoder.start()
         value, acceptance = torch.zeros_like(chain.potential), torch.zeros_like(chain.potential)
         h_grad = torch.zeros_like(h)

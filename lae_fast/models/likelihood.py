@@ -1,8 +1,8 @@
-"""What a decoder's output means: -log p(x|z) of Bernoulli, Gaussian and discretized logistic pixels.
+"""Likelihoods, which interpret a decoder's output: -log p(x|z) of Bernoulli, Gaussian and discretized logistic pixels.
 
 `energy(output, x)` maps a decoder's output [..., n, nx] and images x [n, nx] in [0, 1] to -log p(x|z), float64
 [..., n], in nats summed over pixels, by one fused op (`lae_fast.ops.energy`); `potential(output, x, z)` adds the prior's
-term. `mean(output)` is the image a person wants to see, `sample(output)` a draw of p(x|z).
+term. `mean(output)` [..., n, nx] is the image to show to people, `sample(output)` [..., n, nx] a draw of p(x|z).
 
 A likelihood without a kernel is a subclass of `Likelihood` with `_pixels`, `mean` and `sample`, and an entry in
 `LIKELIHOODS`.
@@ -27,13 +27,13 @@ def negative_log_prior(z: Tensor) -> Tensor:
 
 
 class Likelihood(nn.Module):
-    """Base of all. Half precision outputs count as float32.
+    """Base of all likelihoods. Outputs in half precision are converted to float32.
 
     Attributes:
-        kind: which fused kernel computes the energy; None: there is none, `_pixels` serves.
-        log_scale: [], the logarithm of the scale that all pixels share; None: there is none.
-        density_of: the pixels that it is a normalized probability of, "binary" or "grey"; None: of neither, and its
-            numbers compare among themselves only.
+        kind: the fused kernel that computes the energy; None: there is no kernel, and `_pixels` computes the energy.
+        log_scale: [], the logarithm of the scale that all pixels share; None: there is no scale.
+        density_of: the pixels for which the likelihood is a normalized probability, "binary" or "grey"; None: neither,
+            and the numbers of this likelihood compare only with each other.
     """
 
     kind: int | None = None
@@ -45,7 +45,7 @@ class Likelihood(nn.Module):
         self.register_parameter("log_scale", None)
 
     def energy(self, output: Tensor, x: Tensor) -> Tensor:
-        """-log p(x|z): [..., n, nx] and [n, nx] -> float64 [..., n], nats per image."""
+        """-log p(x|z) for output [..., n, nx] and images x [n, nx]: float64 [..., n], nats per image."""
         if output.dtype in (torch.float16, torch.bfloat16):
             output = output.float()
         x, scale = x.to(output.dtype), None if self.log_scale is None else self.log_scale.to(output.dtype)
@@ -54,11 +54,11 @@ class Likelihood(nn.Module):
         return ops.energy(output, x, self.kind, scale)[0]
 
     def _pixels(self, output: Tensor, x: Tensor) -> Tensor:
-        """-log p of every pixel [..., n, nx] in PyTorch that can be differentiated at will."""
+        """-log p of every pixel [..., n, nx], nats, in PyTorch that can be differentiated any number of times."""
         raise NotImplementedError
 
     def potential(self, output: Tensor, x: Tensor, z: Tensor) -> Tensor:
-        """U(x, z) = -log p(x|z) - log p(z) for z [..., n, nz]: float64 [..., n], nats per image."""
+        """U(x, z) = -log p(x|z) - log p(z) for output [..., n, nx], x [n, nx] and z [..., n, nz]: as `energy`."""
         return self.energy(output, x) + negative_log_prior(z)
 
 
@@ -69,7 +69,7 @@ def has_kernel(likelihood: nn.Module) -> bool:
 
 
 class Bernoulli(Likelihood):
-    """Output: logits. Exact for binary x; for grey x in [0, 1] the usual cross-entropy, which is no density."""
+    """Output: logits. Exact for binary x; for grey x in [0, 1] the usual cross-entropy, which is not a density."""
 
     kind, density_of = ops.BERNOULLI, "binary"
 
@@ -85,7 +85,11 @@ class Bernoulli(Likelihood):
 
 
 class Gaussian(Likelihood):
-    """Output: means. One scale for all pixels, fixed, or learned when `scale` is None (from 0.1 on)."""
+    """Output: means. One scale for all pixels: fixed, or learned if `scale` is None (starting at 0.1).
+
+    Raises:
+        ValueError: the scale is not positive.
+    """
 
     kind = ops.GAUSSIAN
 
@@ -106,13 +110,16 @@ class Gaussian(Likelihood):
     @torch.no_grad()
     def sample(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
         eps = torch.randn(output.shape, generator=generator, dtype=output.dtype, device=output.device)
-        return output + self.log_scale.exp() * eps  # pixels may leave [0, 1]: the model's own do
+        return output + self.log_scale.exp() * eps  # pixels may leave [0, 1], as the model's pixels do
 
 
 class DiscretizedLogistic(Likelihood):
     """Output: means. x holds the 256 levels k/255; p(k) is the logistic mass of its bin, the outer bins open.
 
     One learned scale for all pixels. A proper probability of 8-bit images (Kingma et al., 2016, eq. 13).
+
+    Raises:
+        ValueError: the scale is not positive.
     """
 
     kind, density_of = ops.LOGISTIC, "grey"

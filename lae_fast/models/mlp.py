@@ -1,7 +1,7 @@
 """Fully connected networks as one piece: forward and backward pass by hand, around the products of a layer.
 
-The functions work on what autograd would hide: which activations a backward pass needs, and the gradients at every
-layer, from which weight gradients can be made later, or never. `MLP` is the module that autograd sees.
+The functions return the tensors that autograd would hide: the activations that a backward pass needs, and the gradients
+at every layer, from which weight gradients can be made later, or never. `MLP` is the module that autograd sees.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ class Layer(NamedTuple):
     norm_weight: Tensor | None = None  # [m]
     norm_bias: Tensor | None = None  # [m]
     eps: float = 0.0
-    dtype: torch.dtype | None = None  # the type its product rounds to, forward: see products.py
-    grad_dtype: torch.dtype | None = None  # the type its products round to, backward
+    dtype: torch.dtype | None = None  # the dtype to which its forward product rounds: see products.py
+    grad_dtype: torch.dtype | None = None  # the dtype to which its backward products round
 
 
 class Trace(NamedTuple):
-    """What the backward pass of n rows needs."""
+    """The tensors that the backward pass of n rows needs."""
 
-    inputs: list[Tensor]  # every layer's input, [n, k]; after the last norm its output too
-    normalized: list[Tensor]  # what every norm has normalized, [n, m]
+    inputs: list[Tensor]  # every layer's input, [n, k], and the output if the network ends in a ReLU
+    normalized: list[Tensor]  # every norm's (y - mean) / standard deviation, [n, m]
     rstd: list[Tensor]  # every norm's 1 / standard deviation, [n]
 
 
 class Gradients(NamedTuple):
-    """What the weight gradients of n rows are made of."""
+    """The tensors from which the weight gradients of n rows are made."""
 
     outputs: list[Tensor]  # gradient at every linear layer's output, [n, m]
     sums: list[Tensor]  # a norm's gradients of its weight, its bias and the linear layer's bias, [3, m]
 
 
 def forward(layers: list[Layer], x: Tensor) -> tuple[Tensor, Trace]:
-    """The network's output for x [n, k]."""
+    """The network's output [n, m] for x [n, k], and the trace for the backward pass."""
     trace = Trace([x], [], [])
     for layer in layers:
         x = products.linear(x, layer.weight, layer.bias, layer.dtype)
@@ -62,7 +62,10 @@ def forward(layers: list[Layer], x: Tensor) -> tuple[Tensor, Trace]:
 def backward(
     layers: list[Layer], trace: Trace, grad: Tensor, *, to_input: bool = True
 ) -> tuple[Tensor | None, Gradients]:
-    """From the output's gradient (overwritten) to that of the input, None without `to_input`; no weight gradients."""
+    """The input's gradient [n, k], or None without `to_input`, from the output's gradient [n, m]; no weight gradients.
+
+    If the last layer has a norm, the output's gradient is overwritten.
+    """
     n_layers = len(layers)
     gradients = Gradients([grad] * n_layers, [grad] * len(trace.rstd))
     for i in reversed(range(n_layers)):
@@ -77,7 +80,7 @@ def backward(
 
 
 def parameter_gradients(layers: list[Layer], inputs: list[Tensor], gradients: Gradients) -> list[Tensor]:
-    """In the order of `MLP.parameters()`."""
+    """The gradients of all parameters, in the order of `MLP.parameters()`, from every layer's input [n, k]."""
     result = []
     for i, layer in enumerate(layers):
         output_grad = gradients.outputs[i]
@@ -104,7 +107,7 @@ class _MLPFunction(torch.autograd.Function):
         parameters, *trace = ([next(saved) for _ in range(size)] for size in ctx.sizes)
         layers, trace = ctx.net.layers(parameters, ctx.dtype), Trace(*trace)
         with torch.no_grad(), torch.autocast(grad.device.type, enabled=False):
-            grad = grad.clone() if layers[-1].norm_weight is not None else grad  # it would be overwritten
+            grad = grad.clone() if layers[-1].norm_weight is not None else grad  # backward overwrites it
             x_grad, gradients = backward(layers, trace, grad.contiguous(), to_input=ctx.needs_input_grad[2])
             parameter_grads = [None] * len(parameters)
             if any(backward_reaches(node) for node, _ in ctx.next_functions[1:]):
@@ -113,15 +116,15 @@ class _MLPFunction(torch.autograd.Function):
 
 
 class MLP(nn.Sequential):
-    """Blocks of Linear, LayerNorm, ReLU, and perhaps a Linear at the end: `nn.Sequential`, computed as one piece.
+    """Blocks of Linear, LayerNorm, ReLU, and perhaps a Linear at the end: an `nn.Sequential`, computed as one piece.
 
-    float32 takes fused kernels and the faster products, everything else PyTorch's own layers; the two agree to
-    float32 rounding. Under `torch.autocast` products are rounded to bfloat16 either way. On the fast path there are first
-    derivatives only, and no batched ones; `is_fast = False` avoids it, as do hooks on the layers inside, transforms of
-    `torch.func`, forward-mode differentiation, and whatever changes the layers afterwards.
+    float32 inputs take fused kernels and faster products, all other inputs PyTorch's own layers; the two paths agree to
+    float32 rounding. Under `torch.autocast` both paths round products to autocast's dtype. The fast path has first
+    derivatives only, and no batched derivatives; `is_fast = False` avoids it, and so do hooks on the layers inside,
+    transforms of `torch.func`, forward-mode differentiation, and any later change of the layers.
 
     Raises:
-        ValueError: the modules are of another kind or order, or lack a bias or an affine norm.
+        ValueError: the modules have another kind or order, a layer has no bias, or a norm is not affine.
     """
 
     is_fast = True
@@ -132,8 +135,10 @@ class MLP(nn.Sequential):
         block = [nn.Linear, nn.LayerNorm, nn.ReLU]
         whole = kinds[:-1] if len(kinds) % 3 == 1 else kinds
         if whole != block * (len(whole) // 3) or kinds[len(whole) :] not in ([], [nn.Linear]) or not whole:
-            raise ValueError(f"MLP got {[k.__name__ for k in kinds]}; expected blocks of Linear, LayerNorm, ReLU, then "
-                             "nothing or a Linear")  # fmt: skip
+            raise ValueError(
+                f"MLP got {[k.__name__ for k in kinds]}; expected blocks of Linear, LayerNorm, ReLU, then "
+                "nothing or a Linear"
+            )
         if any(m.bias is None for m in modules if not isinstance(m, nn.ReLU)):
             raise ValueError("MLP got a layer without bias, or a norm that is not affine; expected both")
         self._kinds = kinds
@@ -141,19 +146,19 @@ class MLP(nn.Sequential):
     def layers(
         self, parameters: Sequence[Tensor] | None = None, dtype: torch.dtype | None = None
     ) -> list[Layer]:
-        """The layers in order, of its own parameters or of others in the same order; products in `dtype`."""
+        """The layers in order, with the network's own parameters or others in the same order; products in `dtype`."""
         p = self.own_parameters() if parameters is None else parameters
         norms = [m for m in self if isinstance(m, nn.LayerNorm)]
         blocks = [Layer(*p[4 * i : 4 * i + 4], norm.eps, dtype, dtype) for i, norm in enumerate(norms)]
         return blocks + ([Layer(*p[-2:], dtype=dtype, grad_dtype=dtype)] if len(p) % 4 else [])
 
     def own_parameters(self) -> list[nn.Parameter]:
-        """As `parameters()`, which takes longer than a small layer's product."""
+        """The list of `parameters()`, without that method: it takes longer than a small layer's product."""
         layers = (own_parameters(m) for m in self if not isinstance(m, nn.ReLU))
         return [p[name] for p in layers for name in ("weight", "bias")]
 
     def is_whole(self) -> bool:
-        """Whether it is still what the constructor checked, with parameters of its own in every layer."""
+        """Whether the layers are still those that the constructor checked, each with its own parameters."""
         if not self.is_fast or [type(m) for m in self] != self._kinds:
             return False
         if any(
@@ -164,7 +169,7 @@ class MLP(nn.Sequential):
         return len({id(p) for p in parameters if p is not None}) == len(parameters)
 
     def __getitem__(self, index: int | slice) -> nn.Module:
-        """A slice of it is an ordinary `nn.Sequential`."""
+        """A layer; for a slice, an ordinary `nn.Sequential`."""
         return nn.Sequential(*list(self)[index]) if isinstance(index, slice) else super().__getitem__(index)
 
     def takes_fast_path(self, x: Tensor) -> bool:
@@ -188,6 +193,6 @@ class MLP(nn.Sequential):
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """What `torch.autocast` rounds products to on this device; None where it is off."""
+    """The dtype to which `torch.autocast` rounds products on this device; None if autocast is off."""
     is_on = torch.is_autocast_enabled(device.type)
     return torch.get_autocast_dtype(device.type) if is_on else None

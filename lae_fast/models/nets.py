@@ -40,6 +40,9 @@ def mlp(nx: int, nz: int, nh: int = 256, depth: int = 3) -> tuple[MLP, MLP]:
 def conv(nx: int, nz: int, nh: int = 256, depth: int = 2) -> tuple[nn.Sequential, nn.Sequential]:
     """A small convolutional network: `depth` halvings of the image with 32, 64, ... channels, mirrored.
 
+    Returns:
+        Encoder and decoder, as `mlp`.
+
     Raises:
         ValueError: the image is not square, or its side cannot be halved `depth` times.
     """

@@ -1,14 +1,14 @@
-"""How exact matrix products are, where that is a choice.
+"""The precision of matrix products, where it is a choice.
 
-    float32   as they are
+    float32   not rounded further
     tf32      float32 rounded to 10 bits of mantissa, on GPUs that have it
     bf16      rounded to bfloat16, 7 bits
 
-Energies are summed, and chains moved, in float32 and float64 always. A Metropolis-Hastings decision takes the *difference*
-of two potentials of some 5e4 nats: what rounding does to it decides whether the chain still has its target.
-`ROOT_MEAN_SQUARE` holds that error of log alpha as measured (bench/bench_precision.py); above `LIMIT` a precision may not
-evaluate the energies of a chain that decides. It may still serve the encoder, the weight gradients, and even the
-gradients that proposals follow: a proposal's ratio is exact for whatever drift it took.
+Energies are always summed, and chains always moved, in float32 and float64. A Metropolis-Hastings decision takes the
+*difference* of two potentials of about 5e4 nats: the rounding error of this difference decides whether the chain keeps
+its target. `ROOT_MEAN_SQUARE` holds the measured error of log alpha (bench/bench_precision.py). A precision whose error
+is above `LIMIT` may not evaluate the energies of a chain with Metropolis-Hastings. It may still serve the encoder, the
+weight gradients, and even the gradients that proposals follow: the ratio is exact for any drift that a proposal took.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from collections.abc import Iterator
 import torch
 
 # Nats, against float64: 100 proposals of an LAE (nz 8, nh 256, batch 512, adapted step size) after 2,000 minibatches of
-# MNIST. TF32 was emulated, factors rounded to 10 bits: 0.09 to 0.6 from run to run. bfloat16 gradients under float32
-# energies move log alpha by 0.01.
+# MNIST. TF32 was emulated by rounding factors to 10 bits: 0.09 to 0.6, depending on the run. bfloat16 gradients under
+# float32 energies move log alpha by 0.01.
 ROOT_MEAN_SQUARE = {"float32": 1e-4, "tf32": 0.19, "bf16": 1.4}
 LIMIT = 0.1
 PRECISIONS = tuple(ROOT_MEAN_SQUARE)
 
 
 def check_precision(name: str, precision: str) -> None:
-    """Raise a ValueError unless `precision` is one of the above."""
+    """Raise a ValueError unless `precision` is one of `PRECISIONS`."""
     if precision not in PRECISIONS:
         raise ValueError(f"{name} is {precision!r}; expected one of {', '.join(PRECISIONS)}")
 
 
 def chosen_chain_precision(precision: str, asked: str | None, mh: bool) -> str:
-    """What evaluates a chain's proposals: `asked`, or by default `precision` as far as decisions allow.
+    """The precision of a chain's energies: `asked`, or by default `precision`, as far as the decisions allow.
 
     Raises:
         ValueError: asked is unknown, or too coarse for Metropolis-Hastings decisions.
@@ -50,10 +50,10 @@ def chosen_chain_precision(precision: str, asked: str | None, mh: bool) -> str:
 
 
 def check_float32(mh: bool) -> None:
-    """Raise a ValueError if PyTorch itself rounds float32 products behind the back of Metropolis-Hastings decisions."""
+    """Raise a ValueError if PyTorch's own settings round float32 products while `mh` needs exact energies."""
     try:
         setting = torch.get_float32_matmul_precision()
-    except RuntimeError:  # torch.backends' newer settings say otherwise
+    except RuntimeError:  # torch.backends' newer settings contradict this one
         setting = "not the highest, by torch.backends"
     if mh and setting != "highest":
         raise ValueError(

@@ -1,7 +1,7 @@
-"""Models by name: what the command line, files of weights and experiments build.
+"""Models by name, for the command line, for files of weights and for experiments.
 
-A model's signature is the truth about its options: its keyword-only arguments, those of its bases included. Nothing else
-lists them, so that `build` takes whatever the model takes.
+The options of a model are the keyword-only arguments of its signature and of its bases' signatures: `build` takes
+exactly the options that the model takes.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from lae_fast.models.nets import NETWORKS
 from lae_fast.models.vae import VAE
 
 MODELS: dict[str, type[Autoencoder]] = {"lae": LAE, "vae": VAE, "hoffman": Hoffman}
-_SIZES = ("nx", "nz", "d")  # an architecture's, not options
+_SIZES = ("nx", "nz", "d")  # fields of an architecture, not options
 
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """All that decides a model's parameters and their shapes.
+    """All choices that decide a model's parameters and their shapes.
 
     Raises:
-        ValueError: an unknown model, network or likelihood, or a size that is not positive.
+        ValueError: the model, network or likelihood is unknown, or a size is not positive.
     """
 
     model: str = "lae"
@@ -62,7 +62,7 @@ def build(architecture: Architecture, **options: Any) -> Autoencoder:
     """A freshly initialised model, with options of its class.
 
     Raises:
-        ValueError: an option that this model does not take, or a value that it refuses.
+        ValueError: the model does not take an option, or refuses its value.
     """
     a, known = architecture, options_of(architecture.model)
     if unknown := options.keys() - known.keys():
@@ -78,9 +78,9 @@ def load(path: Path) -> Autoencoder:
     """The model in a file of weights that training wrote (best.safetensors), on the CPU, in evaluation mode.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or not of a model of this package.
+        CheckpointError: the file is missing or damaged, or holds no model of this package.
     """
-    from lae_fast import checkpoint  # it needs safetensors
+    from lae_fast import checkpoint  # here, as it needs safetensors
 
     weights, metadata = checkpoint.load_weights(path)
     try:

@@ -10,7 +10,7 @@ from lae_fast.models.precision import products_in
 
 
 def gaussian_rate(mean: Tensor, std: Tensor) -> Tensor:
-    """KL(N(mean, std^2) || N(0, I)) for [n, nz]: float64 [n], nats."""
+    """KL(N(mean, std^2) || N(0, I)) for mean and std [n, nz]: float64 [n], nats per image."""
     return 0.5 * (mean.square() + std.square() - 1 - 2 * std.log()).sum(-1, dtype=torch.float64)
 
 
@@ -18,9 +18,16 @@ class VAE(Autoencoder):
     """q(z|x) = N(mu(x), diag(sigma^2(x))), both linear in the features. Arguments as for `Autoencoder`."""
 
     def __init__(
-        self, encoder: nn.Module, decoder: nn.Module, likelihood: nn.Module, *, nx: int, nz: int, d: int,
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        likelihood: nn.Module,
+        *,
+        nx: int,
+        nz: int,
+        d: int,
         precision: str = "float32",
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(encoder, decoder, likelihood, nx=nx, nz=nz, d=d, precision=precision)
         self.head = nn.Linear(d, 2 * nz)  # mu and log sigma^2
         nn.init.orthogonal_(self.head.weight)
@@ -31,7 +38,7 @@ class VAE(Autoencoder):
         return mean, torch.exp(0.5 * log_variance)
 
     def loss(self, x: Tensor) -> Tensor:
-        """The negative ELBO with one draw of z per image and the rate in closed form."""
+        """The negative ELBO [] of images x [n, nx], nats per image: one draw of z for each, the rate in closed form."""
         check_images(x, self.nx)
         with products_in(self.precision, x.device):
             mean, std = (t.to(x.dtype) for t in self.posterior(x))

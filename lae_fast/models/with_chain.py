@@ -20,14 +20,14 @@ class AutoencoderWithChain(Autoencoder):
     Args (beyond those of `Autoencoder`):
         n_steps: T >= 1.
         mh: Metropolis-Hastings accept or reject.
-        step_size: None: start at `first_step_size` and, with `mh`, adapt while training towards an acceptance of
-            0.574; without `mh` nothing tells good steps from bad ones, and `published_step_size` is used.
-        adaptation_rate: how fast the logarithm of the step size follows, per step of the chain.
-        chain_precision: the precision of the decoder's products in the energy of proposals; default: `precision`, but
-            never so coarse that Metropolis-Hastings decisions suffer (precision.py).
+        step_size: a fixed step size. None: with `mh`, start at `first_step_size` and adapt during training towards an
+            acceptance of 0.574; without `mh` no acceptance can guide it, and `published_step_size` is used.
+        adaptation_rate: the rate at which the logarithm of the step size adapts, per step of the chain.
+        chain_precision: the precision of the decoder's products in the energy of proposals; default: `precision`, or
+            float32 where `precision` is too coarse for Metropolis-Hastings decisions (precision.py).
 
     Raises:
-        ValueError: n_steps < 1, a step size that is not a finite number >= 0, or too coarse a chain_precision.
+        ValueError: n_steps < 1, the step size is not a finite number >= 0, or chain_precision is unknown or too coarse.
     """
 
     first_step_size: float
@@ -66,9 +66,8 @@ class AutoencoderWithChain(Autoencoder):
         self._chain_buffer("rng", ops.make_rng(cpu))
         self._chain_buffer("counters", torch.zeros(1, 2, dtype=torch.int64))
         self._chain_buffer("n_decisions", torch.zeros((), dtype=torch.int64))
-        self._chain_buffer(
-            "acceptance_rate", torch.zeros((), dtype=torch.float64)
-        )  # mean over the last T steps
+        # the mean over the last T steps
+        self._chain_buffer("acceptance_rate", torch.zeros((), dtype=torch.float64))
 
     def _chain_buffer(self, name: str, value: Tensor) -> None:
         self.register_buffer(name, value, persistent=False)
@@ -79,7 +78,7 @@ class AutoencoderWithChain(Autoencoder):
         }
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AutoencoderWithChain:
-        """Move with the model, but stay float64: `model.half()` concerns the networks, not the chain."""
+        """Move the chain with the model, but keep it in float64: `model.half()` concerns only the networks."""
         kept = {name: getattr(self, name) for name in ("log_step_size", "adaptation", "acceptance_rate")}
         super()._apply(fn, recurse)
         for name, value in kept.items():

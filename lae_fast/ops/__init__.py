@@ -1,10 +1,10 @@
-"""The fused ops. Each file holds ops whole: schema, reference, fake kernel, and the function that checks and calls.
+"""The fused ops. Each file holds complete ops: schema, reference, fake kernel, and the function that checks and calls.
 
 langevin   propose, decide, transition: one step of a chain
-philox     noise, make_rng: the random stream behind it
+philox     noise, make_rng: the random stream of a chain
 energies   energy, energy_, in_unit_range: -log p(x|z) and its derivatives
-dense      norm_relu, norm_relu_backward, keep: what lies between a network's matrix products
-library    what serves a device, a compiled kernel or the reference, and why
+dense      norm_relu, norm_relu_backward, keep: the work between a network's matrix products
+library    the implementation that serves a device, a compiled kernel or the reference, and the reason
 """
 
 from lae_fast.ops import columns, library

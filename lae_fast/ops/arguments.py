@@ -2,7 +2,7 @@
 
 C chains of D elements, one chain a row
 S step sizes: 1 (shared by all chains) or C
-K columns of `adaptation`, by the rule that adapts: see columns.py
+K columns of `adaptation`; their number selects the rule that adapts: see columns.py
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from lae_fast.ops.columns import DUAL_AVERAGING, ROBBINS_MONRO
 
 
 class Argument(NamedTuple):
-    shape: str  # an axis a letter or digit
-    dtype: torch.dtype | None  # None: that of phi, float32 or float64
+    shape: str  # one letter or digit for each axis
+    dtype: torch.dtype | None  # None: the dtype of phi, float32 or float64
 
 
 ARGUMENTS = {
@@ -44,10 +44,10 @@ def describe(t: Tensor) -> str:
 
 
 def expect(op: str, phi: Tensor, step_sizes: Tensor, **arguments: Tensor | None) -> None:
-    """Check an op's arguments, by their names in the table, against phi and the number of step sizes.
+    """Check an op's arguments, by their names in the table, against phi [C, D] and the step sizes [S].
 
     Raises:
-        ValueError: names the first misfit, and what was expected.
+        ValueError: an argument does not fit; the message names the first one and its expected form.
     """
     if phi.dim() != 2 or phi.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"{op}: phi is {describe(phi)}; expected float32 or float64 [C, D]")

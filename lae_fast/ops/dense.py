@@ -1,6 +1,6 @@
-"""The ops between a fully connected network's matrix products: layer norm with ReLU, each way, and selection.
+"""The ops between a fully connected network's matrix products: layer norm with ReLU, its backward pass, selection.
 
-models/mlp.py and models/decoder_pass.py call them with contiguous tensors that fit; nothing is checked here.
+models/mlp.py and models/decoder_pass.py call the ops with contiguous tensors that fit; the functions check nothing.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def norm_relu(
     bias: Tensor,  # [d]
     eps: float,
 ) -> tuple[Tensor, Tensor]:  # [n, d], [n]
-    """Layer normalization and ReLU: relu((y - mean) rstd weight + bias) and rstd, of each row.
+    """Layer normalization and ReLU of each row: relu((y - mean) rstd weight + bias), and rstd.
 
-    y is overwritten by (y - mean) rstd, which the backward pass needs.
+    The op overwrites y by (y - mean) rstd, which the backward pass needs.
     """
     return torch.ops.lae_fast.norm_relu(y, weight, bias, eps)
 
@@ -56,9 +56,9 @@ def norm_relu_backward(
     rstd: Tensor,  # [n]
     weight: Tensor,  # [d]
 ) -> Tensor:  # [3, d]
-    """The gradients of weight, of bias, and the column sums of y's gradient, from what `norm_relu` left.
+    """The gradients of weight and of bias, and the column sums of y's gradient, from the tensors that `norm_relu` left.
 
-    grad, the gradient of the output, is overwritten by the gradient of y.
+    The op overwrites grad, the gradient of the output, by the gradient of y.
     """
     return torch.ops.lae_fast.norm_relu_backward(grad, out, normalized, rstd, weight)
 
@@ -73,8 +73,8 @@ def keep_reference(latest: list[Tensor], previous: list[Tensor], is_accepted: Te
 
 
 def keep(latest: list[Tensor], previous: list[Tensor], is_accepted: Tensor) -> None:
-    """Select, tensor by tensor: `latest` keeps its values if is_accepted [1], else takes those of `previous`.
+    """Select, tensor by tensor: `latest` keeps its values if is_accepted [1], else takes the values of `previous`.
 
-    A rejected value leaves no trace, not even a NaN.
+    The two tensors of a pair have the same shape. A rejected value leaves no trace, not even a NaN.
     """
     torch.ops.lae_fast.keep(latest, previous, is_accepted)

@@ -36,6 +36,10 @@ def _gaussian(mean: Tensor, x: Tensor, log_scale: Tensor) -> tuple[Tensor, Tenso
 
 
 def logistic_pixels(mean: Tensor, x: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Energy of every pixel in nats, its derivative by the mean, and its derivative by log_scale: each [..., n, nx].
+
+    The arguments are mean [..., n, nx], x [n, nx] and log_scale [], all of one type.
+    """
     inverse = torch.exp(-log_scale)
     upper, lower = (x - mean + HALF_BIN) * inverse, (x - mean - HALF_BIN) * inverse
     # log(sigmoid(u) - sigmoid(l)) = log sigmoid(u) + log sigmoid(-l) + log(1 - exp(l - u)), without cancellation;
@@ -56,7 +60,7 @@ def logistic_pixels(mean: Tensor, x: Tensor, log_scale: Tensor) -> tuple[Tensor,
 
 
 def _empty_rows(output: Tensor, log_scale: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Energies [R] and, where there is a scale, their derivatives by its logarithm [R], float64."""
+    """Energies [R] and their derivatives by log_scale, [R], or [0] without a scale; float64."""
     n_rows = output.shape[0]
     n_slopes = 0 if log_scale is None else n_rows
     return tuple(output.new_empty(n, dtype=torch.float64) for n in (n_rows, n_slopes))
@@ -121,12 +125,12 @@ def energy(
         output: [..., n, nx], float32 or float64: logits (BERNOULLI) or means (GAUSSIAN, LOGISTIC).
         x: images [n, nx] of the same type; in [0, 1] for BERNOULLI, k / 255 for LOGISTIC.
         kind: BERNOULLI, GAUSSIAN or LOGISTIC.
-        log_scale: [], of that type: the logarithm of the last two's scale; None for BERNOULLI.
+        log_scale: [], of the same type: the logarithm of the scale of GAUSSIAN and LOGISTIC; None for BERNOULLI.
 
     Returns:
         The energies [..., n], float64, nats summed over pixels (float64 sums; a Gaussian's constant included); their
-        derivative by the output [..., n, nx]; and by log_scale [..., n], float64 (empty for BERNOULLI). The first is
-        differentiable in output and log_scale, once. Equivalent PyTorch for BERNOULLI:
+        derivative by the output [..., n, nx]; and their derivative by log_scale [..., n], float64 ([0] for BERNOULLI).
+        Autograd can differentiate the energies by output and log_scale, once. Equivalent PyTorch for BERNOULLI:
         `binary_cross_entropy_with_logits(output, x, reduction="none").sum(-1)` and `sigmoid(output) - x`.
 
     Raises:
@@ -180,9 +184,10 @@ def energy_(
     kind: int,
     log_scale: Tensor | None = None,  # []
 ) -> tuple[Tensor, Tensor]:  # [R], [R] or [0]
-    """`energy` in place, for contiguous tensors that fit: the derivative by the output takes the output's place.
+    """`energy` in place, for contiguous tensors that fit: the derivative by the output overwrites the output.
 
-    Returned are the energies and their derivatives by log_scale. Outside autograd, and unchecked.
+    Returns the energies, nats summed over pixels, and their derivatives by log_scale, both float64. The op is outside
+    autograd, and this function checks nothing.
     """
     return torch.ops.lae_fast.energy_(output, x, kind, log_scale)
 
@@ -197,5 +202,5 @@ def in_unit_range_reference(x: Tensor) -> bool:
 
 
 def in_unit_range(x: Tensor) -> bool:
-    """Whether all of x [n, nx] lies in [0, 1]; a NaN does not. For tensors on a CPU, where looking is free."""
+    """Whether all values of x [n, nx] lie in [0, 1]; a NaN does not. For tensors on a CPU, where the check is cheap."""
     return torch.ops.lae_fast.in_unit_range(x)

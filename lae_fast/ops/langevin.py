@@ -5,14 +5,14 @@
               the Metropolis-Hastings ratio of the two Gaussian proposals; accept if log u <= log alpha
 
 `mh=False` accepts every finite proposal. V' = +inf is an ordinary rejection; V' = NaN or -inf, a non-finite
-proposal or gradient, or a NaN ratio is a rejection counted apart. Rejected values never enter the state.
+proposal or gradient, or a non-finite ratio is a rejection counted apart. Rejected values never enter the state.
 
-With `mh` step sizes adapt to the acceptance min(1, alpha) of their chain, or to the mean over all chains if these share
-one. The number of columns of `adaptation` says how; rate 0 means that the step size stays:
+With `mh` each step size adapts to the acceptance min(1, alpha) of its chain; a shared step size adapts to the mean over
+all chains. The number of columns of `adaptation` selects the rule; with rate 0 the step size stays:
 
     2   Robbins and Monro: log eta += rate (acceptance - target), for as long as the chain runs
     6   dual averaging (Hoffman and Gelman, 2014, section 3.2.1) with gamma = 1 / rate, t0 = 10, kappa = 3/4; its
-        state: count, mean error, average of log eta (what to keep after warm-up), and the centre mu
+        state: count, mean error, average of log eta (the value to keep after warm-up), and the centre mu
 
 Shapes and types of all arguments: arguments.py. The compiled twin of each reference: csrc/langevin_math.h.
 """
@@ -141,15 +141,24 @@ def decide(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The Metropolis-Hastings decision: is_accepted [C], is_nonfinite [C], log_alpha [C].
 
-    log_alpha is -inf for a proposal that cannot be accepted, and 0 for any other if `mh` is False.
+    log_alpha is -inf for a proposal that cannot be accepted; with `mh` False it is 0 for every other proposal.
 
     Raises:
         ValueError: an argument does not fit.
     """
     expect(
-        "decide", phi, step_size, step_size=step_size, rng=rng, proposal=proposal, grad=grad,
-        proposal_grad=proposal_grad, potential=potential, proposal_potential=proposal_potential, uniform=uniform,
-    )  # fmt: skip
+        "decide",
+        phi,
+        step_size,
+        step_size=step_size,
+        rng=rng,
+        proposal=proposal,
+        grad=grad,
+        proposal_grad=proposal_grad,
+        potential=potential,
+        proposal_potential=proposal_potential,
+        uniform=uniform,
+    )
     uniform = None if uniform is None else uniform.contiguous()
     tensors = (phi, proposal, potential, proposal_potential, grad, proposal_grad, step_size, rng)
     return torch.ops.lae_fast.decide(*(t.contiguous() for t in tensors), mh, uniform)
@@ -159,7 +168,7 @@ def decide(
 
 
 def _adapt(log_step_size: Tensor, adaptation: Tensor, acceptance: Tensor) -> None:
-    """Move the step sizes [S] after acceptances [S], in place, by the rule that `adaptation` [S, K] states."""
+    """Move the step sizes [S] after acceptances [S], in place, by the rule of `adaptation` [S, K]."""
     rate, error = adaptation[:, RATE], adaptation[:, TARGET] - acceptance
     if adaptation.shape[1] == ROBBINS_MONRO:
         log_step_size -= rate * error
@@ -246,7 +255,7 @@ def transition(
     noise: Tensor | None = None,  # [C, D]
     uniform: Tensor | None = None,  # [C]
 ) -> None:
-    """One whole inner step, in place: decide, select, adapt the step size, propose anew, advance the rng.
+    """One whole inner step, in place: decide, select, adapt the step size, propose again, advance the rng.
 
     All positional arguments and `adaptation` are updated. `noise` and `uniform` replace the draws. On a GPU this is one
     launch (three where a shared step size waits for all decisions) and no host synchronisation.
@@ -256,10 +265,23 @@ def transition(
     """
     state = (phi, potential, grad, proposal, rng, log_step_size, counters, is_accepted, log_alpha, adaptation)
     expect(
-        "transition", phi, log_step_size, log_step_size=log_step_size, rng=rng, grad=grad, proposal=proposal,
-        proposal_grad=proposal_grad, noise=noise, potential=potential, proposal_potential=proposal_potential,
-        counters=counters, is_accepted=is_accepted, log_alpha=log_alpha, adaptation=adaptation, uniform=uniform,
-    )  # fmt: skip
+        "transition",
+        phi,
+        log_step_size,
+        log_step_size=log_step_size,
+        rng=rng,
+        grad=grad,
+        proposal=proposal,
+        proposal_grad=proposal_grad,
+        noise=noise,
+        potential=potential,
+        proposal_potential=proposal_potential,
+        counters=counters,
+        is_accepted=is_accepted,
+        log_alpha=log_alpha,
+        adaptation=adaptation,
+        uniform=uniform,
+    )
     packed = [None if t is None else t.contiguous() for t in state]
     inputs = [t.contiguous() for t in (proposal_potential, proposal_grad)]
     optional = [None if t is None else t.contiguous() for t in (noise, uniform)]
@@ -269,6 +291,6 @@ def transition(
             original.copy_(updated)
 
 
-# `transition` for whoever owns the state: contiguous tensors that fit, in the schema's order. The compiled kernels
-# check them all the same; checking here too would take as long as a small transition.
+# `transition` for callers that own the state: contiguous tensors that fit, in the schema's order. The compiled kernels
+# check the arguments anyway; a second check here would take as long as a small transition.
 transition_unchecked = torch.ops.lae_fast.transition

@@ -1,9 +1,10 @@
-"""The library of ops: how an op is defined, which compiled kernels are loaded, and what serves each device and why.
+"""The library of ops: the definition of an op, the loaded kernels, and the implementation that serves each device.
 
 Each op has one schema and up to three implementations: the reference in plain PyTorch, and compiled kernels for CPU
-and CUDA that win as soon as their library is loaded. No other file knows the libraries' names: they are top-level
-modules beside the package, so it does not matter whether `lae_fast` was imported from site-packages or from a checkout.
-A library that is absent or stale leaves its device to the reference; a kernel that fails at work raises.
+and CUDA, which take precedence as soon as their library is loaded. No other file of the package knows the libraries'
+names. The libraries are top-level modules beside the package, so `lae_fast` finds them whether it was imported from
+site-packages or from a checkout. If a library is absent or stale, the reference serves its device; a kernel that fails
+at work raises.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ _library = torch.library.Library("lae_fast", "DEF")
 def define(
     schema: str, *, fake: Callable[..., Any] | None, on_cpu_only: bool = False
 ) -> Callable[[Callable], Callable]:
-    """Define an op by its schema; the function decorated is its reference, in plain PyTorch.
+    """Define an op by its schema; the decorated function is the op's reference, in plain PyTorch.
 
     Args:
         schema: as `torch.library.define` takes it, the name first.
         fake: returns empty tensors of the shapes and types that the op returns; None for an op whose result is a plain
-            number, which nobody can know without looking at the data.
-        on_cpu_only: kernels are compiled for CPUs alone; elsewhere the reference is at home and nobody is warned.
+            number, which depends on the data.
+        on_cpu_only: only CPUs have compiled kernels; on other devices the reference serves without a warning.
     """
     name = schema[: schema.index("(")]
 
@@ -74,16 +75,16 @@ def _device_of(args: tuple[Any, ...]) -> torch.device:
     return first.device if isinstance(first, Tensor) else _device_of(tuple(first))
 
 
-# ---- what serves ----
+# ---- backends ----
 
 
 class Backend(NamedTuple):
-    """What serves one device type."""
+    """The implementation that serves one device type."""
 
     device: str
     is_compiled: bool
-    reason: str  # where the library lies, or why the reference serves and what to do about it
-    path: str | None
+    reason: str  # path of the library; or why the reference serves, and the remedy
+    path: str | None  # path of the library; None: the reference serves
 
 
 def _optional_module(name: str) -> ModuleType | None:
@@ -111,7 +112,7 @@ def _load(device: str) -> Backend:
     try:
         torch.ops.load_library(spec.origin)
     except OSError as error:
-        cause = error.__cause__ or error  # torch wraps the loader's own words
+        cause = error.__cause__ or error  # torch wraps the loader's message
         return reference(f"{spec.origin} does not load ({cause}); run `pip install .` again")
     return Backend(device, True, spec.origin, spec.origin)
 
@@ -121,7 +122,7 @@ backends: dict[str, Backend] = {}
 
 
 def load_kernels() -> None:
-    """Load what there is. The package `ops` calls it once, after all schemas are defined."""
+    """Load the installed libraries. The package `ops` calls this once, after all schemas are defined."""
     for device in ("cpu", "cuda"):
         backends[device] = _load(device)
 

@@ -1,4 +1,4 @@
-"""Gradients that can be had once: whoever differentiates them again is told so, instead of getting silence."""
+"""Gradients that cannot be differentiated again: a second derivative raises an error, and is not silently wrong."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ class _Once(torch.autograd.Function):
 
 
 def differentiable_once(gradient: Tensor | None, name: str) -> Tensor | None:
-    """The gradient that the backward pass of `name` returns, marked where autograd could differentiate it again."""
+    """The gradient, of any shape, that the backward pass of `name` returns; None stays None.
+
+    Where autograd could differentiate it again, the gradient is marked: a second backward pass raises a RuntimeError.
+    """
     if gradient is None or not torch.is_grad_enabled():
         return gradient
     return _Once.apply(gradient, torch.zeros((), requires_grad=True), name)

@@ -31,7 +31,7 @@ def _mul_hi_lo(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def philox(rng: Tensor, n_chains: int, n_blocks: int, purpose: int) -> Tensor:
-    """The four words of every block, int64 [C, B, 4]."""
+    """The four words of every block at this rng [3]: int64 [C, B, 4]."""
     device = rng.device
     seed, step = rng[SEED], rng[STEP]
     k0, k1 = seed & _LOW32, (seed >> 32) & _LOW32
@@ -53,7 +53,7 @@ def _fraction53(high: Tensor, low: Tensor) -> Tensor:
 
 
 def uniforms(rng: Tensor, n_chains: int, n_elements: int, dtype: torch.dtype) -> Tensor:
-    """The uniforms behind the normals, float64 [C, n]: even elements in (0, 1], odd ones in [0, 1)."""
+    """The uniforms behind the normals at this rng [3], float64 [C, n]: even elements in (0, 1], odd ones in [0, 1)."""
     n_blocks = -(-n_elements // 4)
     words = philox(rng, n_chains, n_blocks, _PURPOSE_NORMALS).flatten(1)
     if dtype == torch.float32:
@@ -66,7 +66,7 @@ def uniforms(rng: Tensor, n_chains: int, n_elements: int, dtype: torch.dtype) ->
 
 
 def normals(rng: Tensor, n_chains: int, n_elements: int, dtype: torch.dtype) -> Tensor:
-    """Standard normals by Box-Muller on pairs of uniforms, [C, n]: computed in float64 and rounded once."""
+    """Standard normals at this rng [3], [C, n]: Box-Muller on pairs of uniforms, in float64, rounded once."""
     n_padded = 4 * -(-n_elements // 4)
     u = uniforms(rng, n_chains, n_padded, dtype)
     radius = (-2 * u[:, 0::2].log()).sqrt()
@@ -76,7 +76,7 @@ def normals(rng: Tensor, n_chains: int, n_elements: int, dtype: torch.dtype) -> 
 
 
 def accept_uniforms(rng: Tensor, n_chains: int) -> Tensor:
-    """The Metropolis-Hastings uniform of every chain, float64 [C] in (0, 1]."""
+    """The Metropolis-Hastings uniform of every chain at this rng [3], float64 [C] in (0, 1]."""
     words = philox(rng, n_chains, 1, _PURPOSE_UNIFORM)[:, 0]
     return (_fraction53(words[:, 0], words[:, 1]) + 1) * 2.0**-53
 
@@ -98,11 +98,11 @@ def noise(rng: Tensor, n_chains: int, n_elements: int, dtype: torch.dtype, kind:
     """The noise [C, n] that a proposal at this rng [3] uses.
 
     Args:
-        kind: NORMALS: standard normals. UNIFORMS: the uniforms they are made of. INTEGERS: the 32-bit words that the
-            uniforms are made of, int64. ACCEPT: the uniforms of the decisions, [C, 1].
+        kind: NORMALS: standard normals. UNIFORMS: the uniforms behind the normals. INTEGERS: the 32-bit words behind
+            the uniforms, int64. ACCEPT: the uniforms of the decisions, float64 [C, 1].
 
     Raises:
-        ValueError: another kind, or a dtype that is neither float32 nor float64.
+        ValueError: the kind is unknown, or the dtype is neither float32 nor float64.
     """
     if kind not in (INTEGERS, UNIFORMS, NORMALS, ACCEPT) or dtype not in (torch.float32, torch.float64):
         raise ValueError(
@@ -115,7 +115,7 @@ def noise(rng: Tensor, n_chains: int, n_elements: int, dtype: torch.dtype, kind:
 
 
 def make_rng(device: torch.device | str, generator: torch.Generator | None = None) -> Tensor:
-    """A fresh rng [3], its seed drawn from `generator` (default: the one `torch.manual_seed` sets).
+    """A fresh rng [3], its seed drawn from `generator` (default: the generator that `torch.manual_seed` sets).
 
     The draw happens on `device`, without a host synchronisation.
 

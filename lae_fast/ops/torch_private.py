@@ -1,4 +1,4 @@
-"""Every private name of torch that the package uses, each with what serves where it is gone."""
+"""Every private name of torch that the package uses, each with a fallback for a torch without this name."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 def is_transformed() -> bool:
-    """Whether `torch.func` or forward-mode differentiation looks on: to them a fused op is a constant.
+    """Whether a transform of `torch.func` or forward-mode differentiation is active: to both a fused op is a constant.
 
-    Gone: yes. Plain PyTorch then serves, which is slower and never wrong.
+    Fallback: True. Plain PyTorch then serves, which is slower and never wrong.
     """
     try:
         return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
@@ -23,9 +23,9 @@ def is_transformed() -> bool:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether calling `module`, and not its parts, would do more than its `forward`.
+    """Whether a call of `module`, apart from its parts, does more than its `forward`.
 
-    Gone: yes. The layers then run one by one, hooks included.
+    Fallback: True. The layers then run one by one, hooks included.
     """
     try:
         return any(
@@ -41,9 +41,9 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def own_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
-    """The parameters that are the module's own, by name; None where one was declared and left out.
+    """The module's own parameters, by name; None for a parameter that was declared and left out.
 
-    Gone: `named_parameters`, which takes longer than a small layer's product.
+    Fallback: `named_parameters`, which takes longer than a small layer's product.
     """
     try:
         return module._parameters
@@ -52,22 +52,22 @@ def own_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
 
 
 def backward_reaches(node: torch.autograd.graph.Node | None) -> bool:
-    """Whether the backward pass under way leads to this node: `needs_input_grad` says only that it might.
+    """Whether the current backward pass reaches this node; `needs_input_grad` only says that it may.
 
-    Gone: yes, wherever there is a node; a gradient that nobody wants is then computed too.
+    Fallback: True for every node; unneeded gradients are then computed too.
     """
     if node is None:
         return False
     try:
         return torch._C._will_engine_execute_node(node)
-    except (AttributeError, RuntimeError):  # RuntimeError: the leaf that torch.autograd.grad was asked for
+    except (AttributeError, RuntimeError):  # RuntimeError: a leaf given to torch.autograd.grad
         return True
 
 
 def add_to_each(totals: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """Add values to totals, tensor by tensor, in as few launches as possible.
+    """Add values to totals, tensor by tensor, in as few launches as possible; the shapes of each pair are equal.
 
-    Gone: one launch a tensor.
+    Fallback: one launch for each tensor.
     """
     try:
         add = torch._foreach_add_
@@ -79,9 +79,9 @@ def add_to_each(totals: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 
 
 def onednn_linear() -> Linear | None:
-    """oneDNN's a @ weight.T + bias, as torch.compile uses it.
+    """oneDNN's a @ weight.T + bias, as torch.compile uses it, for a [n, k], weight [m, k] and bias [m] or None.
 
-    Gone, or not part of this torch: None, and `torch.nn.functional.linear` serves.
+    Fallback, also for a torch without oneDNN: None; `torch.nn.functional.linear` then serves.
     """
     if not torch.backends.mkldnn.is_available():
         return None

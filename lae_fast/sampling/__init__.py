@@ -1,4 +1,4 @@
-"""Chains and samplers: one step (`ald_step`), the loop that everything runs on (`Chains`), and samples of p(z|x)."""
+"""Chains and samplers: one step (`ald_step`), the loop of samplers and models (`Chains`), and samples of p(z|x)."""
 
 from lae_fast.sampling.acceptance import acceptance_rate, acceptance_warning
 from lae_fast.sampling.adaptation import TARGET_ACCEPTANCE, dual_averaging, robbins_monro

@@ -1,4 +1,4 @@
-"""Acceptance: what a person should know of chains that accept too little, or nearly everything."""
+"""Acceptance rates, and a warning about chains that accept too few proposals, or nearly all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def acceptance_rate(log_alpha: Tensor) -> Tensor:
 
 
 def acceptance_warning(rates: Tensor) -> str | None:
-    """What a person should know about the chains' mean acceptance rates [C]; None if all is well."""
+    """A warning about the mean acceptance rates [...] of chains, for people; None if all rates are good."""
     n, frozen, small = rates.numel(), int((rates < FROZEN).sum()), int((rates > NEEDLESSLY_SMALL).sum())
     of = f"{{}} of {n} chains" if n > 1 else "the chain"
     if frozen:

@@ -1,4 +1,4 @@
-"""How step sizes adapt, as rows of the `adaptation` that a transition updates: see ops/langevin.py for both rules."""
+"""Adaptation of step sizes: rows of the `adaptation` that a transition updates. ops/langevin.py states both rules."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ TARGET_ACCEPTANCE = 0.574  # optimal for Langevin proposals in high dimension (R
 
 
 def robbins_monro(n: int, rate: float, target: float, device: torch.device) -> Tensor:
-    """Rows [n, 2]: log eta += rate (acceptance - target), for as long as the chain runs."""
+    """Rows [n, 2], float64: log eta += rate (acceptance - target), for as long as the chain runs."""
     rows = torch.empty(n, ROBBINS_MONRO, dtype=torch.float64, device=device)
     rows[:, TARGET], rows[:, RATE] = target, rate
     return rows
 
 
 def dual_averaging(log_step_size: Tensor, target: float) -> Tensor:
-    """Rows [S, 6], with the constants of Hoffman and Gelman (2014), gamma = 0.05 and mu = log(10 eta), from [S]."""
+    """Rows [S, 6] for log_step_size [S]: the constants of Hoffman and Gelman (2014), gamma = 0.05, mu = log(10 eta)."""
     rows = log_step_size.new_zeros(log_step_size.shape[0], DUAL_AVERAGING)
     rows[:, TARGET], rows[:, RATE] = target, 20.0  # 1 / gamma
     rows[:, CENTRE] = log_step_size + math.log(10)
@@ -28,5 +28,5 @@ def dual_averaging(log_step_size: Tensor, target: float) -> Tensor:
 
 
 def averaged(adaptation: Tensor) -> Tensor:
-    """log eta [S] to keep after a warm-up by dual averaging, from its rows [S, 6]."""
+    """log eta [S] to keep after a warm-up by dual averaging, from the rows `adaptation` [S, 6]."""
     return adaptation[:, AVERAGE]

@@ -20,20 +20,20 @@ Potential = Callable[[Tensor], Tensor]
 
 
 class ALDState(NamedTuple):
-    """What the next step needs. Belongs to the potential that made it: see `ald_init`.
+    """The state that the next step needs. It belongs to the potential that made it: see `ald_init`.
 
     One chain: phi of any shape. C chains: phi [C, ...], one chain a row.
     """
 
     phi: Tensor  # detached, float32 or float64
-    potential: Tensor  # [] or [C], float64, nats; attached to all that V depends on but phi
+    potential: Tensor  # [] or [C], float64, nats; attached to all inputs of V except phi
     grad: Tensor  # like phi: grad V(phi)
     rng: Tensor  # [3] int64: seed, step, scratch
     step_size: Tensor | None  # [1] or [C], float64: eta of the last step
 
 
 class ALDInfo(NamedTuple):
-    """What a person wants to see; all on the device, [] for one chain or [C]."""
+    """Facts about one step, for people; all on the device, [] for one chain or [C]."""
 
     is_accepted: Tensor  # bool
     log_alpha: Tensor  # float64; -inf for a proposal that could not be accepted
@@ -46,7 +46,11 @@ def _rows(t: Tensor, n_chains: int | None) -> Tensor:
 
 
 def evaluate_potential(potential: Potential, phi: Tensor, n_chains: int | None) -> tuple[Tensor, Tensor]:
-    """V(phi), float64 [] or [C], and grad V(phi), like phi."""
+    """V(phi), float64 [] or [C], nats, and grad V(phi), like phi; phi is [C, ...], or any shape if n_chains is None.
+
+    Raises:
+        ValueError: V does not depend on phi, or has another shape than [], [n] or, with n_chains, [C], [C, n].
+    """
     keep_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         leaf = phi.detach().requires_grad_()
@@ -59,7 +63,7 @@ def evaluate_potential(potential: Potential, phi: Tensor, n_chains: int | None) 
             raise ValueError(f"potential(phi) returned shape {list(energy.shape)}; expected {wanted}")
         # from the energies themselves: their sum in float64 would only lengthen the graph
         (grad,) = torch.autograd.grad(energy, leaf, torch.ones_like(energy), retain_graph=keep_graph)
-    # a copy, as chains update it in place: the energies may be a view of phi
+    # a copy, as chains update the total in place, and the energies may be a view of phi
     total = (energy if keep_graph else energy.detach()).to(torch.float64, copy=True)
     return total if total.dim() == n_axes else total.sum(-1), grad
 
@@ -88,19 +92,20 @@ def ald_init(
     """Evaluate `potential` at `phi` and start a chain there.
 
     A state holds V and grad V of the potential that made it. After a new minibatch, or an optimizer step
-    on anything V depends on, those are stale and the acceptance ratio would be wrong: call
-    `ald_init(potential, state)`, which evaluates anew and keeps phi, random stream and step size.
+    on anything that V depends on, V and grad V are stale and the acceptance ratio would be wrong: call
+    `ald_init(potential, state)`, which evaluates both again and keeps phi, random stream and step size.
 
     Args:
         potential: V as in `ald_step`.
-        phi: where to start, of any shape, or [C, ...] with `n_chains=C`; or the state to carry on from.
-        step_size: eta, kept in the state for steps that do not name one.
+        phi: the start, of any shape, or [C, ...] with `n_chains=C`; or the state to continue from.
+        step_size: eta, a number or a tensor [] or [C]; the state keeps it for steps that do not name one.
         n_chains: the number of chains along phi's first axis; None for one chain.
-        generator: decides the chain's seed; default: the generator `torch.manual_seed` sets.
+        generator: decides the chain's seed; default: the generator that `torch.manual_seed` sets.
 
     Raises:
-        ValueError: phi is not float32 or float64, V has the wrong shape or (on the CPU, where looking
-            costs nothing) is not finite at phi. On a GPU such a chain rejects every step as non-finite.
+        ValueError: phi is not float32 or float64, the step size is not finite and >= 0, V has the wrong shape or (on
+            the CPU, where the check is cheap) is not finite at phi. On a GPU such a chain rejects every step as
+            non-finite.
     """
     if isinstance(phi, ALDState):
         n_chains = phi.potential.shape[0] if phi.potential.dim() else None
@@ -138,29 +143,29 @@ def ald_step(
         accept with probability min(1, exp(V(phi) - V(phi') + log q(phi|phi') - log q(phi'|phi)))
 
     It targets exp(-V); with `mh=False` up to a bias of order eta. eta is the paper's step size: drift eta,
-    noise variance 2 eta, V summed over the batch (so TFP's step size is twice this one). No host
-    synchronisation. Everything V depends on but phi stays attached: `state.potential` is the
-    differentiable select of the two energies, to be averaged over steps and differentiated. Sample under
-    `torch.no_grad()` when nothing is to be trained: no graph is kept then.
+    noise variance 2 eta, V summed over the batch (so TFP's step size is twice this one). There is no host
+    synchronisation. All inputs of V except phi stay attached: `state.potential` is the differentiable select
+    of the two energies, to be averaged over steps and differentiated. To sample without training, use
+    `torch.no_grad()`: no graph is kept then.
 
     Args:
         potential: maps phi to energies in nats: one chain, [] or [n] (per example; summed here in float64,
-            which is exact enough for any n, where a float32 scalar near 1e5 is only good to 1e-2);
+            which is exact enough for any n, whereas a float32 scalar near 1e5 is only good to 1e-2);
             C chains, [C] or [C, n].
-        state: of the last step, or phi itself (then `ald_init` comes first: one more evaluation).
-        step_size: eta >= 0, a number or a tensor [] or [C]; default: that of the state.
+        state: the state after the last step, or phi itself (then `ald_init` runs first: one more evaluation).
+        step_size: eta >= 0, a number or a tensor [] or [C]; default: the state's step size.
         mh: Metropolis-Hastings accept or reject. False accepts every finite proposal.
         n_chains, generator: as in `ald_init`, when `state` is phi.
         noise, uniform: pre-drawn eps (like phi) and u ([] or [C], float64 in (0, 1]), for parity tests.
 
     Returns:
-        The new state, and what happened. A rejected proposal never enters the state. It does stay in the
-        graph of `state.potential` with weight zero, and 0 * NaN is NaN: where V is infinite or NaN at a
-        proposal, the gradients of its parameters can be too (`lae_fast.LAE` selects gradients instead, and
-        has no such limit).
+        The new state, and facts about the step. A rejected proposal never enters the state. However, the
+        proposal stays in the graph of `state.potential` with weight zero, and 0 * NaN is NaN: where V is
+        infinite or NaN at a proposal, the gradients of V's parameters can be NaN too (`lae_fast.LAE`
+        selects gradients instead, and does not have this limit).
 
     Raises:
-        ValueError: no step size is known, it is negative, or shapes, types or devices do not fit.
+        ValueError: no step size is known, the step size is negative, or shapes, types or devices do not fit.
     """
     if not isinstance(state, ALDState):
         state = ald_init(potential, state, n_chains=n_chains, generator=generator)

@@ -1,4 +1,4 @@
-"""C chains moved in place by the fused transition: the loop behind everything here that samples."""
+"""C chains moved in place by the fused transition: the loop of the samplers and of the models with a chain."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ Evaluate = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class Chains:
-    """C chains of D elements and what they remember between steps, all on their device.
+    """C chains of D elements and their state between steps, all on the device of phi.
 
     Args:
         evaluate: rows [C, D] -> V [C], float64 in nats, and grad V [C, D], both detached.
-        phi: where the chains start, [C, D]; copied.
+        phi: the start of the chains, [C, D]; copied.
         log_step_size: [S], float64, S = 1 (shared) or C; copied.
-        rng: [3] of `ops.make_rng`; copied.
+        rng: [3], from `ops.make_rng`; copied.
         mh: Metropolis-Hastings accept or reject.
-        adaptation: [S, K] of adaptation.py, updated in place; None: the step sizes stay.
+        adaptation: [S, K], from adaptation.py, updated in place; None: the step sizes stay.
     """
 
     def __init__(
@@ -50,17 +50,28 @@ class Chains:
         self.proposal, self.rng = ops.propose(self.phi, self.grad, self.log_step_size.exp(), self.rng)
 
     def set_step_size(self, log_step_size: Tensor) -> None:
-        """From now on, and no longer adapted; the pending proposal, made with the old one, is drawn anew."""
+        """Use log_step_size [S] from now on, without adaptation; the pending proposal is drawn again."""
         self.log_step_size, self.adaptation = log_step_size.clone(), None
         self._propose()
 
     def step(self) -> None:
-        """Evaluate the proposal; then one fused transition decides, selects, adapts and proposes anew."""
+        """Evaluate the proposal; then one fused transition decides, selects, adapts and proposes again."""
         potential, grad = self.evaluate(self.proposal)
         ops.transition_unchecked(
-            self.phi, self.potential, self.grad, self.proposal, self.rng, self.log_step_size, self.counters,
-            self.is_accepted, self.log_alpha, self.adaptation, potential, grad.contiguous(), self.mh,
-        )  # fmt: skip
+            self.phi,
+            self.potential,
+            self.grad,
+            self.proposal,
+            self.rng,
+            self.log_step_size,
+            self.counters,
+            self.is_accepted,
+            self.log_alpha,
+            self.adaptation,
+            potential,
+            grad.contiguous(),
+            self.mh,
+        )
 
     def acceptance_rate(self) -> Tensor:
         """min(1, alpha) of the last step, [C]."""

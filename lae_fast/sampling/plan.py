@@ -1,4 +1,4 @@
-"""`Plan`: how long a sampler runs, and how its step sizes are found; what `ald_sample` and `langevin_sample` share."""
+"""`Plan`: the length of a sampler's run and the choice of its step sizes, for `ald_sample` and `langevin_sample`."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ class Plan:
     """Options of both samplers.
 
     Args:
-        n_draws: draws kept of each chain.
+        n_draws: draws to keep from each chain.
         n_warmup: steps before the first draw.
         thin: steps that lead to each draw.
-        step_size: eta (drift eta, noise variance 2 eta), a number or one for each chain, not adapted. None: found by dual
-            averaging during warm-up, which takes `mh`.
-        mh: Metropolis-Hastings accept or reject. False: unadjusted, biased at order eta, and labelled so.
-        target_acceptance: what dual averaging aims at.
-        share_step_size: one step size for all chains, adapted to their mean acceptance, instead of one each.
-        generator: decides all that is random; default: the one `torch.manual_seed` sets.
+        step_size: eta (drift eta, noise variance 2 eta), a number or a tensor with one for each chain, not adapted.
+            None: dual averaging finds it during warm-up, which requires `mh`.
+        mh: Metropolis-Hastings accept or reject. False: unadjusted, biased at order eta, and labelled as unadjusted.
+        target_acceptance: the acceptance that dual averaging aims at.
+        share_step_size: one step size for all chains, adapted to their mean acceptance, instead of one for each chain.
+        generator: source of all randomness; default: the generator that `torch.manual_seed` sets.
         progress: show a bar with the acceptance, on a terminal.
         capture: on a GPU, replay the steps from a CUDA graph, several times as fast for small problems. The energy then
-            runs as Python a few times only, and must neither wait for the device nor depend on anything but device
-            tensors that stay where they are.
+            runs as Python only a few times. It must not wait for the device, and it may depend only on device tensors
+            that keep their place in memory.
 
     Raises:
-        ValueError: counts or acceptances make no sense, or nothing tells how large a step may be.
+        ValueError: a count or the target acceptance is out of range, or step_size is None without `mh` or warm-up.
     """
 
     n_draws: int
@@ -71,7 +71,12 @@ class Plan:
         return self.n_warmup + self.n_draws * self.thin
 
     def log_step_sizes(self, n_chains: int, device: torch.device) -> Tensor:
-        """log eta [1] or [C] at the start; dual averaging finds its way over many orders of magnitude."""
+        """log eta, float64 [1] or [C], at the start. Dual averaging starts at eta = 1e-3, and moves over many orders of
+        magnitude.
+
+        Raises:
+            ValueError: a step size is not finite and >= 0, or their number does not fit.
+        """
         eta = torch.as_tensor(1e-3 if self.step_size is None else self.step_size, dtype=torch.float64)
         n = 1 if self.share_step_size else n_chains
         if eta.numel() not in (1, n) or not ((eta >= 0) & eta.isfinite()).all():
@@ -79,7 +84,7 @@ class Plan:
         return eta.to(device).reshape(-1).expand(n).log()
 
     def prepared(self, step: Callable[[], None], device: torch.device) -> Callable[[], None]:
-        """`step` as it will be run: as it is, or replayed."""
+        """`step` itself, or with `capture` its replay from a CUDA graph."""
         if not self.capture:
             return step
         return Replayed(step, device, [g for g in (self.generator,) if g and g.device.type == "cuda"])

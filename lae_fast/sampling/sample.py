@@ -21,14 +21,19 @@ from lae_fast.sampling.samples import Samples
 
 
 def _sample(
-    potential: Callable[[Tensor], Tensor], start: Tensor, read: Callable[[Tensor], Tensor], shape: tuple[int, ...],
+    potential: Callable[[Tensor], Tensor],
+    start: Tensor,
+    read: Callable[[Tensor], Tensor],
+    shape: tuple[int, ...],
     plan: Plan,
-) -> tuple[Samples, Tensor]:  # fmt: skip
+) -> tuple[Samples, Tensor]:
     """Warm up, freeze the step sizes, draw.
 
     Args:
-        potential: rows [R, D] -> [R, ...]. start: [R, D]. read: rows -> z [C, n, nz].
-        shape: (C,) or (C, n), with R as its product: what the rows are.
+        potential: rows [R, D] -> energies [R] or [R, m], nats.
+        start: [R, D].
+        read: rows [R, D] -> z [C, n, nz].
+        shape: (C,) or (C, n): the axes that the R rows stand for.
 
     Returns:
         The samples, and the last rows [R, D].
@@ -38,10 +43,13 @@ def _sample(
     n_rows = start.shape[0]
     log_step_size = plan.log_step_sizes(n_rows, start.device)
     chains = Chains(
-        lambda rows: evaluate_potential(potential, rows, n_rows), start, log_step_size,
-        ops.make_rng(start.device, plan.generator), mh=plan.mh,
+        lambda rows: evaluate_potential(potential, rows, n_rows),
+        start,
+        log_step_size,
+        ops.make_rng(start.device, plan.generator),
+        mh=plan.mh,
         adaptation=dual_averaging(log_step_size, plan.target_acceptance) if plan.adapts else None,
-    )  # fmt: skip
+    )
     for name, value in (("energy", chains.potential), ("gradient of the energy", chains.grad)):
         if not value.isfinite().all():
             total = value.sum().item()
@@ -61,14 +69,14 @@ def _sample(
                 chains.set_step_size(averaged(chains.adaptation) if plan.adapts else chains.log_step_size)
                 chains.counters.zero_()
                 accepted.zero_()
-                run = plan.prepared(step, start.device)  # the chains' step sizes lie elsewhere now
+                run = plan.prepared(step, start.device)  # the chains' step sizes are another tensor now
             run()
             draw, rest = divmod(t - plan.n_warmup, plan.thin)
             if draw >= 0 and rest == plan.thin - 1:
                 rates[:, draw] = accepted.div_(plan.thin).view(shape)
                 accepted.zero_()
                 z[:, draw], energies[:, draw] = read(chains.phi), chains.potential.view(shape)
-            if not bar.disable and (t + 1) % 50 == 0:  # the only look at the device
+            if not bar.disable and (t + 1) % 50 == 0:  # the loop waits for the device only here
                 phase = "sampling" if draw >= 0 else "warm-up"
                 bar.set_postfix_str(
                     f"{phase}, acceptance {chains.acceptance_rate().mean():.2f}", refresh=False
@@ -97,7 +105,7 @@ def _checked(u: Tensor, n_chains: int, n: int) -> Tensor:
 
 
 def _whitened(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """H [n, d] = Q R of rank r with orthonormal columns of Q [n, r]; R [r, d] and its pseudoinverse [d, r]."""
+    """Q [n, r], R [r, d] and R's pseudoinverse [d, r]: features H [n, d] = Q R of rank r, orthonormal columns of Q."""
     u, s, vh = torch.linalg.svd(features.detach().double(), full_matrices=False)
     is_seen = s > s.max() * max(features.shape) * torch.finfo(features.dtype).eps
     u, s, vh = u[:, is_seen], s[is_seen, None], vh[is_seen]
@@ -116,7 +124,7 @@ def _check_features(features: Tensor) -> None:
 def _starts(
     phi: Tensor | None, features: Tensor, nz: int | None, n_chains: int, generator: torch.Generator | None
 ) -> Tensor:
-    """Where the chains start, [C, nz, d]: phi, checked; or drawn so that the z are about as large as the prior's."""
+    """The start of the chains, [C, nz, d]: the checked phi, or a draw that makes z about as large as the prior's."""
     d = features.shape[1]
     if phi is None:
         if nz is None or nz < 1 or n_chains < 1:
@@ -149,36 +157,36 @@ def ald_sample(
 ) -> Samples:
     """Amortized Langevin dynamics for frozen features and decoder (LAE paper, Algorithm 1).
 
-    C independent chains of phi target exp(-V), V(phi) = sum_i U(x_i, phi h_i), and each draw reads off the sample
+    C independent chains of phi target exp(-V), V(phi) = sum_i U(x_i, phi h_i), and each draw gives the sample
     set Z = (phi h_1, ..., phi h_n). If the features' rank is n (so d >= n), Z follows the product of the
-    posteriors p(z_i|x_i); if not, it cannot, and a warning says so.
+    posteriors p(z_i|x_i); otherwise Z cannot, and a warning says so.
 
-    Step sizes are found by dual averaging during warm-up and frozen after it, so that what is drawn is a Markov
-    chain. `whiten` moves phi R instead of phi, where H = Q R and Q [n, r] has orthonormal columns: the same law of
-    Z in coordinates where no feature weighs more than another. Directions of phi that no datapoint sees then stay
-    where they were, and eta is a step size of z; without it, eta is one of phi.
+    Dual averaging finds the step sizes during warm-up; they are frozen after it, so that the draws form a Markov
+    chain. `whiten` moves phi R instead of phi, where H = Q R and Q [n, r] has orthonormal columns: Z has the same
+    law, in coordinates where no feature weighs more than another. Directions of phi that no datapoint uses then
+    do not move, and eta is a step size of z. Without `whiten`, eta is a step size of phi.
 
     Args:
         energy: U(x_i, z_i) = -log p(x_i|z_i) - log p(z_i) in nats, z [C, n, nz] -> [C, n]. With `batch_size`,
             energy(z [C, m, nz], index [m]) of the datapoints in a minibatch.
         features: h_i = g(x_i), [n, d], float32 or float64.
-        phi: where the chains start, [C, nz, d]. None: `n_chains` of them with `nz` rows, drawn so that the z are
-            about as large as the prior's.
-        batch_size: m of SGALD: every step takes the gradient of (n/m) sum over m fresh datapoints. Unadjusted by
-            nature, so `mh=False`; the potential reported is that estimate too. All chains see the same minibatches:
-            they are not independent of each other.
+        phi: the start of the chains, [C, nz, d]. None: `n_chains` starts with `nz` rows, drawn so that z is about as
+            large as the prior's draws.
+        batch_size: m of SGALD: every step takes the gradient of n/m times the sum over m fresh datapoints. SGALD
+            has no decision, so it requires `mh=False`; the reported potential is the same estimate. All chains see
+            the same minibatches: the chains are not independent of each other.
         plan: `n_draws`, and any of n_warmup=1000, thin=1, step_size=None, mh=True, target_acceptance=0.574,
             share_step_size=False, generator=None, progress=True, capture=False: see `lae_fast.sampling.Plan`.
 
     Returns:
-        `Samples`. Memory grows with `n_draws`, not with the steps.
+        `Samples`. Memory grows with `n_draws`, not with the number of steps.
 
     Raises:
-        ValueError: shapes, counts or step sizes make no sense, or V is not finite at the start.
+        ValueError: a shape, count or step size is not valid, or V or its gradient is not finite at the start.
 
     Warns:
-        UserWarning: rank below n; a chain that accepts less than 5 % or more than 95 % of 100 proposals or more; an
-            unadjusted chain that diverges.
+        UserWarning: the rank is below n; a chain accepts less than 5 % or more than 95 % of 100 or more proposals; an
+            unadjusted chain diverges.
     """
     plan = Plan(**plan)
     _check_features(features)
@@ -221,15 +229,15 @@ def ald_sample(
 def langevin_sample(energy: Callable[[Tensor], Tensor], z: Tensor, **plan: Any) -> Samples:
     """Datapoint-wise Langevin dynamics on z itself (the report's eq. 3); with `mh`, MALA.
 
-    C n independent chains of nz elements, one for each chain and datapoint, each with a decision and (unless
-    shared) a step size of its own.
+    There are C n independent chains of nz elements: C for each datapoint. Each has its own decisions and (unless
+    shared) its own step size.
 
     Args:
         energy: U(x_i, z_i) in nats, z [C, n, nz] -> [C, n].
-        z: where the chains start, [C, n, nz], float32 or float64.
+        z: the start of the chains, [C, n, nz], float32 or float64.
         plan: as for `ald_sample`; a step size is a number, or [C n].
 
-    The result, and what it raises and warns of, are those of `ald_sample`.
+    Result, errors and warnings are those of `ald_sample`, except the warning about the rank.
     """
     plan = Plan(**plan)
     if z.dim() != 3 or z.dtype not in (torch.float32, torch.float64):

@@ -1,4 +1,4 @@
-"""`Samples`: what a sampler returns, and its way to arviz."""
+"""`Samples`: the result of a sampler, and its conversion for arviz."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from torch import Tensor
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """What a sampler returns: chains along the first axis, draws along the second, as arviz has it.
+    """The result of a sampler: chains along the first axis, draws along the second, as in arviz.
 
-    ALD decides once for a whole chain, the datapoint-wise sampler for each datapoint: whatever belongs to a
-    decision is [C, draw] for the one and [C, draw, n] for the other.
+    ALD decides once for a whole chain, the datapoint-wise sampler once for each datapoint. `potential` and
+    `acceptance_rate` are therefore [C, draw] for ALD, and [C, draw, n] for the datapoint-wise sampler. The
+    acceptance rate of unadjusted chains is the fraction of finite proposals.
     """
 
     z: Tensor  # [C, draw, n, nz]: the sample sets Z
-    potential: Tensor  # float64, nats: V at each draw
-    acceptance_rate: Tensor  # float64: mean of min(1, alpha) over the steps that lead to each draw
+    potential: Tensor  # [C, draw] or [C, draw, n], float64, nats: V at each draw
+    acceptance_rate: Tensor  # like potential: mean of min(1, alpha) over the steps that lead to each draw
     step_size: Tensor  # [C] or [C, n], float64: eta of all draws
     n_nonfinite: int  # proposals after warm-up that were rejected because they were not finite
     kind: str  # "Metropolis-Hastings", "unadjusted", or "unadjusted, minibatches of m"
@@ -39,5 +40,5 @@ class Samples:
             {"posterior": {"z": self.z.cpu().numpy()}, "sample_stats": stats},
             dims={"z": ["datapoint", "latent"]}
             | dict.fromkeys(stats, ["datapoint"][: self.potential.dim() - 2]),
-            check_conventions=False,  # more chains than draws are no mistake
+            check_conventions=False,  # more chains than draws is not a mistake
         )

@@ -56,18 +56,18 @@ class Config:
     adaptation_rate: float = _LAE["adaptation_rate"]
     """How fast the logarithm of the step size follows the acceptance, at every step of the chain (LAE, Hoffman)."""
     window: Literal["after", "before"] = _LAE["window"]
-    """States the decoder and the features learn from: those after each of the T steps, as published, or those before
-    each: then V_0, the cost of the optimizer's own last step, counts too (LAE)."""
+    """States from which the decoder and the features learn: the state after each of the T steps, as published, or the
+    state before each step, which includes V_0, the cost of the optimizer's own last step (LAE)."""
     whiten: bool = _LAE["whiten"]
     """Move phi in coordinates where the features' running Gram matrix is the identity (LAE)."""
     gradient: Literal["average", "last"] = _HOFFMAN["gradient"]
-    """What the decoder learns from: all T states of the chain, or the last (Hoffman)."""
+    """States from which the decoder learns: all T states of the chain, or the last (Hoffman)."""
     start: Literal["encoder", "prior"] = _HOFFMAN["start"]
-    """Where the chains start: the encoder's draw, or anywhere, the traditional way (Hoffman)."""
+    """Start of the chains: a draw of the encoder, or a draw of the prior, the traditional way (Hoffman)."""
 
     precision: Literal[PRECISIONS] = _LAE["precision"]
-    """Precision of matrix products in training: the encoder's, all gradients' and, where no Metropolis-Hastings decision
-    hangs on them, the energies'. tf32 is for GPUs."""
+    """Precision of matrix products in training: in the encoder, in all gradients and, where no Metropolis-Hastings
+    decision depends on them, in the energies. tf32 is for GPUs."""
     chain_precision: Literal[("auto", *PRECISIONS)] = "auto"
     """Precision of the decoder's products when it evaluates the energy of the chain's proposals. auto: --precision, but never
     too coarse for Metropolis-Hastings decisions."""
@@ -79,8 +79,8 @@ class Config:
     lr: float = 1e-3
     """Learning rate of Adam: constant, then linear to 0 over the last epochs (--cooldown)."""
     beta1: float | Literal["auto"] = "auto"
-    """Adam's momentum. auto: the model's own, which is 0.5 for an LAE that learns from the states after each step, by which
-    phi has undone part of what the momentum remembers; else 0.9."""
+    """Adam's momentum. auto: 0.5 for an LAE that learns from the states after each step, in which phi has undone part
+    of the change that the momentum remembers; else 0.9."""
     cooldown: float = 0.2
     """Fraction of the epochs, at the end, over which the learning rate falls to 0; 0: never."""
     patience: int = 10
@@ -93,18 +93,19 @@ class Config:
     dataset: Literal[("auto", *DATASETS)] = "auto"
     """auto: MNIST, found or downloaded; without a network scikit-learn's 8 x 8 digits."""
     data_dir: Path = Path("~/.cache/lae_fast")
-    """Where MNIST lies or goes (torchvision's layout: MNIST/raw inside)."""
+    """Folder of MNIST, also for the download (torchvision's layout: MNIST/raw inside)."""
     validation: int | None = None
     """Last images of the training set kept for validation (default 5,000; digits: 200). 0: train on all, no
     early stopping."""
     binarize: Literal[BINARIZATIONS] = "none"
-    """Grey pixels in [0, 1]; drawn once; or drawn anew each time an image is used in training."""
+    """none: grey pixels in [0, 1]; fixed: binary pixels, drawn once; dynamic: drawn again each time an image is used in
+    training."""
 
     output_dir: Path | None = None
     """Folder of the run; default runs/MODEL-DATE-TIME. Must not hold another run."""
     resume: Path | None = None
-    """Folder of a run to continue from its last checkpoint, with the options it was started with. Those that do
-    not change what has been done (more --epochs or --patience, another --lr, ...) may be given anew."""
+    """Folder of a run to continue from its last checkpoint, with the run's own options. Options that do not change the
+    finished part of the run (more --epochs or --patience, another --lr, ...) may be given again."""
     log_every: int = 20
     """Minibatches between lines of metrics.jsonl and looks at the device."""
     checkpoint_every: int = 0

@@ -1,4 +1,4 @@
-"""A run's folder: made or found again, with room enough, and the record of what was run there."""
+"""A run's folder: its creation, the check for free space, and the record of the run."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from lae_fast.training.trainer import TrainingError
 
 
 def prepare(config: Config) -> Path:
-    """The run's folder, made if need be.
+    """The run's folder, created if it does not exist.
 
     Raises:
-        TrainingError: it holds another run, or cannot be made.
+        TrainingError: the folder holds another run, or cannot be created.
     """
     if config.resume is not None:
         return config.resume
@@ -56,6 +56,6 @@ def read_options(folder: Path) -> dict[str, Any]:
     """The options of the run in that folder.
 
     Raises:
-        OSError, ValueError, KeyError: it is not the folder of a run.
+        OSError, ValueError, KeyError: the folder holds no run.
     """
     return json.loads((folder / "config.json").read_text())["options"]

@@ -1,4 +1,4 @@
-"""What a run shows: samples, reconstructions, and the latent plane."""
+"""The pictures of a run: samples, reconstructions, and the latent plane."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ def grid(images: Tensor, n_columns: int) -> Tensor:
 
 @torch.no_grad()
 def samples(model: Autoencoder, seed: int = 0) -> Tensor:
-    """8 x 8 mean images of latent variables drawn from the prior."""
+    """8 x 8 mean images of latent variables drawn from the prior: one picture [8 side, 8 side]."""
     device = next(model.parameters()).device
     return grid(model.sample(64, torch.Generator(device).manual_seed(seed)), 8)
 
 
 @torch.no_grad()
 def reconstructions(model: Autoencoder, x: Tensor) -> Tensor:
-    """Rows of ten images, each row above its reconstructions; a multiple of ten images [n, nx]."""
+    """One picture: rows of ten images, each row above its reconstructions, for x [n, nx] with n a multiple of ten."""
     pairs = torch.stack((x.unflatten(0, (-1, 10)), model.reconstruct(x).unflatten(0, (-1, 10))), 1)
     return grid(pairs.flatten(0, 2), 10)
 
 
 def save_picture(picture: Tensor, path: Path) -> None:
-    """A grey PNG, three pixels per pixel."""
+    """Save a picture [height, width] in [0, 1] as a grey PNG with 3 x 3 pixels for each of its pixels."""
     from matplotlib import image
 
     image.imsave(
@@ -45,7 +45,7 @@ def save_picture(picture: Tensor, path: Path) -> None:
 
 @torch.no_grad()
 def save_latent_plane(model: Autoencoder, x: Tensor, labels: Tensor, path: Path) -> None:
-    """Codes of images in the plane (nz = 2), coloured by class."""
+    """Save a plot of the codes of images x [n, nx] in the plane (nz = 2), coloured by labels [n]."""
     from matplotlib.figure import Figure
 
     z = model.encode(x).cpu()

@@ -29,8 +29,8 @@ class RunLog:
     """Scalars go to both records, pictures to TensorBoard. A context manager that closes both.
 
     Args:
-        folder: of the run.
-        resume_step: continue after this step (-1: from the start); what was written beyond it is dropped.
+        folder: the run's folder.
+        resume_step: continue after this step (-1: from the start), and drop later records. None: a new run.
     """
 
     def __init__(self, folder: Path, resume_step: int | None = None) -> None:
@@ -42,17 +42,17 @@ class RunLog:
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """One line of metrics.jsonl; in TensorBoard one tag each."""
+        """Write one line of metrics.jsonl, and one TensorBoard tag for each value."""
         self._file.write(json.dumps({"step": step} | values) + "\n")
         for tag, value in values.items():
             self._board.add_scalar(tag, value, step)
 
     def picture(self, step: int, tag: str, picture: Tensor) -> None:
-        """A grey picture [height, width] in [0, 1]."""
+        """Write a grey picture [height, width] in [0, 1] to TensorBoard."""
         self._board.add_image(tag, picture, step, dataformats="HW")
 
     def flush(self) -> None:
-        """Everything so far is on disk when this returns."""
+        """Write all records so far to disk."""
         self._file.flush()
         self._board.flush()
 

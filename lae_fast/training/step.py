@@ -10,13 +10,13 @@ from lae_fast.models.autoencoder import Autoencoder
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what a training step frees, by freeing one large block: its threshold follows. Else every step
-    returns its activations to the system and pays for fresh pages, a sixth of its time."""
+    """Let glibc keep the memory that a training step frees: freeing one large block raises glibc's threshold. Otherwise
+    every step returns its activations to the system and pays for fresh pages, a sixth of the step's time."""
     torch.empty(30 * 2**20, dtype=torch.uint8)
 
 
 def adam(model: nn.Module, lr: float, beta1: float = 0.9) -> torch.optim.Adam:
-    """Adam over the model's parameters, fused, and on a GPU fit to be captured: what a graph reads lives on the device."""
+    """Fused Adam over the model's parameters. On a GPU a graph can capture it: its learning rate is on the device."""
     device = next(model.parameters()).device
     is_captured = device.type == "cuda"
     return torch.optim.Adam(
@@ -31,15 +31,15 @@ def adam(model: nn.Module, lr: float, beta1: float = 0.9) -> torch.optim.Adam:
 class TrainingStep:
     """Steps of `optimizer` down the loss of `model`: `step(x)` for images x [n, nx].
 
-    On a GPU the first calls run as they are, the next is captured, and from then on a call copies x and replays the
-    graph: hundreds of launches for the price of one. Noise, step size and learning rate advance all the same, for
-    they live on the device; nothing on the way waits for it.
+    On a GPU the first calls run as they are, the next call is captured, and every later call copies x and replays the
+    graph: hundreds of launches for the price of one. Noise, step size and learning rate advance in a replay too, as
+    they live on the device; a step does not wait for the device.
 
     Args:
         model: any of this package's models.
-        optimizer: of its parameters. To be captured it must be `capturable`, with its learning rate a tensor on the
-            device: as `adam` makes it.
-        capture: default: where the model is on a GPU.
+        optimizer: an optimizer of the model's parameters. For capture it must be `capturable`, and its learning rate a
+            tensor on the device: `adam` makes such an optimizer.
+        capture: replay the step from a CUDA graph; default: if the model is on a GPU.
 
     Raises:
         ValueError: capture without a GPU, or an optimizer that cannot be captured.
@@ -63,7 +63,13 @@ class TrainingStep:
             keep_freed_memory()
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Take one step; the loss [] before it, nats per image, detached. Captured: valid until the next call."""
+        """Take one step on x [n, nx]; returns the loss [] before the step, nats per image, detached.
+
+        A captured step's loss is valid until the next call.
+
+        Raises:
+            ValueError: x has another shape or type than the captured images.
+        """
         if self.replayed is None:
             return self._step(x)
         if not self.is_captured:
