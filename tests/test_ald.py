@@ -126,9 +126,14 @@ def test_steps_follow_the_fused_transition(dtype, device):
         energy = target(leaf).double()
         (grad,) = torch.autograd.grad(energy.sum(), leaf)
         ops.transition(
-            *fused.values(), log_eta, counters, *out.values(), proposal_potential=energy.detach(),
-            proposal_grad=grad, adaptation=torch.zeros(1, 2, dtype=torch.float64, device=device),
-        )  # fmt: skip
+            *fused.values(),
+            log_eta,
+            counters,
+            *out.values(),
+            proposal_potential=energy.detach(),
+            proposal_grad=grad,
+            adaptation=torch.zeros(1, 2, dtype=torch.float64, device=device),
+        )
         assert torch.equal(state.phi, fused["phi"])
         assert torch.equal(state.potential.detach(), fused["potential"])
         assert torch.equal(info.is_accepted, out["is_accepted"])

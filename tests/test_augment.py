@@ -216,9 +216,12 @@ def test_n_chains_by_hand(mh):
     eta = torch.tensor([step_size / m], dtype=torch.float64)
     with torch.no_grad():
         chains = Chains(
-            lambda rows: evaluate_potential(potential, rows, n), model.phi.flatten().expand(n, -1), eta.log(),
-            ops.make_rng("cpu", seeded()), mh=mh,
-        )  # fmt: skip
+            lambda rows: evaluate_potential(potential, rows, n),
+            model.phi.flatten().expand(n, -1),
+            eta.log(),
+            ops.make_rng("cpu", seeded()),
+            mh=mh,
+        )
         for _ in range(n_steps):
             chains.step()
     if mh:

@@ -378,9 +378,20 @@ def changed(change):
 
 @pytest.mark.parametrize(
     "change",
-    ["likelihood", "likelihood without potential", "potential", "decoder's forward", "pre-hook", "hook inside",
-     "another layer", "another norm", "one more layer", "parametrization", "shared layer"],
-)  # fmt: skip
+    [
+        "likelihood",
+        "likelihood without potential",
+        "potential",
+        "decoder's forward",
+        "pre-hook",
+        "hook inside",
+        "another layer",
+        "another norm",
+        "one more layer",
+        "parametrization",
+        "shared layer",
+    ],
+)
 def test_what_a_user_has_changed_counts(change):
     m, x = changed(change), images()
     m.mh, m.n_steps, m.window = False, 1, "before"  # the loss is that of the first state

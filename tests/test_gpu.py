@@ -723,9 +723,19 @@ def test_a_transition_of_more_than_2_to_the_31_elements(is_one_chain):
     is_accepted = torch.zeros(n_chains, dtype=torch.bool, device=DEVICE)
     log_eta = torch.full((1,), eta, dtype=f64, device=DEVICE).log()
     ops.transition(
-        phi, potential, grad, proposal, rng, log_eta, counters, is_accepted, log_alpha, adaptation=None,
-        proposal_potential=0.25 * ratio - 1, proposal_grad=proposal_grad,
-    )  # fmt: skip
+        phi,
+        potential,
+        grad,
+        proposal,
+        rng,
+        log_eta,
+        counters,
+        is_accepted,
+        log_alpha,
+        adaptation=None,
+        proposal_potential=0.25 * ratio - 1,
+        proposal_grad=proposal_grad,
+    )
     assert is_accepted.all()
     assert ((log_alpha - 1).abs() <= 1e-13 * scale).all()
     assert rng.tolist() == [42, 6, 0]

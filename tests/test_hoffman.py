@@ -70,9 +70,16 @@ def test_long_chains_reach_the_posterior():
     """T = 200 steps from the prior for many copies of one image: the exact Gaussian posterior's moments."""
     n, linear = 4000, linear_model()
     model = Hoffman(
-        nn.Identity(), linear.decoder, Gaussian(SCALE), nx=LINEAR_NX, nz=LINEAR_NZ, d=LINEAR_NX,
-        n_steps=200, step_size=0.2, start="prior",
-    ).double()  # fmt: skip
+        nn.Identity(),
+        linear.decoder,
+        Gaussian(SCALE),
+        nx=LINEAR_NX,
+        nz=LINEAR_NZ,
+        d=LINEAR_NX,
+        n_steps=200,
+        step_size=0.2,
+        start="prior",
+    ).double()
     w, b = (p.detach() for p in linear.decoder.parameters())
     x, _ = linear.double().simulate(1, torch.Generator().manual_seed(3))
     covariance = torch.linalg.inv(torch.eye(LINEAR_NZ, dtype=torch.float64) + w.T @ w / SCALE**2)

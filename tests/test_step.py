@@ -160,8 +160,10 @@ def test_the_chain_stays_exact_under_bf16():
     """With MH only gradients are rounded, not energies; without it the decoder is, but for its first layer."""
     z, evaluations = torch.randn(128, 4), {}
     for name, options in {
-        "float32": {}, "bf16": {"precision": "bf16"}, "bf16, no MH": {"precision": "bf16", "mh": False},
-    }.items():  # fmt: skip
+        "float32": {},
+        "bf16": {"precision": "bf16"},
+        "bf16, no MH": {"precision": "bf16", "mh": False},
+    }.items():
         decoder = decoder_pass(build("lae", **options), images())
         potential, z_grad = decoder.evaluate(z)
         decoder.start()
