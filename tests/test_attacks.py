@@ -106,7 +106,9 @@ def test_two_classes_l2_worst_case(random_start):
 def test_l2_of_gradients_whose_squares_vanish():
     w, x = torch.randn(SIDE**2, generator=seeded(2)), images().float()
 
-    def sure(x):  # of class 1, by 65 nats or so: gradients of 1e-28, and 1e-45 is the least number of float32
+    def sure(
+        x,
+    ):  # it answers class 1, by about 65 nats: gradients of 1e-28, and 1e-45 is the least number of float32
         z = x.flatten(1) @ w - 65
         return torch.stack([z, torch.zeros_like(z)], 1)
 
@@ -279,7 +281,9 @@ def test_restarts_only_add_to_the_fooled(digits, norm):
     rest = ~by_one & ~by_five
     losses = [F.cross_entropy(model(a), labels, reduction="none")[rest] for a in (one, five)]
     assert (losses[1] >= losses[0]).all()
-    assert (losses[1] > losses[0]).double().mean() > 0.5  # of five, the first is the worst for a fifth
+    assert (
+        losses[1] > losses[0]
+    ).double().mean() > 0.5  # the first of five is the worst for a fifth of the images
 
 
 def by_thirds(x):

@@ -132,7 +132,7 @@ def test_isotropic_is_normal_around_the_code(cls, scale):
 
 @pytest.mark.parametrize("cls", [LAE, VAE, Hoffman])
 def test_encoder_is_q(cls):
-    """Of the VAE and Hoffman with a deviation for every image and dimension, of the LAE with its posterior_scale."""
+    """VAE and Hoffman have a deviation for every image and dimension, the LAE has its posterior_scale."""
     model, x, n = copying(cls).double(), codes(torch.float64), 400
     if cls is LAE:
         model.posterior_scale.fill_(0.2)

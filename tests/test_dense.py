@@ -156,7 +156,7 @@ def test_products(n, k, m):
             (single - exact).abs() <= (left.shape[1] + 1) * 2.0**-24 * sizes
         ).all()  # whatever the order of sums
         error = (rounded.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt()
-        assert 1e-4 < error < 1e-2  # of bfloat16, and no less: it was asked for
+        assert 1e-4 < error < 1e-2  # bfloat16's error, and no smaller: bfloat16 was asked for
 
 
 def network(encoder=False):

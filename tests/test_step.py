@@ -197,7 +197,7 @@ def test_replays_are_the_eager_steps(kind, options):
     results = []
     for capture in (False, True):
         m = build(kind, **options).cuda()
-        torch.manual_seed(3)  # of the VAE's and Hoffman's draws
+        torch.manual_seed(3)  # the seed of the VAE's and Hoffman's draws
         step = TrainingStep(m, capturable(m), capture=capture)
         losses = [step(images(seed=i).cuda()).clone() for i in range(WARMUP + 6)]
         assert step.is_captured == capture

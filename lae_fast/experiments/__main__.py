@@ -136,7 +136,7 @@ class Experiments:
         return self._known[recipe]
 
     def recipes(self, name: str) -> list[Recipe]:
-        """Of one table or figure, with all that they need."""
+        """The recipes of one table or figure, and all recipes that these need."""
         return ordered({**self.tables, **self.figures}[name].recipes())
 
     def run(self) -> int:
@@ -184,7 +184,7 @@ class Experiments:
             figure.savefig(self.folder / f"{name}.png", dpi=160, metadata={"Software": None})
 
     def _origins(self, what: str) -> str:
-        """Every commit, machine or set of versions that known products are from, and of how many where there are several."""
+        """All commits, machines or versions that made the known products; with counts if there are several."""
         counts = Counter(product[what] for product in self._provenance.values())
         if len(counts) < 2:
             return next(iter(counts), "nothing was measured")

@@ -73,10 +73,10 @@ class Lab:
     """Data, device and kept products.
 
     Args:
-        dataset: of `lae_fast.data`.
+        dataset: a data set of `lae_fast.data`.
         device: where everything runs.
         folder: where products are kept: one file each, whole or not there at all.
-        n_train, n_test: of the images, the first so many; None: all.
+        n_train, n_test: how many images are used, the first ones; None: all.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Lab:
         if not path.exists():
             start = time.perf_counter()
             cards = [self.device] if self.device.type == "cuda" else []
-            # The one that asks goes on as if this had been kept already, and decides nothing here.
+            # The caller's random state does not change, and does not decide anything here.
             with torch.random.fork_rng(cards), torch.enable_grad():
                 product = recipe.make(self)
             facts = {

@@ -1,4 +1,4 @@
-"""What code a result depends on: a digest that changes with it, and not with what only people read."""
+"""The code that a result depends on, as a digest: it changes with the code, not with comments and docstrings."""
 
 from __future__ import annotations
 
@@ -56,6 +56,9 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
 
 @cache
 def digest(module: str) -> str:
-    """Of the syntax of a module and of all in this package that it imports: comments, docstrings and layout do not count."""
+    """A hash of the syntax of a module and of all modules of this package that it imports.
+
+    Comments, docstrings and layout do not count.
+    """
     trees = (_without_docstrings(ast.parse(_origin(name).read_text())) for name in _closure(module))
     return hashlib.sha256("\n".join(ast.dump(tree) for tree in trees).encode()).hexdigest()

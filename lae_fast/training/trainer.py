@@ -1,6 +1,6 @@
 """One run in one folder: trains a model, keeps checkpoints and records, and goes on where it stopped.
 
-On the way of a minibatch nothing comes back from the device; numbers for people are read every `log_every` steps.
+Between log lines the host never waits for the device; it reads numbers for people every `log_every` steps.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class TrainingError(RuntimeError):
 
 
 class Event(NamedTuple):
-    """What a minibatch leaves for whoever watches."""
+    """What training reports after each minibatch."""
 
-    n_images: int  # of the minibatch
-    metrics: dict[str, float]  # those of a log line; {} between log lines
+    n_images: int  # in the minibatch
+    metrics: dict[str, float]  # a line of the log; {} between two lines
     messages: tuple[str, ...]  # sentences for people
 
 
@@ -47,15 +47,15 @@ OnStep = Callable[[Event], bool]  # whether to stop after this minibatch
 
 @dataclasses.dataclass
 class Progress:
-    """Where training stands: with the weights, the optimizer and the chain, all that a checkpoint needs."""
+    """Where training stands. With the weights, the optimizer and the chain it is all that a checkpoint needs."""
 
     epoch: int = 0  # complete epochs
-    position: int = 0  # minibatches of the current one
-    step: int = 0  # minibatches in all
+    position: int = 0  # minibatches of the current epoch so far
+    step: int = 0  # minibatches in all epochs so far
     best: float = math.inf  # validation loss, nats per image
     best_epoch: int = 0
-    decisions: int = 0  # the chain's, when the current epoch began
-    rejections: int = 0
+    decisions: int = 0  # decisions of the chain when the current epoch began
+    rejections: int = 0  # rejections among them
     is_finished: bool = False
 
 
@@ -101,8 +101,8 @@ class Trainer:
         self.optimizer = adam(self.model, config.lr, beta1)
         self.step = TrainingStep(self.model, self.optimizer)
         self.progress = Progress()
-        self.window = torch.zeros(2, dtype=torch.float64, device=device)  # sums of loss and acceptance since
-        self.n_window = 0  # the last log line, over so many minibatches
+        # Sums of loss and acceptance since the last log line, and the number of minibatches they are sums over.
+        self.window, self.n_window = torch.zeros(2, dtype=torch.float64, device=device), 0
         self.has_warned = False
         self.seconds = time.perf_counter()
         self.is_resumed = resume
@@ -113,7 +113,10 @@ class Trainer:
     # ---- the loop ----
 
     def fit(self, on_step: OnStep | None = None) -> None:
-        """Train until the epochs are over, patience is, or `on_step`, called after every minibatch, asks to stop."""
+        """Train until the epochs or the patience are over, or until `on_step` returns True.
+
+        `on_step` is called after every minibatch.
+        """
         nothing_written = -1 if self.is_resumed else None
         with RunLog(self.folder, self.progress.step if self.resumed_from else nothing_written) as self.log:
             while not self.is_over():
@@ -130,7 +133,7 @@ class Trainer:
                         return
 
     def is_over(self) -> bool:
-        """Whether all epochs are done, or patience is."""
+        """Whether all epochs are done, or the patience is over."""
         return self.progress.epoch >= self.config.epochs or self.progress.is_finished
 
     def batches(self) -> Iterator[Tensor]:
@@ -144,7 +147,7 @@ class Trainer:
             yield images / 255
 
     def _step(self, x: Tensor) -> dict[str, float]:
-        """One minibatch; the log line's metrics where one is due."""
+        """Train on one minibatch; returns the metrics of a log line if one is due, else {}."""
         self._set_learning_rate()
         self.window[0] += self.step(x)
         if self.chain:
@@ -164,7 +167,7 @@ class Trainer:
                 group["lr"] = self.config.lr * factor
 
     def _log(self) -> dict[str, float]:
-        """A line of metrics, means since the last one; here the host waits for the device."""
+        """Write a log line: means since the last line. Here the host waits for the device."""
         loss, acceptance = (self.window / self.n_window).tolist()
         now = time.perf_counter()
         values = {"epoch": self.progress.epoch + self.progress.position / self.n_batches, "loss": loss}
@@ -183,7 +186,7 @@ class Trainer:
         return values
 
     def _end_epoch(self) -> tuple[str, ...]:
-        """Validate, keep the best weights, decide about patience; what people should read."""
+        """Validate, keep the best weights, decide about patience; returns sentences for people."""
         self.progress.epoch += 1
         self.progress.position = 0
         epoch, step, messages = self.progress.epoch, self.progress.step, []
@@ -224,8 +227,8 @@ class Trainer:
         return rate
 
     def _acceptance_warning(self, rate: float) -> list[str]:
-        """A warning, once in a run, if an epoch's acceptance rate is no good."""
-        # In the first epoch adaptation may still be on its way.
+        """A warning if an epoch's acceptance rate is too low or too high, once in a run."""
+        # In the first epoch the step size may still be adapting.
         is_settled = self.progress.epoch > 1 or self.config.step_size != "auto"
         message = acceptance_warning(torch.tensor([rate])) if self.chain.mh and is_settled else None
         if message is None or self.has_warned:
