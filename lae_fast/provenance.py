@@ -12,22 +12,25 @@ import torch
 
 from lae_fast._version import __version__
 
+_TREE = Path(__file__).resolve().parent.parent
 
-def _git(*arguments: str) -> str:
-    """What git says of the source tree; nothing where there is none."""
-    command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
+
+def _git(tree: Path, *arguments: str) -> str:
+    """What git says of a source tree; nothing where there is none."""
+    command = ["git", "-C", str(tree), *arguments]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
 
 
-def commit() -> str:
-    """The source tree's commit, and whether files differ from it; LAE_FAST_COMMIT where it came without its history."""
+def commit(tree: Path = _TREE) -> str:
+    """A source tree's commit, by default this package's, and whether files differ from it; LAE_FAST_COMMIT where it came
+    without its history."""
     if given := os.environ.get("LAE_FAST_COMMIT"):
         return given
-    found = _git("rev-parse", "--short", "HEAD")
-    changes = " with changes" if _git("status", "--porcelain", "--", "..") else ""
+    found = _git(tree, "rev-parse", "--short", "HEAD")
+    changes = " with changes" if _git(tree, "status", "--porcelain", "--", ".") else ""
     return f"{found}{changes}" if found else "unknown"
 
 
