@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lae_fast.models import products
+
+# of every linear layer: weight [m, k], and something to stand for its input [n, k] and its gradient [n, m]
+Layers = list[tuple[Tensor, Tensor, Tensor]]
 
 
 class Route(NamedTuple):
@@ -25,12 +28,21 @@ ROUTES = {
 }
 
 
-def _layers(body: nn.Sequential, n: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Of every linear layer: weight [m, k], and something to stand for its input [n, k] and its gradient [n, m]."""
+def linear_layers(body: nn.Sequential, n: int) -> Layers:
+    layers = []
     for layer in body:
         if isinstance(layer, nn.Linear):
             weight = layer.weight.detach().clone()
-            yield weight, *(torch.randn(n, size).to(weight) for size in reversed(weight.shape))
+            layers.append((weight, *(torch.randn(n, size).to(weight) for size in reversed(weight.shape))))
+    return layers
+
+
+def evaluate(layers: Layers, route: Route) -> None:
+    """The products of one energy and its gradient in z, for the decoder's linear layers."""
+    for weight, a, _ in layers:
+        route.linear(a, weight)
+    for weight, _, g in reversed(layers):
+        route.input_gradient(g, weight)
 
 
 def floor(
@@ -42,7 +54,7 @@ def floor(
     its weight-gradients, and once the encoder body's: forward, weight-gradients, and input-gradients of all but the
     first layer. phi's own products [n, d] x [d, nz] are left out: 1 % of these.
     """
-    down, up = list(_layers(encoder, n)), list(_layers(decoder, n))
+    down, up = linear_layers(encoder, n), linear_layers(decoder, n)
 
     def run() -> None:
         for weight, a, _ in down:

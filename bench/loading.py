@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -9,6 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+
+from lae_fast import data
 
 
 def synthetic_images(n: int, side: int = 28) -> Tensor:
@@ -56,8 +59,7 @@ def loader_batches(images: Tensor, n: int) -> Iterator[Tensor]:
 
 
 def resident_batches(images: Tensor, n: int) -> Iterator[Tensor]:
-    """The same from one tensor of bytes, as `lae_fast.train` does it."""
-    while True:
-        order = torch.randperm(len(images))
-        for i in range(len(images) // n):
-            yield images[order[i * n : (i + 1) * n]] / 255
+    """The same from one tensor of bytes, on its device, as `lae_fast.train` does it."""
+    for seed in itertools.count():
+        for index in data.shuffled(len(images), n, seed, images.device):
+            yield images[index] / 255

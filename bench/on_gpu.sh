@@ -3,7 +3,7 @@
 #
 #   build        this package, for this card              OUT/build.log     also what is missing, and lae_fast.info
 #   tests        pytest -m gpu                            OUT/tests.log, OUT/tests.xml
-#   benchmarks   bench/gpu_table.py                       OUT/bench.log, OUT/bench.json, OUT/bench.md
+#   benchmarks   bench/table.py                           OUT/bench.log, OUT/bench.json, OUT/bench.md
 #   sanitizer    compute-sanitizer on bench/sanitize      OUT/sanitizer.log
 #
 # OUT/summary.txt has a line for each. A stage that fails makes the exit code 1, and the next begins all the same; one that
@@ -64,7 +64,7 @@ tests() {
 }
 
 benchmarks() {
-  "$python" bench/gpu_table.py --json "$out/bench.json" --output "$out/bench.md" ${data:+--data-dir "$data"}
+  "$python" bench/table.py --device cuda --json "$out/bench.json" --output "$out/bench.md" ${data:+--data-dir "$data"}
 }
 
 sanitizer() {

@@ -21,7 +21,7 @@ OTHERS = {
     "torchvision": "downloads only",
     "arviz_base": "a test of to_arviz",
     "triton": "torch.compile",
-    "pytest_benchmark": "`pytest bench/`; gpu_table.py does without",
+    "pytest_benchmark": "`pytest bench/`; bench/table.py does without",
     "torchebm": "a rival",
     "posteriors": "a rival",
 }

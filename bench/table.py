@@ -1,138 +1,119 @@
-"""`python bench/table.py` runs all benchmarks and writes their ratios to results/bench_cpu.md."""
+"""`python bench/table.py` measures everything and writes results/bench_cpu.md, or on a GPU results/bench_<card>.md.
+
+Ceilings where there are any, targets, tables. The JSON beside it (`--json`) and the table are written anew after every
+finding, so that a run that is cut short leaves what it has. `--render JSON` makes the table from such a file, anywhere.
+What follows "## Versions tried" in an existing table is written by people, and stays.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from targets import TARGETS, Target
-from timing import columns
+import torch
+from ceilings import ceilings
+from finding import Setting
+from measuring import ROOT, measure, new_report, write
+from registry import chosen
+from render import number, render, report_targets
+from targets import TARGETS, checked
 
-ROOT = Path(__file__).resolve().parent.parent
+from lae_fast import info
 
-
-def run_benchmarks() -> dict[str, Any]:
-    """What pytest-benchmark has to say of bench/; a benchmark that fails ends it all."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "benchmarks.json")
-        command = [sys.executable, "-m", "pytest", str(ROOT / "bench"), "-m", "not gpu", "--benchmark-only"]
-        finished = subprocess.run([*command, f"--benchmark-json={path}"], cwd=ROOT)
-        if finished.returncode:
-            sys.exit(f"the benchmarks ended with exit code {finished.returncode}: no table was written")
-        return json.loads(path.read_text())
+LOG = "## Versions tried"
 
 
-def number(value: float) -> str:
-    """Three digits, and no powers of ten."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip(".")
+def log_of(path: Path) -> str:
+    text = path.read_text() if path.exists() else ""
+    return text[text.index(LOG) :] if LOG in text else ""
 
 
-def with_quartiles(middle: float, low: float, high: float) -> str:
-    return f"{number(middle)} ({number(low)} - {number(high)})"
+def by_hand(pairs: list[str], device: str) -> dict[str, float]:
+    """`KEY=VALUE`s, for targets that something else has measured."""
+    values = {key: float(value) for key, value in (pair.rsplit("=", 1) for pair in pairs)}
+    return checked(values, TARGETS[device])
 
 
-def table(header: list[str], rows: list[list[str]]) -> Iterator[str]:
-    """A Markdown table, numbers to the right."""
-    yield f"| {' | '.join(header)} |"
-    yield "|---|" + "---:|" * (len(header) - 1)
-    for row in rows:
-        yield f"| {' | '.join(row)} |"
+def complaints(device: str, n_cards: int, kernels: str) -> Iterator[str]:
+    """Why nothing should be measured here. On a CPU the table says what serves it."""
+    if device == "cuda" and not n_cards:
+        yield "there is no GPU here; --render makes the table from a JSON file of one"
+    elif device == "cuda" and not kernels.startswith("compiled"):
+        yield f"the CUDA kernels are not in use, and plain PyTorch is not what is to be measured: {kernels}"
 
 
-def where(report: dict[str, Any]) -> Iterator[str]:
-    """Machine, versions, commit, date and command."""
-    machine, commit = report["machine_info"], report["commit_info"]
-    own, cpu = machine["lae_fast_bench"], machine.get("cpu", {})
-    changes = " with changes" if commit.get("dirty") else ""
-    yield (
-        f"Machine: {cpu.get('brand_raw', 'unknown processor')}, {own['cores']} cores, {own['threads']} threads, "
-        f"{own['simd']}, {own['system']}. Kernels: {own['kernels']}."
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    yield f"Versions: Python {own['python']}, torch {own['torch']}, lae_fast {own['lae_fast']}."
-    yield f"Commit {(commit.get('id') or 'unknown')[:7]}{changes}, {report['datetime'][:10]}. Command: `python bench/table.py`."
-
-
-def targets(measured: dict[str, float], of: dict[str, Target]) -> Iterator[str]:
-    """All targets; one that nobody measured is shown as such."""
-    rows = []
-    for key, target in of.items():
-        value, verdict = "not measured", ""
-        if key in measured:
-            value = target.text(measured[key])
-            if target.limit is not None:
-                verdict = "met" if target.is_met(measured[key]) else "**missed**"
-        rows.append([target.what, target.limit_text(), value, verdict])
-    yield from table(["target", "limit", "measured", ""], rows)
-
-
-def comparison(extra: dict[str, Any]) -> Iterator[str]:
-    """One benchmark: times and ratios with quartiles, and whatever columns its rows have beyond these."""
-    rows, against = extra["rows"], extra["against"]
-    more = list(dict.fromkeys(column for row in rows.values() for column in columns(row)))
-    lines = []
-    for name, row in rows.items():
-        line = [name, with_quartiles(row["ms"], row["low"], row["high"])]
-        line.append(with_quartiles(row["ratio"], row["ratio_low"], row["ratio_high"]))
-        line += [number(row[column]) if column in row else "" for column in more]
-        lines.append(line)
-    yield from (f"**{extra['title']}**", "")
-    yield from table(["", "ms (quartiles)", f"ratio to {against} (quartiles)", *more], lines)
-    for note in extra.get("notes", ()):
-        yield from ("", note)
-
-
-def findings(name: str, extra: dict[str, Any]) -> Iterator[str]:
-    """One benchmark that stored numbers of its own instead of times that compare."""
-    lines = []
-    for key, value in extra.items():
-        values = {f"{key}, {k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
-        lines += [[k, number(v)] for k, v in values.items()]
-    yield from (f"**{name}**", "")
-    yield from table(["", "value"], lines)
-
-
-def render(report: dict[str, Any]) -> str:
-    """pytest-benchmark's JSON as Markdown: the targets, then every benchmark by its group."""
-    benchmarks = report["benchmarks"]
-    measured: dict[str, float] = {}
-    for benchmark in benchmarks:
-        measured |= benchmark["extra_info"].get("targets", {})
-    lines = ["# Benchmarks on a CPU", "", *where(report), ""]
-    lines += [
-        "Medians of at least 20 rounds in which all rivals of a table take turns; times of different tables do not compare.",
-        "All start from an allocator that keeps freed memory: a process that frees no large block may see more page faults.",
-        "Speedups (x) are a rival's time over ours; other ratios are times over the time of the row named.",
-        "",
-        "## Targets",
-        "",
-        *targets(measured, TARGETS),
-    ]
-    for group in dict.fromkeys(benchmark["group"] for benchmark in benchmarks):
-        lines += ["", f"## {group}"]
-        for benchmark in benchmarks:
-            extra = benchmark["extra_info"]
-            if benchmark["group"] == group:
-                lines += ["", *(comparison(extra) if "rows" in extra else findings(benchmark["name"], extra))]
-    return "\n".join(lines) + "\n"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", choices=TARGETS, help="default: cuda where there is a GPU, else cpu")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these findings, or those that begin so")
     parser.add_argument(
-        "--json", type=Path, help="render this JSON of pytest-benchmark instead of running anything"
+        "--json", type=Path, help="what is measured goes here; default: runs/bench_<name>.json"
     )
-    parser.add_argument("--output", type=Path, default=ROOT / "results" / "bench_cpu.md")
-    arguments = parser.parse_args()
-    report = json.loads(arguments.json.read_text()) if arguments.json else run_benchmarks()
-    arguments.output.write_text(render(report))
-    print(f"written to {arguments.output}")
+    parser.add_argument("--output", type=Path, help="the table; default: results/bench_<name>.md")
+    parser.add_argument(
+        "--data-dir", type=Path, help="where MNIST lies; without, a GPU's epoch takes random images"
+    )
+    parser.add_argument("--render", type=Path, metavar="JSON", help="measure nothing, render this")
+    parser.add_argument(
+        "--measured", nargs="+", default=[], metavar="KEY=VALUE", help="numbers measured otherwise"
+    )
+    found = parser.parse_args(argv)
+    found.device = found.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found.benchmarks = chosen(found.device, found.only)
+    except ValueError as error:
+        parser.error(str(error))
+    return found
+
+
+def set_out(report: dict[str, Any], device: torch.device, data_dir: Path | None) -> Setting:
+    """The ceilings of a GPU, and a CPU as it is."""
+    if device.type == "cpu":
+        return Setting(device, data_dir=data_dir)
+    start = time.perf_counter()
+    setting, report["ceilings"] = ceilings(device, data_dir)
+    report["seconds"]["ceilings"] = round(time.perf_counter() - start, 1)
+    lines = (f"{name}: {number(value)}" for name, value in report["ceilings"].items())
+    print("\n".join(lines), end="\n\n", flush=True)
+    return setting
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    a = arguments(argv)
+    if a.render:
+        report = json.loads(a.render.read_text())
+    else:
+        for complaint in complaints(a.device, torch.cuda.device_count(), info.report()[a.device]):
+            print(f"error: {complaint}", file=sys.stderr)
+            return 2
+        device = torch.device(a.device)
+        report = new_report(device)
+        setting = set_out(report, device, a.data_dir)
+    where = report["where"]
+    report["by_hand"] |= by_hand(a.measured, where["device"])
+    output = a.output or ROOT / "results" / f"bench_{where['name']}.md"
+    kept = a.json or ROOT / "runs" / f"bench_{where['name']}.json"
+    log = log_of(output)
+
+    def save() -> None:
+        if not a.render:
+            write(kept, json.dumps(report, indent=1))
+        write(output, render(report, log))
+
+    save()
+    if not a.render:
+        measure(report, setting, a.benchmarks, save)
+    print("\n".join(report_targets(report)))
+    print(f"written to {output}")
+    return 1 if report["failures"] else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

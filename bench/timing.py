@@ -5,8 +5,11 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
+
+from lae_fast.training.step import keep_freed_memory
 
 Calls = dict[str, Callable[[], object]]  # by name, what is timed
 Rows = dict[str, dict[str, float]]  # by name, what `summary` found and any further columns
@@ -45,17 +48,11 @@ def timer_of(device: torch.device) -> Timer:
     return device_seconds if device.type == "cuda" else host_seconds
 
 
-def _settle_allocator() -> None:
-    """Free one large block: glibc then keeps what is freed. Else it would depend on the benchmarks before how often
-    everybody gets fresh pages, which can be a sixth of a training step."""
-    torch.zeros(30 * 2**20, dtype=torch.uint8)
-
-
 def round_robin(
     calls: Calls, rounds: int = 20, warmup: int = 3, loops: int = 1, timer: Timer = host_seconds
 ) -> dict[str, list[float]]:
     """Seconds of a call, by name: after `warmup` turns each, `rounds` rounds in turn, `loops` calls a turn."""
-    _settle_allocator()
+    keep_freed_memory()  # else it would depend on the benchmarks before how often everybody gets fresh pages
     for call in calls.values():
         for _ in range(warmup * loops):
             call()
@@ -79,21 +76,17 @@ def summary(seconds: dict[str, list[float]], against: str) -> Rows:
     return rows
 
 
-def columns(row: dict[str, float]) -> dict[str, float]:
-    """What a row holds beyond the times and ratios that `summary` put there."""
-    known = ("ms", "low", "high", "ratio", "ratio_low", "ratio_high")
-    return {name: value for name, value in row.items() if name not in known}
-
-
-def show(benchmark, capsys, title: str, rows: Rows, against: str, notes: tuple[str, ...] = ()) -> None:
-    """Print the rows and store them where `table.py` finds them."""
-    benchmark.extra_info.update(title=title, rows=rows, against=against, notes=list(notes))
-    width = max(len(name) for name in rows)
-    with capsys.disabled():
-        print(f"\n{title}: milliseconds (quartiles), ratio to {against}")
-        for name, row in rows.items():
-            more = "".join(f"  {value:.4g} {column}" for column, value in columns(row).items())
-            times = f"{row['ms']:9.4g} ({row['low']:.4g} - {row['high']:.4g})"
-            print(f"  {name:<{width}} {times}  {row['ratio']:.2f}{more}")
-        for note in notes:
-            print(f"  {note}")
+def compare(
+    calls: Calls,
+    against: str,
+    device: torch.device,
+    counts: dict[str, int] | None = None,
+    **options: Any,
+) -> Rows:
+    """`summary` of a round robin by the device's own timer; a call that does the thing `counts[name]` times is
+    divided by it."""
+    seconds = round_robin(calls, timer=timer_of(device), **options)
+    counts = counts or {}
+    return summary(
+        {name: [s / counts.get(name, 1) for s in times] for name, times in seconds.items()}, against
+    )

@@ -1,35 +1,23 @@
 """The benchmarks' rivals compute what they say, and the table says what was measured."""
 
+import inspect
+import json
 import math
 import sys
 
-import eager
 import floor
 import loading
 import pytest
 import table
-import targets
 import torch
-from bench_epoch import REPORT, epoch_targets
-from bench_ops import KINDS, chains, images, our_transition
-from bench_sample import FLOOR, ald_rivals, gaussian, langevin_rivals
-from bench_step import (
-    FASTEST_FLOOR,
-    MM_FLOOR,
-    OFFICIAL,
-    OFFICIAL_LOGISTIC,
-    OURS,
-    OURS_LOGISTIC,
-    eager_step,
-    growth_targets,
-    models,
-    peak_megabytes,
-    step_targets,
-)
-from bench_step import calls as step_calls
+from compiling import compiled
+from finding import Benchmark, Finding
 from memory import peak_bytes
-from rivals import OfficialLAE, PlainVAE
-from samplers import (
+from registry import BENCHMARKS, chosen
+from render import render
+from rivals import ops as eager
+from rivals.models import OfficialLAE, PlainVAE
+from rivals.samplers import (
     energy_and_gradient,
     langevin_proposal,
     log_proposal_density,
@@ -38,11 +26,26 @@ from samplers import (
     torchebm_langevin,
     unadjusted_langevin,
 )
+from subjects.contestants import (
+    OFFICIAL,
+    OFFICIAL_LOGISTIC,
+    OURS,
+    OURS_BF16,
+    OURS_LOGISTIC,
+    eager_step,
+    models,
+)
+from subjects.energy import KINDS, images
+from subjects.epoch import REPORT, epoch_targets
+from subjects.samplers import FLOOR, ald_rivals, gaussian, langevin_rivals
+from subjects.step import FASTEST_FLOOR, MM_FLOOR, growth_targets, peak_megabytes, step_calls, step_targets
+from subjects.transition import chain_state, our_transition
+from targets import TARGETS, checked
 from timing import round_robin, summary
 from torch.distributions import Distribution
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lae_fast import DiscretizedLogistic, ops
+from lae_fast import DiscretizedLogistic, ops, provenance
 from lae_fast.experiments.report_rule import ReportLAE, plain
 from lae_fast.models import nets
 
@@ -50,7 +53,7 @@ N, NH, NZ = 8, 32, 3
 
 
 def small_models(n_steps=2, mh=True):
-    """The models of `bench_step`, small, and images [8, 784] of 256 levels for them."""
+    """The contestants, small, and images [8, 784] of 256 levels for them."""
     x = torch.randint(256, (N, 784), generator=torch.Generator().manual_seed(1)) / 255
     return models(N, NH, NZ, n_steps, mh), x
 
@@ -260,7 +263,7 @@ def test_both_floors_do_the_same_products():
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
 @pytest.mark.parametrize(("c", "d"), [(1, 300), (50, 8)])
 def test_the_eager_transition_is_ours_on_the_same_noise(c, d, dtype, tolerance):
-    state = chains(c, d, dtype)
+    state = chain_state(c, d, dtype)
     state["grad"], state["proposal_grad"] = 3 * state["proposal"], 3.3 * state["proposal"]
     state["proposal_potential"] += torch.linspace(-1, 3, c) if c > 1 else 0.5
     state["log_step_size"] += torch.linspace(4, 5, c)  # apart for each chain
@@ -278,7 +281,7 @@ def test_the_eager_transition_is_ours_on_the_same_noise(c, d, dtype, tolerance):
 
 def test_benched_transitions_accept():
     for c, d in ((1, 2**11), (64, 256)):
-        run, state = our_transition(chains(c, d))
+        run, state = our_transition(chain_state(c, d))
         for _ in range(200):  # more than are timed
             run()
             assert state["log_alpha"].exp().clamp(max=1).mean() > 0.9
@@ -302,7 +305,7 @@ def test_a_compiler_that_fails_is_reported():
     def run(function):
         raise RuntimeError("no compiler here\nand more")
 
-    assert eager.compiled(torch.sin, run) == (None, "torch.compile failed: RuntimeError: no compiler here")
+    assert compiled(torch.sin, run) == (None, "torch.compile failed: RuntimeError: no compiler here")
 
 
 def test_peak_memory_of_known_allocations():
@@ -360,7 +363,7 @@ def rows_of(**ms):
 
 
 def test_targets_by_hand():
-    ms = {OURS: 20, "LAE, bf16": 9, OURS_LOGISTIC: 25, "plain VAE": 10, "report": 50, OFFICIAL: 70}
+    ms = {OURS: 20, OURS_BF16: 9, OURS_LOGISTIC: 25, "plain VAE": 10, "report": 50, OFFICIAL: 70}
     rows = rows_of(**ms, **{OFFICIAL_LOGISTIC: 125, FASTEST_FLOOR: 16, MM_FLOOR: 32})
     assert step_targets(rows) == {
         "step / floor": 1.25,
@@ -372,19 +375,19 @@ def test_targets_by_hand():
     }
     short = {f"{OURS}, T = 2": 5, f"{FASTEST_FLOOR}, T = 2": 4, f"{MM_FLOOR}, T = 2": 2}
     assert growth_targets(rows | rows_of(**short)) == {"growth / floor": 1.25, "growth / torch.mm floor": 0.5}
-    rows = rows_of(**{OURS: 2, "LAE, bf16": 1, REPORT: 6})
+    rows = rows_of(**{OURS: 2, OURS_BF16: 1, REPORT: 6})
     assert epoch_targets(rows) == {"epoch": 3, "epoch, bf16": 6}
 
 
 def test_targets_below_and_above():
-    below, above = targets.TARGETS["step / floor"], targets.TARGETS["report / step"]
+    below, above = TARGETS["cpu"]["step / floor"], TARGETS["cpu"]["report / step"]
     assert (below.limit, above.limit) == (1.2, 2)
     assert below.is_met(1.2)
     assert not below.is_met(1.21)
     assert above.is_met(2)
     assert not above.is_met(1.99)
     with pytest.raises(ValueError, match="no target is called speed"):
-        targets.record(None, {"speed": 1})
+        checked({"speed": 1}, TARGETS["cpu"])
 
 
 def test_steps_are_timed_by_their_names():
@@ -408,49 +411,94 @@ def test_peak_memory_counts_gradients_whether_they_stay_or_not():
 
 
 def test_the_table_says_what_was_measured():
-    own = {"cores": 2, "threads": 2, "simd": "AVX512", "kernels": "compiled kernels", "system": "Linux"}
     row = {"ms": 12.345, "low": 11, "high": 1234.5, "ratio": 1, "ratio_low": 0.9, "ratio_high": 1.1}
     rows = {"LAE": row | {"peak MB": 17.87}, "report": row | {"ratio": 2.5}}
-    extra = {"title": "a step", "rows": rows, "against": "LAE", "notes": ["mind this"]}
+    timed = {"title": "a step", "rows": rows, "against": "LAE", "notes": ["mind this"]}
+    counted = {"title": "errors", "rows": {"bf16": {"nats": 1.43, "recorded": 1.4}, "limit": {"nats": 0.1}}}
     report = {
-        "machine_info": {
-            "cpu": {"brand_raw": "A processor"},
-            "lae_fast_bench": own | {"python": "3.11.7", "torch": "2.15.0", "lae_fast": "0.1.0"},
+        "where": {
+            "device": "cpu",
+            "name": "cpu",
+            "machine": "A processor, 2 cores, 2 threads, AVX512, Linux",
+            "kernels": "compiled kernels",
+            "versions": "Python 3.11.7, torch 2.15.0, lae_fast 0.1.0",
+            "commit": "0123456 with changes",
+            "date": "2026-11-25",
         },
-        "commit_info": {"id": "0123456789abcdef", "dirty": True},
-        "datetime": "2026-11-25T03:00:00",
-        "benchmarks": [
-            {
-                "group": "training step",
-                "extra_info": extra | {"targets": {"step / floor": 1.234, "energy": 9}},
-            },
-            {
-                "group": "precision",
-                "name": "test_log_alpha",
-                "extra_info": {"bf16": 1.43, "recorded": {"bf16": 1.4}},
-            },
-        ],
+        "ceilings": {},
+        "findings": {
+            "step": timed | {"group": "training step", "measured": {"step / floor": 1.234, "energy": 9}},
+            "rounding": counted | {"group": "precision", "against": None, "measured": {}, "notes": []},
+            "longer": timed | {"group": "training step", "title": "a longer step", "measured": {}},
+        },
+        "failures": {},
+        "by_hand": {},
     }
-    text = table.render(report)
-    assert "A processor, 2 cores, 2 threads, AVX512, Linux. Kernels: compiled kernels." in text
+    text = render(report)
+    assert "Machine: A processor, 2 cores, 2 threads, AVX512, Linux. Kernels: compiled kernels." in text
     assert "Python 3.11.7, torch 2.15.0, lae_fast 0.1.0." in text
-    assert "Commit 0123456 with changes, 2026-11-25." in text
+    assert "Commit 0123456 with changes, 2026-11-25. Command: `python bench/table.py`." in text
     lines = text.splitlines()
-    of = {t: next(line for line in lines if targets.TARGETS[t].what in line) for t in targets.TARGETS}
+    assert lines[0] == "# Benchmarks on a CPU"
+    cpu = TARGETS["cpu"]
+    of = {t: next(line for line in lines if cpu[t].what in line) for t in cpu}
     assert of["step / floor"].endswith("| ≤ 1.20 | 1.23 | **missed** |")
     assert of["energy"].endswith("| ≥ 8.0x | 9.00x | met |")
     assert of["epoch"].endswith("| ≥ 2.4x | not measured |  |")
-    assert lines.index("## Targets") < lines.index("## training step") < lines.index("**a step**")
+    order = [
+        "## Targets",
+        "## training step",
+        "**a step**",
+        "**a longer step**",
+        "## precision",
+        "**errors**",
+    ]
+    assert [line for line in lines if line.startswith(("##", "**"))] == order
     assert "|  | ms (quartiles) | ratio to LAE (quartiles) | peak MB |" in lines
     assert "| LAE | 12.3 (11.0 - 1,234) | 1.00 (0.900 - 1.10) | 17.9 |" in lines
     assert "| report | 12.3 (11.0 - 1,234) | 2.50 (0.900 - 1.10) |  |" in lines
     assert "mind this" in lines
     assert (
-        "\n**test_log_alpha**\n\n|  | value |\n|---|---:|\n| bf16 | 1.43 |\n| recorded, bf16 | 1.40 |\n"
+        "\n**errors**\n\n|  | nats | recorded |\n|---|---:|---:|\n| bf16 | 1.43 | 1.40 |\n| limit | 0.100 |  |\n"
         in text
     )
-    report["commit_info"]["dirty"] = False
-    assert "Commit 0123456, 2026-11-25." in table.render(report)
+
+
+def test_benchmarks_have_names_of_their_own_and_functions_that_take_their_sizes():
+    names = {(b.device, b.name) for b in BENCHMARKS}
+    assert len(names) == len(BENCHMARKS)
+    for b in BENCHMARKS:
+        inspect.signature(b.function()).bind(None, **b.sizes)
+
+
+def test_findings_are_chosen_by_name_or_how_it_begins():
+    def names(*words, device="cpu"):
+        return [b.name for b in chosen(device, list(words))]
+
+    assert names("noise_64x256", "pgd") == ["pgd", "noise_64x256"]
+    assert names("parts") == ["parts_T2", "parts_T10"]
+    assert names("step_T2") == ["step_T2"]  # and not step_T2_no_mh: it is a name
+    assert chosen("cuda") == [b for b in BENCHMARKS if b.device == "cuda"]
+    with pytest.raises(ValueError, match="no finding begins with tea; for this device there are"):
+        names("tea", device="cuda")
+
+
+def test_a_command_on_a_cpu_measures_keeps_and_writes(tmp_path, monkeypatch):
+    found = Finding("quick", {"a": {"us": 3.0}}, None, {"epoch": 2.0}, ("so it is",))
+    monkeypatch.setattr(Benchmark, "function", lambda b: lambda setting: found)
+    kept, output = tmp_path / "kept.json", tmp_path / "out" / "table.md"
+    output.parent.mkdir()
+    output.write_text(f"# Old\n\n{table.LOG}\n\n- first: 3 us\n")
+    files = ["--json", str(kept), "--output", str(output)]
+    assert table.main(["--device", "cpu", "--only", "pgd", *files]) == 0
+    text, report = output.read_text(), json.loads(kept.read_text())
+    assert "## attacks\n\n**quick**\n\n|  | us |\n|---|---:|\n| a | 3.00 |\n\nso it is\n" in text
+    assert "| ≥ 2.4x | 2.00x | **missed** |" in text
+    assert "## Ceilings" not in text
+    assert text.endswith(f"\n\n{table.LOG}\n\n- first: 3 us\n")
+    assert report["findings"]["pgd"] == found.as_dict() | {"group": "attacks"}
+    assert report["where"]["machine"].startswith(provenance.machine("cpu"))
+    assert report["where"]["versions"] == provenance.versions()
 
 
 def quartic(x):
@@ -520,9 +568,9 @@ def rivals_on_gaussians(energy, start, mh):
     c, d = start.shape
     for whiten in (True, False):
         phi = start.view(c, 2, d // 2)
-        for name, run in ald_rivals(energy, torch.eye(d // 2), phi, 0.1, mh, whiten).items():
+        for name, run in ald_rivals(energy, torch.eye(d // 2), phi, 0.1, mh, whiten)[0].items():
             yield f"ALD, {whiten}: {name}", run
-    for name, run in langevin_rivals(energy, start, 0.1, mh).items():
+    for name, run in langevin_rivals(energy, start, 0.1, mh)[0].items():
         yield f"chains: {name}", run
 
 

@@ -9,19 +9,23 @@ import subprocess
 import sys
 from pathlib import Path
 
-import card
-import gpu_ops
-import gpu_samplers
-import gpu_steps
-import gpu_table
 import junit
+import measuring
 import packages
 import pytest
+import table
 import timing
 import torch
-from bench_step import OFFICIAL, OURS
+from ceilings import ceilings
+from finding import Benchmark, Finding, Setting
 from graphs import captured
-from targets import GPU_TARGETS, Target, checked
+from loading import resident_batches
+from registry import chosen
+from render import render
+from rivals import samplers
+from subjects import annealing, captured_samplers, captured_step, compiler, energy, epoch, transition
+from subjects.contestants import OFFICIAL, OURS
+from targets import TARGETS, Target, checked
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "bench" / "on_gpu.sh"
@@ -30,15 +34,16 @@ SMALL = dict(n=8, nh=16, nz=2)
 FEW = dict(rounds=2, warmup=4, loops=1)
 # by the function's name: what makes it small
 FINDINGS = {
-    gpu_ops.long_transition: dict(d=64),
-    gpu_ops.short_transition: dict(d=32, n=3),
-    gpu_ops.energy: dict(n=4, nx=12),
-    gpu_steps.training_step: SMALL | FEW,
-    gpu_steps.epoch: SMALL | dict(n_images=32, rounds=2),
-    gpu_samplers.langevin: dict(c=64, d=8, step_size=0.6, n_steps=3, rounds=2),
-    gpu_samplers.annealing: dict(n_images=3, n_chains=2, n_temperatures=4, nh=16, nz=2),
+    transition.long_transition: dict(d=64),
+    transition.short_transition: dict(d=32, n=3),
+    energy.cold_energy: dict(n=4, nx=12),
+    captured_step.captured_step: SMALL | FEW,
+    epoch.whole_epoch: SMALL | dict(n_images=32, rounds=2),
+    captured_samplers.captured_chains: dict(c=64, d=8, step_size=0.6, n_steps=3, rounds=2),
+    annealing.annealing: dict(n_images=3, n_chains=2, n_temperatures=4, nh=16, nz=2),
 }
-OF_CPU = card.Setting(torch.device("cpu"), copy_rate=1e9, launch=1e-6, cache=0)
+OF_CPU = Setting(torch.device("cpu"), copy_rate=1e9)
+GPU_TARGETS = TARGETS["cuda"]
 
 
 # ---- what is counted ----
@@ -47,19 +52,20 @@ OF_CPU = card.Setting(torch.device("cpu"), copy_rate=1e9, launch=1e-6, cache=0)
 def test_traffic_of_a_transition_by_hand():
     """float32, 2^26 elements: an array has 256 MiB."""
     arrays = {
-        key: gpu_ops.transition_traffic(mh, accepted).total for mh, accepted, key in gpu_ops.LONG.values()
+        key: transition.transition_traffic(mh, accepted).total
+        for mh, accepted, key in transition.LONG.values()
     }
     assert arrays == {"transition, no MH": 5, "transition, accepted": 9, "transition, rejected": 7}
-    assert gpu_ops.transition_traffic(mh=False) == (2, 3)
-    assert gpu_ops.transition_traffic(True, False) == (6, 1)
+    assert transition.transition_traffic(mh=False) == (2, 3)
+    assert transition.transition_traffic(True, False) == (6, 1)
 
 
 def test_bytes_of_an_energy_and_sets_beyond_the_cache():
-    assert gpu_ops.energy_bytes(8192, 784) == 77_070_336
+    assert energy.energy_bytes(8192, 784) == 77_070_336
     for cache in (0, 40 * 2**20, 60 * 2**20, 2**30):
-        n = gpu_ops.cold_sets(77_070_336, cache)
+        n = energy.cold_sets(77_070_336, cache)
         assert (n - 1) * 77_070_336 >= 8 * cache
-    assert gpu_ops.cold_sets(77_070_336, 0) == 1
+    assert energy.cold_sets(77_070_336, 0) == 1
 
 
 @pytest.fixture
@@ -81,25 +87,26 @@ def by_table(monkeypatch):
 
 
 def test_fractions_of_copy_bandwidth_by_hand(by_table):
-    by_table(gpu_ops, {"no MH": 2e-3, "MH, accepted": 3e-3, "MH, rejected": 4e-3, "energy": 5e-3})
-    found = gpu_ops.long_transition(OF_CPU, d=64)  # an array has 256 bytes, a copy moves one in 256 ns
+    by_table(transition, {"no MH": 2e-3, "MH, accepted": 3e-3, "MH, rejected": 4e-3})
+    found = transition.long_transition(OF_CPU, d=64)  # an array has 256 bytes, a copy moves one in 256 ns
     expected = {"transition, no MH": 5 / 2, "transition, accepted": 9 / 3, "transition, rejected": 7 / 4}
     assert found.measured == pytest.approx({key: 25.6 * value for key, value in expected.items()})
     assert found.rows["no MH"]["% of copy, as two passes"] == pytest.approx(25.6 * 7 / 2)
     assert found.rows["MH, rejected"]["% of copy, as two passes"] == found.rows["MH, rejected"]["% of copy"]
-    found = gpu_ops.energy(OF_CPU, n=4, nx=12)
+    by_table(energy, {"energy": 5e-3})
+    found = energy.cold_energy(OF_CPU, n=4, nx=12)
     assert found.measured == pytest.approx({"energy": 100 * 3 * 4 * 48 / 5e-6 / 1e9})
 
 
 def test_a_transition_that_decides_otherwise_is_no_measurement(monkeypatch):
-    monkeypatch.setattr(gpu_ops, "_REJECT", -1e30)
+    monkeypatch.setattr(transition, "_REJECT", -1e30)
     with pytest.raises(RuntimeError, match="MH, rejected: 0 rejections and 0 not finite; expected 110 and 0"):
-        gpu_ops.long_transition(OF_CPU, d=64)
+        transition.long_transition(OF_CPU, d=64)
 
 
 def test_a_graph_of_many_counts_one(by_table):
-    by_table(gpu_ops, {"transition": 0.008})
-    found = gpu_ops.short_transition(OF_CPU, d=32, n=4)
+    by_table(transition, {"transition": 0.008})
+    found = transition.short_transition(OF_CPU, d=32, n=4)
     assert found.measured == pytest.approx({"transition 2^11": 2.0})  # nobody counts launches on a CPU
 
 
@@ -109,8 +116,8 @@ def rows_of(**ms):
 
 def test_targets_of_a_step_by_hand():
     ms = {OURS: 0.5, "report": 5.0, OFFICIAL: 9.0, "plain VAE": 1.25}
-    ms |= {gpu_steps.PRODUCTS: 0.4, f"{gpu_steps.PRODUCTS}, by our routes": 0.25}
-    assert gpu_steps.step_targets(rows_of(**ms)) == {
+    ms |= {captured_step.PRODUCTS: 0.4, f"{captured_step.PRODUCTS}, by our routes": 0.25}
+    assert captured_step.captured_step_targets(rows_of(**ms)) == {
         "official / step": 18,
         "report / step": 10,
         "step / products": 2,  # of the faster
@@ -119,16 +126,16 @@ def test_targets_of_a_step_by_hand():
 
 
 def test_targets_of_chains_by_hand():
-    rates = {gpu_samplers.SAMPLE: 4326.0, gpu_samplers.EAGER: 43260.0}
+    rates = {captured_samplers.SAMPLE: 4326.0, captured_samplers.EAGER: 43260.0}
     published = {"64 x 8 / published": 2, "64 x 8, eager / published": 20}
-    assert gpu_samplers.chain_targets(64, 8, rates) == published
-    assert gpu_samplers.chain_targets(64, 8, rates | {"torchebm": 2163.0}) == published | {
+    assert captured_samplers.chain_targets(64, 8, rates) == published
+    assert captured_samplers.chain_targets(64, 8, rates | {"torchebm": 2163.0}) == published | {
         "64 x 8 / torchebm": 2
     }
-    assert gpu_samplers.chain_targets(1024, 128, rates)["1024 x 128 / published"] == pytest.approx(
+    assert captured_samplers.chain_targets(1024, 128, rates)["1024 x 128 / published"] == pytest.approx(
         4326 / 2429
     )
-    assert gpu_samplers.chain_targets(3, 4, rates) == {}
+    assert captured_samplers.chain_targets(3, 4, rates) == {}
 
 
 def test_targets_say_what_they_mean():
@@ -146,17 +153,17 @@ def test_targets_say_what_they_mean():
 
 
 def test_other_packages_may_fail():
-    run = gpu_samplers.rivals(torch.zeros(4, 2), 0.1)[0]
-    assert {gpu_samplers.SAMPLE, f"{gpu_samplers.EAGER}, MH", "eager PyTorch"} <= run.keys()
+    run = captured_samplers.rivals(torch.zeros(4, 2), 0.1)[0]
+    assert {captured_samplers.SAMPLE, f"{captured_samplers.EAGER}, MH", "eager PyTorch"} <= run.keys()
 
 
 def test_a_rival_that_does_not_fit_is_named(monkeypatch):
     def broken(*_):
         raise TypeError("wrong version\nand more")
 
-    monkeypatch.setattr(gpu_samplers, "torchebm_langevin", broken)
-    monkeypatch.setattr(gpu_samplers, "posteriors_sgld", lambda *_: None)
-    run, why_not = gpu_samplers.rivals(torch.zeros(4, 2), 0.1)
+    monkeypatch.setattr(samplers, "torchebm_langevin", broken)
+    monkeypatch.setattr(samplers, "posteriors_sgld", lambda *_: None)
+    run, why_not = captured_samplers.rivals(torch.zeros(4, 2), 0.1)
     assert why_not == ("torchebm failed: TypeError: wrong version.", "posteriors is not installed.")
     assert not {"torchebm", "posteriors"} & run.keys()
 
@@ -166,7 +173,7 @@ def test_a_rival_that_does_not_fit_is_named(monkeypatch):
 
 def setting(device):
     """With a cache that a small problem overflows soon."""
-    return card.settings(torch.device(device), n_bytes=2**16, n_launches=4, side=16)[0]._replace(cache=0)
+    return ceilings(torch.device(device), n_bytes=2**16, n_launches=4, side=16)[0]._replace(cache=0)
 
 
 @pytest.mark.parametrize("finding", FINDINGS, ids=lambda f: f.__name__)
@@ -177,13 +184,14 @@ def test_findings_run(finding, device):
     assert all(value > 0 for value in found.measured.values())
     assert all(row["ms"] > 0 for row in found.rows.values())
     json.dumps(found.as_dict())
-    if device == "cuda" and finding is gpu_ops.short_transition:
+    found.ours()
+    if device == "cuda" and finding is transition.short_transition:
         assert found.measured["transition 2^11, launches"] == 1
 
 
 def test_all_findings_are_in_the_table():
-    small = {gpu_samplers.small_chains, gpu_samplers.large_chains, gpu_steps.against_compiler}
-    assert set(gpu_table.FINDINGS.values()) == (FINDINGS.keys() - {gpu_samplers.langevin}) | small
+    assert {b.function() for b in chosen("cuda")} == FINDINGS.keys() | {compiler.against_compiler}
+    assert chosen("cuda")[-1].function() is compiler.against_compiler  # which takes longest
 
 
 def test_capturing_means_so_many_calls(device):
@@ -198,10 +206,10 @@ def test_capturing_means_so_many_calls(device):
 
 def test_minibatches_are_every_image_once_an_epoch():
     images = torch.arange(12, dtype=torch.uint8)[:, None].expand(12, 784)
-    batches = gpu_steps.shuffled_batches(images, 4)
+    batches = resident_batches(images, 4)
     epochs = [[next(batches)[:, 0] * 255 for _ in range(3)] for _ in range(2)]
-    for epoch in epochs:
-        assert sorted(torch.cat(epoch).round().tolist()) == list(range(12))
+    for batches in epochs:
+        assert sorted(torch.cat(batches).round().tolist()) == list(range(12))
     assert not torch.equal(torch.cat(epochs[0]), torch.cat(epochs[1]))
 
 
@@ -219,23 +227,23 @@ def fake_report():
         "launches": 321,
     }
     measured = {"official / step": 15.5, "report / step": 7.5}
-    finding = card.Finding("training step, batch 512", {OURS: row}, OURS, measured, ("warm",)).as_dict()
-    machine = {
-        "card": "NVIDIA H200, compute capability 9.0, 132 multiprocessors",
-        "driver": "580.1",
-        "processor": "16 cores, x86_64",
+    finding = Finding("training step, batch 512", {OURS: row}, OURS, measured, ("warm",)).as_dict()
+    where = {
+        "device": "cuda",
+        "name": "h200",
+        "machine": "Some processor, 16 cores; NVIDIA H200, compute capability 9.0, driver 580.1",
         "versions": "Python 3.12.3, torch 2.11.0 (CUDA 13.0), lae_fast 0.1.0",
         "kernels": "compiled kernels, built for CUDA 13.0, architectures 9.0",
         "commit": "0123456",
         "date": "2026-11-26",
     }
     return {
-        "machine": machine,
+        "where": where,
         "ceilings": {
             "copy_ of 2 GiB, GB/s read and written": 4321.0,
             "one launch in a graph of 1000, us": 1.234,
         },
-        "findings": {"step": finding},
+        "findings": {"step": finding | {"group": "training step"}},
         "failures": {"ais": "RuntimeError: out of memory"},
         "seconds": {"step": 4.2},
         "by_hand": {"tables 1-3": 412.0},
@@ -243,13 +251,13 @@ def fake_report():
 
 
 def test_the_table_says_what_was_measured():
-    lines = gpu_table.render(fake_report(), f"{gpu_table.LOG}\n\n- one\n").splitlines()
+    lines = render(fake_report(), f"{table.LOG}\n\n- one\n").splitlines()
     assert lines[0] == "# Benchmarks on a GPU: H200"
-    assert lines[2].startswith("Card: NVIDIA H200, compute capability 9.0")
+    assert lines[2].startswith("Machine: Some processor, 16 cores; NVIDIA H200, compute capability 9.0")
     assert any(
         line.startswith("Commit 0123456, 2026-11-26. Command: `bench/on_gpu.sh OUT`") for line in lines
     )
-    order = ["## Ceilings", "## Targets", "## Failed", "## training step, batch 512", gpu_table.LOG]
+    order = ["## Ceilings", "## Targets", "## Failed", "## training step", table.LOG]
     assert [line for line in lines if line.startswith("## ")] == order
     assert "| copy_ of 2 GiB, GB/s read and written | 4,321 |" in lines
     assert "| one launch in a graph of 1000, us | 1.23 |" in lines
@@ -263,13 +271,14 @@ def test_the_table_says_what_was_measured():
     assert of["tables 1-3"].endswith("| reported | 412.0 s |  |")
     assert "- ais: RuntimeError: out of memory" in lines
     assert "| LAE | 0.500 (0.400 - 0.600) | 1.00 (1.00 - 1.00) | 321 |" in lines
+    assert "**training step, batch 512**" in lines
     assert "warm" in lines
     assert lines[-1] == "- one"
 
 
 def test_every_target_has_a_line_of_its_own():
     what = [t.what for t in GPU_TARGETS.values()]
-    text = gpu_table.render(fake_report())
+    text = render(fake_report())
     assert all(text.count(f"| {w} |") == what.count(w) for w in what)
 
 
@@ -278,54 +287,60 @@ def test_every_target_has_a_line_of_its_own():
     [("NVIDIA H200", "h200"), ("NVIDIA H100 80GB HBM3", "h100"), ("Tesla T4", "t4"), ("none", "gpu")],
 )
 def test_files_are_named_after_the_card(name, expected):
-    assert gpu_table.slug(name) == expected
+    assert measuring.name_of(name) == expected
 
 
 def test_a_finding_that_fails_is_noted_and_the_next_begun(monkeypatch, capsys):
     def broken(_):
         raise RuntimeError("no memory\nand more")
 
-    good = gpu_samplers.Finding(
-        "good", {OURS: fake_report()["findings"]["step"]["rows"][OURS]}, OURS, {"AIS": 2.0}
-    )
-    monkeypatch.setattr(gpu_table, "FINDINGS", {"broken": broken, "good": lambda _: good})
+    good = Finding("good", fake_report()["findings"]["step"]["rows"], OURS, {"AIS": 2.0})
+    monkeypatch.setattr(Benchmark, "function", lambda b: {"broken": broken, "good": lambda _: good}[b.name])
+    benchmarks = [Benchmark("cuda", "some", name, "", {}) for name in ("broken", "good")]
     report, saved = {"findings": {}, "failures": {}, "seconds": {}}, []
-    gpu_table.measure(report, OF_CPU, ["broken", "good"], lambda: saved.append(json.dumps(report)))
+    measuring.measure(report, OF_CPU, benchmarks, lambda: saved.append(json.dumps(report)))
     assert report["failures"] == {"broken": "RuntimeError: no memory"}
     assert report["findings"]["good"]["measured"] == {"AIS": 2.0}
+    assert report["findings"]["good"]["group"] == "some"
     assert report["seconds"].keys() == {"broken", "good"}
     assert "good" not in json.loads(saved[0])["findings"]  # saved after each
     assert "no memory" in capsys.readouterr().err
 
 
+def test_a_finding_that_measures_what_is_no_target_fails(monkeypatch):
+    monkeypatch.setattr(Benchmark, "function", lambda _: lambda _: Finding("fast", {}, None, {"speed": 1.0}))
+    with pytest.raises(ValueError, match="no target is called speed"):
+        Benchmark("cuda", "some", "fast", "", {}).run(OF_CPU)
+
+
 def test_rendering_keeps_what_people_wrote(tmp_path):
     (tmp_path / "bench.json").write_text(json.dumps(fake_report()))
     output = tmp_path / "bench.md"
-    output.write_text(f"# Old\n\n{gpu_table.LOG}\n\n- first: 3 us\n")
+    output.write_text(f"# Old\n\n{table.LOG}\n\n- first: 3 us\n")
     arguments = ["--render", str(tmp_path / "bench.json"), "--output", str(output), "--measured", "AIS=3.5"]
-    assert gpu_table.main(arguments) == 1  # a finding had failed
-    assert output.read_text().endswith(f"\n\n{gpu_table.LOG}\n\n- first: 3 us\n")
+    assert table.main(arguments) == 1  # a finding had failed
+    assert output.read_text().endswith(f"\n\n{table.LOG}\n\n- first: 3 us\n")
     assert "| AIS: image-chain-steps per second | reported | 3.50 million |  |" in output.read_text()
     assert "# Old" not in output.read_text()
     assert not list(tmp_path.glob("*.part"))
 
 
 def test_nothing_is_measured_where_that_would_mislead():
-    assert "no GPU" in next(gpu_table.complaints(torch.device("cpu"), "compiled kernels"))
-    assert "plain PyTorch" in next(gpu_table.complaints(torch.device("cuda"), "plain PyTorch: not installed"))
-    assert not list(gpu_table.complaints(torch.device("cuda"), "compiled kernels (here)"))
+    assert "no GPU" in next(table.complaints("cuda", 0, "compiled kernels"))
+    assert "plain PyTorch" in next(table.complaints("cuda", 1, "plain PyTorch: not installed"))
+    assert not list(table.complaints("cuda", 1, "compiled kernels (here)"))
+    assert not list(table.complaints("cpu", 0, "plain PyTorch: not installed"))  # the table says so
 
 
 def test_numbers_measured_otherwise_belong_to_targets():
-    assert gpu_table.by_hand(["tables 1-3=12.5"]) == {"tables 1-3": 12.5}
+    assert table.by_hand(["tables 1-3=12.5"], "cuda") == {"tables 1-3": 12.5}
     with pytest.raises(ValueError, match="no target is called AI"):
-        gpu_table.by_hand(["AI=1"])
+        table.by_hand(["AI=1"], "cuda")
 
 
 def test_the_commit_can_be_given(monkeypatch):
     monkeypatch.setenv("LAE_FAST_COMMIT", "abc1234")
-    assert card.commit() == "abc1234"
-    assert card.machine(torch.device("cpu"))["commit"] == "abc1234"
+    assert measuring.facts(torch.device("cpu"))["commit"] == "abc1234"
 
 
 # ---- on_gpu.sh ----
@@ -401,7 +416,10 @@ def test_on_gpu_does_all_for_the_card_it_finds(on_gpu, tmp_path):
     assert str(wheels / "some-1.0-py3-none-any.whl") in build
     assert "--force-reinstall ., PYTHONPATH" in build
     assert ", 9.0 cuda\n" in build
-    assert f"bench/gpu_table.py --json {out}/bench.json --output {out}/bench.md --data-dir /data" in bench
+    assert (
+        f"bench/table.py --device cuda --json {out}/bench.json --output {out}/bench.md --data-dir /data"
+        in bench
+    )
     sanitizer = (out / "sanitizer.log").read_text()
     assert "-arch=sm_90" in sanitizer
     for tool in ("memcheck", "racecheck", "initcheck", "synccheck"):
@@ -417,7 +435,7 @@ def test_on_gpu_does_all_for_the_card_it_finds(on_gpu, tmp_path):
         ("pip", "build"),
         ("lae_fast.info", "build"),
         ("junit.py", "tests"),
-        ("gpu_table.py", "benchmarks"),
+        ("bench/table.py", "benchmarks"),
         ("racecheck", "sanitizer"),
     ],
 )

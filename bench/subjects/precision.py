@@ -4,7 +4,7 @@ A Langevin autoencoder of the report's size is trained for a moment on scikit-le
 its step size is the adapted one. Then 100 steps of its chain on one minibatch: log alpha of every proposal by
 float32, TF32 (emulated: factors rounded to 10 bits of mantissa) and bfloat16 products, against float64 throughout.
 z = phi h and the decoder's first layer are float32 in all of them. With bfloat16 gradients under float32 energies the ratio
-is exact for the drift that was taken; its distance from that of the exact drift is shown. `lae_fast.precision` holds
+is exact for the drift that was taken; its distance from that of the exact drift is shown. `lae_fast.models.precision` holds
 what came of it.
 """
 
@@ -15,8 +15,8 @@ import copy
 import math
 from collections.abc import Iterator
 
-import pytest
 import torch
+from finding import Finding, Setting
 from torch import Tensor
 
 from lae_fast import LAE, Bernoulli, data, ops
@@ -111,18 +111,21 @@ def log_alpha_errors(model: LAE, x: Tensor, n_proposals: int = N_PROPOSALS) -> d
     return {name: e.square().mean().sqrt().item() for name, e in errors.items()}
 
 
-@pytest.mark.benchmark(group="precision")
-def test_log_alpha(benchmark, capsys):
+def rounding(s: Setting) -> Finding:
     images = digits()
     model = trained(images)
-    errors = log_alpha_errors(model, images[:BATCH_SIZE])
-    benchmark.extra_info.update(errors, limit=LIMIT, recorded=ROOT_MEAN_SQUARE)
-    with capsys.disabled():
-        print(
-            f"\nerror of log alpha, nats, root mean square over {N_PROPOSALS} proposals at the adapted step"
-        )
-        print(f"(acceptance {model.acceptance_rate:.2f}); Metropolis-Hastings takes up to {LIMIT}")
-        for name, error in sorted(errors.items(), key=lambda item: item[1]):
-            print(f"  {name:<14} {error:.2g}")
-    benchmark.pedantic(lambda: potentials(model, images[:BATCH_SIZE], model.encoder(images[:BATCH_SIZE]).detach(),
-                                          model.phi.reshape(1, -1), "float32", "float32"), rounds=5)  # fmt: skip
+    x = images[:BATCH_SIZE]
+    errors = sorted(log_alpha_errors(model, x).items(), key=lambda item: item[1])
+    rows = {name: {"nats": error} for name, error in errors} | {"limit": {"nats": LIMIT}}
+    for name, recorded in ROOT_MEAN_SQUARE.items():
+        rows[name]["recorded"] = recorded
+    note = (
+        f"Root mean square over {N_PROPOSALS} proposals at the adapted step (acceptance {model.acceptance_rate:.2f}); "
+        f"Metropolis-Hastings takes up to {LIMIT}."
+    )
+    h, phi = model.encoder(x).detach(), model.phi.reshape(1, -1)
+
+    def ours() -> object:
+        return potentials(model, x, h, phi, "float32", "float32")
+
+    return Finding("error of log alpha, nats", rows, None, {}, (note,), ours)

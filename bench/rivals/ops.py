@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from rivals import discretized_logistic
 from torch import Tensor
+
+from rivals.models import discretized_logistic
 
 TARGET, RATE = 0.574, 0.05  # of the step sizes' adaptation
 
@@ -77,16 +77,3 @@ def energy_and_derivatives(
     output, log_scale = (t.detach().requires_grad_() for t in (output, log_scale))
     value = energy(output, x, log_scale)
     return value.detach(), *torch.autograd.grad(value, (output, log_scale), allow_unused=True)
-
-
-def compiled(function: Callable, run: Callable[[Callable], object]) -> tuple[Callable | None, str]:
-    """`torch.compile` of a function for the shapes that `run(function)` calls it with, or None and why not."""
-    torch.compiler.reset()
-    candidate = torch.compile(function, dynamic=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            run(candidate)
-        except Exception as error:
-            return None, f"torch.compile failed: {type(error).__name__}: {str(error).splitlines()[0]}"
-    return candidate, ""

@@ -1,16 +1,16 @@
 """PGD on the report's classifier: ours, the published loop, and the floor.
 
-Run with `pytest bench/ --benchmark-only`. All make the same adversaries, from x itself in steps of 0.01. Floor: the
-model's forward pass and the gradient of its loss in the input, once a step. The update is what a fused kernel could save.
+All make the same adversaries, from x itself in steps of 0.01. Floor: the model's forward pass and the gradient of its loss in
+the input, once a step. The update is what a fused kernel could save.
 """
 
 from __future__ import annotations
 
-import pytest
 import torch
 import torch.nn.functional as F
+from finding import Finding, Setting
 from memory import peak_bytes
-from timing import Calls, round_robin, show, summary
+from timing import Calls, compare
 from torch import Tensor, nn
 
 from lae_fast.attacks import pgd
@@ -59,17 +59,15 @@ def calls(model: nn.Module, x: Tensor, labels: Tensor, n_steps: int) -> Calls:
     }
 
 
-@pytest.mark.benchmark(group="attacks")
-def test_pgd(benchmark, capsys):
+def attack(s: Setting) -> Finding:
     m, n_steps = 500, 10
     torch.manual_seed(0)
     model, generator = classifier().eval(), torch.Generator().manual_seed(0)
     x = as_images(torch.rand(m, 784, generator=generator))
     labels = torch.randint(10, (m,), generator=generator)
     timed = calls(model, x, labels, n_steps)
-    rows = summary(round_robin(timed, warmup=1), against=OURS)
+    rows = compare(timed, OURS, s.device, warmup=1)
     for name, row in rows.items():
         row["ms a step"] = row["ms"] / n_steps
         row["peak MB"] = peak_bytes(timed[name]) / 1e6
-    show(benchmark, capsys, f"PGD, {m} images, {n_steps} steps", rows, against=OURS)
-    benchmark.pedantic(timed[OURS], rounds=3, warmup_rounds=1)
+    return Finding(f"PGD, {m} images, {n_steps} steps", rows, OURS, {}, ours=timed[OURS])

@@ -1,9 +1,9 @@
 """A classifier's training step with Algorithm 3: what the variations cost beside it, ours and the published loop.
 
-Run with `pytest bench/ --benchmark-only`. All ratios are to one step of the report's classifier on a ready-made batch of
-(n + 1) 128 images. Everybody has the same classifier, weights and fused Adam. Floor: the matrix products that the variations
-cannot do without. The published loop decodes and classifies one variation after the other and differentiates through
-the frozen model, for gradients that nobody uses.
+All ratios are to one step of the report's classifier on a ready-made batch of (n + 1) 128 images. Everybody has the same
+classifier, weights and fused Adam. Floor: the matrix products that the variations cannot do without. The published loop
+decodes and classifies one variation after the other and differentiates through the frozen model, for gradients that
+nobody uses.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
-import pytest
 import torch
 import torch.nn.functional as F
-from bench_step import NX, adam
-from floor import ROUTES, Route, _layers
-from timing import Calls, round_robin, show, summary
+from finding import Finding, Setting
+from floor import ROUTES, Route, evaluate, linear_layers
+from timing import Calls, compare
 from torch import Tensor, nn
 
 from lae_fast import LAE, VAE, Bernoulli
@@ -24,6 +23,7 @@ from lae_fast.augmentation import augment
 from lae_fast.experiments.classifiers import as_images, classifier
 from lae_fast.experiments.report_rule import plain
 from lae_fast.models import Autoencoder, nets
+from subjects.contestants import NX, adam, random_images
 
 M, NH, NZ, T = 128, 256, 8, 2
 CLASSIFIER = "classifier step alone"
@@ -83,9 +83,9 @@ def floor(model: Autoencoder, n: int, n_steps: int, route: Route) -> Callable[[]
     """The products behind n variations of M images: encoder and decoder forwards; for a chain of n_steps also its
     energies and their gradients in z, the first for one chain alone, since all start from the same phi."""
     down, start, up = (
-        list(_layers(model.encoder, M)),
-        list(_layers(model.decoder, M)),
-        list(_layers(model.decoder, n * M)),
+        linear_layers(model.encoder, M),
+        linear_layers(model.decoder, M),
+        linear_layers(model.decoder, n * M),
     )
     evaluations = [start, *[up] * n_steps] if n_steps else []
 
@@ -93,10 +93,7 @@ def floor(model: Autoencoder, n: int, n_steps: int, route: Route) -> Callable[[]
         for weight, a, _ in [*down, *up]:
             route.linear(a, weight)
         for layers in evaluations:
-            for weight, a, _ in layers:
-                route.linear(a, weight)
-            for weight, _, g in reversed(layers):
-                route.input_gradient(g, weight)
+            evaluate(layers, route)
 
     return run
 
@@ -104,8 +101,7 @@ def floor(model: Autoencoder, n: int, n_steps: int, route: Route) -> Callable[[]
 def calls(n: int) -> Calls:
     """All that is compared, on the same M images, for n variations of each."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randint(256, (M, NX), generator=generator) / 255
-    labels, found = torch.randint(10, (M,), generator=generator), models()
+    labels, x, found = torch.randint(10, (M,), generator=generator), random_images(M), models()
     step, batch = classifier_step(), augment(found[LAE], as_images(x), labels, n)
     found_calls = {CLASSIFIER: lambda: step(*batch)}
     for name, (cls, source) in SOURCES.items():
@@ -124,19 +120,18 @@ def calls(n: int) -> Calls:
     return found_calls
 
 
-@pytest.mark.parametrize("n", [2, 5])
-@pytest.mark.benchmark(group="augmentation")
-def test_augmentation(benchmark, capsys, n):
+def augmented_step(s: Setting, n: int) -> Finding:
+    """Of a classifier, with n variations of each image."""
     compared = calls(n)
-    rows = summary(round_robin(compared), against=CLASSIFIER)
+    rows = compare(compared, CLASSIFIER, s.device)
     notes = []
     for name in SOURCES:
-        ours = rows[f"augment and step: {name}"]["ms"]
-        share = rows[f"augment: {name}"]["ms"] / ours
+        step_ms = rows[f"augment and step: {name}"]["ms"]
+        share = rows[f"augment: {name}"]["ms"] / step_ms
         note = f"{name}: variations are {share:.0%} of a step"
         if published := rows.get(f"published loop: {name}"):
-            note += f"; the published loop takes {published['ms'] / ours:.2f} times as long as ours"
+            note += f"; the published loop takes {published['ms'] / step_ms:.2f} times as long as ours"
         notes.append(note)
     title = f"Algorithm 3, batch {M}, n = {n}, nh {NH}, nz {NZ}, T = {T}"
-    show(benchmark, capsys, title, rows, against=CLASSIFIER, notes=tuple(notes))
-    benchmark.pedantic(compared["augment and step: LAE, isotropic"], rounds=5, warmup_rounds=1)
+    ours = compared["augment and step: LAE, isotropic"]
+    return Finding(title, rows, CLASSIFIER, {}, tuple(notes), ours)

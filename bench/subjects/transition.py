@@ -1,21 +1,91 @@
-"""The fused ops on a GPU, as fractions of its ceilings. Run by gpu_table.py, and by `pytest bench/` where there is a GPU."""
+"""The transition of a chain by itself: on the CPU, and on a GPU as a fraction of its ceilings."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import NamedTuple
 
-import eager
 import torch
-from bench_ops import chains, images, our_transition
-from card import Finding, Setting, compare
+from compiling import compiled
+from finding import Finding, Setting
 from graphs import captured
+from rivals import ops as eager
+from timing import compare
 from torch import Tensor
 
 from lae_fast import ops
+from subjects.cpu_op import COMPILED, EAGER, cpu_op
 
-EAGER, COPY = "eager PyTorch", "copy of as many bytes"
+COPY = "copy of as many bytes"
+
+
+def chain_state(
+    c: int, d: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
+    """A state of C chains of D elements, each with its own step size, and the next proposal's evaluation.
+
+    The gradients are small, so that next to all proposals are accepted: the costlier way for who updates in place.
+    """
+    torch.manual_seed(0)
+    phi = torch.randn(c, d, dtype=dtype, device=device)
+    per_chain = torch.zeros(c, dtype=torch.float64, device=device)
+    return {
+        "phi": phi,
+        "potential": per_chain.clone(),
+        "grad": 1e-3 * torch.randn_like(phi),
+        "proposal": phi + 1e-2 * torch.randn_like(phi),
+        "log_step_size": torch.full_like(per_chain, 5e-5).log(),
+        "proposal_potential": per_chain,
+        "proposal_grad": 1e-3 * torch.randn_like(phi),
+    }
+
+
+def our_transition(
+    state: dict[str, Tensor],
+    uniform: Tensor | None = None,
+    noise: Tensor | None = None,
+    mh: bool = True,
+    rate: float = eager.RATE,
+):
+    """What takes one step of copies of these chains in place, as all samplers here call it; and the copies, log_alpha [C]
+    and the counters [C, 2] too."""
+    phi, per_chain = state["phi"], state["potential"]
+    own = {name: value.clone() for name, value in state.items()}
+    own["log_alpha"] = torch.zeros_like(per_chain)
+    own["counters"] = torch.zeros(len(phi), 2, dtype=torch.int64, device=phi.device)
+    adaptation = per_chain.new_tensor([[eager.TARGET, rate]]).repeat(len(phi), 1)
+    arguments = (
+        *(own[name] for name in ("phi", "potential", "grad", "proposal")),
+        ops.make_rng(phi.device),
+        own["log_step_size"],
+        own["counters"],
+        torch.zeros_like(per_chain, dtype=torch.bool),
+        own["log_alpha"],
+        adaptation,
+        own["proposal_potential"],
+        own["proposal_grad"],
+        mh,
+        noise,
+        uniform,
+    )
+    return lambda: ops.transition_unchecked(*arguments), own
+
+
+def transition(s: Setting, c: int, d: int) -> Finding:
+    """On the CPU, by its size."""
+    state = chain_state(c, d)
+    same_type = [value.to(torch.float32) for value in state.values()]
+    compiled_transition, why_not = compiled(eager.transition, lambda run: run(*same_type))
+    calls = {
+        "transition": our_transition(state)[0],
+        EAGER: lambda: eager.transition(*same_type),
+        COMPILED: compiled_transition and (lambda: compiled_transition(*same_type)),
+    }
+    n_bytes = 4 * 7 * c * d  # phi, grad, proposal read and written, proposal_grad read
+    found = cpu_op(f"transition, {c} x {d}", calls, n_bytes, c * d, why_not)
+    key = {(1, 2**11): "transition 2^11", (1, 2**20): "transition 2^20"}.get((c, d))
+    if key:
+        found.measured[key] = found.rows[EAGER]["ms"] / found.rows["transition"]["ms"]
+    return found
 
 
 class Traffic(NamedTuple):
@@ -51,7 +121,7 @@ LONG = {
 
 def long_transition(s: Setting, d: int = 2**26) -> Finding:
     """One chain too long for the cache: of copy bandwidth, accepted and rejected apart."""
-    state = chains(1, d, device=s.device)
+    state = chain_state(1, d, device=s.device)
     uniform = torch.full((1,), _ACCEPT, dtype=torch.float64, device=s.device)
     source = torch.randn(d, device=s.device)
     target, calls, owned = torch.empty_like(source), {}, {}
@@ -87,12 +157,12 @@ def long_transition(s: Setting, d: int = 2**26) -> Finding:
         "As two passes: what the kernel moves, which reads the proposal and its gradient first also without MH, to see whether "
         "everything is finite. Cold by size: every array is several times the L2.",
     )
-    return Finding(f"transition, 1 x {d:,}, float32", rows, COPY, measured, notes)
+    return Finding(f"transition, 1 x {d:,}, float32", rows, COPY, measured, notes, calls["no MH"])
 
 
 def short_transition(s: Setting, d: int = 2**11, n: int = 200) -> Finding:
     """One chain of a usual length, as a training step calls it: many in one graph, warm, as its neighbours leave it."""
-    state = chains(1, d, device=s.device)
+    state = chain_state(1, d, device=s.device)
     same_type = [value.to(torch.float32) for value in state.values()]
     ours = our_transition(state)[0]
     one = torch.zeros(1, device=s.device)
@@ -118,49 +188,5 @@ def short_transition(s: Setting, d: int = 2**11, n: int = 200) -> Finding:
             rows["transition"][k] for k in ("launches", "copies and fills")
         )
     note = f"{n} in a row in one graph; arrays in L2, as in a chain. Launches: the graph's own nodes."
-    return Finding(f"transition, 1 x {d:,}, in a graph", rows, "transition", measured, (note,))
-
-
-def energy_bytes(n: int, nx: int) -> int:
-    """Output and images read, the derivative written, float32; the energies [n] are 0.1 % of it."""
-    return 3 * 4 * n * nx
-
-
-def cold_sets(n_bytes: int, cache: int) -> int:
-    """Of that many bytes: how many sets in turn leave nothing of the first in the cache, eight times over."""
-    return 1 + math.ceil(8 * cache / n_bytes)
-
-
-def energy(s: Setting, n: int = 8192, nx: int = 784) -> Finding:
-    """The Bernoulli energy and its derivative, on one set of arrays after another."""
-    n_bytes = energy_bytes(n, nx)
-    n_sets = cold_sets(n_bytes, s.cache)
-    output, x, log_scale = (t.to(s.device) for t in images(n, nx))
-    sets = [(output.roll(i, 0), x.roll(i, 0)) for i in range(n_sets)]
-    half = n_bytes // 8
-    copies = [(torch.randn(half, device=s.device), torch.empty(half, device=s.device)) for _ in range(n_sets)]
-
-    def of_all(call: Callable[..., object], arguments: list[tuple[Tensor, ...]]) -> Callable[[], object]:
-        return lambda: [call(*a) for a in arguments]
-
-    runs = {
-        "energy": of_all(lambda output, x: ops.energy(output, x, ops.BERNOULLI), sets),
-        EAGER: of_all(lambda o, x: eager.energy_and_derivatives(eager.bernoulli, o, x, log_scale), sets),
-        COPY: of_all(lambda source, target: target.copy_(source), copies),
-    }
-    calls = {name: captured(run, s.device).replay for name, run in runs.items()}
-    rows = compare(calls, "energy", s.device, dict.fromkeys(calls, n_sets), loops=5)
-    for row in rows.values():
-        rate = n_bytes / row["ms"] * 1e3
-        row |= {"GB/s": rate / 1e9, "% of copy": 100 * rate / s.copy_rate}
-    note = (
-        f"L2-cold: {n_sets} sets of {n_bytes / 1e6:.0f} MB in turn, in one graph. GB/s counts output and images read and "
-        "the derivative written, in every row alike."
-    )
-    return Finding(
-        f"Bernoulli energy and derivative, {n} x {nx}",
-        rows,
-        "energy",
-        {"energy": rows["energy"]["% of copy"]},
-        (note,),
-    )
+    title = f"transition, 1 x {d:,}, in a graph"
+    return Finding(title, rows, "transition", measured, (note,), runs["transition"].replay)

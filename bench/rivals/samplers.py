@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 Energy = Callable[[Tensor], Tensor]  # [C, D] -> [C], nats
+Run = Callable[[int], object]  # takes so many steps
 
 
 def energy_and_gradient(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -23,6 +24,16 @@ def energy_and_gradient(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
         leaf = x.detach().requires_grad_()
         values = energy(leaf)
         return values.detach(), torch.autograd.grad(values.sum(), leaf)[0]
+
+
+def evaluations(energy: Energy, x: Tensor) -> Run:
+    """The floor of a sampler: so many energies and gradients at x [C, D], and nothing else."""
+
+    def run(n_steps: int) -> None:
+        for _ in range(n_steps):
+            energy_and_gradient(energy, x)
+
+    return run
 
 
 def langevin_proposal(x: Tensor, grad: Tensor, step_size: float, noise: Tensor) -> Tensor:
@@ -100,3 +111,20 @@ def posteriors_sgld(energy: Energy, x: Tensor, step_size: float) -> Callable[[in
         return state.params
 
     return sample
+
+
+def other_packages(energy: Energy, x: Tensor, step_size: float) -> tuple[dict[str, Run], tuple[str, ...]]:
+    """Both of these by name, and why one of them does not run here: it may be missing, or not fit this torch."""
+    found, why_not = {}, []
+    for name, make in (("torchebm", torchebm_langevin), ("posteriors", posteriors_sgld)):
+        try:
+            run = make(energy, x, step_size)
+            if run is None:
+                why_not.append(f"{name} is not installed.")
+                continue
+            run(1)
+            found[name] = run
+        except Exception as error:
+            reason = (str(error).splitlines() or [""])[0]
+            why_not.append(f"{name} failed: {type(error).__name__}: {reason}.")
+    return found, tuple(why_not)

@@ -10,13 +10,14 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 
-import pytest
 import torch
-from bench_step import OURS, calls, models
-from timing import show, summary
+from finding import Finding, Setting
+from timing import summary
 
 from lae_fast import ops
 from lae_fast.models import mlp, products
+from subjects.contestants import OURS, models
+from subjects.step import step_calls
 
 WHOLE, REST = "whole step", "between these: autograd, small tensors, Python"
 PARTS = {
@@ -53,11 +54,9 @@ def stopwatches(seconds: dict[str, float]) -> Iterator[None]:
             setattr(owner, name, function)
 
 
-@pytest.mark.parametrize("n_steps", [2, 10])
-@pytest.mark.benchmark(group="training step: its parts")
-def test_parts(benchmark, capsys, n_steps):
+def parts(s: Setting, n_steps: int) -> Finding:
     with stopwatches(spent := defaultdict(float)):  # before the optimizer is made: it binds its step
-        step = calls({OURS: models(512, 256, 8, n_steps, True)[OURS]}, 512)[OURS]
+        step = step_calls({OURS: models(512, 256, 8, n_steps, True)[OURS]}, 512)[OURS]
         seconds = defaultdict(list)
         for i in range(5 + 40):
             spent.clear()
@@ -72,11 +71,5 @@ def test_parts(benchmark, capsys, n_steps):
             seconds[WHOLE].append(whole)
     assert mlp.ops is ops  # what was watched is what the step calls
     rows = summary({WHOLE: seconds.pop(WHOLE), **seconds}, against=WHOLE)
-    show(
-        benchmark,
-        capsys,
-        f"our training step, batch 512, nh 256, nz 8, T = {n_steps}, MH",
-        rows,
-        against=WHOLE,
-    )
-    benchmark.pedantic(step, rounds=3)
+    title = f"our training step, batch 512, nh 256, nz 8, T = {n_steps}, MH"
+    return Finding(title, rows, WHOLE, {}, ours=step)

@@ -1,0 +1,1 @@
+"""What is measured, a subject in a file; `registry.py` lists all of it."""

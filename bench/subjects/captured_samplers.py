@@ -1,0 +1,85 @@
+"""Langevin samplers on a GPU, in steps per second: ours replayed from a CUDA graph, and everybody's as they are."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from finding import Finding, Setting
+from graphs import captured
+from rivals.samplers import (
+    Run,
+    energy_and_gradient,
+    evaluations,
+    mala,
+    other_packages,
+    unadjusted_langevin,
+)
+from timing import compare
+from torch import Tensor
+
+from lae_fast import langevin_sample
+from subjects.samplers import FLOOR, Rivals, gaussian
+
+SAMPLE, EAGER = "langevin_sample, captured", "langevin_sample"
+# times as many steps a call where they are captured: capturing itself takes as long as some hundred
+MANY = 50
+# steps/s of torchebm 0.8.9's eager LangevinDynamics on an A100-SXM4-80GB, torch 2.11 (torchebm-benchmarks)
+PUBLISHED = {(64, 8): 2163, (1024, 128): 2429}
+
+
+def rivals(start: Tensor, step_size: float) -> Rivals:
+    """Of chains start [C, D], all run eagerly but those of ours that say otherwise."""
+    c, d = start.shape
+
+    def ours(mh: bool, capture: bool) -> Run:
+        return lambda n_steps: langevin_sample(
+            gaussian, start.view(c, 1, d), n_draws=1, n_warmup=0, thin=n_steps, step_size=step_size, mh=mh,
+            progress=False, capture=capture,
+        ).z  # fmt: skip
+
+    found: dict[str, Run] = {}
+    for name, capture in ((SAMPLE, start.is_cuda), (EAGER, False)):
+        found |= {name: ours(False, capture), f"{name}, MH": ours(True, capture)}
+    found["eager PyTorch"] = lambda n_steps: unadjusted_langevin(gaussian, start, step_size, n_steps)
+    found["eager PyTorch, MH"] = lambda n_steps: mala(gaussian, start, step_size, n_steps)
+    packages, why_not = other_packages(gaussian, start, step_size)
+    return found | packages | {FLOOR: evaluations(gaussian, start)}, why_not
+
+
+def chain_targets(c: int, d: int, rates: dict[str, float]) -> dict[str, float]:
+    """Of steps per second by name; {} for sizes nobody published."""
+    if (c, d) not in PUBLISHED:
+        return {}
+    size, published = f"{c} x {d}", PUBLISHED[c, d]
+    found = {
+        f"{size} / published": rates[SAMPLE] / published,
+        f"{size}, eager / published": rates[EAGER] / published,
+    }
+    if "torchebm" in rates:
+        found[f"{size} / torchebm"] = rates[SAMPLE] / rates["torchebm"]
+    return found
+
+
+def captured_chains(
+    s: Setting, c: int, d: int, step_size: float, n_steps: int = 100, rounds: int = 10
+) -> Finding:
+    """C chains of D elements on a standard Gaussian, one evaluation a step."""
+    start = torch.randn(c, d, generator=torch.Generator().manual_seed(0)).to(s.device)
+    eager, why_not = rivals(start, step_size)
+    counts = {name: MANY if name.startswith(SAMPLE) else 1 for name in eager}
+    calls = {name: functools.partial(run, n_steps * counts[name]) for name, run in eager.items()}
+    calls[f"{FLOOR}, in a graph"] = captured(
+        lambda: energy_and_gradient(gaussian, start), s.device, n_steps
+    ).replay
+    rows = compare(calls, SAMPLE, s.device, counts, rounds=rounds, warmup=2)
+    for row in rows.values():
+        row |= {"us a step": 1e3 * row["ms"] / n_steps, "steps/s": 1e3 * n_steps / row["ms"]}
+    notes = (
+        f"{n_steps} steps; captured, {MANY} times as many a call, its capture included. All on a standard Gaussian, no MH "
+        "unless said. Published: torchebm "
+        f"{PUBLISHED.get((c, d), 'nothing')} steps/s on an A100, its own target.",
+        *why_not,
+    )
+    measured = chain_targets(c, d, {name: row["steps/s"] for name, row in rows.items()})
+    return Finding(f"{c} chains of {d} elements", rows, SAMPLE, measured, notes, calls[SAMPLE])
