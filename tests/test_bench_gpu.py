@@ -449,7 +449,7 @@ def test_a_stage_that_fails_does_not_stop_the_next(on_gpu, word, stage):
 
 
 def test_a_stage_that_hangs_is_stopped(on_gpu):
-    code, summary, _, _ = on_gpu(SLOW="junit.py", BUDGET="8", STAGES="tests benchmarks")
+    code, summary, _, _ = on_gpu(SLOW="junit.py", BUDGET="2", STAGES="tests benchmarks")
     assert code == 1
     assert summary["tests"].startswith("FAILED: stopped after its ")
     assert summary["benchmarks"] == "ok"
