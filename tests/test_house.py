@@ -72,7 +72,7 @@ def test_no_public_name_shadows_a_module(package):
 
 
 def test_users_and_benchmarks_see_public_names_only():
-    readers = [*(ROOT / "bench").glob("*.py"), *(PACKAGE / "experiments").glob("*.py")]
+    readers = [*(ROOT / "bench").rglob("*.py"), *(PACKAGE / "experiments").glob("*.py")]
     readers += [path for path in PACKAGE.glob("*.py") if path.name != "__init__.py"]
     for path in readers:
         for node in ast.walk(ast.parse(path.read_text())):

@@ -120,5 +120,5 @@ def test_a_commit_without_a_repository_is_unknown(monkeypatch):
     monkeypatch.delenv("LAE_FAST_COMMIT", raising=False)
     monkeypatch.setattr(provenance, "_git", lambda *_: "")
     assert provenance.commit() == "unknown"
-    monkeypatch.setattr(provenance, "_git", lambda *words: "M file" if words[0] == "status" else "1234567")
+    monkeypatch.setattr(provenance, "_git", lambda *words: "M file" if "status" in words else "1234567")
     assert provenance.commit() == "1234567 with changes"

@@ -6,7 +6,7 @@
 
 Energies are always summed, and chains always moved, in float32 and float64. A Metropolis-Hastings decision takes the
 *difference* of two potentials of about 5e4 nats: the rounding error of this difference decides whether the chain keeps
-its target. `ROOT_MEAN_SQUARE` holds the measured error of log alpha (bench/bench_precision.py). A precision whose error
+its target. `ROOT_MEAN_SQUARE` holds the measured error of log alpha (bench/subjects/precision.py). A precision whose error
 is above `LIMIT` may not evaluate the energies of a chain with Metropolis-Hastings. It may still serve the encoder, the
 weight gradients, and even the gradients that proposals follow: the ratio is exact for any drift that a proposal took.
 """
