@@ -1,4 +1,4 @@
-"""All benchmarks under pytest: `pytest bench/ --benchmark-only`, of it some with `-k`.
+"""All benchmarks under pytest: `pytest bench/ --benchmark-only`; `-k` chooses some of them.
 
 Prints every finding, as `table.py` does, and stores it beside the time of our own call, which pytest-benchmark takes itself.
 """

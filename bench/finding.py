@@ -34,7 +34,7 @@ class Finding(NamedTuple):
     measured: dict[str, float]  # by the keys of the device's targets
     notes: tuple[str, ...] = ()
     ours: Callable[[], object] | None = None  # our own call, for pytest-benchmark to time; it is not kept
-    loops: int = 1  # of these calls in a row: one is too short to be timed
+    loops: int = 1  # calls in a row that are timed together, where one call is too short
 
     def as_dict(self) -> dict[str, Any]:
         """What is kept of it, as JSON."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lae_fast.models import products
 
-# of every linear layer: weight [m, k], and something to stand for its input [n, k] and its gradient [n, m]
+# for every linear layer: its weight [m, k], and stand-ins for its input [n, k] and its output's gradient [n, m]
 Layers = list[tuple[Tensor, Tensor, Tensor]]
 
 

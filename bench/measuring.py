@@ -99,7 +99,7 @@ def measure(
 
 
 def write(path: Path, text: str) -> None:
-    """All of it or nothing: whoever kills this process leaves the file before."""
+    """Replace the file whole: if this process is killed, the old file stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
     temporary.write_text(text)

@@ -31,7 +31,7 @@ _WORDS = {
     ),
     "cuda": _Words(
         "Benchmarks on a GPU",
-        "`bench/on_gpu.sh OUT`, of it this table: `python bench/table.py`",
+        "`bench/on_gpu.sh OUT`, which runs `python bench/table.py` for this table",
         (
             "Medians of rounds in which all rivals of a table take turns, by events on the device; times of different tables do not "
             "compare. float32 products are float32 (no TF32) unless said.",
@@ -64,7 +64,7 @@ def table(header: list[str], rows: list[list[str]]) -> Iterator[str]:
 
 
 def targets(measured: dict[str, float], of: dict[str, Target]) -> Iterator[str]:
-    """All targets; one that nobody measured is shown as such."""
+    """All targets; those without a measurement say so."""
     rows = []
     for key, target in of.items():
         value, verdict = "not measured", ""

@@ -121,7 +121,7 @@ def calls(n: int) -> Calls:
 
 
 def augmented_step(s: Setting, n: int) -> Finding:
-    """Of a classifier, with n variations of each image."""
+    """A classifier's training step with n variations of each image, ours and the published loop."""
     compared = calls(n)
     rows = compare(compared, CLASSIFIER, s.device)
     notes = []

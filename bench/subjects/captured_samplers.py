@@ -29,14 +29,12 @@ PUBLISHED = {(64, 8): 2163, (1024, 128): 2429}
 
 
 def rivals(start: Tensor, step_size: float) -> Rivals:
-    """Of chains start [C, D], all run eagerly but those of ours that say otherwise."""
+    """The samplers by name, on chains that begin at start [C, D]. All run eagerly, except ours that say "captured"."""
     c, d = start.shape
 
     def ours(mh: bool, capture: bool) -> Run:
-        return lambda n_steps: langevin_sample(
-            gaussian, start.view(c, 1, d), n_draws=1, n_warmup=0, thin=n_steps, step_size=step_size, mh=mh,
-            progress=False, capture=capture,
-        ).z  # fmt: skip
+        options = dict(n_draws=1, n_warmup=0, step_size=step_size, mh=mh, progress=False, capture=capture)
+        return lambda n_steps: langevin_sample(gaussian, start.view(c, 1, d), thin=n_steps, **options).z
 
     found: dict[str, Run] = {}
     for name, capture in ((SAMPLE, start.is_cuda), (EAGER, False)):
@@ -48,7 +46,7 @@ def rivals(start: Tensor, step_size: float) -> Rivals:
 
 
 def chain_targets(c: int, d: int, rates: dict[str, float]) -> dict[str, float]:
-    """Of steps per second by name; {} for sizes nobody published."""
+    """What the steps per second say about the targets; {} for sizes without published numbers."""
     if (c, d) not in PUBLISHED:
         return {}
     size, published = f"{c} x {d}", PUBLISHED[c, d]

@@ -57,7 +57,7 @@ def energy_bytes(n: int, nx: int) -> int:
 
 
 def cold_sets(n_bytes: int, cache: int) -> int:
-    """Of that many bytes: how many sets in turn leave nothing of the first in the cache, eight times over."""
+    """How many sets of n_bytes, used in turn, push the first set out of the cache: eight times the cache's size."""
     return 1 + math.ceil(8 * cache / n_bytes)
 
 

@@ -103,7 +103,9 @@ def log_alpha_errors(model: LAE, x: Tensor, n_proposals: int = N_PROPOSALS) -> d
         one_rng = ops.make_rng("cpu")
         return ops.decide(a, b, value, new_value, grad, new_grad, eta, one_rng)[2]
 
-    exact = log_alpha(exact_model, exact_x, exact_h, "float32", "float32")  # of float64 tensors: float64
+    exact = log_alpha(
+        exact_model, exact_x, exact_h, "float32", "float32"
+    )  # float64 throughout: the tensors are
     errors = {name: log_alpha(model, x, h, name, name) - exact for name in ("float32", "bf16")}
     errors["bf16 gradients"] = log_alpha(model, x, h, "float32", "bf16") - exact
     with emulated_tf32():

@@ -44,7 +44,7 @@ def step_calls(found: dict[str, nn.Module], n: int) -> Calls:
 
 
 def peak_megabytes(step: Callable[[], object], model: nn.Module) -> float:
-    """Of a training step of the model, its gradients included: they are there when a step begins."""
+    """The peak memory of a training step, gradients included: they exist when a step begins."""
     peak = peak_bytes(step)
     return (peak + sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)) / 1e6
 
