@@ -51,9 +51,17 @@ def ald_rivals(
 
     def ours(n_steps: int) -> Tensor:
         return ald_sample(
-            energy, features, phi, n_draws=1, n_warmup=0, thin=n_steps, step_size=step_size, mh=mh,
-            whiten=whiten, progress=False,
-        ).phi  # fmt: skip
+            energy,
+            features,
+            phi,
+            n_draws=1,
+            n_warmup=0,
+            thin=n_steps,
+            step_size=step_size,
+            mh=mh,
+            whiten=whiten,
+            progress=False,
+        ).phi
 
     def potential(rows: Tensor) -> Tensor:
         return energy((rows.view(phi.shape) @ features.T).mT).sum(1)  # the faster order of the two
@@ -68,9 +76,15 @@ def langevin_rivals(energy: Callable[[Tensor], Tensor], start: Tensor, step_size
 
     def ours(n_steps: int) -> Tensor:
         return langevin_sample(
-            energy, start.view(c, 1, d), n_draws=1, n_warmup=0, thin=n_steps, step_size=step_size, mh=mh,
+            energy,
+            start.view(c, 1, d),
+            n_draws=1,
+            n_warmup=0,
+            thin=n_steps,
+            step_size=step_size,
+            mh=mh,
             progress=False,
-        ).z  # fmt: skip
+        ).z
 
     theirs, why_not = others(energy, start, step_size, mh)
     return {"langevin_sample": ours} | theirs, why_not

@@ -149,8 +149,11 @@ class Experiments:
             parts["claims"] = ordered(r for m in measurements for r in (*m.minuend, *m.subtrahend))
         todo = [r for r in ordered(r for part in parts.values() for r in part) if not self.lab.has(r)]
         print(f"data      {self.lab.source}")
-        print(f"work      {len(todo)} of {len(set().union(*parts.values()))} models and measurements to make, "
-              f"{self.workers} at a time; kept in {self.options.cache}")  # fmt: skip
+        n_all = len(set().union(*parts.values()))
+        print(
+            f"work      {len(todo)} of {n_all} models and measurements to make, {self.workers} at a time; "
+            f"kept in {self.options.cache}"
+        )
         self._finish(parts)
         total = sum(r.cost() for r in todo)
         with tqdm(total=total, bar_format=BAR, disable=None) as bar:
