@@ -1,4 +1,7 @@
+import json
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -19,10 +22,46 @@ def one_thread():
     torch.set_num_threads(n_threads)
 
 
-@pytest.fixture(scope="module")
-def threads(one_thread):
-    """At least two threads after all, for the kernels' own tests: `pytestmark = pytest.mark.usefixtures("threads")`."""
-    torch.set_num_threads(max(2, os.cpu_count() or 2))
+@pytest.fixture
+def threads():
+    """Two threads after all, for the tests of the kernels, which share out the work themselves."""
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+LEVELS = """
+import json, test_dense, test_likelihood, test_ops
+from lae_fast.ops import library
+modules = test_dense, test_likelihood, test_ops
+print(json.dumps([library.simd_level(), {m.__name__: m.fingerprint() for m in modules}]))
+"""
+
+
+@pytest.fixture(scope="session")
+def fingerprints():
+    """By SIMD level that this processor has, by test module: what its `fingerprint` returns in a process of that level."""
+    here = os.path.dirname(__file__)
+    processes = []
+    for level in ("sse2", "avx2", "avx512"):  # the next best where the processor has no such
+        paths = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
+        environment = os.environ | {"LAE_FAST_KERNELS": level, "PYTHONPATH": paths}
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-c", LEVELS],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    results = [process.communicate(timeout=120) for process in processes]
+    for process, (_, error) in zip(processes, results, strict=True):
+        assert process.returncode == 0, error
+    found = dict(json.loads(out) for out, _ in results)
+    assert "sse2" in found
+    assert len(found) > 1
+    return found
 
 
 def pytest_generate_tests(metafunc):

@@ -1,9 +1,7 @@
 """The fully connected fast path against PyTorch's own layers, and against float64."""
 
+import hashlib
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -40,6 +38,7 @@ NORM_RELU = {
 }
 
 
+@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("implementation", ["op", "reference"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("n", "d"), [(1, 1), (3, 17), (70, 256), (0, 5)])
@@ -70,41 +69,33 @@ def test_norm_relu_keeps_a_nan(device):
     assert grad[1].isnan().all()
 
 
-NORM_SCRIPT = """
-import hashlib, torch
-from lae_fast import ops
-from lae_fast.ops import library
-from test_dense import norm_problem
-digest = hashlib.sha256()
-for threads in (1, 3):
-    torch.set_num_threads(threads)
-    part = b""
-    for dtype in (torch.float32, torch.float64):
-        y, grad, weight, bias = norm_problem(130, 77, dtype)
-        out, rstd = ops.norm_relu(y, weight, bias, 1e-5)
-        sums = ops.norm_relu_backward(grad, out, y, rstd, weight)
-        part += b"".join(t.numpy().tobytes() for t in (y, out, rstd, grad, sums))
-    print(library.simd_level(), hashlib.sha256(part).hexdigest())
-"""
+def fingerprint():
+    """One for each number of threads."""
+    before, digests = torch.get_num_threads(), []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        digest = hashlib.sha256()
+        for dtype in (torch.float32, torch.float64):
+            y, grad, weight, bias = norm_problem(130, 77, dtype)
+            out, rstd = ops.norm_relu(y, weight, bias, 1e-5)
+            sums = ops.norm_relu_backward(grad, out, y, rstd, weight)
+            for t in (y, out, rstd, grad, sums):
+                digest.update(t.numpy().tobytes())
+        digests.append(digest.hexdigest())
+    torch.set_num_threads(before)
+    return digests
 
 
 @pytest.mark.skipif(
     library.simd_level() not in ("avx2", "avx512"), reason="needs compiled kernels for x86-64"
 )
-def test_every_simd_level_and_thread_count_computes_the_same_bits():
-    lines = []
-    for level in ("sse2", "avx2", "avx512"):
-        environment = os.environ | {"LAE_FAST_KERNELS": level, "PYTHONPATH": os.path.dirname(__file__)}
-        run = subprocess.run(
-            [sys.executable, "-c", NORM_SCRIPT], env=environment, capture_output=True, text=True
-        )
-        assert run.returncode == 0, run.stderr
-        lines += [line.split() for line in run.stdout.splitlines()]
-    assert len(lines) == 6
-    assert lines[0][0] == "sse2"
-    assert len({digest for _, digest in lines}) == 1
+def test_every_simd_level_and_thread_count_computes_the_same_bits(fingerprints):
+    digests = [digest for found in fingerprints.values() for digest in found["test_dense"]]
+    assert len(digests) == 2 * len(fingerprints)
+    assert {*digests, *fingerprint()} == {digests[0]}
 
 
+@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("accepted", [True, False])
 def test_keep_selects(accepted, device):
     latest = [torch.full((n,), math.nan, device=device) for n in (5, 4096, 0, 70_000)]
@@ -131,6 +122,7 @@ def test_the_compiler_takes_products_as_large_as_onednn_s():
     torch.testing.assert_close(compiled, products.linear(a, weight, bias), rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize(
     ("n", "k", "m"), [(512, 256, 784), (512, 784, 256), (512, 8, 256), (100, 256, 8), (3, 2, 5)]
 )

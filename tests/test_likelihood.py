@@ -1,10 +1,7 @@
 """Energies against float64 and torch.distributions, at the extremes too, for every kernel that serves."""
 
-import json
+import hashlib
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,6 +11,8 @@ from torch.distributions import Normal
 from lae_fast import ops
 from lae_fast.models.likelihood import Bernoulli, DiscretizedLogistic, Gaussian
 from lae_fast.ops import energies, library
+
+pytestmark = pytest.mark.usefixtures("threads")
 
 G = torch.Generator().manual_seed(0)
 X = torch.randint(0, 256, (5, 40), generator=G) / 255
@@ -114,38 +113,22 @@ def test_nearly_certain_pixels_keep_their_digits(implementation, device):
     torch.testing.assert_close(energy, exact, rtol=1e-6, atol=0)
 
 
-LEVEL_SCRIPT = """
-import hashlib, json, sys
-import torch
-from lae_fast.ops import library
-from test_likelihood import CASES, arguments_of, assert_within_bounds
-digest = hashlib.sha256()
-for kind, scale in CASES:
-    for dtype in (torch.float32, torch.float64):
-        arguments = arguments_of(kind, scale, dtype)
-        assert_within_bounds(*arguments)
-        for t in torch.ops.lae_fast.energy(*arguments):
-            digest.update(t.numpy().tobytes())
-print(json.dumps([library.simd_level(), digest.hexdigest()]))
-"""
+def fingerprint():
+    digest = hashlib.sha256()
+    for kind, scale in CASES:
+        for dtype in (torch.float32, torch.float64):
+            arguments = arguments_of(kind, scale, dtype)
+            assert_within_bounds(*arguments)
+            for t in torch.ops.lae_fast.energy(*arguments):
+                digest.update(t.numpy().tobytes())
+    return digest.hexdigest()
 
 
 @pytest.mark.skipif(
     library.simd_level() not in ("avx2", "avx512"), reason="needs compiled kernels for x86-64"
 )
-def test_every_simd_level_keeps_the_bounds_and_computes_the_same_bits():
-    digests = {}
-    for level in ("sse2", "avx2", "avx512"):
-        environment = os.environ | {"LAE_FAST_KERNELS": level, "PYTHONPATH": os.path.dirname(__file__)}
-        run = subprocess.run(
-            [sys.executable, "-c", LEVEL_SCRIPT], env=environment, capture_output=True, text=True
-        )
-        assert run.returncode == 0, run.stderr
-        name, digest = json.loads(run.stdout)
-        digests[name] = digest
-    assert "sse2" in digests
-    assert len(digests) > 1
-    assert len(set(digests.values())) == 1
+def test_every_simd_level_keeps_the_bounds_and_computes_the_same_bits(fingerprints):
+    assert {found["test_likelihood"] for found in fingerprints.values()} == {fingerprint()}
 
 
 def test_threads_do_not_change_a_bit():

@@ -11,6 +11,8 @@ from scipy import stats
 from lae_fast import ops
 from lae_fast.ops import philox
 
+pytestmark = pytest.mark.usefixtures("threads")
+
 N = 1 << 20
 
 

@@ -1,15 +1,15 @@
 """The fused ops against the float64 reference, and what holds exactly: replay, threads, SIMD, halves."""
 
+import hashlib
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from lae_fast import ops
 from lae_fast.ops import columns, langevin, library
+
+pytestmark = pytest.mark.usefixtures("threads")
 
 SIZES = [
     (1, 1),
@@ -343,35 +343,20 @@ def test_thread_count_changes_nothing():
             assert all(torch.equal(a[k], b[k]) for k in a)
 
 
-FINGERPRINT = """
-import hashlib, sys
-sys.path.insert(0, {tests!r})
-from test_ops import problem, run, DTYPES
-from lae_fast.ops import library
-digest = hashlib.sha256()
-for dtype in DTYPES:
-    for size in ((1, 2048), (1, 100_003), (77, 9)):
-        for tensor in run(*problem(*size, dtype)).values():
-            digest.update(tensor.numpy().tobytes())
-print(library.simd_level(), digest.hexdigest())
-"""
+def fingerprint():
+    digest = hashlib.sha256()
+    for dtype in DTYPES:
+        for size in ((1, 2048), (1, 100_003), (77, 9)):
+            for tensor in run(*problem(*size, dtype)).values():
+                digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
 
 
 @pytest.mark.skipif(
     library.simd_level() not in ("avx2", "avx512"), reason="needs compiled kernels for x86-64"
 )
-def test_every_simd_level_computes_the_same_bits():
-    fingerprints = {}
-    for level in ("sse2", "avx2", "avx512"):
-        environment = os.environ | {library.KERNELS_VARIABLE: level}
-        command = [sys.executable, "-c", FINGERPRINT.format(tests=os.path.dirname(__file__))]
-        out = subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=True
-        ).stdout.split()
-        fingerprints[out[0]] = out[1]
-    assert "sse2" in fingerprints
-    assert len(fingerprints) >= 2
-    assert len(set(fingerprints.values())) == 1, fingerprints
+def test_every_simd_level_computes_the_same_bits(fingerprints):
+    assert {found["test_ops"] for found in fingerprints.values()} == {fingerprint()}
 
 
 def test_misfits_are_named():
