@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
 import os
 import pickle
@@ -228,7 +229,7 @@ def test_ctrl_c_leaves_a_usable_run(tmp_path):
 
 def validate_as(losses, monkeypatch):
     """Let validation find these losses, epoch by epoch: when training stops must not hang on how well it goes."""
-    evaluate, found = trainer.evaluate, iter(losses)
+    evaluate, found = trainer.evaluate, itertools.chain(losses, itertools.repeat(99))
 
     def scripted(model, images, **options):
         result = evaluate(model, images, **options)
