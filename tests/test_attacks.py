@@ -433,7 +433,10 @@ def test_the_generator_decides(digits):
 def test_a_zero_gradient_leaves_an_image(norm):
     x, labels = images().flatten(1), torch.arange(M) % 2
     x[:10] = 0
-    model = lambda x: x.square()[:, :2] * 5  # noqa: E731
+
+    def model(x):
+        return x.square()[:, :2] * 5
+
     adversary = pgd(model, x, labels, eps=0.1, norm=norm, random_start=False)
     assert torch.equal(adversary[:10], x[:10])
     assert torch.equal(adversary[:, 2:], x[:, 2:])

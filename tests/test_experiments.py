@@ -318,7 +318,21 @@ def test_the_classifier_is_the_report_s(lab):
     assert log_p.shape == (5, 10)
     assert torch.allclose(log_p.exp().sum(1), torch.ones(5))
     kinds = [type(m).__name__ for m in net]
-    assert kinds == ["Conv2d", "MaxPool2d", "ReLU", "Conv2d", "Dropout2d", "MaxPool2d", "ReLU", "Flatten", "Linear", "ReLU", "Dropout", "Linear", "LogSoftmax"]  # fmt: skip
+    assert kinds == [
+        "Conv2d",
+        "MaxPool2d",
+        "ReLU",
+        "Conv2d",
+        "Dropout2d",
+        "MaxPool2d",
+        "ReLU",
+        "Flatten",
+        "Linear",
+        "ReLU",
+        "Dropout",
+        "Linear",
+        "LogSoftmax",
+    ]
     assert sum(p.numel() for p in net.parameters()) == 21_840
 
 
@@ -401,12 +415,22 @@ def test_a_failure_takes_along_only_what_needs_it(lab, tmp_path):
     bad = Step(1, fails=True)
     recipes = ordered([Step(3, Step(2, bad)), Step(5, Step(4))])
     found = dict(run(recipes, lambda: open_lab(tmp_path), 1))
-    assert found == {bad: "no number", Step(2, bad): "no number", Step(3, Step(2, bad)): "no number", Step(4): None, Step(5, Step(4)): None}  # fmt: skip
+    assert found == {
+        bad: "no number",
+        Step(2, bad): "no number",
+        Step(3, Step(2, bad)): "no number",
+        Step(4): None,
+        Step(5, Step(4)): None,
+    }
     assert open_lab(tmp_path).get(Step(5, Step(4))).metrics["number"] == 9
 
 
 def test_other_errors_end_the_run_and_keep_what_is_done(lab, tmp_path, monkeypatch):
-    monkeypatch.setattr(Step, "make", lambda self, lab: Product({}, {"number": 1 / (2 - self.number)}) if self.number != 3 else 1 / "a")  # fmt: skip
+    monkeypatch.setattr(
+        Step,
+        "make",
+        lambda self, lab: Product({}, {"number": 1 / (2 - self.number)}) if self.number != 3 else 1 / "a",
+    )
     results = run([Step(1), Step(3)], lambda: open_lab(tmp_path), 1)
     assert next(results) == (Step(1), None)
     with pytest.raises(TypeError):
@@ -458,7 +482,16 @@ def test_differences_are_taken_seed_by_seed():
 
 def test_every_claim_names_metrics_that_exist(lab):
     """One recipe of each kind tells which there are."""
-    known = {type(r): set(lab.get(r).metrics) for r in (Quality(LAE, 4, 4, 4), LatentClassifier(REPORT, 2), Plane(VAE), Recognised(VAE, PLAIN), PLAIN)}  # fmt: skip
+    known = {
+        type(r): set(lab.get(r).metrics)
+        for r in (
+            Quality(LAE, 4, 4, 4),
+            LatentClassifier(REPORT, 2),
+            Plane(VAE),
+            Recognised(VAE, PLAIN),
+            PLAIN,
+        )
+    }
     known[Attacked] = set(lab.get(Attacked(PLAIN, 1, False, n_images=8)).metrics)
     for claim in claims(Design(TINY)):
         for m in claim.measurements:

@@ -114,9 +114,15 @@ def test_transition_is_its_two_halves(dtype, device):
     eta = exp(state["log_step_size"])
     got = run(state, inputs)
     accepted, _, log_alpha = ops.decide(
-        state["phi"], state["proposal"], state["potential"], inputs["proposal_potential"], state["grad"],
-        inputs["proposal_grad"], eta, state["rng"],
-    )  # fmt: skip
+        state["phi"],
+        state["proposal"],
+        state["potential"],
+        inputs["proposal_potential"],
+        state["grad"],
+        inputs["proposal_grad"],
+        eta,
+        state["rng"],
+    )
     proposal, rng = ops.propose(got["phi"], got["grad"], eta, state["rng"])
     assert torch.equal(accepted, got["is_accepted"])
     assert torch.equal(log_alpha, got["log_alpha"])
@@ -293,8 +299,17 @@ def test_opcheck(dtype, device):
     state, inputs = problem(3, 17, dtype, device)
     eta, namespace = state["log_step_size"].exp(), torch.ops.lae_fast
     noise, uniform = torch.randn_like(state["phi"]), torch.rand_like(eta)
-    halves = (state["phi"], state["proposal"], state["potential"], inputs["proposal_potential"], state["grad"],
-              inputs["proposal_grad"], eta, state["rng"], True)  # fmt: skip
+    halves = (
+        state["phi"],
+        state["proposal"],
+        state["potential"],
+        inputs["proposal_potential"],
+        state["grad"],
+        inputs["proposal_grad"],
+        eta,
+        state["rng"],
+        True,
+    )
     for args, kwargs in (((), {}), ((noise, uniform), {}), ((None, uniform), {})):
         torch.library.opcheck(
             namespace.transition.default, (*copy(state).values(), *inputs.values(), True, *args), kwargs
@@ -318,9 +333,15 @@ def test_compiles_without_graph_breaks(backend, device):
         ops.transition(*tensors.values(), **inputs)
         proposal, rng = ops.propose(tensors["phi"], tensors["grad"], eta, tensors["rng"])
         accepted, _, _ = ops.decide(
-            tensors["phi"], proposal, tensors["potential"], tensors["potential"] + 1, tensors["grad"],
-            tensors["grad"], eta, rng,
-        )  # fmt: skip
+            tensors["phi"],
+            proposal,
+            tensors["potential"],
+            tensors["potential"] + 1,
+            tensors["grad"],
+            tensors["grad"],
+            eta,
+            rng,
+        )
         return proposal, accepted
 
     plain, compiled = copy(state), copy(state)

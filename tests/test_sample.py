@@ -171,9 +171,16 @@ def test_identity_features_are_datapoint_wise_langevin(problem):
 def test_identity_features_with_a_joint_decision_have_the_same_marginals():
     target, mean = PROBLEMS["neural"], posterior("neural").mean
     samples = lae_fast.ald_sample(
-        target.energy, torch.eye(3, dtype=torch.float64), nz=2, n_chains=N_CHAINS, n_draws=20, n_warmup=300,
-        thin=20, generator=seeded(210), progress=False,
-    )  # fmt: skip
+        target.energy,
+        torch.eye(3, dtype=torch.float64),
+        nz=2,
+        n_chains=N_CHAINS,
+        n_draws=20,
+        n_warmup=300,
+        thin=20,
+        generator=seeded(210),
+        progress=False,
+    )
     z = two_sample_z(
         moments_of_chains(samples, mean), moments_of_chains(long_run("neural", "langevin"), mean)
     )
@@ -250,9 +257,17 @@ def test_getting_it_right(sampler):
 def test_options_that_leave_the_law_alone(options):
     target, grid = PROBLEMS["Gaussian"], posterior("Gaussian")
     samples = lae_fast.ald_sample(
-        target.energy, normals(215, 3, 16), nz=2, n_chains=N_CHAINS, n_draws=10, n_warmup=300, thin=20,
-        generator=seeded(216), progress=False, **options,
-    )  # fmt: skip
+        target.energy,
+        normals(215, 3, 16),
+        nz=2,
+        n_chains=N_CHAINS,
+        n_draws=10,
+        n_warmup=300,
+        thin=20,
+        generator=seeded(216),
+        progress=False,
+        **options,
+    )
     z = ZScores.of(moments_of_chains(samples, grid.mean), expected_moments(grid.mean, grid.covariance)).values
     assert (z.abs() < z_limit("options_leave_the_law")).all(), z
     assert (len(samples.step_size.unique()) == 1) == ("share_step_size" in options)
@@ -268,9 +283,18 @@ def test_minibatches_sample_what_theory_says():
     problem = conjugate(3**0.5 * normals(217, n, 2))
     mean, covariance = conjugate_posterior(problem)
     samples = lae_fast.ald_sample(
-        problem.minibatch_energy, normals(227, n, n + 32), nz=2, n_chains=32, n_draws=1, n_warmup=400,
-        step_size=eta, mh=False, batch_size=m, generator=seeded(218), progress=False,
-    )  # fmt: skip
+        problem.minibatch_energy,
+        normals(227, n, n + 32),
+        nz=2,
+        n_chains=32,
+        n_draws=1,
+        n_warmup=400,
+        step_size=eta,
+        mh=False,
+        batch_size=m,
+        generator=seeded(218),
+        progress=False,
+    )
     assert samples.kind == "unadjusted, minibatches of 32"
     biased = (
         covariance @ (torch.eye(2, dtype=torch.float64) - 0.5 * eta * n / m * covariance.inverse()).inverse()
@@ -523,9 +547,14 @@ def test_a_frozen_step_size_replaces_the_pending_proposal():
 def test_an_unadjusted_chain_that_diverges_is_warned_of_where_it_was_called():
     with pytest.warns(UserWarning, match="6 of 6 unadjusted chains .* diverged") as caught:
         lae_fast.langevin_sample(
-            lambda z: (z**4).sum(-1), 3 + normals(9, 2, 3, 2), n_draws=50, n_warmup=5, step_size=3.0, mh=False,
+            lambda z: (z**4).sum(-1),
+            3 + normals(9, 2, 3, 2),
+            n_draws=50,
+            n_warmup=5,
+            step_size=3.0,
+            mh=False,
             progress=False,
-        )  # fmt: skip
+        )
     assert caught[0].filename == __file__
 
 

@@ -100,8 +100,16 @@ def finished(tmp_path_factory):
 
 def test_a_run_leaves_its_records(finished):
     folder, result = finished
-    for name in ("best.safetensors", "config.json", "metrics.jsonl", "results.json", "samples.png",
-                 "reconstructions.png", "latent_plane.png", "tensorboard"):  # fmt: skip
+    for name in (
+        "best.safetensors",
+        "config.json",
+        "metrics.jsonl",
+        "results.json",
+        "samples.png",
+        "reconstructions.png",
+        "latent_plane.png",
+        "tensorboard",
+    ):
         assert (folder / name).exists(), name
     assert "scikit-learn's bundled digits" in result.stdout
     assert "kernels   cpu:" in result.stdout
@@ -211,8 +219,18 @@ def test_resume_with_more_epochs_goes_on(tmp_path):
 
 def test_ctrl_c_leaves_a_usable_run(tmp_path):
     folder = tmp_path / "run"
-    command = [sys.executable, "-m", "lae_fast.train", *QUICK, "--epochs", "100000", "--patience", "100000",
-               "--output-dir", str(folder)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "lae_fast.train",
+        *QUICK,
+        "--epochs",
+        "100000",
+        "--patience",
+        "100000",
+        "--output-dir",
+        str(folder),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for _ in range(600):
         if (folder / "checkpoints").exists() or process.poll() is not None:
@@ -271,12 +289,20 @@ def test_non_finite_training_stops_and_keeps_the_last_good_checkpoint(tmp_path, 
     assert all(t.isfinite().all() for t in saved.weights.values())
 
 
-@pytest.mark.parametrize("options", [["--network", "conv"], ["--likelihood", "logistic", "--no-mh"],
-                                     ["--likelihood", "gaussian", "--step-size", "1e-4"], ["--validation", "0"],
-                                     ["--binarize", "fixed", "--n-steps", "1"],
-                                     ["--precision", "bf16"], ["--precision", "bf16", "--no-mh"],
-                                     ["--precision", "bf16", "--model", "vae", "--network", "conv"],
-                                     ["--precision", "bf16", "--model", "hoffman"]])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--network", "conv"],
+        ["--likelihood", "logistic", "--no-mh"],
+        ["--likelihood", "gaussian", "--step-size", "1e-4"],
+        ["--validation", "0"],
+        ["--binarize", "fixed", "--n-steps", "1"],
+        ["--precision", "bf16"],
+        ["--precision", "bf16", "--no-mh"],
+        ["--precision", "bf16", "--model", "vae", "--network", "conv"],
+        ["--precision", "bf16", "--model", "hoffman"],
+    ],
+)
 def test_options(options, tmp_path):
     assert (
         train.main([*QUICK, "--epochs", "1", "--depth", "2", *options, "--output-dir", str(tmp_path / "run")])
