@@ -234,6 +234,7 @@ class BuildAndTell(build):
 
     def run(self) -> None:
         Path(self.build_lib).mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(Path(self.build_lib, "lae_fast"), ignore_errors=True)  # files that have moved since
         for stale in Path(self.build_lib).glob("_lae_fast_*"):  # from an earlier build that left out less
             stale.unlink()
         super().run()

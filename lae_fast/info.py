@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import platform
+from pathlib import Path
 
 import torch
 
-import lae_fast
 from lae_fast import provenance
 from lae_fast._version import SCHEMA_VERSION, __version__
 from lae_fast.ops import library
@@ -25,7 +25,7 @@ def report() -> dict[str, str]:
     build = library.build_info
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     facts = {
-        "lae_fast": f"{__version__} ({lae_fast.__path__[0]})",
+        "lae_fast": f"{__version__} ({Path(__file__).parent})",
         "python": f"{platform.python_version()} on {platform.platform()}",
         "torch": f"{torch.__version__} (CUDA {torch.version.cuda or 'none'}), {torch.get_num_threads()} threads",
         "numpy": provenance.version("numpy"),

@@ -29,7 +29,8 @@ def commit(tree: Path = _TREE) -> str:
     without its history."""
     if given := os.environ.get("LAE_FAST_COMMIT"):
         return given
-    found = _git(tree, "rev-parse", "--short", "HEAD")
+    is_ours = _git(tree, "ls-files", "lae_fast/_version.py")  # not a repository that this one is installed in
+    found = _git(tree, "rev-parse", "--short", "HEAD") if is_ours else ""
     changes = " with changes" if _git(tree, "status", "--porcelain", "--", ".") else ""
     return f"{found}{changes}" if found else "unknown"
 

@@ -24,7 +24,7 @@ from lae_fast import data, models
 from lae_fast.checkpoint import CheckpointError
 from lae_fast.data import DataError
 from lae_fast.evaluation import BASES, anneal, annealed_log_likelihood, evaluate, importance_bound
-from lae_fast.training import folder as run_folder
+from lae_fast.training import run_folder
 from lae_fast.training.config import Config
 
 

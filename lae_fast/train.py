@@ -18,9 +18,9 @@ from lae_fast.checkpoint import CheckpointError
 from lae_fast.data import DataError
 from lae_fast.models import LAE
 from lae_fast.ops.columns import NONFINITE, REJECTED
-from lae_fast.training import folder as run_folder
-from lae_fast.training.config import Config
-from lae_fast.training.trainer import Event, Trainer, TrainingError
+from lae_fast.training import run_folder
+from lae_fast.training.config import Config, TrainingError
+from lae_fast.training.trainer import Event, Trainer
 
 
 class Interrupt:
@@ -66,8 +66,13 @@ def _parse(argv: Sequence[str] | None) -> Config:
         saved = run_folder.read_options(config.resume)
         base = Config.from_json(saved | {"output_dir": None, "resume": str(config.resume)})
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TrainingError(f"--resume {config.resume} is not the folder of a run: {error}") from error
+        record = config.resume / "config.json"
+        raise TrainingError(
+            f"--resume {config.resume} is not the folder of a run: {record}: {error}"
+        ) from error
     config = tyro.cli(Config, args=arguments, default=base, prog="python -m lae_fast.train")
+    if config.dataset == "auto":  # what it was is known
+        config = dataclasses.replace(config, dataset=base.dataset)
     config.check_resumed(base)
     return config
 

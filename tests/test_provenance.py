@@ -1,7 +1,10 @@
 """Where results are from: code and kernels count for what is kept, and every commit that had a part is named."""
 
 import dataclasses
+import importlib
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from lae_fast import provenance
 from lae_fast.experiments import __main__ as cli
 from lae_fast.experiments import presets, recipes, sources
 from lae_fast.experiments.recipes import Lab, Product, Recipe
+from lae_fast.ops import library
 
 
 @pytest.fixture
@@ -23,14 +27,19 @@ def package(tmp_path, monkeypatch):
         "from house.rule import step\n\ndef train(x):\n    return step(step(x))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
+    for name in [m for m in sys.modules if m.split(".")[0] == "house"]:  # another test's
+        monkeypatch.delitem(sys.modules, name)
+    importlib.invalidate_caches()
     monkeypatch.setattr(sources, "PACKAGE", "house")
     sources.digest.cache_clear()
     yield folder
     sources.digest.cache_clear()
+    sources._text.cache_clear()
 
 
 def digest():
     sources.digest.cache_clear()
+    sources._text.cache_clear()
     return sources.digest("house.model")
 
 
@@ -51,6 +60,50 @@ def test_imports_are_found_wherever_they_stand(package):
         "def train(x):\n    from house import rule\n    import house.rule as r, math\n    return r\n"
     )
     assert set(sources.imports("house.model")) == {"house.rule"}
+    for line in (
+        "import importlib; r = importlib.import_module('house.rule')",
+        "r = __import__('house.rule')",
+        "import house.rule",
+    ):
+        sources._text.cache_clear()
+        (package / "model.py").write_text(line)
+        assert set(sources.imports("house.model")) == {"house.rule"}
+    sources._text.cache_clear()
+    (package / "__init__.py").write_text("from house.rule import step\n")
+    (package / "model.py").write_text(
+        "from house import step\n"
+    )  # a name of the package itself: all that it imports
+    before = digest()
+    (package / "rule.py").write_text("def step(x):\n    return 5 * x\n")
+    assert digest() != before
+    (package / "model.py").write_text("from .rule import step\n")
+    with pytest.raises(ValueError, match="line 1 imports relative to its own file; expected a full name"):
+        digest()
+
+
+def test_other_packages_are_not_touched(package, tmp_path):
+    """Looking for a module within a package imports that package, and torchvision may not even import."""
+    broken = tmp_path / "broken_package"
+    broken.mkdir()
+    (broken / "__init__.py").write_text("raise RuntimeError('does not fit this torch')\n")
+    (package / "model.py").write_text("def load():\n    from broken_package.datasets import MNIST\n")
+    assert digest()
+
+
+def test_what_runs_is_what_was_read_when_it_began(package):
+    """Files that change under a running process do not change its keys."""
+    before = digest()
+    (package / "rule.py").write_text("def step(x):\n    return 7 * x\n")
+    sources.digest.cache_clear()
+    assert sources.digest("house.model") == before
+    assert digest() != before
+
+
+def test_every_kind_of_recipe_depends_on_the_kernels_and_not_on_its_label():
+    for module in ("autoencoders", "classifiers", "planes"):
+        closure = sources._closure(f"lae_fast.experiments.{module}")
+        assert {"lae_fast.ops.langevin", "lae_fast.models.lae", "lae_fast.training.step"} <= set(closure)
+        assert not sources.LABELS & set(closure)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,30 +117,35 @@ class Constant(Recipe):
         return Product({}, {"value": self.value})
 
 
-@pytest.fixture
-def lab(tmp_path):
-    return Lab.open("digits", tmp_path, "cpu", tmp_path, 64, 16)
+def open_lab(folder):
+    return Lab.open("digits", folder, "cpu", folder, 64, 16)
 
 
-def test_a_product_is_kept_for_its_code_and_its_kernels(lab, monkeypatch):
+def test_a_product_is_kept_for_its_code_and_its_kernels(tmp_path, monkeypatch):
+    lab = open_lab(tmp_path)
     before = lab.path(Constant(1.0))
     monkeypatch.setattr(recipes, "SCHEMA_VERSION", recipes.SCHEMA_VERSION + 1)
-    assert lab.path(Constant(1.0)) != before
+    assert lab.path(Constant(1.0)) != before or not library.is_compiled(lab.device)
     monkeypatch.undo()
     monkeypatch.setattr(sources, "digest", lambda module: "changed")
+    assert lab.path(Constant(1.0)) != before
+    monkeypatch.undo()
+    other = not library.is_compiled(lab.device)
+    monkeypatch.setattr(library, "is_compiled", lambda device: other)
     assert lab.path(Constant(1.0)) != before
     monkeypatch.undo()
     assert lab.path(Constant(1.0)) == before
 
 
-def test_a_product_says_where_it_is_from(lab, monkeypatch):
+def test_a_product_says_where_it_is_from(tmp_path, monkeypatch):
     monkeypatch.setenv("LAE_FAST_COMMIT", "abc1234")
-    product = lab.get(Constant(2.0))
+    product = open_lab(tmp_path).get(Constant(2.0))
     assert product.provenance["commit"] == "abc1234"
     assert torch.__version__ in product.provenance["versions"]
     assert provenance.processor() in product.provenance["machine"]
+    assert product.provenance["kernels"]
     monkeypatch.setenv("LAE_FAST_COMMIT", "def5678")
-    assert lab.get(Constant(2.0)).provenance["commit"] == "abc1234"  # kept: as it was made
+    assert open_lab(tmp_path).get(Constant(2.0)).provenance["commit"] == "abc1234"  # kept: as it was made
 
 
 def test_the_report_names_every_commit_that_had_a_part(tmp_path, monkeypatch):
@@ -122,3 +180,14 @@ def test_a_commit_without_a_repository_is_unknown(monkeypatch):
     assert provenance.commit() == "unknown"
     monkeypatch.setattr(provenance, "_git", lambda *words: "M file" if "status" in words else "1234567")
     assert provenance.commit() == "1234567 with changes"
+
+
+def test_a_repository_around_the_package_is_not_ours(tmp_path, monkeypatch):
+    monkeypatch.delenv("LAE_FAST_COMMIT", raising=False)
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "theirs"]):
+        if subprocess.run([*git, *words], capture_output=True).returncode:
+            pytest.skip("no git here")
+    inner = tmp_path / "env" / "site-packages"
+    inner.mkdir(parents=True)
+    assert provenance.commit(inner) == "unknown"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lae_fast import LAE, VAE, Hoffman, evaluate, importance_bound
+from lae_fast import LAE, VAE, Gaussian, Hoffman, evaluate, importance_bound
 from lae_fast.data import DATASETS, Source, Split, load
 from lae_fast.models import LIKELIHOODS, MODELS, NETWORKS, Architecture, Likelihood, build, options_of
 from lae_fast.models.decoder_pass import AutogradPass, decoder_pass
@@ -95,6 +95,47 @@ def test_a_likelihood_without_a_kernel_trains_and_is_evaluated(model, monkeypatc
     assert losses[-1] < losses[0]
     assert math.isfinite(evaluate(m, x).negative_elbo)
     assert importance_bound(m, x, n_draws=2).isfinite().all()
+
+
+class Doubled(nn.Module):
+    def forward(self, value):
+        return 2 * value
+
+
+class Tied(Gaussian):
+    """Its scale follows from another parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.root = nn.Parameter(torch.tensor(-1.0))
+        del self.log_scale
+
+    @property
+    def log_scale(self):
+        return 2 * self.root
+
+
+@pytest.mark.parametrize("kind", ["parametrized", "tied"])
+def test_a_scale_that_is_made_of_something_else_has_its_gradient(kind):
+    torch.manual_seed(0)
+    m = build(Architecture("lae", likelihood="gaussian", **SMALL), n_steps=1, mh=False, window="before")
+    if kind == "parametrized":
+        nn.utils.parametrize.register_parametrization(m.likelihood, "log_scale", Doubled())
+    else:
+        m.likelihood = Tied()
+    x, parameters = torch.rand(6, 16), list(m.likelihood.parameters())
+    expected = m.potential(x, m.encoder(x) @ m.phi.T).mean()  # the loss is that of the first state
+    wanted = torch.autograd.grad(expected, parameters)
+    got = torch.autograd.grad(m.loss(x), parameters)
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_likelihood_may_say_that_it_has_no_scale():
+    class Plain(Laplace):
+        log_scale = None
+
+    output, x = torch.randn(3, 16), torch.rand(3, 16)
+    assert torch.equal(Plain().energy(output, x), Laplace().energy(output, x))
 
 
 def test_a_data_set_is_a_function_and_an_entry(monkeypatch, tmp_path):

@@ -4,7 +4,9 @@ A chain is one observation: chains are independent, so the average of a chain ov
 standard error that the spread between chains says, whatever the correlation within.
 """
 
+import dataclasses
 import functools
+import inspect
 import io
 import math
 import sys
@@ -569,3 +571,12 @@ def test_a_gradient_that_is_not_finite_at_the_start_is_named():
 def test_features_that_say_nothing_are_named(features):
     with pytest.raises(ValueError, match=r"features are .*; expected at least one, finite and not all 0"):
         lae_fast.ald_sample(lambda z: z.square().sum(-1), features, nz=2, n_draws=5)
+
+
+@pytest.mark.parametrize("sampler", [lae_fast.ald_sample, lae_fast.langevin_sample])
+def test_a_sampler_s_signature_shows_the_plan(sampler):
+    shown = inspect.signature(sampler).parameters
+    for field in dataclasses.fields(lae_fast.sampling.Plan):
+        default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
+        assert shown[field.name].default == default
+    assert not any(p.kind is p.VAR_KEYWORD for p in shown.values())

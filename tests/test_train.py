@@ -19,10 +19,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from lae_fast import checkpoint, train
-from lae_fast.training import folder as run_folder
-from lae_fast.training import trainer
+from lae_fast import checkpoint, data, train
+from lae_fast.training import run_folder, trainer
 from lae_fast.training.config import Config
+from lae_fast.training.trainer import Trainer
 
 QUICK = [
     "--device",
@@ -491,6 +491,45 @@ def test_a_run_keeps_what_its_past_depends_on(option, copied_run, capsys, monkey
     assert code == (0 if option in changeable else 2)
     if code:
         assert "a run keeps it when it resumes" in capsys.readouterr().err
+
+
+def test_a_run_may_be_fitted_in_parts(tmp_path):
+    """What has been recorded stays, whether one trainer goes on or another."""
+    config = Config(
+        dataset="digits", nh=16, depth=1, batch_size=100, epochs=2, log_every=5, device="cpu", cooldown=0
+    )
+    dataset = data.load("digits")
+
+    def trainer(name, **options):
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        return Trainer(config, dataset, folder, torch.device("cpu"), **options)
+
+    trainer("whole").fit()
+    events = []
+    parts = trainer("parts")
+    parts.fit(lambda event: events.append(event) or len(events) == 7)
+    assert (len(events), parts.progress.step) == (7, 7)
+    parts.fit(lambda event: events.append(event) or len(events) == 15)
+    assert parts.progress.step == 15
+    trainer("parts", resume=True).fit()
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert sum(event.n_images for event in events) == 1500
+    assert [i for i, event in enumerate(events) if event.metrics] == [4, 9, 14]
+    assert [i for i, event in enumerate(events) if event.messages] == [11]  # the end of an epoch
+
+
+@pytest.mark.parametrize("given", [[], ["--dataset", "auto"], ["--dataset", "digits"]])
+def test_an_older_run_that_said_auto_keeps_the_data_it_had(given, copied_run, monkeypatch):
+    folder, _ = copied_run
+    record = json.loads((folder / "config.json").read_text())
+    record["options"]["dataset"] = "auto"
+    (folder / "config.json").write_text(json.dumps(record))
+    seen = []
+    monkeypatch.setattr(train, "train", lambda config, command: seen.append(config.dataset) or 0)
+    assert train.main(["--resume", str(folder), *given]) == 0
+    assert seen == ["digits"]
+    assert train.main(["--resume", str(folder), "--dataset", "mnist"]) == 2
 
 
 def test_every_option_is_tried_on_a_resumed_run():

@@ -3,7 +3,7 @@
 from lae_fast.data.datasets import DATASETS, Source, Split
 from lae_fast.data.idx import DataError
 from lae_fast.data.loading import BINARIZATIONS, Dataset, load
-from lae_fast.data.minibatches import binarize, mixed_seed, shuffled
+from lae_fast.data.minibatches import binarize, shuffled
 
 __all__ = [
     "BINARIZATIONS",
@@ -14,6 +14,5 @@ __all__ = [
     "Split",
     "binarize",
     "load",
-    "mixed_seed",
     "shuffled",
 ]

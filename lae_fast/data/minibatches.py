@@ -8,11 +8,6 @@ import torch
 from torch import Tensor
 
 
-def mixed_seed(seed: int, i: int) -> int:
-    """A separate seed for the i-th use of `seed`: an epoch's order, a pilot run."""
-    return seed * 1_000_003 + i
-
-
 def shuffled(n: int, size: int, seed: int, device: torch.device | str = "cpu") -> Iterator[Tensor]:
     """One epoch of minibatches: indices [size] of n images, in an order that the seed decides; the rest is dropped."""
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(device)

@@ -16,8 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lae_fast import ops
-from lae_fast.data import mixed_seed
+from lae_fast import ops, seeds
 from lae_fast.graphs import Replayed
 from lae_fast.models.autoencoder import Autoencoder, check_images
 from lae_fast.models.likelihood import negative_log_prior
@@ -287,7 +286,7 @@ def anneal(
             base=base,
             n_temperatures=n_temperatures,
             n_pilot=min(200, n_temperatures),
-            seed=mixed_seed(1, seed),
+            seed=seeds.apart(seed),
         )
         estimate = annealed_log_likelihood(
             model, images, schedule, n_chains=n_chains, seed=seed, progress=progress

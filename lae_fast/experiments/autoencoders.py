@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lae_fast import data
+from lae_fast import data, seeds
 from lae_fast.evaluation import anneal, evaluate, fit_posterior_scale
 from lae_fast.experiments.recipes import Lab, Product, Recipe
 from lae_fast.experiments.report_rule import CountingReportLAE
@@ -70,7 +70,7 @@ class TrainedAutoencoder(Recipe):
         batch_size = min(self.batch_size, len(lab.train.images))
         best, kept, metrics = math.inf, {}, {"is_diverged": 0.0}
         for epoch in range(1, self.epochs + 1):
-            seed, total, before = data.mixed_seed(self.seed, epoch), 0.0, decisions(trained)
+            seed, total, before = seeds.mixed(self.seed, epoch), 0.0, decisions(trained)
             for index in data.shuffled(len(lab.train.images), batch_size, seed, lab.device):
                 total = total + step(lab.train.images[index] / 255)
             if not math.isfinite(float(total)):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lae_fast import data
+from lae_fast import data, seeds
 from lae_fast.attacks import pgd, robustness
 from lae_fast.augmentation import augment
 from lae_fast.data import Split
@@ -112,7 +112,7 @@ class TrainedClassifier(Recipe):
         """Indices [batch_size] into the training set with labels [N], for the whole training."""
         size, device = min(self.batch_size, len(labels)), labels.device
         passes = range(self.epochs) if self.n_updates is None else itertools.count()
-        seeds = (data.mixed_seed(self.seed, epoch) for epoch in passes)
+        each = (seeds.mixed(self.seed, epoch) for epoch in passes)
         if self.is_balanced:
             weights = 1 / labels.bincount(minlength=10).clamp(min=1).double()[labels].cpu()
 
@@ -126,7 +126,7 @@ class TrainedClassifier(Recipe):
             def epoch(seed: int) -> Iterator[Tensor]:
                 return data.shuffled(len(labels), size, seed, device)
 
-        return itertools.islice(itertools.chain.from_iterable(map(epoch, seeds)), self.n_updates)
+        return itertools.islice(itertools.chain.from_iterable(map(epoch, each)), self.n_updates)
 
     def load(self, lab: Lab) -> nn.Sequential:
         """The trained classifier, in evaluation mode."""
@@ -170,7 +170,7 @@ class LatentClassifier(Recipe):
         mean, std = codes["train"]
         for epoch in range(self.epochs):
             size = min(self.batch_size, len(mean))
-            for index in data.shuffled(len(mean), size, data.mixed_seed(seed, epoch), lab.device):
+            for index in data.shuffled(len(mean), size, seeds.mixed(seed, epoch), lab.device):
                 z = mean[index] + std[index] * torch.randn_like(mean[index])
                 optimizer.zero_grad(set_to_none=True)
                 F.cross_entropy(head(F.relu(z)), lab.train.labels[index]).backward()

@@ -1,7 +1,8 @@
 """What the experiments compute: recipes, whose products are kept under the hash of everything they depend on.
 
 That is the recipe's fields, the data, the kind of device, the code of the recipe and of all in this package that it
-imports, and the version of the compiled kernels. Each product says which commit, versions and machine it is from.
+imports, and the version of the compiled kernels, or that plain PyTorch served. Versions of torch and levels of SIMD do not
+count: they change numbers by rounding at most. Each product says which commit, versions, machine and kernels it is from.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from lae_fast import checkpoint, data, provenance
 from lae_fast._version import SCHEMA_VERSION
 from lae_fast.data import Dataset, Split
 from lae_fast.experiments import sources
+from lae_fast.ops import library
 
 SIDE = 28
 
@@ -88,6 +90,13 @@ class Lab:
         n_test: int | None = None,
     ) -> None:
         self.device, self.folder, self.source = device, folder, dataset.source
+        sources.read_all()  # before anything is computed: files may change while this runs
+        kernels = (
+            f"compiled, {library.simd_level() or 'no CPU kernels'}"
+            if library.is_compiled(device)
+            else "plain PyTorch"
+        )
+        self.provenance = provenance.record(device) | {"kernels": kernels}
         parts = zip((dataset.train, dataset.validation, dataset.test), (n_train, n_test, n_test), strict=True)
         splits = [Split(enlarged(split.images[:n]), split.labels[:n]) for split, n in parts]
         self._digest = hashlib.sha256(b"".join(s.images.numpy().tobytes() for s in splits)).hexdigest()
@@ -104,7 +113,8 @@ class Lab:
     def path(self, recipe: Recipe) -> Path:
         """Where the recipe's product is kept."""
         code = sorted({sources.digest(type(r).__module__) for r in ordered([recipe])})
-        facts = [recipe.describe(), code, self._digest, self.device.type, SCHEMA_VERSION]
+        kernels = SCHEMA_VERSION if library.is_compiled(self.device) else None
+        facts = [recipe.describe(), code, self._digest, self.device.type, kernels]
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
         return self.folder / f"{type(recipe).__name__}-{key[:20]}.safetensors"
 
@@ -127,7 +137,7 @@ class Lab:
             facts = {
                 "recipe": recipe.describe(),
                 "metrics": product.metrics | {"seconds": time.perf_counter() - start},
-                "provenance": provenance.record(self.device),
+                "provenance": self.provenance,
             }
             self.folder.mkdir(parents=True, exist_ok=True)
             checkpoint.save_weights(path, product.weights, facts)

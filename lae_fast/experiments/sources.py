@@ -1,4 +1,8 @@
-"""The code that a result depends on, as a digest: it changes with the code, not with comments and docstrings."""
+"""The code that a result depends on, as a digest: it changes with the code, not with comments and docstrings.
+
+The digest covers the syntax of a module and of every module of this package that it imports, directly or not, except those
+that only keep and label results. Python versions describe the same syntax differently: a digest belongs to one of them.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,13 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = __name__.split(".")[0]
+LABELS = {f"{PACKAGE}.{name}" for name in ("_version", "checkpoint", "provenance", "experiments.sources")}
 
 
 def _origin(module: str) -> Path | None:
-    """The module's file; None where there is no such module."""
+    """The file of a module of this package; None where there is no such module."""
+    if module.split(".")[0] != PACKAGE:
+        return None
     try:
         spec = importlib.util.find_spec(module)
     except ModuleNotFoundError:  # a name within a module that is no package
@@ -21,24 +28,49 @@ def _origin(module: str) -> Path | None:
     return Path(spec.origin) if spec and spec.origin else None
 
 
+@cache
+def _text(path: Path) -> str:
+    return path.read_text()
+
+
+def read_all() -> None:
+    """Read the whole package now, so that later digests are those of the code that this process runs."""
+    for path in Path(__file__).parent.parent.rglob("*.py"):
+        _text(path)
+
+
+def _named(node: ast.AST) -> list[str]:
+    """The modules that one statement or call imports; `from a import b` is a.b if that is a module, else a."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        if node.level:
+            raise ValueError(f"line {node.lineno} imports relative to its own file; expected a full name")
+        names = [f"{node.module}.{alias.name}" for alias in node.names]
+        return [name if _origin(name) else node.module for name in names]
+    if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+        return [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+    return []
+
+
 def imports(module: str) -> Iterator[str]:
-    """The modules of this package that a module imports, wherever it does so; `from a import b` is a.b if that is a module."""
-    for node in ast.walk(ast.parse(_origin(module).read_text())):
-        if isinstance(node, ast.Import):
-            found = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-            found = [name if _origin(name) else node.module for name in names]
-        else:
-            continue
-        yield from (name for name in found if name.split(".")[0] == PACKAGE and name != PACKAGE)
+    """The modules of this package that a module imports, wherever in its file.
+
+    Raises:
+        ValueError: an import is relative.
+    """
+    path = _origin(module) or Path(
+        importlib.util.find_spec(module).origin
+    )  # the module itself may be anybody's
+    for node in ast.walk(ast.parse(_text(path))):
+        yield from (name for name in _named(node) if name.split(".")[0] == PACKAGE)
 
 
 def _closure(module: str) -> list[str]:
     """The module, and all of this package that it imports, directly or not."""
     found, waiting = {module}, [module]
     while waiting:
-        new = set(imports(waiting.pop())) - found
+        new = set(imports(waiting.pop())) - found - LABELS
         found |= new
         waiting += new
     return sorted(found)
@@ -56,9 +88,7 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
 
 @cache
 def digest(module: str) -> str:
-    """A hash of the syntax of a module and of all modules of this package that it imports.
-
-    Comments, docstrings and layout do not count.
-    """
-    trees = (_without_docstrings(ast.parse(_origin(name).read_text())) for name in _closure(module))
+    """A hash of the syntax of a module and of all that it imports from this package."""
+    paths = (_origin(name) or Path(importlib.util.find_spec(name).origin) for name in _closure(module))
+    trees = (_without_docstrings(ast.parse(_text(path))) for path in paths)
     return hashlib.sha256("\n".join(ast.dump(tree) for tree in trees).encode()).hexdigest()

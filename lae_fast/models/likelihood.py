@@ -40,17 +40,14 @@ class Likelihood(nn.Module):
     density_of: str | None = None
     log_scale: Tensor | None
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_parameter("log_scale", None)
-
     def energy(self, output: Tensor, x: Tensor) -> Tensor:
         """-log p(x|z) for output [..., n, nx] and images x [n, nx]: float64 [..., n], nats per image."""
         if output.dtype in (torch.float16, torch.bfloat16):
             output = output.float()
-        x, scale = x.to(output.dtype), None if self.log_scale is None else self.log_scale.to(output.dtype)
+        x = x.to(output.dtype)
         if self.kind is None or is_transformed():
             return self._pixels(output, x).sum(-1, dtype=torch.float64)
+        scale = None if self.log_scale is None else self.log_scale.to(output.dtype)
         return ops.energy(output, x, self.kind, scale)[0]
 
     def _pixels(self, output: Tensor, x: Tensor) -> Tensor:
@@ -63,15 +60,19 @@ class Likelihood(nn.Module):
 
 
 def has_kernel(likelihood: nn.Module) -> bool:
-    """Whether a fused kernel computes this likelihood's energy, and no subclass has replaced it."""
+    """Whether a fused kernel computes this likelihood's energy, and its derivatives are all there are.
+
+    No subclass has replaced the energy then, and nothing is learned but `log_scale` itself.
+    """
     is_ours = isinstance(likelihood, Likelihood) and type(likelihood).energy is Likelihood.energy
-    return is_ours and likelihood.kind is not None
+    learned = {name for name, _ in likelihood.named_parameters()}
+    return is_ours and likelihood.kind is not None and learned <= {"log_scale"}
 
 
 class Bernoulli(Likelihood):
     """Output: logits. Exact for binary x; for grey x in [0, 1] the usual cross-entropy, which is not a density."""
 
-    kind, density_of = ops.BERNOULLI, "binary"
+    kind, density_of, log_scale = ops.BERNOULLI, "binary", None
 
     def _pixels(self, output: Tensor, x: Tensor) -> Tensor:
         return -x * F.logsigmoid(output) - (1 - x) * F.logsigmoid(-output)

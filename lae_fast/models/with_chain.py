@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lae_fast import ops
 from lae_fast.models.autoencoder import Autoencoder
 from lae_fast.models.precision import chosen_chain_precision
+from lae_fast.ops.columns import COUNTERS
 from lae_fast.sampling.adaptation import TARGET_ACCEPTANCE, robbins_monro
 
 
@@ -64,7 +65,7 @@ class AutoencoderWithChain(Autoencoder):
         self._chain_buffer("log_step_size", torch.tensor([log_step_size], dtype=torch.float64))
         self._chain_buffer("adaptation", robbins_monro(1, rate, TARGET_ACCEPTANCE, cpu))
         self._chain_buffer("rng", ops.make_rng(cpu))
-        self._chain_buffer("counters", torch.zeros(1, 2, dtype=torch.int64))
+        self._chain_buffer("counters", torch.zeros(1, COUNTERS, dtype=torch.int64))
         self._chain_buffer("n_decisions", torch.zeros((), dtype=torch.int64))
         # the mean over the last T steps
         self._chain_buffer("acceptance_rate", torch.zeros((), dtype=torch.float64))

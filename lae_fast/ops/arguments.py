@@ -3,6 +3,7 @@
 C chains of D elements, one chain a row
 S step sizes: 1 (shared by all chains) or C
 K columns of `adaptation`; their number selects the rule that adapts: see columns.py
+N columns of `counters`, R columns of `rng`: see there too
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lae_fast.ops.columns import DUAL_AVERAGING, ROBBINS_MONRO
+from lae_fast.ops.columns import COUNTERS, DUAL_AVERAGING, RNG, ROBBINS_MONRO
 
 
 class Argument(NamedTuple):
-    shape: str  # one letter or digit for each axis
+    axes: str  # one letter for each
     dtype: torch.dtype | None  # None: the dtype of phi, float32 or float64
 
 
@@ -31,11 +32,11 @@ ARGUMENTS = {
     "log_alpha": Argument("C", torch.float64),
     "uniform": Argument("C", torch.float64),  # in (0, 1]
     "is_accepted": Argument("C", torch.bool),
-    "counters": Argument("C2", torch.int64),  # rejections, non-finite proposals
+    "counters": Argument("CN", torch.int64),  # rejections, non-finite proposals
     "step_size": Argument("S", torch.float64),  # eta
     "log_step_size": Argument("S", torch.float64),
     "adaptation": Argument("SK", torch.float64),
-    "rng": Argument("3", torch.int64),  # seed, step, ticket
+    "rng": Argument("R", torch.int64),  # seed, step, ticket
 }
 
 
@@ -51,22 +52,31 @@ def expect(op: str, phi: Tensor, step_sizes: Tensor, **arguments: Tensor | None)
     """
     if phi.dim() != 2 or phi.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"{op}: phi is {describe(phi)}; expected float32 or float64 [C, D]")
-    n_chains = phi.shape[0]
-    sizes = {
+    n_chains, device = phi.shape[0], phi.device
+    n_step_sizes = 1 if step_sizes.shape == (1,) else n_chains
+    exact = {
+        "CD": phi.shape,
         "C": (n_chains,),
-        "D": (phi.shape[1],),
-        "S": (1 if step_sizes.shape == (1,) else n_chains,),
-        "K": (ROBBINS_MONRO, DUAL_AVERAGING),
-        "2": (2,),
-        "3": (3,),
-    }
+        "S": (n_step_sizes,),
+        "R": (RNG,),
+    }  # all that small steps check
     for name, t in arguments.items():
         if t is None:
             continue
-        shape, dtype = ARGUMENTS[name]
+        axes, dtype = ARGUMENTS[name]
         dtype = dtype or phi.dtype
-        fits = t.dim() == len(shape) and all(n in sizes[axis] for n, axis in zip(t.shape, shape, strict=True))
-        if not fits or t.dtype != dtype or t.device != phi.device:
-            expected = ", ".join(" or ".join(map(str, sizes[axis])) for axis in shape)
-            wanted = f"{str(dtype).removeprefix('torch.')} [{expected}] on {phi.device}"
+        if t.dtype == dtype and t.device == device and t.shape == exact.get(axes):
+            continue
+        sizes = {
+            "C": (n_chains,),
+            "D": (phi.shape[1],),
+            "S": (n_step_sizes,),
+            "K": (ROBBINS_MONRO, DUAL_AVERAGING),
+            "N": (COUNTERS,),
+            "R": (RNG,),
+        }
+        fits = t.dim() == len(axes) and all(n in sizes[axis] for n, axis in zip(t.shape, axes, strict=True))
+        if not fits or t.dtype != dtype or t.device != device:
+            expected = ", ".join(" or ".join(map(str, sizes[axis])) for axis in axes)
+            wanted = f"{str(dtype).removeprefix('torch.')} [{expected}] on {device}"
             raise ValueError(f"{op}: {name} is {describe(t)}; expected {wanted}")

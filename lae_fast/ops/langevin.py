@@ -43,6 +43,8 @@ from lae_fast.ops.columns import (
 from lae_fast.ops.library import define
 from lae_fast.ops.philox import accept_uniforms, normals
 
+T0 = 10  # dual averaging: steps by which the first ones are damped
+
 # ---- propose ----
 
 
@@ -176,7 +178,7 @@ def _adapt(log_step_size: Tensor, adaptation: Tensor, acceptance: Tensor) -> Non
     count, mean_error, average = (adaptation[:, k].clone() for k in (COUNT, ERROR, AVERAGE))
     count += 1
     root = count.sqrt()
-    mean_error += (error - mean_error) / (count + 10)
+    mean_error += (error - mean_error) / (count + T0)
     following = adaptation[:, CENTRE] - rate * root * mean_error
     average += (following - average) / (root * root.sqrt())
     is_on = rate != 0

@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from lae_fast.ops.columns import SEED, STEP
+from lae_fast.ops.columns import RNG, SEED, STEP
 from lae_fast.ops.library import define
 
 INTEGERS, UNIFORMS, NORMALS, ACCEPT = range(4)  # kinds of `noise`
@@ -126,4 +126,4 @@ def make_rng(device: torch.device | str, generator: torch.Generator | None = Non
     if generator is not None and generator.device.type != device.type:
         raise ValueError(f"generator is on {generator.device}; expected one on {device}, where the chain is")
     seed = torch.randint(2**63 - 1, (1,), device=device, generator=generator)
-    return torch.cat((seed, seed.new_zeros(2)))
+    return torch.cat((seed, seed.new_zeros(RNG - 1)))  # step 0, ticket 0

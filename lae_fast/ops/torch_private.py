@@ -1,4 +1,8 @@
-"""Every private name of torch that the package uses, each with a fallback for a torch without this name."""
+"""Every private name of torch that the package uses, each with a fallback for a torch without this name.
+
+One more is overridden in models/with_chain.py: `nn.Module._apply`. In a torch that does not call it, `model.half()` rounds the
+chain's step size too.
+"""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lae_fast import ops
+from lae_fast.ops.columns import COUNTERS
 from lae_fast.sampling.acceptance import acceptance_rate
 
 Evaluate = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -40,7 +41,7 @@ class Chains:
         self.phi, self.rng = phi.detach().clone(memory_format=torch.contiguous_format), rng.clone()
         self.potential, grad = evaluate(self.phi)
         self.grad = grad.clone(memory_format=torch.contiguous_format)
-        self.counters = torch.zeros(n_chains, 2, dtype=torch.int64, device=phi.device)
+        self.counters = torch.zeros(n_chains, COUNTERS, dtype=torch.int64, device=phi.device)
         self.is_accepted = torch.zeros(n_chains, dtype=torch.bool, device=phi.device)
         self.log_alpha = torch.zeros_like(self.potential)
         self.log_step_size = log_step_size.clone()

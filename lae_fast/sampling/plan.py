@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,3 +90,12 @@ class Plan:
         if not self.capture:
             return step
         return Replayed(step, device, [g for g in (self.generator,) if g and g.device.type == "cuda"])
+
+
+def shows_plan(sampler: Callable[..., Any]) -> Callable[..., Any]:
+    """Show the fields of `Plan` in the signature of a sampler that takes them as `**plan`: for `help` and editors."""
+    own = inspect.signature(sampler)
+    named = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    fields = [p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(Plan).parameters.values()]
+    sampler.__signature__ = own.replace(parameters=[*named, *fields])
+    return sampler

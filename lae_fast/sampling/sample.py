@@ -16,7 +16,7 @@ from lae_fast.sampling.acceptance import acceptance_warning
 from lae_fast.sampling.adaptation import averaged, dual_averaging
 from lae_fast.sampling.ald import evaluate_potential
 from lae_fast.sampling.chains import Chains
-from lae_fast.sampling.plan import Plan
+from lae_fast.sampling.plan import Plan, shows_plan
 from lae_fast.sampling.samples import Samples
 
 
@@ -143,6 +143,7 @@ def _starts(
     return phi
 
 
+@shows_plan
 @torch.no_grad()
 def ald_sample(
     energy: Callable[..., Tensor],
@@ -175,8 +176,7 @@ def ald_sample(
         batch_size: m of SGALD: every step takes the gradient of n/m times the sum over m fresh datapoints. SGALD
             has no decision, so it requires `mh=False`; the reported potential is the same estimate. All chains see
             the same minibatches: the chains are not independent of each other.
-        plan: `n_draws`, and any of n_warmup=1000, thin=1, step_size=None, mh=True, target_acceptance=0.574,
-            share_step_size=False, generator=None, progress=True, capture=False: see `lae_fast.sampling.Plan`.
+        plan: `n_draws` and the other fields of `lae_fast.sampling.Plan`, which says what they mean.
 
     Returns:
         `Samples`. Memory grows with `n_draws`, not with the number of steps.
@@ -225,6 +225,7 @@ def ald_sample(
     return dataclasses.replace(samples, kind=kind, phi=last)
 
 
+@shows_plan
 @torch.no_grad()
 def langevin_sample(energy: Callable[[Tensor], Tensor], z: Tensor, **plan: Any) -> Samples:
     """Datapoint-wise Langevin dynamics on z itself (the report's eq. 3); with `mh`, MALA.

@@ -28,6 +28,10 @@ CHANGEABLE = (
 )
 
 
+class TrainingError(RuntimeError):
+    """Training cannot start or go on; the message says why and what is left."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Train a Langevin autoencoder, or a VAE or Hoffman's method to compare with, on MNIST."""
@@ -124,7 +128,7 @@ class Config:
             raise ValueError(f"--lr is {self.lr}; expected a positive finite number")
         if not 0 <= self.adaptation_rate < math.inf:
             raise ValueError(f"--adaptation-rate is {self.adaptation_rate}; expected a finite number >= 0")
-        if self.model != "vae":
+        if "chain_precision" in options_of(self.model):
             asked = None if self.chain_precision == "auto" else self.chain_precision
             chosen_chain_precision(self.precision, asked, self.mh)  # raises
         if self.beta1 != "auto" and not 0 <= self.beta1 < 1:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lae_fast import checkpoint, data, models
+from lae_fast import checkpoint, data, models, seeds
 from lae_fast.checkpoint import Checkpoint, CheckpointError
 from lae_fast.data import Dataset
 from lae_fast.evaluation import Evaluation, evaluate, fit_posterior_scale
@@ -25,13 +25,9 @@ from lae_fast.models import LAE, AutoencoderWithChain
 from lae_fast.ops.columns import NONFINITE
 from lae_fast.sampling import acceptance_warning
 from lae_fast.training import pictures
-from lae_fast.training.config import Config
+from lae_fast.training.config import Config, TrainingError
 from lae_fast.training.runlog import RunLog
 from lae_fast.training.step import TrainingStep, adam
-
-
-class TrainingError(RuntimeError):
-    """Training cannot start or go on; the message says why and what is left."""
 
 
 class Event(NamedTuple):
@@ -70,7 +66,7 @@ class Trainer:
         resume: go on from the folder's last checkpoint; where there is none yet, start anew.
 
     Raises:
-        TrainingError: too few images, or no room on the disk.
+        TrainingError: too few images.
         CheckpointError: the checkpoint is damaged, or of another architecture.
     """
 
@@ -99,7 +95,7 @@ class Trainer:
         self.chain = self.model if isinstance(self.model, AutoencoderWithChain) else None
         beta1 = self.model.beta1 if config.beta1 == "auto" else config.beta1
         self.optimizer = adam(self.model, config.lr, beta1)
-        self.step = TrainingStep(self.model, self.optimizer)
+        self.training_step = TrainingStep(self.model, self.optimizer)
         self.progress = Progress()
         # Sums of loss and acceptance since the last log line, and the number of minibatches they are sums over.
         self.window, self.n_window = torch.zeros(2, dtype=torch.float64, device=device), 0
@@ -117,8 +113,8 @@ class Trainer:
 
         `on_step` is called after every minibatch.
         """
-        nothing_written = -1 if self.is_resumed else None
-        with RunLog(self.folder, self.progress.step if self.resumed_from else nothing_written) as self.log:
+        resume_step = self.progress.step or (-1 if self.is_resumed else None)
+        with RunLog(self.folder, resume_step) as self.log:
             while not self.is_over():
                 for x in self.batches():
                     metrics, messages = self._step(x), ()
@@ -128,6 +124,7 @@ class Trainer:
                     stops = on_step is not None and on_step(Event(len(x), metrics, messages))
                     every = self.config.checkpoint_every
                     if ends_epoch or stops or (every and self.progress.step % every == 0):
+                        self.log.flush()
                         self.save()
                     if stops:
                         return
@@ -138,7 +135,7 @@ class Trainer:
 
     def batches(self) -> Iterator[Tensor]:
         """The rest of the current epoch's minibatches, float [n, nx] in [0, 1]; the order depends on seed and epoch."""
-        seed = data.mixed_seed(self.config.seed, self.progress.epoch)
+        seed = seeds.mixed(self.config.seed, self.progress.epoch)
         order = data.shuffled(len(self.train.images), self.config.batch_size, seed, self.device)
         for index in itertools.islice(order, self.progress.position, None):
             images = self.train.images[index]
@@ -149,7 +146,7 @@ class Trainer:
     def _step(self, x: Tensor) -> dict[str, float]:
         """Train on one minibatch; returns the metrics of a log line if one is due, else {}."""
         self._set_learning_rate()
-        self.window[0] += self.step(x)
+        self.window[0] += self.training_step(x)
         if self.chain:
             self.window[1] += self.chain.acceptance_rate
         self.n_window += 1
@@ -249,7 +246,6 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint; refuse to keep weights that are not finite."""
         self._check_finite()
-        self.log.flush()
         state = {
             "progress": dataclasses.asdict(self.progress),
             "optimizer": self.optimizer.state_dict(),

@@ -11,8 +11,7 @@ from typing import Any
 from torch import nn
 
 from lae_fast.checkpoint import write_atomically
-from lae_fast.training.config import Config
-from lae_fast.training.trainer import TrainingError
+from lae_fast.training.config import Config, TrainingError
 
 
 def prepare(config: Config) -> Path:
@@ -53,9 +52,13 @@ def write_record(folder: Path, config: Config, **facts: Any) -> None:
 
 
 def read_options(folder: Path) -> dict[str, Any]:
-    """The options of the run in that folder.
+    """The options of the run in that folder; its data set by name, where older records say auto.
 
     Raises:
-        OSError, ValueError, KeyError: the folder holds no run.
+        OSError, ValueError, KeyError, TypeError: it is not the folder of a run.
     """
-    return json.loads((folder / "config.json").read_text())["options"]
+    record = json.loads((folder / "config.json").read_text())
+    options = record["options"]
+    if options["dataset"] == "auto":
+        options |= {"dataset": "mnist" if record["data"].startswith("MNIST") else "digits"}
+    return options
