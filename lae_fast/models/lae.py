@@ -83,22 +83,19 @@ class LAE(AutoencoderWithChain):
         decoder: nn.Module,
         likelihood: nn.Module,
         *,
-        nx: int,
-        nz: int,
-        d: int,
         window: str = "after",
         whiten: bool = False,
-        **chain: Any,
+        **options: Any,
     ) -> None:
-        super().__init__(encoder, decoder, likelihood, nx=nx, nz=nz, d=d, **chain)
+        super().__init__(encoder, decoder, likelihood, **options)
         if window not in ("after", "before"):
             raise ValueError(f"window is {window!r}; expected after or before")
         self.window, self.whiten = window, whiten
-        self.register_buffer("phi", nn.init.orthogonal_(torch.empty(nz, d)))
+        self.register_buffer("phi", nn.init.orthogonal_(torch.empty(self.nz, self.d)))
         # s of q(z|x) = N(f(x), s^2 I): the published code's value until `fit_posterior_scale`.
         self.register_buffer("posterior_scale", torch.tensor(0.05))
         if whiten:
-            self._chain_buffer("gram", torch.zeros(d, d))  # H^T H / n, averaged over minibatches
+            self._chain_buffer("gram", torch.zeros(self.d, self.d))  # H^T H / n, averaged over minibatches
 
     @property
     def beta1(self) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -17,19 +19,9 @@ def gaussian_rate(mean: Tensor, std: Tensor) -> Tensor:
 class VAE(Autoencoder):
     """q(z|x) = N(mu(x), diag(sigma^2(x))), both linear in the features. Arguments as for `Autoencoder`."""
 
-    def __init__(
-        self,
-        encoder: nn.Module,
-        decoder: nn.Module,
-        likelihood: nn.Module,
-        *,
-        nx: int,
-        nz: int,
-        d: int,
-        precision: str = "float32",
-    ) -> None:
-        super().__init__(encoder, decoder, likelihood, nx=nx, nz=nz, d=d, precision=precision)
-        self.head = nn.Linear(d, 2 * nz)  # mu and log sigma^2
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, likelihood: nn.Module, **options: Any) -> None:
+        super().__init__(encoder, decoder, likelihood, **options)
+        self.head = nn.Linear(self.d, 2 * self.nz)  # mu and log sigma^2
         nn.init.orthogonal_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,18 +41,15 @@ class AutoencoderWithChain(Autoencoder):
         decoder: nn.Module,
         likelihood: nn.Module,
         *,
-        nx: int,
-        nz: int,
-        d: int,
         n_steps: int = 2,
         mh: bool = True,
         step_size: float | None = None,
         adaptation_rate: float = 0.05,
-        precision: str = "float32",
         chain_precision: str | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(encoder, decoder, likelihood, nx=nx, nz=nz, d=d, precision=precision)
-        self.chain_precision = chosen_chain_precision(precision, chain_precision, mh)
+        super().__init__(encoder, decoder, likelihood, **options)
+        self.chain_precision = chosen_chain_precision(self.precision, chain_precision, mh)
         if n_steps < 1:
             raise ValueError(f"n_steps is {n_steps}; expected at least 1")
         if step_size is not None and not 0 <= step_size < math.inf:
