@@ -40,7 +40,7 @@ class Options:
     """Temperatures of annealed importance sampling (AIS)."""
     n_chains: int = 16
     """Chains per image."""
-    base: Literal["encoder", "prior", "both"] = "both"
+    base: Literal[(*BASES, "both")] = "both"
     """The distribution that AIS anneals from. both: the estimate with the higher mean over the images; each estimate is
     a lower bound, and noise makes the higher one too high by at most about its standard error."""
     n_draws: int = 1000

@@ -72,6 +72,13 @@ def test_no_public_name_shadows_a_module(package):
         assert getattr(room, name) is importlib.import_module(f"{package}.{name}"), name
 
 
+def imported_names(path):
+    """What a file calls the modules and classes of this package that it imports."""
+    nodes = ast.walk(ast.parse(path.read_text()))
+    froms = [n for n in nodes if isinstance(n, ast.ImportFrom) and (n.module or "").startswith("lae_fast")]
+    return [alias.asname or alias.name for node in froms for alias in node.names]
+
+
 def test_users_and_benchmarks_see_public_names_only():
     readers = [*(ROOT / "bench").rglob("*.py"), *(PACKAGE / "experiments").glob("*.py")]
     readers += [path for path in PACKAGE.glob("*.py") if path.name != "__init__.py"]
@@ -80,6 +87,9 @@ def test_users_and_benchmarks_see_public_names_only():
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lae_fast"):
                 private = [a.name for a in node.names if re.match(r"_[a-z]", a.name)]
                 assert not private, f"{path.name} imports {private} from {node.module}"
+        names = "|".join(imported_names(path)) or "-"
+        used = re.findall(rf"\b(?:{names})\._[a-z]\w*", path.read_text())
+        assert not used, f"{path.name} uses {used}"
 
 
 def test_torch_s_private_names_are_in_one_file():

@@ -31,6 +31,7 @@ class Hoffman(AutoencoderWithChain, VAE):
         ValueError: as for `AutoencoderWithChain`, or gradient or start is unknown.
     """
 
+    gradients, starts = ("average", "last"), ("encoder", "prior")
     first_step_size = 1e-2
     published_step_size = 1e-3
 
@@ -46,8 +47,8 @@ class Hoffman(AutoencoderWithChain, VAE):
     ) -> None:
         super().__init__(encoder, decoder, likelihood, **options)
         for name, value, choices in (
-            ("gradient", gradient, ("average", "last")),
-            ("start", start, ("encoder", "prior")),
+            ("gradient", gradient, self.gradients),
+            ("start", start, self.starts),
         ):
             if value not in choices:
                 raise ValueError(f"{name} is {value!r}; expected {' or '.join(choices)}")

@@ -74,6 +74,7 @@ class LAE(AutoencoderWithChain):
         ValueError: as for `AutoencoderWithChain`, or the window is unknown.
     """
 
+    windows = ("after", "before")
     first_step_size = 1e-4
     published_step_size = 1e-3
 
@@ -88,8 +89,8 @@ class LAE(AutoencoderWithChain):
         **options: Any,
     ) -> None:
         super().__init__(encoder, decoder, likelihood, **options)
-        if window not in ("after", "before"):
-            raise ValueError(f"window is {window!r}; expected after or before")
+        if window not in self.windows:
+            raise ValueError(f"window is {window!r}; expected {' or '.join(self.windows)}")
         self.window, self.whiten = window, whiten
         self.register_buffer("phi", nn.init.orthogonal_(torch.empty(self.nz, self.d)))
         # s of q(z|x) = N(f(x), s^2 I): the published code's value until `fit_posterior_scale`.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lae_fast.data import BINARIZATIONS, DATASETS
-from lae_fast.models import LIKELIHOODS, MODELS, NETWORKS, Architecture, options_of
+from lae_fast.models import LAE, LIKELIHOODS, MODELS, NETWORKS, Architecture, Hoffman, options_of
 from lae_fast.models.precision import PRECISIONS, chosen_chain_precision
 
 _LAE, _HOFFMAN = options_of("lae"), options_of("hoffman")
@@ -59,14 +59,14 @@ class Config:
     adapted on the device towards an acceptance of 0.574; without MH, the published 1e-3."""
     adaptation_rate: float = _LAE["adaptation_rate"]
     """How fast the logarithm of the step size follows the acceptance, at every step of the chain (LAE, Hoffman)."""
-    window: Literal["after", "before"] = _LAE["window"]
+    window: Literal[LAE.windows] = _LAE["window"]
     """States from which the decoder and the features learn: the state after each of the T steps, as published, or the
     state before each step, which includes V_0, the cost of the optimizer's own last step (LAE)."""
     whiten: bool = _LAE["whiten"]
     """Move phi in coordinates where the features' running Gram matrix is the identity (LAE)."""
-    gradient: Literal["average", "last"] = _HOFFMAN["gradient"]
+    gradient: Literal[Hoffman.gradients] = _HOFFMAN["gradient"]
     """States from which the decoder learns: all T states of the chain, or the last (Hoffman)."""
-    start: Literal["encoder", "prior"] = _HOFFMAN["start"]
+    start: Literal[Hoffman.starts] = _HOFFMAN["start"]
     """Start of the chains: a draw of the encoder, or a draw of the prior, the traditional way (Hoffman)."""
 
     precision: Literal[PRECISIONS] = _LAE["precision"]
