@@ -71,7 +71,7 @@ def _parse(argv: Sequence[str] | None) -> Config:
             f"--resume {config.resume} is not the folder of a run: {record}: {error}"
         ) from error
     config = tyro.cli(Config, args=arguments, default=base, prog="python -m lae_fast.train")
-    if config.dataset == "auto":  # what it was is known
+    if config.dataset == "auto":  # the run's record knows which
         config = dataclasses.replace(config, dataset=base.dataset)
     config.check_resumed(base)
     return config
@@ -140,9 +140,8 @@ def train(config: Config, command: str = "") -> int:
     dataset = data.load(
         config.dataset, config.data_dir, validation=config.validation, binarization=config.binarize
     )
-    config = dataclasses.replace(
-        config, dataset=dataset.name
-    )  # what auto was, a resumed run has to find again
+    # A resumed run has to find the data set that auto was.
+    config = dataclasses.replace(config, dataset=dataset.name)
     trainer = Trainer(config, dataset, folder, device, resume=config.resume is not None)
     run_folder.check_room(folder, trainer.model)
     facts = info.report()

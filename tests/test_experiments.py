@@ -249,6 +249,18 @@ def test_the_report_s_bce_is_two_quantities(lab):
     assert lae["report_bce"] < lae["negative_elbo"] - 0.5 * lae["rate"]
 
 
+@pytest.mark.parametrize(("recipe", "beta1"), [(LAE, 0.5), (VAE, 0.9), (REPORT, 0.9)])
+def test_momentum_is_that_of_the_model_or_of_the_rule(recipe, beta1, lab, monkeypatch):
+    def adam(model, lr, beta1=0.9):
+        seen.append(beta1)
+        return original(model, lr, beta1)
+
+    seen, original = [], autoencoders.adam
+    monkeypatch.setattr(autoencoders, "adam", adam)
+    dataclasses.replace(recipe, epochs=1).make(lab)
+    assert seen == [beta1]
+
+
 def test_training_stops_when_patience_is_over_and_keeps_the_best(lab, monkeypatch):
     losses, seen = itertools.chain([9.0, 7.0, 8.0, 6.0, 6.5, 6.0], itertools.repeat(99.0)), []
 

@@ -493,6 +493,24 @@ def test_a_run_keeps_what_its_past_depends_on(option, copied_run, capsys, monkey
         assert "a run keeps it when it resumes" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "beta1"),
+    [({}, 0.5), ({"window": "before"}, 0.9), ({"model": "vae"}, 0.9), ({"beta1": 0.3}, 0.3)],
+)
+def test_adam_has_the_model_s_momentum_unless_told_otherwise(options, beta1, tmp_path):
+    config = Config(dataset="digits", nh=16, depth=1, batch_size=100, device="cpu", **options)
+    made = Trainer(config, data.load("digits"), tmp_path, torch.device("cpu"))
+    assert [group["betas"] for group in made.optimizer.param_groups] == [(beta1, 0.999)]
+
+
+def test_a_run_records_which_data_auto_was(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)  # no way to MNIST
+    folder = tmp_path / "run"
+    options = [*QUICK, "--dataset", "auto", "--data-dir", str(tmp_path), "--epochs", "1"]
+    assert train.main([*options, "--output-dir", str(folder)]) == 0
+    assert json.loads((folder / "config.json").read_text())["options"]["dataset"] == "digits"
+
+
 def test_a_run_may_be_fitted_in_parts(tmp_path):
     """What has been recorded stays, whether one trainer goes on or another."""
     config = Config(

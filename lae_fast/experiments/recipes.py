@@ -91,12 +91,10 @@ class Lab:
     ) -> None:
         self.device, self.folder, self.source = device, folder, dataset.source
         sources.read_all()  # before anything is computed: files may change while this runs
-        kernels = (
-            f"compiled, {library.simd_level() or 'no CPU kernels'}"
-            if library.is_compiled(device)
-            else "plain PyTorch"
-        )
-        self.provenance = provenance.record(device) | {"kernels": kernels}
+        backend = library.backends[device.type]
+        self.provenance = provenance.record(device) | {
+            "kernels": "compiled" if backend.is_compiled else backend.reason
+        }
         parts = zip((dataset.train, dataset.validation, dataset.test), (n_train, n_test, n_test), strict=True)
         splits = [Split(enlarged(split.images[:n]), split.labels[:n]) for split, n in parts]
         self._digest = hashlib.sha256(b"".join(s.images.numpy().tobytes() for s in splits)).hexdigest()
