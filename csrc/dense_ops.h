@@ -1,5 +1,6 @@
 // The ops between the matrix products of a fully connected network, as torch calls them. A backend is a struct with
-// norm_relu(NormReluArgs<T>), norm_relu_backward(NormReluBackwardArgs<T>), keep(KeepArgs) and a Guard.
+// norm_relu(NormReluArgs<T>), norm_relu_backward(NormReluBackwardArgs<T>), norm_relu_sums(NormReluSumsArgs<T>),
+// keep(KeepArgs) and a Guard.
 // Schemas and meaning: lae_fast/ops/dense.py.
 #pragma once
 
@@ -27,17 +28,25 @@ struct NormReluArgs {
 template <typename T>
 struct NormReluBackwardArgs {
   int64_t n, d;
-  T* grad;                           // [n, d], in: the gradient of `out`; out: the gradient of y
-  const T *out, *normalized, *rstd;  // [n, d], [n, d], [n]
-  const T* weight;                   // [d]
-  T* sums;                           // [3, d], out: the gradients of weight and bias, and the column sums of `grad`
+  const T *grad, *out, *normalized, *rstd;  // [n, d], the gradient of `out`; [n, d], [n, d], [n]
+  const T* weight;                          // [d]
+  T* y_grad;                                // [n, d], out
 };
 
-// Pairs of arrays of the same size. If the proposal was rejected, `previous` is copied over `latest`.
+template <typename T>
+struct NormReluSumsArgs {
+  int64_t n, d;
+  const T *grad, *out, *normalized, *y_grad;  // [n, d] each, as above
+  T* sums;                                    // [3, d], out: the gradients of weight and bias, the column sums of y_grad
+};
+
+// Pairs of arrays of the same size, each of n_rows rows. Where is_accepted [n_rows] is false, the row of `previous` is
+// copied over that of `latest`.
 struct KeepArgs {
   std::vector<char*> latest;
   std::vector<const char*> previous;
-  std::vector<int64_t> n_bytes;
+  std::vector<int64_t> row_bytes;
+  int64_t n_rows;
   const bool* is_accepted;
 };
 
@@ -68,21 +77,40 @@ struct DenseOps {
     check.array("rstd", rstd, grad.scalar_type(), {n});
     check.array("weight", weight, grad.scalar_type(), {d});
     const typename Backend::Guard guard(grad);
-    Tensor sums = torch::stable::new_empty(grad, {3, d});
+    Tensor y_grad = torch::stable::empty_like(grad);
     for_type(grad, [&](auto type) {
       using T = decltype(type);
       Backend::norm_relu_backward(NormReluBackwardArgs<T>{n, d, pointer<T>(grad), pointer<T>(out),
                                                           pointer<T>(normalized), pointer<T>(rstd),
-                                                          pointer<T>(weight), pointer<T>(sums)});
+                                                          pointer<T>(weight), pointer<T>(y_grad)});
+    });
+    return y_grad;
+  }
+
+  static Tensor norm_relu_sums(Tensor grad, Tensor out, Tensor normalized, Tensor y_grad) {
+    const Check check("norm_relu_sums", grad);
+    check.state("grad", grad);
+    const int64_t n = grad.size(0), d = grad.size(1);
+    for (const auto& [name, t] : {std::pair{"out", &out}, {"normalized", &normalized}, {"y_grad", &y_grad}})
+      check.like(name, *t);
+    const typename Backend::Guard guard(grad);
+    Tensor sums = torch::stable::new_empty(grad, {3, d});
+    for_type(grad, [&](auto type) {
+      using T = decltype(type);
+      Backend::norm_relu_sums(NormReluSumsArgs<T>{n, d, pointer<T>(grad), pointer<T>(out), pointer<T>(normalized),
+                                                  pointer<T>(y_grad), pointer<T>(sums)});
     });
     return sums;
   }
 
   static void keep(std::vector<Tensor> latest, std::vector<Tensor> previous, Tensor is_accepted) {
     const Check check("keep", is_accepted);
-    check.array("is_accepted", is_accepted, ScalarType::Bool, {1});
+    STD_TORCH_CHECK(is_accepted.dim() == 1 && is_accepted.size(0) > 0,
+                    "lae_fast::keep: is_accepted must be [n] with n >= 1");
+    const int64_t n_rows = is_accepted.size(0);
+    check.array("is_accepted", is_accepted, ScalarType::Bool, {n_rows});
     STD_TORCH_CHECK(latest.size() == previous.size(), "lae_fast::keep: latest and previous differ in length");
-    KeepArgs args{{}, {}, {}, pointer<const bool>(is_accepted)};
+    KeepArgs args{{}, {}, {}, n_rows, pointer<const bool>(is_accepted)};
     for (size_t i = 0; i < latest.size(); ++i) {
       const Tensor &a = latest[i], &b = previous[i];
       const auto to = a.sizes(), from = b.sizes();
@@ -92,10 +120,12 @@ struct DenseOps {
         STD_TORCH_CHECK(t->is_contiguous() && t->is_cuda() == is_accepted.is_cuda() &&
                             t->get_device_index() == is_accepted.get_device_index(),
                         "lae_fast::keep: every tensor must be contiguous, on the device of is_accepted");
+      STD_TORCH_CHECK(n_rows == 1 || (a.dim() > 0 && a.size(0) == n_rows),
+                      "lae_fast::keep: a tensor has not as many rows as is_accepted");
       if (a.numel() == 0) continue;
       args.latest.push_back(pointer<char>(a));
       args.previous.push_back(pointer<const char>(b));
-      args.n_bytes.push_back(a.numel() * a.element_size());
+      args.row_bytes.push_back(a.numel() * a.element_size() / n_rows);
     }
     const typename Backend::Guard guard(is_accepted);
     Backend::keep(args);
@@ -104,6 +134,7 @@ struct DenseOps {
   static void register_with(torch::stable::detail::StableLibrary& library) {
     library.impl("norm_relu", TORCH_BOX(&DenseOps::norm_relu));
     library.impl("norm_relu_backward", TORCH_BOX(&DenseOps::norm_relu_backward));
+    library.impl("norm_relu_sums", TORCH_BOX(&DenseOps::norm_relu_sums));
     library.impl("keep", TORCH_BOX(&DenseOps::keep));
   }
 };

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lae_fast import ops
 from lae_fast.models.autoencoder import Autoencoder, check_images
-from lae_fast.models.lae import LAE, whitening_root
+from lae_fast.models.lae import LAE
 from lae_fast.models.precision import check_float32, products_in
 from lae_fast.sampling.ald import evaluate_potential
 from lae_fast.sampling.chains import Chains
@@ -38,12 +38,11 @@ def augment(
 
     The blocks follow one another: image k m + i is a variation of image i and has the same label. `source` selects D:
 
-        encoder     q(z|x), from `model.posterior`; the default for a VAE and for Hoffman. For an LAE it is
-                    N(f(x), s^2 I) with s = `model.posterior_scale`.
+        encoder     q(z|x), from `model.posterior`; the default for a VAE and for Hoffman.
         isotropic   N(f(x), scale^2 I), where f(x) is the mean of q, as in the report's code; the default for an LAE.
-        chain       for an LAE only: n chains take `n_steps` steps of ALD from `model.phi` on this minibatch's
-                    potential, with MH if the model has MH; z = phi' g(x). The n x m latents of one call are
-                    n joint draws, not n m separate draws: one phi' makes a whole block.
+        chain       for an LAE only: its own chain takes `n_steps` steps from `model.phi` on this minibatch's
+                    potential, n times, with MH if the model has MH. With joint decisions the n x m latents of one call
+                    are n joint draws, not n m separate draws: one phi' makes a whole block.
         posterior   p(z|x), for any model: a MALA chain for each variation, `n_steps` steps from a draw of q(z|x).
                     All chains share one step size, which adapts in all steps except the last.
 
@@ -61,9 +60,8 @@ def augment(
         scale: standard deviation of "isotropic", per latent dimension.
         n_steps: steps of each chain. "chain": default `model.n_steps`; "posterior": default 20, at least 2 if the step
             size adapts.
-        step_size: "chain": per example, eta = step_size / m for phi (whitened if the model whitens); default: the
-            model's current step size, which `load_chain_state` restores and the weights alone do not. "posterior": eta
-            for z, not adapted; default: adapted.
+        step_size: "chain": as the model's `step_size`; default: the model's current one, which `load_chain_state`
+            restores and the weights alone do not. "posterior": eta for z, not adapted; default: adapted.
         generator: source of all randomness, on x's device; default: the generator that `torch.manual_seed` sets.
 
     Returns:
@@ -127,35 +125,31 @@ def _check(
 def _chain(
     model: LAE, x: Tensor, n: int, n_steps: int, step_size: float | None, generator: torch.Generator | None
 ) -> Tensor:
-    """z [n, m, nz], from n chains of phi that start at the model's phi, on the potential of images x [m, nx]."""
+    """z [n, m, nz], from n runs of the model's own chain for images x [m, nx]."""
     check_float32(model.mh)
-    m, phi = len(x), model.phi
     h = model.encoder(x).to(x.dtype)  # [m, d]
     with torch.autocast(x.device.type, enabled=False):
-        if model.whiten:  # phi h = (phi L) (L^-1 h), as in LAE.loss
-            root = whitening_root(model.next_gram(h))
-            h, phi = torch.linalg.solve_triangular(root, h.T, upper=False).T, phi @ root
-
-        def read(rows: Tensor) -> Tensor:
-            return (rows.view(-1, model.d) @ h.T).view(n, model.nz, m).mT  # [n, m, nz]
+        coordinates = model.coordinates(h, model.log_std(h) if model.spreads else None)
+        start = coordinates.start(n, generator)
 
         def energy(rows: Tensor) -> Tensor:
             with products_in(model.chain_precision, x.device):
-                return model.potential(x, read(rows))
+                potential = model.potential(x, coordinates.many(rows, n))  # [n, m]
+            return potential if model.is_joint else potential.flatten()
 
         log_step_size = model.log_step_size
         if step_size is not None:
             log_step_size = torch.full_like(log_step_size, step_size).log()
         chains = Chains(
-            lambda rows: evaluate_potential(energy, rows, n),
-            phi.reshape(1, -1).expand(n, -1),
-            log_step_size - math.log(m),
+            lambda rows: evaluate_potential(energy, rows, len(start)),
+            start,
+            log_step_size - coordinates.log_n,
             ops.make_rng(x.device, generator),
             mh=model.mh,
         )
         for _ in range(n_steps):
             chains.step()
-        return read(chains.phi)
+        return coordinates.many(chains.phi, n)
 
 
 def _mala(

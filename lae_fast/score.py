@@ -1,7 +1,8 @@
 """`python -m lae_fast.score RUN [RUN ...]`: the likelihood of test images under trained models, in one table.
 
 For each run of `lae_fast.train` the table has the negative ELBO, the importance-weighted bound and the estimate of
-annealed importance sampling (AIS), with the gap between forward and reverse AIS on images that the model has simulated.
+annealed importance sampling (AIS), with the gap between forward and reverse AIS on images that the model has simulated; with
+one or two latent dimensions also the likelihood itself, by quadrature.
 """
 
 from __future__ import annotations
@@ -23,7 +24,15 @@ import tyro
 from lae_fast import data, models
 from lae_fast.checkpoint import CheckpointError
 from lae_fast.data import DataError
-from lae_fast.evaluation import BASES, anneal, annealed_log_likelihood, evaluate, importance_bound
+from lae_fast.evaluation import (
+    BASES,
+    anneal,
+    annealed_log_likelihood,
+    evaluate,
+    importance_bound,
+    quadrature,
+)
+from lae_fast.evaluation.quadrature import N_CELLS
 from lae_fast.training import run_folder
 from lae_fast.training.config import Config
 
@@ -92,7 +101,8 @@ class Score:
     standard_error: float
     base: str  # the distribution from which `ais` was annealed
     gap: float  # reverse minus forward log-likelihood, on simulated images
-    bits_per_dim: float  # `ais` in bits per pixel
+    quadrature: float | None  # negative log-likelihood by quadrature; None: too many latent dimensions
+    bits_per_dim: float  # `quadrature`, or else `ais`, in bits per pixel
     ais_acceptance: float
     training_acceptance: float | None  # mean over the last epoch
     step_size: float | None
@@ -134,6 +144,7 @@ def score(folder: Path, options: Options) -> Score:
     lower = annealed_log_likelihood(model, own, schedule, **annealing)
     upper = annealed_log_likelihood(model, own, schedule, **annealing, exact=z)
     nll = -forward.log_likelihood.mean().item()
+    exact = -quadrature(model, x).mean().item() if model.nz in N_CELLS else None
 
     def last(key: str) -> float | None:
         return next((line[key] for line in reversed(lines) if key in line), None)
@@ -156,7 +167,8 @@ def score(folder: Path, options: Options) -> Score:
         standard_error=forward.standard_error.square().sum().sqrt().item() / len(x),
         base=schedule.base,
         gap=(upper.log_likelihood - lower.log_likelihood).mean().item(),
-        bits_per_dim=nll / (model.nx * math.log(2)),
+        quadrature=exact,
+        bits_per_dim=(nll if exact is None else exact) / (model.nx * math.log(2)),
         ais_acceptance=forward.acceptance_rate.mean().item(),
         training_acceptance=last("epoch_acceptance_rate"),
         step_size=last("step_size"),
@@ -167,8 +179,10 @@ def score(folder: Path, options: Options) -> Score:
 
 def _report(s: Score) -> str:
     label = "" if s.is_comparable else "   (no probability of these pixels: compare among themselves only)"
+    by_ais = f"{s.ais:.2f} ± {s.standard_error:.2f} by AIS (gap {s.gap:.2f} from the {s.base})"
+    exact = "" if s.quadrature is None else f"{s.quadrature:.2f} by quadrature, "
     return (
-        f"{s.run}: -log p(x) {s.ais:.2f} ± {s.standard_error:.2f} by AIS (gap {s.gap:.2f} from the {s.base}), {s.bits_per_dim:.4f} bits per dim; "
+        f"{s.run}: -log p(x) {exact}{by_ais}, {s.bits_per_dim:.4f} bits per dim; "
         f"importance bound {s.importance_bound:.2f}, negative ELBO {s.negative_elbo:.2f}{label}"
     )
 

@@ -20,7 +20,7 @@ from lae_fast.models import LAE
 from lae_fast.ops.columns import NONFINITE, REJECTED
 from lae_fast.training import run_folder
 from lae_fast.training.config import Config, TrainingError
-from lae_fast.training.trainer import Event, Trainer
+from lae_fast.training.trainer import N_BOUND, Event, Trainer
 
 
 class Interrupt:
@@ -84,11 +84,11 @@ def _print_start(trainer: Trainer, source: str, facts: dict[str, str]) -> None:
     print(f"data      {source}; {sizes} train / validation / test images")
     print(f"kernels   {kind}: {facts[kind]}")
     print(f"model     {config.model}, nz {config.nz}, {n_parameters:,} parameters")
-    if isinstance(trainer.model, LAE) and config.nh < config.batch_size:
+    if isinstance(trainer.model, LAE) and trainer.model.is_joint and config.nh < config.batch_size:
         print(
-            f"note      {config.nh} features for minibatches of {config.batch_size}: with fewer features than images the"
+            f"note      {config.nh} features for minibatches of {config.batch_size}: with fewer features than images the law of"
         )
-        print("          chain's law is close to, but not, the product of the posteriors")
+        print("          joint decisions is close to, but not, the product of the posteriors")
     if trainer.resumed_from:
         print(f"resume    from {trainer.resumed_from.path}")
     elif trainer.is_resumed:
@@ -97,10 +97,19 @@ def _print_start(trainer: Trainer, source: str, facts: dict[str, str]) -> None:
 
 def _print_end(trainer: Trainer) -> None:
     model, chain = trainer.model, trainer.chain
-    print(f"test      {trainer.finish().sentence()}")
-    if isinstance(model, LAE):
-        s = model.posterior_scale.item()
-        print(f"          with q(z|x) = N(f(x), s^2 I), s = {s:.3f}, best on training data")
+    evaluation, bound = trainer.finish()
+    n = min(N_BOUND, len(trainer.test.images))
+    print(f"test      {evaluation.sentence()}")
+    print(
+        f"          -log p(x) at most {bound:.2f} nats: the importance-weighted bound, {n} images, 1,000 draws each"
+    )
+    if model.likelihood.density_of != ("grey" if trainer.config.binarize == "none" else "binary"):
+        print(
+            "          no probability of these pixels: compare with models of the same data and likelihood only"
+        )
+    if isinstance(model, LAE) and not model.spreads:
+        s = ", ".join(f"{v:.2f}" for v in model.posterior_scale.tolist())
+        print(f"          with q(z|x) = N(f(x), diag(s^2)), s = {s}: best on training data")
     if chain:
         rejected, nonfinite = (chain.counters[0, k].item() for k in (REJECTED, NONFINITE))
         proposals = chain.n_decisions.item()
@@ -121,7 +130,11 @@ def _fit(trainer: Trainer) -> bool:
         def on_step(event: Event) -> bool:
             for message in event.messages:
                 bar.write(message, file=sys.stderr)
-            shown = {"loss": ("loss", ".1f"), "acceptance_rate": ("acceptance", ".2f")}
+            shown = {
+                "loss": ("loss", ".1f"),
+                "acceptance_rate": ("acceptance", ".2f"),
+                "unmoved": ("unmoved", ".2f"),
+            }
             if event.metrics:
                 bar.set_postfix(
                     {s: f"{event.metrics[k]:{f}}" for k, (s, f) in shown.items() if k in event.metrics}

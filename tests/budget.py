@@ -29,6 +29,9 @@ CHECKS = {
     "options_leave_the_law": 30,
     "minibatches": 5,
     "augmentation": 31,
+    "datapoint_posteriors": 180,
+    "datapoint_getting_it_right": 27,
+    "kept_z": 10,
 }
 
 

@@ -33,8 +33,12 @@ def norm_problem(n, d, dtype, device="cpu"):
 
 
 NORM_RELU = {
-    "op": (ops.norm_relu, ops.norm_relu_backward),
-    "reference": (dense_ops.norm_relu_reference, dense_ops.norm_relu_backward_reference),
+    "op": (ops.norm_relu, ops.norm_relu_backward, ops.norm_relu_sums),
+    "reference": (
+        dense_ops.norm_relu_reference,
+        dense_ops.norm_relu_backward_reference,
+        dense_ops.norm_relu_sums_reference,
+    ),
 }
 
 
@@ -43,18 +47,19 @@ NORM_RELU = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("n", "d"), [(1, 1), (3, 17), (70, 256), (0, 5)])
 def test_norm_relu_is_layer_norm_and_relu(n, d, dtype, implementation, device):
-    forward, backward = NORM_RELU[implementation]
+    forward, backward, add_rows = NORM_RELU[implementation]
     y, grad, weight, bias = norm_problem(n, d, dtype, device)
     exact = [t.double().clone().requires_grad_() for t in (y, weight, bias)]
     wanted = F.layer_norm(exact[0], (d,), exact[1], exact[2], 1e-5).relu()
     out, rstd = forward(y, weight, bias, 1e-5)
     tolerance = 60 * EPS[dtype]
     torch.testing.assert_close(out.double(), wanted, rtol=tolerance, atol=tolerance * 5)
-    sums = backward(grad_in := grad.clone(), out, y, rstd, weight)
+    y_grad = backward(grad, out, y, rstd, weight)
+    sums = add_rows(grad, out, y, y_grad)
     mask = (out > 0) == (wanted > 0)  # a value within rounding of 0 may fall on either side
     assert mask.all()
     wanted.backward(grad.double())
-    torch.testing.assert_close(grad_in.double(), exact[0].grad, rtol=0, atol=tolerance * 20)
+    torch.testing.assert_close(y_grad.double(), exact[0].grad, rtol=0, atol=tolerance * 20)
     column = torch.stack((exact[1].grad, exact[2].grad, exact[0].grad.sum(0)))
     torch.testing.assert_close(sums.double(), column, rtol=0, atol=tolerance * 20 * max(n, 1) ** 0.5)
 
@@ -65,8 +70,9 @@ def test_norm_relu_keeps_a_nan(device):
     out, rstd = ops.norm_relu(y, weight, bias, 1e-5)
     assert out[1].isnan().all()
     assert out[[0, 2, 3]].isfinite().all()
-    ops.norm_relu_backward(grad, out, y, rstd, weight)
-    assert grad[1].isnan().all()
+    y_grad = ops.norm_relu_backward(grad, out, y, rstd, weight)
+    assert y_grad[1].isnan().all()
+    assert y_grad[[0, 2, 3]].isfinite().all()
 
 
 def fingerprint():
@@ -78,8 +84,8 @@ def fingerprint():
         for dtype in (torch.float32, torch.float64):
             y, grad, weight, bias = norm_problem(130, 77, dtype)
             out, rstd = ops.norm_relu(y, weight, bias, 1e-5)
-            sums = ops.norm_relu_backward(grad, out, y, rstd, weight)
-            for t in (y, out, rstd, grad, sums):
+            y_grad = ops.norm_relu_backward(grad, out, y, rstd, weight)
+            for t in (y, out, rstd, y_grad, ops.norm_relu_sums(grad, out, y, y_grad)):
                 digest.update(t.numpy().tobytes())
         digests.append(digest.hexdigest())
     torch.set_num_threads(before)
@@ -107,12 +113,39 @@ def test_keep_selects(accepted, device):
         torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("n", [1, 3, 2000])
+def test_keep_selects_row_by_row(n, device):
+    """Rows of 3 bytes up to 2 MB, some of them not whole multiples of 16 bytes."""
+    is_accepted = torch.rand(n, generator=torch.Generator().manual_seed(n)) < 0.5
+    shapes = [(n,), (n, 1), (n, 3), (n, 4, 5), (n, 0), (n, 10**6 // n)]
+    latest = [torch.full(shape, math.nan, device=device) for shape in shapes]
+    latest.append(torch.full((n, 3), 7, dtype=torch.uint8, device=device))
+    previous = [torch.randn(t.shape).to(t) for t in latest]
+    wanted = [t.clone() for t in latest]
+    for new, old in zip(wanted, previous, strict=True):
+        new[~is_accepted] = old[~is_accepted]
+    ops.keep(latest, previous, is_accepted.to(device))
+    for got, expected in zip(latest, wanted, strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_keep_refuses_what_has_other_rows(device):
+    flags, t = torch.tensor([True, False], device=device), torch.zeros(3, 2, device=device)
+    if ops.is_compiled(t.device):
+        with pytest.raises(RuntimeError, match="as many rows as is_accepted"):
+            ops.keep([t], [t.clone()], flags)
+    with pytest.raises(RuntimeError):
+        dense_ops.keep_reference([t], [t.clone()], flags)
+
+
 def test_opcheck(device):
     y, grad, weight, bias = norm_problem(6, 5, torch.float32, device)
     out, rstd = ops.norm_relu(y.clone(), weight, bias, 1e-5)
     namespace = torch.ops.lae_fast
     torch.library.opcheck(namespace.norm_relu.default, (y, weight, bias, 1e-5))
     torch.library.opcheck(namespace.norm_relu_backward.default, (grad, out, y, rstd, weight))
+    torch.library.opcheck(namespace.norm_relu_sums.default, (grad, out, y, y))
     torch.library.opcheck(namespace.keep.default, ([y], [grad], torch.tensor([False], device=device)))
 
 
@@ -250,7 +283,7 @@ def model(is_fast, likelihood="bernoulli", dtype=torch.float32, **options):
     torch.manual_seed(0)
     encoder, decoder = nets.mlp(60, 4, nh=300)
     encoder.is_fast = decoder.is_fast = is_fast
-    options = {"n_steps": 3, "step_size": STEP_SIZES[likelihood]} | options
+    options = {"n_steps": 3, "step_size": STEP_SIZES[likelihood], "decisions": "joint"} | options
     return LAE(encoder, decoder, LIKELIHOODS[likelihood](), nx=60, nz=4, d=300, **options).to(dtype)
 
 
@@ -259,7 +292,9 @@ def images(n=128, dtype=torch.float32, seed=2):
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
-@pytest.mark.parametrize("options", [{}, {"window": "before"}, {"mh": False}, {"whiten": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"decoder_window": "before", "feature_window": "before"}, {"mh": False}, {"whiten": True}]
+)
 def test_the_fast_step_is_the_general_one(likelihood, options):
     """In float64, where no decision can fall differently; the fast path's kernels and selection, autograd's gradients."""
     results = []
@@ -386,7 +421,8 @@ def changed(change):
 )
 def test_what_a_user_has_changed_counts(change):
     m, x = changed(change), images()
-    m.mh, m.n_steps, m.window = False, 1, "before"  # the loss is that of the first state
+    m.mh, m.n_steps = False, 1
+    m.decoder_window = m.feature_window = "before"  # the loss is that of the first state
     start = m.phi.clone()
     loss = m.loss(x)
     m.decoder.is_fast = False
@@ -426,7 +462,7 @@ def test_a_bias_that_is_not_contiguous():
 @pytest.mark.parametrize("whiten", [True, False])
 def test_more_latent_dimensions_than_features(whiten):
     torch.manual_seed(0)
-    m = LAE(*nets.mlp(60, 8, nh=4), Bernoulli(), nx=60, nz=8, d=4, whiten=whiten)
+    m = LAE(*nets.mlp(60, 8, nh=4), Bernoulli(), nx=60, nz=8, d=4, decisions="joint", whiten=whiten)
     assert m.loss(images()).isfinite()
 
 
@@ -448,7 +484,7 @@ def test_images_that_require_a_gradient_are_refused():
 def test_an_outer_autocast_does_not_reach_the_chain(is_fast):
     potentials = []
     for enabled in (False, True):
-        m = model(is_fast, window="before", n_steps=1)
+        m = model(is_fast, decoder_window="before", feature_window="before", n_steps=1)
         m.encoder = nn.Identity()
         m.d, m.phi = 60, torch.randn(4, 60, generator=torch.Generator().manual_seed(0))
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):

@@ -32,7 +32,7 @@ def closed_form(model, x, s):
 
 def test_against_the_closed_form():
     model, x = linear_lae(), torch.rand(N, NX, generator=torch.Generator().manual_seed(1))
-    model.posterior_scale.fill_(0.3)
+    model.set_constant_std(0.3)
     result = evaluate(model, x, n_draws=200, batch_size=700)
     reconstruction, rate = closed_form(model, x, 0.3)
     assert result.reconstruction == pytest.approx(reconstruction, abs=5e-3)

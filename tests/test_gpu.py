@@ -214,14 +214,11 @@ def test_launches():
     weight = torch.ones(phi.shape[1], device=DEVICE)
     normalized = torch.empty_like(phi)
     count("norm_relu", lambda: ops.norm_relu(normalized, weight, weight, 1e-5))
-    count(
-        "norm_relu_backward",
-        lambda: ops.norm_relu_backward(grad, phi, normalized, normalized[:, 0].clone(), weight),
-    )
+    rstd = normalized[:, 0].clone()
+    count("norm_relu_backward", lambda: ops.norm_relu_backward(grad, phi, normalized, rstd, weight))
+    count("norm_relu_sums", lambda: ops.norm_relu_sums(grad, phi, normalized, phi))
     assert counts.pop("shared") == 3
-    assert (
-        counts.pop("norm_relu_backward") == 3
-    )  # with the clone; the sums over all rows take a launch of their own
+    assert counts.pop("norm_relu_sums") == 2  # sums of a few rows, and the sums of these
     assert set(counts.values()) == {1}, counts
 
 
@@ -411,7 +408,8 @@ def on_both_devices(function):
     ("kind", "options"),
     [
         ("lae", {}),
-        ("lae", {"window": "before", "whiten": True}),
+        ("lae", {"decoder_window": "before", "feature_window": "before", "whiten": True}),
+        ("lae", {"decisions": "datapoint"}),
         ("lae", {"mh": False, "likelihood": "gaussian"}),
         ("lae", {"likelihood": "logistic", "step_size": None}),
         ("vae", {}),
@@ -434,7 +432,15 @@ def test_a_gpu_trains_as_a_cpu_does(kind, options, monkeypatch):
         torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("options", [{}, {"mh": False}, {"window": "before", "whiten": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"mh": False},
+        {"decoder_window": "before", "feature_window": "before", "whiten": True},
+        {"decisions": "datapoint"},
+    ],
+)
 def test_replays_are_the_eager_steps_in_float64(options):
     results = []
     for is_captured in (False, True):

@@ -1,4 +1,6 @@
-"""The Langevin autoencoder's training step, against a hand computation and its own invariants."""
+"""The Langevin autoencoder's training step, against a hand computation and its own invariants.
+
+Joint decisions here; what is special about a decision for each datapoint: test_datapoint.py."""
 
 import math
 
@@ -22,6 +24,13 @@ def make(cls=LAE, likelihood=None, seed=0, **options):
     return cls(encoder, decoder, likelihood or Bernoulli(), nx=NX, nz=NZ, d=NH, **options)
 
 
+def joint(**options):
+    return make(decisions="joint", **options)
+
+
+both = pytest.mark.parametrize("decisions", LAE.kinds)
+
+
 def images(n=N, seed=1, dtype=torch.float32):
     return torch.rand(n, NX, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
@@ -38,7 +47,7 @@ def test_training_step_by_hand(likelihood, mh, step_size):
     Without a given step size it adapts after every decision.
     """
     rate = 0.0 if step_size else 0.3
-    model = make(
+    model = joint(
         likelihood=likelihood(), n_steps=3, mh=mh, step_size=step_size, adaptation_rate=rate
     ).double()
     if step_size is None:
@@ -93,8 +102,9 @@ def test_training_step_by_hand(likelihood, mh, step_size):
     assert model.counters.tolist() == [[outcomes.count(False), 0]]
 
 
+@both
 @pytest.mark.parametrize("mh", [True, False])
-def test_a_nan_proposal_leaves_the_gradients_of_a_rejection(mh, monkeypatch):
+def test_a_nan_proposal_leaves_the_gradients_of_a_rejection(mh, decisions, monkeypatch):
     def poisoned(value):
         def propose(phi, grad, step_size, rng, noise=None):
             return torch.full_like(phi, value), rng + torch.tensor([0, 1, 0])
@@ -103,7 +113,7 @@ def test_a_nan_proposal_leaves_the_gradients_of_a_rejection(mh, monkeypatch):
 
     results = []
     for value in (math.nan, 1e30):  # not finite at all; finite but of infinite energy: an ordinary rejection
-        model = make(n_steps=1, mh=mh)
+        model = make(n_steps=1, mh=mh, decisions=decisions, spread=False)
         before = model.phi.clone()
         monkeypatch.setattr(chains_module.ops, "propose", poisoned(value))
         loss = model.loss(images())
@@ -111,8 +121,9 @@ def test_a_nan_proposal_leaves_the_gradients_of_a_rejection(mh, monkeypatch):
         assert torch.equal(model.phi, before)
         results.append((loss, gradients(model), model.counters))
     (loss, grads, counters), (other_loss, other_grads, other_counters) = results
-    assert counters.tolist() == [[0, 1]]
-    assert other_counters.sum() == 1
+    n_chains = 1 if decisions == "joint" else N
+    assert counters.tolist() == [[0, n_chains]]
+    assert other_counters.sum() == n_chains
     assert loss.isfinite()
     assert loss == other_loss
     assert grads
@@ -121,8 +132,9 @@ def test_a_nan_proposal_leaves_the_gradients_of_a_rejection(mh, monkeypatch):
         assert torch.equal(grad, other_grads[name]), name
 
 
-def test_phi_moves_by_the_chain_alone():
-    model = make()
+@both
+def test_phi_moves_by_the_chain_alone(decisions):
+    model = make(decisions=decisions)
     assert "phi" in model.state_dict()
     assert "phi" not in dict(model.named_parameters())
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
@@ -133,15 +145,18 @@ def test_phi_moves_by_the_chain_alone():
     assert not torch.equal(moved, make().phi)
 
 
-def test_every_parameter_gets_its_gradient():
-    model = make(likelihood=Gaussian())
+@both
+def test_every_parameter_gets_its_gradient(decisions):
+    model = make(likelihood=Gaussian(), decisions=decisions)
     model.loss(images()).backward()
     assert {n for n, p in model.named_parameters() if p.requires_grad} == set(gradients(model))
     assert all(g.abs().sum() > 0 for g in gradients(model).values())
 
 
-def test_the_step_size_adapts_unless_it_is_fixed():
-    adapted, fixed, unadjusted = make(), make(step_size=1e-3), make(mh=False)
+@both
+def test_the_step_size_adapts_unless_it_is_fixed(decisions):
+    kinds = ({}, {"step_size": 1e-3}, {"mh": False})
+    adapted, fixed, unadjusted = (make(decisions=decisions, **options) for options in kinds)
     for model in (adapted, fixed, unadjusted):
         start = model.log_step_size.clone()
         model.loss(images())
@@ -152,8 +167,9 @@ def test_the_step_size_adapts_unless_it_is_fixed():
     assert fixed.log_step_size.exp().item() == pytest.approx(1e-3)
 
 
-def test_it_adapts_to_its_target():
-    model = make(adaptation_rate=0.1)
+@both
+def test_it_adapts_to_its_target(decisions):
+    model = make(adaptation_rate=0.1, decisions=decisions)
     x = images(50)
     for _ in range(600):
         with torch.no_grad():
@@ -166,11 +182,13 @@ def test_it_adapts_to_its_target():
     assert sum(rates) / len(rates) == pytest.approx(0.574, abs=0.05)
 
 
-def test_a_frozen_decoder_still_trains_the_features():
-    model = make()
+@both
+def test_a_frozen_decoder_still_trains_the_features(decisions):
+    model = make(decisions=decisions)
     model.decoder.requires_grad_(False)
     model.loss(images()).backward()
-    assert all(name.startswith("encoder") for name in gradients(model))
+    assert all(name.startswith(("encoder", "log_std")) for name in gradients(model))
+    assert any(name.startswith("encoder") for name in gradients(model))
 
 
 class Head(nn.Module):
@@ -184,10 +202,11 @@ class Head(nn.Module):
         return self.used(z.sin())
 
 
-def test_any_module_can_be_the_decoder():
+@both
+def test_any_module_can_be_the_decoder(decisions):
     torch.manual_seed(0)
     encoder, _ = nets.mlp(NX, NZ, NH, 1)
-    model = LAE(encoder, Head(), Bernoulli(), nx=NX, nz=NZ, d=NH)
+    model = LAE(encoder, Head(), Bernoulli(), nx=NX, nz=NZ, d=NH, decisions=decisions)
     model.loss(images()).backward()
     assert model.decoder.used.weight.grad.abs().sum() > 0
     assert model.decoder.unused.grad.abs().sum() == 0
@@ -234,6 +253,15 @@ def test_initialisation():
     ("call", "message"),
     [
         (lambda: make(n_steps=0), "n_steps is 0"),
+        (lambda: make(decisions="each"), "decisions is 'each'; expected datapoint or joint"),
+        (
+            lambda: make(decoder_window="never"),
+            "decoder_window is 'never'; expected one of after, before, first, last",
+        ),
+        (lambda: make(feature_window="all"), "feature_window is 'all'"),
+        (lambda: make(memory=0), "memory is 0, ridge 0.04; expected at least 1"),
+        (lambda: make(ridge=-1.0), "ridge -1"),
+        (lambda: make(whiten=True), "whiten is True with datapoint decisions"),
         (lambda: make(step_size=-1e-3), "step_size is -0.001"),
         (lambda: make(step_size=math.nan), "step_size is nan"),
         (lambda: LAE(nn.Identity(), nn.Identity(), Bernoulli(), nx=NX, nz=0, d=3), "nz is 0"),
@@ -264,8 +292,8 @@ def test_bad_input_is_named(call, message):
 @pytest.mark.parametrize("window", ["after", "before"])
 def test_whitening_is_a_change_of_coordinates(window):
     """The step of an LAE whose features are L^-1 h and whose last layer is phi L, in float64: the same chain."""
-    options = dict(n_steps=3, step_size=0.2, window=window)
-    white, plain = (make(**options, whiten=w).double() for w in (True, False))
+    options = dict(n_steps=3, step_size=0.2, decoder_window=window, feature_window=window)
+    white, plain = (joint(**options, whiten=w).double() for w in (True, False))
     x = images(20, dtype=torch.float64)
     with torch.no_grad():
         h = white.encoder(x)
@@ -288,14 +316,14 @@ def test_whitening_is_a_change_of_coordinates(window):
 
 
 def test_the_gram_matrix_is_a_running_mean_and_part_of_the_chains_state():
-    model = make(whiten=True, step_size=1e-4)
+    model = joint(whiten=True, step_size=1e-4)
     batches = [images(seed=s) for s in range(3)]
     for x in batches:
         model.loss(x)
     with torch.no_grad():
         expected = sum(h.T @ h / len(h) for h in map(model.encoder, batches)) / 3
     torch.testing.assert_close(model.gram, expected)
-    other = make(whiten=True, step_size=1e-4)
+    other = joint(whiten=True, step_size=1e-4)
     other.load_state_dict(model.state_dict())
     other.load_chain_state(model.chain_state())
     assert torch.equal(other.loss(batches[0]), model.loss(batches[0]))

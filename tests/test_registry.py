@@ -11,7 +11,7 @@ from torch import nn
 from lae_fast import LAE, VAE, Gaussian, Hoffman, evaluate, importance_bound
 from lae_fast.data import DATASETS, Source, Split, load
 from lae_fast.models import LIKELIHOODS, MODELS, NETWORKS, Architecture, Likelihood, build, options_of
-from lae_fast.models.decoder_pass import AutogradPass, decoder_pass
+from lae_fast.models.decoder_pass import AutogradPass, RecomputingPass, decoder_pass
 from lae_fast.training.config import Config
 
 SMALL = dict(nx=16, nz=2, nh=8, depth=1)
@@ -26,17 +26,18 @@ def test_options_are_the_signature_s(model):
         owners = [c for c in MODELS[model].__mro__ if name in inspect.signature(c.__init__).parameters]
         assert inspect.signature(owners[0].__init__).parameters[name].default == default
     built = build(Architecture(model, **SMALL), **found)
-    for name in found.keys() & {"window", "whiten", "n_steps", "mh", "gradient", "start", "precision"}:
+    kept = {"decisions", "memory", "ridge", "whiten", "n_steps", "mh", "gradient", "start", "precision"}
+    for name in found.keys() & kept:
         assert getattr(built, name) == found[name]
 
 
 def test_options_reach_the_model_and_strangers_are_refused():
-    assert build(Architecture("lae", **SMALL), window="before", n_steps=5).n_steps == 5
+    assert build(Architecture("lae", **SMALL), decoder_window="before", n_steps=5).n_steps == 5
     assert build(Architecture("hoffman", **SMALL), gradient="last").gradient == "last"
-    with pytest.raises(ValueError, match=r"vae takes no option n_steps, window; expected some of precision"):
-        build(Architecture("vae", **SMALL), n_steps=2, window="after")
-    with pytest.raises(ValueError, match="window is 'never'; expected after or before"):
-        build(Architecture("lae", **SMALL), window="never")
+    with pytest.raises(ValueError, match=r"vae takes no option memory, n_steps; expected some of precision"):
+        build(Architecture("vae", **SMALL), n_steps=2, memory=3)
+    with pytest.raises(ValueError, match="decoder_window is 'never'; expected one of after, before"):
+        build(Architecture("lae", **SMALL), decoder_window="never")
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -49,8 +50,13 @@ def test_the_command_line_offers_every_option_with_the_model_s_default(model):
 
 
 def test_momentum_is_the_model_s():
-    build_lae = {w: build(Architecture("lae", **SMALL), window=w) for w in ("after", "before")}
-    assert (build_lae["after"].beta1, build_lae["before"].beta1) == (0.5, 0.9)
+    for options, beta1 in (
+        ({}, 0.9),
+        ({"feature_window": "after"}, 0.5),
+        ({"decisions": "joint"}, 0.5),
+        ({"decisions": "joint", "feature_window": "before"}, 0.9),
+    ):
+        assert build(Architecture("lae", **SMALL), **options).beta1 == beta1
     assert VAE.beta1 == Hoffman.beta1 == 0.9
 
 
@@ -84,6 +90,7 @@ def test_a_likelihood_without_a_kernel_trains_and_is_evaluated(model, monkeypatc
     torch.testing.assert_close(m.likelihood.energy(output, x).double(), expected, rtol=1e-5, atol=1e-4)
     if isinstance(m, LAE):
         assert isinstance(decoder_pass(m, x), AutogradPass)
+        assert isinstance(decoder_pass(m, x, by_row=True), RecomputingPass)
     optimizer = torch.optim.Adam(m.parameters(), 1e-2)
     losses = []
     for _ in range(60):
@@ -118,7 +125,13 @@ class Tied(Gaussian):
 @pytest.mark.parametrize("kind", ["parametrized", "tied"])
 def test_a_scale_that_is_made_of_something_else_has_its_gradient(kind):
     torch.manual_seed(0)
-    m = build(Architecture("lae", likelihood="gaussian", **SMALL), n_steps=1, mh=False, window="before")
+    m = build(
+        Architecture("lae", likelihood="gaussian", **SMALL),
+        n_steps=1,
+        mh=False,
+        spread=False,
+        decoder_window="first",
+    )
     if kind == "parametrized":
         nn.utils.parametrize.register_parametrization(m.likelihood, "log_scale", Doubled())
     else:

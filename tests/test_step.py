@@ -55,7 +55,10 @@ def adam(m):
 CASES = [
     ("lae", {}),
     ("lae", {"mh": False}),
-    ("lae", {"window": "before", "whiten": True}),
+    ("lae", {"decoder_window": "before", "feature_window": "before", "whiten": True}),
+    ("lae", {"decisions": "datapoint", "step_size": 0.3}),
+    ("lae", {"decisions": "datapoint", "step_size": None, "decoder_window": "after", "spread": False}),
+    ("lae", {"decisions": "datapoint", "likelihood": "logistic", "mh": False}),
     ("lae", {"likelihood": "logistic", "step_size": None}),
     ("lae", {"precision": "bf16"}),
     ("lae", {"precision": "bf16", "mh": False}),

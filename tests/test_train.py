@@ -461,7 +461,8 @@ def test_a_checkpoint_of_another_architecture(option, value, message, copied_run
 
 OTHERS = {  # a value of every option that differs from that of the finished run
     "model": "vae", "nz": 5, "nh": 17, "depth": 2, "network": "conv", "likelihood": "gaussian", "n_steps": 3, "mh": False,
-    "step_size": 0.1, "adaptation_rate": 0.1, "window": "before", "whiten": True, "gradient": "last", "start": "prior",
+    "step_size": 0.1, "adaptation_rate": 0.1, "decisions": "joint", "decoder_window": "before",
+    "feature_window": "before", "spread": False, "memory": 5, "ridge": 0.1, "whiten": True, "gradient": "last", "start": "prior",
     "precision": "bf16", "chain_precision": "float32", "batch_size": 50, "epochs": 9, "lr": 0.1, "beta1": 0.3,
     "cooldown": 0.5, "patience": 3, "seed": 3, "device": "auto", "dataset": "mnist", "data_dir": "elsewhere",
     "validation": 7, "binarize": "fixed", "log_every": 2, "checkpoint_every": 2,
@@ -495,7 +496,7 @@ def test_a_run_keeps_what_its_past_depends_on(option, copied_run, capsys, monkey
 
 @pytest.mark.parametrize(
     ("options", "beta1"),
-    [({}, 0.5), ({"window": "before"}, 0.9), ({"model": "vae"}, 0.9), ({"beta1": 0.3}, 0.3)],
+    [({}, 0.9), ({"decisions": "joint"}, 0.5), ({"model": "vae"}, 0.9), ({"beta1": 0.3}, 0.3)],
 )
 def test_adam_has_the_model_s_momentum_unless_told_otherwise(options, beta1, tmp_path):
     config = Config(dataset="digits", nh=16, depth=1, batch_size=100, device="cpu", **options)

@@ -52,10 +52,13 @@ void compare_backward(Tally& tally, int64_t n, int64_t d, int64_t offset) {
   tally.name("norm_relu_backward %s [%lld, %lld], offset %lld", sizeof(T) == 4 ? "float32" : "float64", (long long)n,
              (long long)d, (long long)offset);
   std::mt19937_64 engine(n * 1000003 + d);
-  Array<T> grad(n * d, offset), out(n * d, offset), normalized(n * d, offset), rstd(n), weight(d, offset), sums(3 * d);
+  Array<T> grad(n * d, offset), out(n * d, offset), normalized(n * d, offset), rstd(n), weight(d, offset),
+      y_grads(n * d, offset), sums(3 * d);
   fill(grad, engine), fill(out, engine), fill(normalized, engine), fill(rstd, engine, 3.0), fill(weight, engine);
   Cuda::norm_relu_backward(NormReluBackwardArgs<T>{n, d, grad.device(), out.device(), normalized.device(), rstd.device(),
-                                                   weight.device(), sums.device()});
+                                                   weight.device(), y_grads.device()});
+  Cuda::norm_relu_sums(NormReluSumsArgs<T>{n, d, grad.device(), out.device(), normalized.device(), y_grads.device(),
+                                           sums.device()});
   check(cudaDeviceSynchronize(), tally.label);
   std::vector<double> bounds(n * d), total(3 * d), size(3 * d);
   for (int64_t r = 0; r < n; ++r) {
@@ -72,11 +75,11 @@ void compare_backward(Tally& tally, int64_t n, int64_t d, int64_t offset) {
       bounds[k] = 8 * kRounding * std::abs(rstd.host[r]) * (std::abs(g * weight.host[i]) + (1 + std::abs(x)) * terms);
       const double parts[] = {g * x, g, y_grad}, sizes[] = {std::abs(g * x), std::abs(g), bounds[k] / kRounding};
       for (int s = 0; s < 3; ++s) total[s * d + i] += parts[s], size[s * d + i] += sizes[s];
-      grad.host[k] = static_cast<T>(y_grad);
+      y_grads.host[k] = static_cast<T>(y_grad);
     }
   }
   for (int64_t i = 0; i < 3 * d; ++i) sums.host[i] = static_cast<T>(total[i]);
-  grad.compare(tally, "gradient", [&](int64_t k) { return bounds[k]; });
+  y_grads.compare(tally, "gradient", [&](int64_t k) { return bounds[k]; });
   sums.compare(tally, "sums", [&](int64_t i) { return 16 * kRounding * size[i]; });
 }
 
@@ -90,16 +93,18 @@ void compare_norms(Tally& tally) {
     }
 }
 
-void compare_keep(Tally& tally, int64_t n_pairs, int64_t offset, bool is_accepted) {
-  tally.name("keep %lld pairs, offset %lld, accepted %d", (long long)n_pairs, (long long)offset, (int)is_accepted);
+// Rows of all lengths; of several rows, every third is accepted, or all but every third.
+void compare_keep(Tally& tally, int64_t n_pairs, int64_t n_rows, int64_t offset, bool is_accepted) {
+  tally.name("keep %lld pairs of %lld rows, offset %lld, accepted %d", (long long)n_pairs, (long long)n_rows,
+             (long long)offset, (int)is_accepted);
   const int64_t lengths[] = {1, 15, 16, 17, 255, 257, 4096, 70001, 300000};
   std::vector<std::unique_ptr<Array<char>>> latest, previous;
-  Array<uint8_t> flag(1);
-  flag.host[0] = is_accepted;
-  flag.upload();
-  KeepArgs args{{}, {}, {}, reinterpret_cast<const bool*>(flag.device())};
+  Array<uint8_t> flags(n_rows);
+  for (int64_t r = 0; r < n_rows; ++r) flags.host[r] = (r % 3 == 0) == is_accepted;
+  flags.upload();
+  KeepArgs args{{}, {}, {}, n_rows, reinterpret_cast<const bool*>(flags.device())};
   for (int64_t i = 0; i < n_pairs; ++i) {
-    const int64_t n = lengths[i % 9];
+    const int64_t row = (lengths[i % 9] + n_rows - 1) / n_rows, n = row * n_rows;
     latest.push_back(std::make_unique<Array<char>>(n, offset));
     previous.push_back(std::make_unique<Array<char>>(n));
     for (int64_t k = 0; k < n; ++k) {
@@ -110,12 +115,13 @@ void compare_keep(Tally& tally, int64_t n_pairs, int64_t offset, bool is_accepte
     previous[i]->upload();
     args.latest.push_back(latest[i]->device());
     args.previous.push_back(previous[i]->device());
-    args.n_bytes.push_back(n);
+    args.row_bytes.push_back(row);
   }
   Cuda::keep(args);
   check(cudaDeviceSynchronize(), tally.label);
   for (int64_t i = 0; i < n_pairs; ++i) {
-    if (!is_accepted) latest[i]->host = previous[i]->host;
+    for (size_t k = 0; k < latest[i]->host.size(); ++k)
+      if (!flags.host[k / args.row_bytes[i]]) latest[i]->host[k] = previous[i]->host[k];
     latest[i]->compare(tally, "latest");
   }
 }
@@ -128,7 +134,8 @@ int main() {
   lae::compare_norms<float>(tally);
   lae::compare_norms<double>(tally);
   for (int64_t n_pairs : {0, 1, 48, 49, 101})
-    for (int64_t offset : {0, 1})
-      for (bool is_accepted : {false, true}) lae::compare_keep(tally, n_pairs, offset, is_accepted);
+    for (int64_t n_rows : {1, 7, 512})
+      for (int64_t offset : {0, 1})
+        for (bool is_accepted : {false, true}) lae::compare_keep(tally, n_pairs, n_rows, offset, is_accepted);
   return tally.report("dense");
 }

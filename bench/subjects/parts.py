@@ -24,6 +24,7 @@ PARTS = {
     (products, "linear"): "matrix products",
     (ops, "norm_relu"): "layer norm and ReLU, forward",
     (ops, "norm_relu_backward"): "layer norm and ReLU, backward",
+    (ops, "norm_relu_sums"): "gradients of layer norms' parameters",
     (ops, "energy_"): "energies and their derivatives",
     (ops, "transition_unchecked"): "transitions",
     (ops, "keep"): "selection of what a rejection leaves",

@@ -1,5 +1,5 @@
 // CPU kernels between the matrix products of a fully connected network: layer normalization with ReLU, forward and
-// backward, row by row, and `keep`, which restores arrays after a rejected proposal.
+// backward, row by row, its parameters' gradients, and `keep`, which restores rows after a rejected proposal.
 //
 // Compiles alone, with TORCH the folder of the torch package:
 // g++ -std=c++20 -O3 -ffp-contract=off -fPIC -fvisibility=hidden -DTORCH_TARGET_VERSION=0x020b000000000000 -isystem $TORCH/include -c csrc/cpu/dense.cpp -o /tmp/dense.o
@@ -46,23 +46,27 @@ LAE_INLINE void forward_row(T* __restrict__ y, const T* __restrict__ weight, con
   *rstd_out = rstd;
 }
 
-// Turns grad, the gradient of `out`, into the gradient of y. Adds the row to its chunk's sums, [d] each.
+// The gradient of y from grad, the gradient of `out`.
 template <typename T>
-LAE_INLINE void backward_row(T* __restrict__ grad, const T* __restrict__ out, const T* __restrict__ normalized,
-                             T rstd, const T* __restrict__ weight, int64_t d, T* __restrict__ weight_sum,
-                             T* __restrict__ bias_sum, T* __restrict__ y_sum) {
+LAE_INLINE void backward_row(const T* __restrict__ grad, const T* __restrict__ out, const T* __restrict__ normalized,
+                             T rstd, const T* __restrict__ weight, int64_t d, T* __restrict__ y_grad) {
+  for (int64_t i = 0; i < d; ++i) y_grad[i] = (out[i] <= T(0) ? T(0) : grad[i]) * weight[i];
+  const double size = static_cast<double>(d);
+  const T mean = static_cast<T>(lane_sum(d, [&](int64_t i) LAE_SIMD { return y_grad[i]; }) / size);
+  const T slope = static_cast<T>(lane_sum(d, [&](int64_t i) LAE_SIMD { return y_grad[i] * normalized[i]; }) / size);
+  for (int64_t i = 0; i < d; ++i) y_grad[i] = rstd * (y_grad[i] - mean - normalized[i] * slope);
+}
+
+// Adds one row to its chunk's sums, [d] each.
+template <typename T>
+LAE_INLINE void add_row(const T* __restrict__ grad, const T* __restrict__ out, const T* __restrict__ normalized,
+                        const T* __restrict__ y_grad, int64_t d, T* __restrict__ weight_sum, T* __restrict__ bias_sum,
+                        T* __restrict__ y_sum) {
   for (int64_t i = 0; i < d; ++i) {
     const T g = out[i] <= T(0) ? T(0) : grad[i];
     weight_sum[i] += g * normalized[i];
     bias_sum[i] += g;
-    grad[i] = g * weight[i];
-  }
-  const double size = static_cast<double>(d);
-  const T mean = static_cast<T>(lane_sum(d, [&](int64_t i) LAE_SIMD { return grad[i]; }) / size);
-  const T slope = static_cast<T>(lane_sum(d, [&](int64_t i) LAE_SIMD { return grad[i] * normalized[i]; }) / size);
-  for (int64_t i = 0; i < d; ++i) {
-    grad[i] = rstd * (grad[i] - mean - normalized[i] * slope);
-    y_sum[i] += grad[i];
+    y_sum[i] += y_grad[i];
   }
 }
 
@@ -81,6 +85,18 @@ struct Cpu {
 
   template <typename T>
   static void norm_relu_backward(const NormReluBackwardArgs<T>& a) {
+    torch::stable::parallel_for(0, a.n, kRows, [&](int64_t first, int64_t last) {
+      with_simd([&]() LAE_SIMD {
+        for (int64_t r = first; r < last; ++r) {
+          const int64_t row = r * a.d;
+          backward_row(a.grad + row, a.out + row, a.normalized + row, a.rstd[r], a.weight, a.d, a.y_grad + row);
+        }
+      });
+    });
+  }
+
+  template <typename T>
+  static void norm_relu_sums(const NormReluSumsArgs<T>& a) {
     const int64_t chunks = (a.n + kRows - 1) / kRows, size = 3 * a.d;
     std::vector<T> partial(chunks * size);
     torch::stable::parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
@@ -90,8 +106,8 @@ struct Cpu {
           const int64_t end = (c + 1) * kRows < a.n ? (c + 1) * kRows : a.n;
           for (int64_t r = c * kRows; r < end; ++r) {
             const int64_t row = r * a.d;
-            backward_row(a.grad + row, a.out + row, a.normalized + row, a.rstd[r], a.weight, a.d, sums,
-                         sums + a.d, sums + 2 * a.d);
+            add_row(a.grad + row, a.out + row, a.normalized + row, a.y_grad + row, a.d, sums, sums + a.d,
+                    sums + 2 * a.d);
           }
         }
       });
@@ -104,12 +120,17 @@ struct Cpu {
   }
 
   static void keep(const KeepArgs& a) {
-    if (*a.is_accepted) return;
     for (size_t i = 0; i < a.latest.size(); ++i) {
-      const int64_t n = a.n_bytes[i];
-      torch::stable::parallel_for(0, (n + kCopy - 1) / kCopy, 1, [&](int64_t first, int64_t last) {
-        const int64_t end = last * kCopy < n ? last * kCopy : n;
-        std::memcpy(a.latest[i] + first * kCopy, a.previous[i] + first * kCopy, end - first * kCopy);
+      // One row of many bytes is copied in parts, many rows are copied a few at a time.
+      const int64_t row = a.row_bytes[i], part = a.n_rows > 1 || row < kCopy ? row : kCopy;
+      const int64_t parts = (row + part - 1) / part, grain = part < kCopy ? kCopy / part : 1;
+      torch::stable::parallel_for(0, a.n_rows * parts, grain, [&](int64_t first, int64_t last) {
+        for (int64_t p = first; p < last; ++p) {
+          if (a.is_accepted[p / parts]) continue;
+          const int64_t begin = p % parts * part, size = begin + part < row ? part : row - begin;
+          const int64_t offset = p / parts * row + begin;
+          std::memcpy(a.latest[i] + offset, a.previous[i] + offset, size);
+        }
       });
     }
   }

@@ -1,5 +1,5 @@
 // CUDA kernels between the matrix products of a fully connected network: layer normalization with ReLU, forward and
-// backward, and `keep`, which restores arrays after a rejected proposal.
+// backward, its parameters' gradients, and `keep`, which restores rows after a rejected proposal.
 //
 // Compiles alone, with TORCH the folder of the torch package:
 // nvcc -std=c++20 -O3 --fmad=false -DUSE_CUDA -DTORCH_TARGET_VERSION=0x020b000000000000 -isystem $TORCH/include -arch=sm_90 -Xcompiler -fPIC -c csrc/cuda/dense.cu -o /tmp/dense.o
@@ -16,7 +16,7 @@ namespace {
 
 constexpr int kRows = 4;  // rows that a block takes at a time, one warp each
 constexpr int kThreads = 32 * kRows;
-constexpr int64_t kMaxBlocks = 256;         // blocks in the backward pass: `add_up` adds one row of sums from each
+constexpr int64_t kMaxBlocks = 256;         // blocks that add rows: `add_up` adds one row of sums from each
 constexpr int kColumns = 32, kStrands = 8;  // columns in a block of `add_up`, and threads for each column
 constexpr int kCopyThreads = 256;
 constexpr int kMaxPairs = 48;  // pairs in one launch of `keep`: the pairs are a kernel argument, whose size is limited
@@ -48,55 +48,45 @@ __global__ void __launch_bounds__(kThreads) norm_relu_rows(NormReluArgs<T> a) {
   }
 }
 
+template <typename T>
+__global__ void __launch_bounds__(kThreads) norm_relu_backward_rows(NormReluBackwardArgs<T> a) {
+  const double size = static_cast<double>(a.d);
+  for (int64_t r = static_cast<int64_t>(blockIdx.x) * kRows + threadIdx.x / 32; r < a.n;
+       r += static_cast<int64_t>(gridDim.x) * kRows) {
+    const T *grad = a.grad + r * a.d, *out = a.out + r * a.d, *normalized = a.normalized + r * a.d;
+    T* y_grad = a.y_grad + r * a.d;
+    double sum = 0.0, product = 0.0;
+    for (int64_t i = threadIdx.x % 32; i < a.d; i += 32) {
+      const T g = (out[i] <= T(0) ? T(0) : grad[i]) * a.weight[i];
+      sum += static_cast<double>(g);
+      product += static_cast<double>(g * normalized[i]);
+    }
+    warp_sum(sum, product);
+    const T mean = static_cast<T>(sum / size), slope = static_cast<T>(product / size), rstd = a.rstd[r];
+    for (int64_t i = threadIdx.x % 32; i < a.d; i += 32) {
+      const T g = (out[i] <= T(0) ? T(0) : grad[i]) * a.weight[i];
+      y_grad[i] = rstd * (g - mean - normalized[i] * slope);
+    }
+  }
+}
+
 // sums: [gridDim.x, 3, d], one part for each block. The rows of a block lie together.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) norm_relu_backward_rows(NormReluBackwardArgs<T> a, int64_t rows_per_block,
-                                                                   T* sums) {
-  __shared__ T mean[kRows], slope[kRows], rstd[kRows];
-  const double size = static_cast<double>(a.d);
-  const int warp = threadIdx.x / 32;
+__global__ void __launch_bounds__(kThreads) norm_relu_sums_rows(NormReluSumsArgs<T> a, int64_t rows_per_block, T* sums) {
   const int64_t begin = blockIdx.x * rows_per_block, end = begin + rows_per_block < a.n ? begin + rows_per_block : a.n;
   T* own = sums + blockIdx.x * 3 * a.d;
-  for (int64_t first = begin; first < end; first += kRows) {
-    if (const int64_t r = first + warp; r < end) {
-      const T *grad = a.grad + r * a.d, *out = a.out + r * a.d, *normalized = a.normalized + r * a.d;
-      double sum = 0.0, product = 0.0;
-      for (int64_t i = threadIdx.x % 32; i < a.d; i += 32) {
-        const T g = (out[i] <= T(0) ? T(0) : grad[i]) * a.weight[i];
-        sum += static_cast<double>(g);
-        product += static_cast<double>(g * normalized[i]);
-      }
-      warp_sum(sum, product);
-      if (threadIdx.x % 32 == 0) {
-        mean[warp] = static_cast<T>(sum / size);
-        slope[warp] = static_cast<T>(product / size);
-        rstd[warp] = a.rstd[r];
-      }
+  for (int64_t c = threadIdx.x; c < a.d; c += kThreads) {
+    T weight_sum = T(0), bias_sum = T(0), y_sum = T(0);
+    for (int64_t r = begin; r < end; ++r) {
+      const int64_t i = r * a.d + c;
+      const T g = a.out[i] <= T(0) ? T(0) : a.grad[i];
+      weight_sum += g * a.normalized[i];
+      bias_sum += g;
+      y_sum += a.y_grad[i];
     }
-    __syncthreads();
-    for (int64_t c = threadIdx.x; c < a.d; c += kThreads) {
-      T g[kRows], y[kRows];  // all loads before the first store
-      for (int k = 0; k < kRows; ++k) {
-        const int64_t i = (first + k) * a.d + c;
-        const bool is_row = first + k < end;
-        g[k] = !is_row || a.out[i] <= T(0) ? T(0) : a.grad[i];
-        y[k] = is_row ? a.normalized[i] : T(0);
-      }
-      T weight_sum = T(0), bias_sum = T(0), y_sum = T(0);
-      for (int k = 0; k < kRows; ++k) {
-        if (first + k >= end) break;
-        const T grad = rstd[k] * (g[k] * a.weight[c] - mean[k] - y[k] * slope[k]);
-        a.grad[(first + k) * a.d + c] = grad;
-        weight_sum += g[k] * y[k];
-        bias_sum += g[k];
-        y_sum += grad;
-      }
-      const bool is_first = first == begin;
-      own[c] = (is_first ? T(0) : own[c]) + weight_sum;
-      own[a.d + c] = (is_first ? T(0) : own[a.d + c]) + bias_sum;
-      own[2 * a.d + c] = (is_first ? T(0) : own[2 * a.d + c]) + y_sum;
-    }
-    __syncthreads();  // all have read mean and slope, which the next rows overwrite
+    own[c] = weight_sum;
+    own[a.d + c] = bias_sum;
+    own[2 * a.d + c] = y_sum;
   }
 }
 
@@ -120,23 +110,38 @@ __global__ void __launch_bounds__(kColumns* kStrands) add_up(const T* parts, int
 struct Pairs {
   char* latest[kMaxPairs];
   const char* previous[kMaxPairs];
-  int64_t n_bytes[kMaxPairs];
+  int64_t row_bytes[kMaxPairs];
+  int64_t n_rows;
   const bool* is_accepted;
 };
 
-// One row of blocks copies one pair; a thread copies 16 bytes at once if both arrays are aligned.
+// Copies the units [n_rows, row_units] of all rejected rows, `stride` units apart, beginning with `first`.
+template <typename Unit>
+__device__ void copy_rejected(Unit* to, const Unit* from, int64_t row_units, int64_t n_rows, const bool* is_accepted,
+                              int64_t first, int64_t stride) {
+  for (int64_t i = first; i < n_rows * row_units; i += stride)
+    if (!is_accepted[n_rows == 1 ? 0 : i / row_units]) to[i] = from[i];
+}
+
+// One row of blocks copies one pair; a thread copies 16 bytes at once if both arrays and their rows are aligned.
 __global__ void __launch_bounds__(kCopyThreads) keep_pairs(Pairs pairs) {
-  if (*pairs.is_accepted) return;
+  if (pairs.n_rows == 1 && *pairs.is_accepted) return;
   char* to = pairs.latest[blockIdx.y];
   const char* from = pairs.previous[blockIdx.y];
-  const int64_t n = pairs.n_bytes[blockIdx.y];
-  const bool is_wide = is_aligned(to) && is_aligned(from);
-  const int64_t wide = is_wide ? n / 16 : 0;
+  const int64_t row = pairs.row_bytes[blockIdx.y];
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kCopyThreads + threadIdx.x;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kCopyThreads;
-  for (int64_t i = first; i < wide; i += stride)
-    reinterpret_cast<uint4*>(to)[i] = reinterpret_cast<const uint4*>(from)[i];
-  for (int64_t i = 16 * wide + first; i < n; i += stride) to[i] = from[i];
+  if (is_aligned(to) && is_aligned(from) && row % 16 == 0)
+    copy_rejected(reinterpret_cast<uint4*>(to), reinterpret_cast<const uint4*>(from), row / 16, pairs.n_rows,
+                  pairs.is_accepted, first, stride);
+  else
+    copy_rejected(to, from, row, pairs.n_rows, pairs.is_accepted, first, stride);
+}
+
+// Blocks for n rows, one warp each.
+unsigned row_blocks(int64_t n) {
+  const int64_t blocks = (n + kRows - 1) / kRows, most = int64_t{1} << 20;
+  return static_cast<unsigned>(blocks < most ? blocks : most);
 }
 
 struct Cuda {
@@ -145,13 +150,19 @@ struct Cuda {
   template <typename T>
   static void norm_relu(const NormReluArgs<T>& a) {
     if (a.n == 0 || a.d == 0) return;
-    const int64_t blocks = (a.n + kRows - 1) / kRows, most = int64_t{1} << 20;
-    norm_relu_rows<T><<<static_cast<unsigned>(blocks < most ? blocks : most), kThreads, 0, current_stream()>>>(a);
+    norm_relu_rows<T><<<row_blocks(a.n), kThreads, 0, current_stream()>>>(a);
     check_cuda(cudaGetLastError(), "norm_relu");
   }
 
   template <typename T>
   static void norm_relu_backward(const NormReluBackwardArgs<T>& a) {
+    if (a.n == 0 || a.d == 0) return;
+    norm_relu_backward_rows<T><<<row_blocks(a.n), kThreads, 0, current_stream()>>>(a);
+    check_cuda(cudaGetLastError(), "norm_relu_backward");
+  }
+
+  template <typename T>
+  static void norm_relu_sums(const NormReluSumsArgs<T>& a) {
     if (a.d == 0) return;
     const int64_t groups = (a.n + kRows - 1) / kRows;  // groups of kRows rows
     const int64_t groups_per_block = (groups + kMaxBlocks - 1) / kMaxBlocks;
@@ -159,30 +170,31 @@ struct Cuda {
     Tensor workspace = new_workspace(blocks < 2 ? 0 : (blocks * 3 * a.d * sizeof(T) + 7) / 8);
     T* sums = blocks == 1 ? a.sums : static_cast<T*>(workspace.data_ptr());
     if (blocks > 0) {
-      norm_relu_backward_rows<T><<<static_cast<unsigned>(blocks), kThreads, 0, current_stream()>>>(
+      norm_relu_sums_rows<T><<<static_cast<unsigned>(blocks), kThreads, 0, current_stream()>>>(
           a, groups_per_block * kRows, sums);
-      check_cuda(cudaGetLastError(), "norm_relu_backward");
+      check_cuda(cudaGetLastError(), "norm_relu_sums");
     }
     if (blocks == 1) return;
     const int64_t columns = (3 * a.d + kColumns - 1) / kColumns;
     add_up<T><<<static_cast<unsigned>(columns), kColumns * kStrands, 0, current_stream()>>>(sums, blocks, 3 * a.d,
                                                                                            a.sums);
-    check_cuda(cudaGetLastError(), "norm_relu_backward");
+    check_cuda(cudaGetLastError(), "norm_relu_sums");
   }
 
   static void keep(const KeepArgs& a) {
     for (size_t begin = 0; begin < a.latest.size(); begin += kMaxPairs) {
       const size_t n = a.latest.size() - begin < kMaxPairs ? a.latest.size() - begin : kMaxPairs;
       Pairs pairs = {};
+      pairs.n_rows = a.n_rows;
       pairs.is_accepted = a.is_accepted;
       int64_t longest = 0;
       for (size_t i = 0; i < n; ++i) {
         pairs.latest[i] = a.latest[begin + i];
         pairs.previous[i] = a.previous[begin + i];
-        pairs.n_bytes[i] = a.n_bytes[begin + i];
-        longest = longest < pairs.n_bytes[i] ? pairs.n_bytes[i] : longest;
+        pairs.row_bytes[i] = a.row_bytes[begin + i];
+        longest = longest < pairs.row_bytes[i] ? pairs.row_bytes[i] : longest;
       }
-      const int64_t blocks = (longest + 16 * kCopyThreads - 1) / (16 * kCopyThreads);
+      const int64_t blocks = (a.n_rows * longest + 16 * kCopyThreads - 1) / (16 * kCopyThreads);
       const dim3 grid(static_cast<unsigned>(blocks < 64 ? blocks : 64), static_cast<unsigned>(n));
       keep_pairs<<<grid, kCopyThreads, 0, current_stream()>>>(pairs);
       check_cuda(cudaGetLastError(), "keep");

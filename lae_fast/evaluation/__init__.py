@@ -1,4 +1,5 @@
-"""The quality of a model: ELBO and importance bound (elbo.py), annealed importance sampling (ais.py)."""
+"""The quality of a model: ELBO and importance bound (elbo.py), annealed importance sampling (ais.py), and log p(x) itself
+in one or two latent dimensions (quadrature.py)."""
 
 from lae_fast.evaluation.ais import (
     BASES,
@@ -9,6 +10,7 @@ from lae_fast.evaluation.ais import (
     fit_schedule,
 )
 from lae_fast.evaluation.elbo import Evaluation, evaluate, fit_posterior_scale, importance_bound
+from lae_fast.evaluation.quadrature import quadrature
 
 __all__ = [
     "BASES",
@@ -21,4 +23,5 @@ __all__ = [
     "fit_posterior_scale",
     "fit_schedule",
     "importance_bound",
+    "quadrature",
 ]

@@ -31,7 +31,7 @@ class Evaluation(NamedTuple):
         )
 
 
-def _batches(images: Tensor, nx: int, size: int) -> Iterator[Tensor]:
+def batches(images: Tensor, nx: int, size: int) -> Iterator[Tensor]:
     """Float batches [size, nx] in [0, 1] of images [N, nx] that may be stored as uint8."""
     for batch in images.split(size):
         x = batch / 255 if batch.dtype == torch.uint8 else batch
@@ -45,8 +45,8 @@ def evaluate(
 ) -> Evaluation:
     """Reconstruction, rate, negative ELBO and MSE with the model's own q(z|x), `n_draws` of z per image.
 
-    The q of a VAE is its encoder's; the q of an LAE is N(f(x), s^2 I) with s = `model.posterior_scale` (see
-    `fit_posterior_scale`). The draws depend on `seed` alone.
+    q is that of `model.posterior`; where nothing has trained its standard deviation, see `fit_posterior_scale`. The draws
+    depend on `seed` alone.
 
     Args:
         images: [N, nx], float in [0, 1] or uint8 in 0..255.
@@ -56,7 +56,7 @@ def evaluate(
     """
     totals = torch.zeros(3, dtype=torch.float64)
     generator = torch.Generator(images.device).manual_seed(seed)
-    for x in _batches(images, model.nx, batch_size):
+    for x in batches(images, model.nx, batch_size):
         mean, std = model.posterior(x)
         for _ in range(n_draws):
             eps = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
@@ -89,7 +89,7 @@ def importance_bound(
         raise ValueError(f"n_draws is {n_draws}; expected at least 1")
     generator = torch.Generator(images.device).manual_seed(seed)
     bounds = []
-    for x in _batches(images, model.nx, rows):
+    for x in batches(images, model.nx, rows):
         mean, std = model.posterior(x)
         total = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
         for chunk in torch.arange(n_draws).split(max(1, rows // len(x))):
@@ -104,24 +104,49 @@ def importance_bound(
 
 @torch.no_grad()
 def fit_posterior_scale(model: Autoencoder, images: Tensor, *, seed: int = 0, n_images: int = 2000) -> None:
-    """Set an LAE's `posterior_scale`: the s of q(z|x) = N(f(x), s^2 I) with the smallest negative ELBO on images.
+    """Set the standard deviations s [nz] of q(z|x) = N(f(x), diag(s^2)), of an LAE that does not train them.
 
-    Uses the first `n_images` of (training) images [N, nx], and two grids of log s; the second grid lies between the
-    neighbours of the first grid's best point. All evaluations use the same draws. Other models have nothing to fit.
+    Uses the first `n_images` of (training) images [N, nx], and the same draws in all evaluations of the negative ELBO. One s
+    for all dimensions comes first, by two grids of log s; the second grid lies between the neighbours of the first grid's
+    best point. Then s_j is divided by the root of E[s_j eps_j dU/dz_j], which is 1 where the negative ELBO is stationary,
+    for as long as this improves it. Models that train their q have nothing to fit.
 
     Raises:
         ValueError: images have another form than `evaluate` takes.
     """
-    if not isinstance(model, LAE):
+    if not isinstance(model, LAE) or model.spreads:
         return
     images = images[:n_images]
-    low, high = torch.tensor([0.01, 2.0]).log().tolist()
+
+    def loss_at(log_std: Tensor) -> float:
+        model.set_constant_std(log_std.exp())
+        loss = evaluate(model, images, seed=seed).negative_elbo
+        return loss if math.isfinite(loss) else math.inf
+
+    low, high = math.log(0.01), math.log(2.0)
     for _ in range(2):
-        grid = torch.linspace(low, high, 12)
-        losses = []
-        for log_scale in grid.tolist():
-            model.posterior_scale.fill_(log_scale).exp_()
-            losses.append(evaluate(model, images, seed=seed).negative_elbo)
-        best = int(torch.tensor(losses).nan_to_num(nan=torch.inf).argmin())
-        low, high = grid[max(best - 1, 0)].item(), grid[min(best + 1, 11)].item()
-    model.posterior_scale.fill_(grid[best]).exp_()
+        grid = torch.linspace(low, high, 12, dtype=torch.float64)
+        best = min(grid, key=loss_at)
+        low, high = max(low, best - (grid[1] - grid[0])), min(high, best + (grid[1] - grid[0]))
+    least, log_std = loss_at(best), best.to(images.device).expand(model.nz)
+    for _ in range(10):
+        following = log_std - 0.5 * _spread_slopes(model, images, seed).clamp(0.1, 10).log()
+        loss = loss_at(following)
+        if not loss < least:
+            break
+        least, log_std = loss, following
+    model.set_constant_std(log_std.exp())
+
+
+def _spread_slopes(model: LAE, images: Tensor, seed: int) -> Tensor:
+    """E[s_j eps_j dU/dz_j] over images and draws of q, [nz]."""
+    generator = torch.Generator(images.device).manual_seed(seed)
+    total = torch.zeros(model.nz, dtype=torch.float64, device=images.device)
+    for x in batches(images, model.nx, 1000):
+        mean, std = model.posterior(x)
+        eps = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        with torch.enable_grad():
+            z = (mean + std * eps).requires_grad_()
+            (slope,) = torch.autograd.grad(model.potential(x, z).sum(), z)
+        total += (std * eps * slope).sum(0, dtype=torch.float64)
+    return total / len(images)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import math
 import os
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -23,6 +24,7 @@ from lae_fast.experiments import drawings, render
 from lae_fast.experiments.claims import claims
 from lae_fast.experiments.design import Design
 from lae_fast.experiments.figures import drawings as figures
+from lae_fast.experiments.likelihood import PARTS, QUICK, Document, Likelihood, Study
 from lae_fast.experiments.presets import PRESETS, Preset
 from lae_fast.experiments.recipes import Lab, Recipe, ordered
 from lae_fast.experiments.runner import run
@@ -46,7 +48,8 @@ class Options:
     """The report's experiments, beside the published numbers, with a verdict on each of its claims."""
 
     artefacts: tyro.conf.Positional[tuple[str, ...]] = ("all",)
-    """all; or any of table1 .. table9, figure1 .. figure5, beyond."""
+    """all; or any of table1 .. table9, figure1 .. figure5, beyond. Or likelihood, and perhaps which of its parts, binary, grey
+    and paper: which model finds test images more likely, on level ground; each part has a document of its own."""
     preset: Literal["quick", "cpu", "report"] = "cpu"
     """quick: a small subset, two minutes, to see that everything works. cpu: what two cores do in about two hours. report: the
     report's own setting, up to 1,000 epochs: for a GPU."""
@@ -70,6 +73,15 @@ class Options:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} is {value}; expected at least 1")
+
+        if self.artefacts[:1] == ("likelihood",) and (wrong := set(self.artefacts[1:]) - set(PARTS)):
+            raise ValueError(
+                f"likelihood {' '.join(sorted(wrong))} is unknown; expected some of {', '.join(PARTS)}"
+            )
+
+    def parts(self) -> tuple[str, ...]:
+        """The parts of the study of likelihoods that are asked for."""
+        return self.artefacts[1:] or PARTS
 
     def design(self) -> Design:
         preset: Preset = PRESETS[self.preset]
@@ -118,9 +130,8 @@ class Experiments:
                 "beyond": [n for n in self.tables if self.tables[n].is_beyond],
             }
             if name not in names and name not in groups and name not in SKETCHES:
-                raise ValueError(
-                    f"{name!r} is unknown; expected all, beyond, {', '.join([*names, *SKETCHES])}"
-                )
+                known = ", ".join([*names, *SKETCHES])
+                raise ValueError(f"{name!r} is unknown; expected all, beyond, {known}; or likelihood first")
             found += groups.get(name, [name])
         return list(dict.fromkeys(found))
 
@@ -155,16 +166,40 @@ class Experiments:
             f"kept in {self.options.cache}"
         )
         self._finish(parts)
-        total = sum(r.cost() for r in todo)
-        with tqdm(total=total, bar_format=BAR, disable=None) as bar:
+        self._make(todo, lambda: self._finish(parts))
+        print(f"written   {self.folder}: report.md, report.csv and figures")
+        return 1 if self.failed else 0
+
+    def run_likelihood(self, part: str) -> int:
+        """Make a part of the study of likelihoods, whose choices decide what comes next; the exit code."""
+        study = QUICK if self.options.preset == "quick" else Study()
+        if self.options.seeds is not None:
+            study = dataclasses.replace(study, n_seeds=self.options.seeds)
+        likelihood = Likelihood(study, lambda r: {"bound": math.inf} if r in self.failed else self.metrics(r))
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+        def wanted() -> list[Recipe]:
+            return ordered(likelihood.recipes(part))
+
+        def write() -> None:
+            Document(likelihood, part, tuple(self._facts(wanted()))).write(self.folder)
+
+        write()
+        while todo := [r for r in wanted() if not self.lab.has(r) and r not in self.failed]:
+            print(f"work      {part}: {len(todo)} models and measurements to make, {self.workers} at a time")
+            self._make(todo, write)
+        print(f"written   {self.folder}: likelihood_{part}.md, likelihood_{part}.csv")
+        return 1 if self.failed else 0
+
+    def _make(self, todo: Sequence[Recipe], after_each: Callable[[], None]) -> None:
+        """Make what is missing, under a bar."""
+        with tqdm(total=sum(r.cost() for r in todo), bar_format=BAR, disable=None) as bar:
             for recipe, failure in run(todo, self.open_lab, self.workers):
                 if failure:
                     self.failed[recipe] = failure
                     bar.write(f"failed: {failure}", file=sys.stderr)
                 bar.update(recipe.cost())
-                self._finish(parts)
-        print(f"written   {self.folder}: report.md, report.csv and figures")
-        return 1 if self.failed else 0
+                after_each()
 
     def _finish(self, parts: dict[str, list[Recipe]]) -> None:
         """Draw and write down what has become complete, and take it off the list."""
@@ -193,11 +228,11 @@ class Experiments:
             return next(iter(counts), "nothing was measured")
         return ", ".join(f"{name} ({n} of {counts.total()})" for name, n in counts.most_common())
 
-    def _write(self) -> None:
-        recipes = [r for name in (*self.tables, *self.figures) for r in self.recipes(name)]
+    def _facts(self, recipes: Iterable[Recipe]) -> list[str]:
+        """Where the known products among the recipes come from."""
         known = [m for r in dict.fromkeys(recipes) if (m := self.metrics(r))]
         seconds = sum(m["seconds"] for m in known)
-        facts = [
+        return [
             f"Machine: {self._origins('machine')}; {self.device}",
             f"Versions: {self._origins('versions')}",
             f"Commit: {self._origins('commit')}",
@@ -206,6 +241,9 @@ class Experiments:
             f"Command: `{self.command}`, {datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}",
             f"Time: {len(known)} models and measurements, {seconds / 3600:.2f} hours in all, {self.workers} at a time",
         ]
+
+    def _write(self) -> None:
+        facts = self._facts(r for name in (*self.tables, *self.figures) for r in self.recipes(name))
         titles = {name: title for name, (title, _) in SKETCHES.items()} | {
             n: f.title for n, f in self.figures.items()
         }
@@ -225,7 +263,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options = tyro.cli(Options, args=argv, prog="python -m lae_fast.experiments")
         arguments = sys.argv[1:] if argv is None else argv
-        return Experiments(options, shlex.join(["python", "-m", "lae_fast.experiments", *arguments])).run()
+        experiments = Experiments(options, shlex.join(["python", "-m", "lae_fast.experiments", *arguments]))
+        if options.artefacts[0] == "likelihood":
+            return max(experiments.run_likelihood(part) for part in options.parts())
+        return experiments.run()
     except (DataError, CheckpointError, ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

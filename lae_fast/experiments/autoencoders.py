@@ -54,6 +54,8 @@ class TrainedAutoencoder(Recipe):
         options = {
             name: getattr(self, name) for name in ("n_steps", "mh", "step_size") if name in options_of(kind)
         }
+        if kind == "lae":
+            options["decisions"] = "joint"
         return build(Architecture(kind, nx=nx, nz=self.nz, nh=self.nh), **options)
 
     def make(self, lab: Lab) -> Product:
@@ -95,7 +97,7 @@ class TrainedAutoencoder(Recipe):
     def _validation_loss(self, model: Autoencoder, lab: Lab) -> float:
         """The negative ELBO, or for the report's rule its own loss, the reconstruction: nats per image."""
         if self.model == "report":
-            model.posterior_scale.fill_(REPORT_SCALE)
+            model.set_constant_std(REPORT_SCALE)
             return evaluate(model, lab.validation.images).reconstruction
         fit_posterior_scale(model, lab.train.images, n_images=500)
         return evaluate(model, lab.validation.images).negative_elbo
@@ -112,7 +114,7 @@ class TrainedAutoencoder(Recipe):
 def report_posterior(model: Autoencoder) -> Autoencoder:
     """The model, now with the q(z|x) of the report's code: the VAE's own, or for an LAE N(f(x), 0.05^2 I)."""
     if isinstance(model, LAE):
-        model.posterior_scale.fill_(REPORT_SCALE)
+        model.set_constant_std(REPORT_SCALE)
     return model
 
 

@@ -1,10 +1,11 @@
 """The decoder's part in a Langevin autoencoder's step: energies, gradients, and the choice of those that stay.
 
-A pass serves one call of `LAE.loss`. It evaluates the minibatch's energy at one z after another. Once the chain has
-decided, a selection turns the *latest* result into the result of the *current* state. The calls, in this order:
+A pass serves one call of `LAE.loss`. It evaluates the minibatch's energies at one z after another. Once the chain has
+decided, a selection turns the *latest* result into the result of the *current* state, row by row where every datapoint
+has a decision of its own. The calls, in this order:
 
     evaluate(z_0), start()                       the chain's first state
-    evaluate(z'), decide(is_accepted)            T times: a proposal, and the decision about it
+    evaluate(z'), decide(is_accepted)            T times: a proposal, and the decisions about it
     add_weight_gradients(), z_grad               whenever the current state counts, also more than once
     parameters, totals                           at the end: the parameters, and the sums of their gradients
 """
@@ -21,14 +22,17 @@ from lae_fast import ops
 from lae_fast.models import mlp
 from lae_fast.models.autoencoder import Autoencoder
 from lae_fast.models.likelihood import has_kernel
-from lae_fast.models.mlp import MLP, Gradients
+from lae_fast.models.mlp import MLP, Gradients, Trace
 from lae_fast.models.precision import products_in
 from lae_fast.models.with_chain import AutoencoderWithChain
 from lae_fast.ops.torch_private import add_to_each, has_hooks
 
 
-def decoder_pass(model: AutoencoderWithChain, x: Tensor) -> DecoderPass:
-    """The pass for images x [n, nx]: by hand for an `MLP` under a likelihood with a kernel, else by autograd."""
+def decoder_pass(model: AutoencoderWithChain, x: Tensor, *, by_row: bool = False) -> DecoderPass:
+    """The pass for images x [n, nx]: by hand for an `MLP` under a likelihood with a kernel, else by autograd.
+
+    by_row: each of the n datapoints has an energy and a decision of its own, V [n]; else the minibatch has one, V [1].
+    """
     decoder, kind = model.decoder, type(model)
     is_dense = (
         type(decoder) is MLP  # a subclass may have changed anything
@@ -39,32 +43,34 @@ def decoder_pass(model: AutoencoderWithChain, x: Tensor) -> DecoderPass:
         and x.dtype in (torch.float32, torch.float64)
         and all(p.dtype == x.dtype and p.requires_grad for p in decoder.own_parameters())
     )
-    return DensePass(model, x) if is_dense else AutogradPass(model, x)
+    if is_dense:
+        return DensePass(model, x, by_row)
+    return RecomputingPass(model, x, by_row) if by_row else AutogradPass(model, x, by_row)
 
 
 class DecoderPass:
-    """Base of both passes.
+    """Base of all passes.
 
     Attributes:
         parameters: the trained parameters of decoder and likelihood.
-        totals: the gradients of V with respect to `parameters`, summed over the states added so far.
+        totals: the gradients of V with respect to `parameters`, summed over datapoints and the states added so far.
     """
 
-    def __init__(self, model: AutoencoderWithChain, x: Tensor) -> None:
-        self.model, self.x = model, x
+    def __init__(self, model: AutoencoderWithChain, x: Tensor, by_row: bool) -> None:
+        self.model, self.x, self.by_row = model, x, by_row
         self.parameters = [
             p for m in (model.decoder, model.likelihood) for p in m.parameters() if p.requires_grad
         ]
         self.totals: list[Tensor] = []
-        self.latest: _ByAutograd | _ByHand
-        self.current: _ByAutograd | _ByHand
+        self.latest: _ByAutograd | _AtZ | _ByHand
+        self.current: _ByAutograd | _AtZ | _ByHand
 
     def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """V [1], float64 in nats, and dV/dz [n, nz] at z [n, nz]."""
+        """V [n] or [1], float64 in nats, and dV/dz [n, nz] at z [n, nz]."""
         raise NotImplementedError
 
     def weight_gradients(self) -> list[Tensor]:
-        """The gradients of V with respect to `parameters` at the current z."""
+        """The gradients of the sum of V with respect to `parameters` at the current z."""
         raise NotImplementedError
 
     @property
@@ -77,7 +83,8 @@ class DecoderPass:
         self.current = self.latest
 
     def decide(self, is_accepted: Tensor) -> None:
-        """Replace the current state by the latest evaluation if is_accepted [1]; a rejected value leaves no trace."""
+        """Replace the current state by the latest evaluation where is_accepted [n] or [1]; what is rejected leaves no
+        trace."""
         ops.keep(self.latest.tensors(), self.current.tensors(), is_accepted)
         self.current = self.latest
 
@@ -88,6 +95,17 @@ class DecoderPass:
             add_to_each(self.totals, gradients)
         else:
             self.totals = list(gradients)
+
+    def _by_autograd(self, z: Tensor, inputs: list[Tensor], precision: str) -> tuple[Tensor, list[Tensor]]:
+        """The energies [n] at z [n, nz], and the gradients of their sum with respect to `inputs`."""
+        with torch.enable_grad(), products_in(precision, z.device):
+            energy = self.model.potential(self.x, z)
+            gradients = torch.autograd.grad(energy.sum(), inputs, allow_unused=True)
+        whole = [
+            torch.zeros_like(p) if g is None else g.contiguous()
+            for p, g in zip(inputs, gradients, strict=True)
+        ]
+        return energy.detach(), whole
 
 
 class _ByAutograd(NamedTuple):
@@ -101,34 +119,58 @@ class _ByAutograd(NamedTuple):
 
 
 class AutogradPass(DecoderPass):
-    """For any decoder and likelihood: an evaluation is one forward and one backward pass, weight gradients included."""
+    """For any decoder and likelihood, one decision: an evaluation is one forward and one backward pass, weight gradients
+    included."""
 
     def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad(), products_in(self.model.chain_precision, z.device):
-            z = z.detach().requires_grad_()
-            energy = self.model.potential(self.x, z).sum()
-            gradients = torch.autograd.grad(energy, [z, *self.parameters], allow_unused=True)
-        z_grad, *weight_grads = (
-            torch.zeros_like(p) if g is None else g.contiguous()
-            for p, g in zip((z, *self.parameters), gradients, strict=True)
+        z = z.detach().requires_grad_()
+        energy, (z_grad, *weight_grads) = self._by_autograd(
+            z, [z, *self.parameters], self.model.chain_precision
         )
         self.latest = _ByAutograd(z_grad, weight_grads)
-        return energy.detach().reshape(1), z_grad
+        return energy.sum().reshape(1), z_grad
 
     def weight_gradients(self) -> list[Tensor]:
         return [g.clone() for g in self.current.weight_grads]  # copies, as the same state may be added again
+
+
+class _AtZ(NamedTuple):
+    """One evaluation without weight gradients."""
+
+    z: Tensor  # [n, nz]
+    z_grad: Tensor  # [n, nz]
+
+    def tensors(self) -> list[Tensor]:
+        return [self.z, self.z_grad]
+
+
+class RecomputingPass(DecoderPass):
+    """For any decoder and likelihood, decisions by row: as autograd's weight gradients are sums over rows that may be
+    rejected, a state that counts takes a forward and a backward pass of its own."""
+
+    def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        z = z.detach().requires_grad_()
+        energy, (z_grad,) = self._by_autograd(z, [z], self.model.chain_precision)
+        self.latest = _AtZ(z.detach().clone(), z_grad)  # a copy, as the selection overwrites it
+        return energy, z_grad
+
+    def weight_gradients(self) -> list[Tensor]:
+        if not self.parameters:
+            return []
+        return self._by_autograd(self.current.z, self.parameters, self.model.precision)[1]
 
 
 class _ByHand(NamedTuple):
     """The results of one evaluation by hand: all tensors from which an `MLP`'s weight gradients are made."""
 
     z_grad: Tensor  # [n, nz]
-    slope: Tensor  # [1], float64: dV/dlog_scale, 0 where there is no scale
-    inputs: list[Tensor]  # every layer's input, [n, k]
+    slope: Tensor  # float64: dV/dlog_scale [n], or [0] where there is no scale
+    trace: Trace
     gradients: Gradients
 
     def tensors(self) -> list[Tensor]:
-        return [self.z_grad, self.slope, *self.inputs, *self.gradients.outputs, *self.gradients.sums]
+        rows = [self.z_grad, *self.trace.inputs, *self.trace.normalized, *self.gradients.outputs]
+        return rows + self.gradients.norms + ([self.slope] if len(self.slope) else [])
 
 
 class DensePass(DecoderPass):
@@ -138,8 +180,8 @@ class DensePass(DecoderPass):
     ratio uses the same drift as the proposal, so the ratio is exact as long as the energies are exact.
     """
 
-    def __init__(self, model: AutoencoderWithChain, x: Tensor) -> None:
-        super().__init__(model, x)
+    def __init__(self, model: AutoencoderWithChain, x: Tensor, by_row: bool) -> None:
+        super().__init__(model, x, by_row)
         first, *others = model.decoder.layers()
         # The layers round to bfloat16 (except the first: rounding close to z does most harm), the device to TF32.
         dtype, grad_dtype = (
@@ -149,7 +191,7 @@ class DensePass(DecoderPass):
         self.forward_context, self.backward_context = (
             p if p == "tf32" else "float32" for p in (model.chain_precision, model.precision)
         )
-        self.prior_constant = 0.5 * model.nz * math.log(2 * math.pi) * len(x)
+        self.prior_constant = 0.5 * model.nz * math.log(2 * math.pi)
         scale = model.likelihood.log_scale
         self.log_scale = None if scale is None else scale.to(x.dtype)
 
@@ -161,13 +203,13 @@ class DensePass(DecoderPass):
             # `out` now holds the energy's derivative by the output.
             z_grad, gradients = mlp.backward(self.layers, trace, out)
         z_grad += z  # the derivative of the prior's ||z||^2 / 2
-        self.latest = _ByHand(z_grad, slope.sum().reshape(1), trace.inputs, gradients)
-        prior = 0.5 * z.square().sum(dtype=torch.float64) + self.prior_constant
-        return (energy.sum() + prior).reshape(1), z_grad
+        self.latest = _ByHand(z_grad, slope, trace, gradients)
+        energy += 0.5 * z.square().sum(1, dtype=torch.float64) + self.prior_constant
+        return energy if self.by_row else energy.sum().reshape(1), z_grad
 
     def weight_gradients(self) -> list[Tensor]:
         current = self.current
         with products_in(self.backward_context, current.slope.device):
-            result = mlp.parameter_gradients(self.layers, current.inputs, current.gradients)
+            result = mlp.parameter_gradients(self.layers, current.trace, current.gradients)
         learned = [p for p in self.model.likelihood.parameters() if p.requires_grad]
-        return result + [current.slope[0].to(p.dtype) for p in learned]
+        return result + [current.slope.sum().to(p.dtype) for p in learned]

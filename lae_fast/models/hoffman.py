@@ -94,14 +94,12 @@ class Hoffman(AutoencoderWithChain, VAE):
             adaptation=self.adaptation if self.mh else None,
         )
         slope = chains.grad - z if self.start == "encoder" else evaluate(z)[1] - z
-        visited, acceptance = [], 0.0
+        visited, acceptance = [], torch.zeros_like(chains.potential)
+        has_moved = torch.zeros_like(chains.is_accepted)
         for _ in range(self.n_steps):
             chains.step()
             visited.append(chains.phi.clone())
-            acceptance = acceptance + chains.acceptance_rate().mean() / self.n_steps
-        self.rng.copy_(chains.rng)
-        self.log_step_size.copy_(chains.log_step_size)
-        self.acceptance_rate.copy_(acceptance)
-        self.counters += chains.counters.sum(0)
-        self.n_decisions += n * self.n_steps
+            acceptance += chains.acceptance_rate() / self.n_steps
+            has_moved |= chains.is_accepted
+        self._keep(chains, 0.0, acceptance, has_moved)
         return torch.stack(visited), slope

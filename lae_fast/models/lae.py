@@ -1,20 +1,22 @@
-"""The Langevin autoencoder (Taniguchi et al., 2022, Algorithm 2)."""
+"""The Langevin autoencoder (Taniguchi et al., 2022, Algorithm 2), and its chain with a decision for each datapoint."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lae_fast.models import products
 from lae_fast.models.autoencoder import check_images
+from lae_fast.models.coordinates import DatapointCoordinates, JointCoordinates, Memory
 from lae_fast.models.decoder_pass import DecoderPass, decoder_pass
 from lae_fast.models.precision import check_float32, products_in
 from lae_fast.models.with_chain import AutoencoderWithChain
 from lae_fast.sampling.chains import Chains
+
+WHITENING = 100  # minibatches over which the second moments that whiten phi are averaged
 
 
 class _KnownGradients(torch.autograd.Function):
@@ -37,45 +39,55 @@ class _KnownGradients(torch.autograd.Function):
         return None, None, *gradients, *([None] * len(gradients))
 
 
-def averaged_gram(gram: Tensor, h: Tensor, n_batches: Tensor) -> Tensor:
-    """The average [d, d] of H^T H / n over minibatches: `gram` [d, d] updated by the new features h [n, d].
-
-    n_batches [] counts the minibatches, the new one included. The first hundred count equally, then each new minibatch
-    counts for a hundredth.
-    """
-    return gram.lerp(h.T @ h / len(h), (1 / n_batches).clamp(min=0.01).to(h.dtype))
-
-
-def whitening_root(gram: Tensor) -> Tensor:
-    """The lower triangular L [d, d] with L L^T = gram [d, d] plus a ridge, without a host synchronisation."""
-    ridge = 0.04 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    return torch.linalg.cholesky_ex(gram + ridge).L
-
-
 class LAE(AutoencoderWithChain):
     """An encoder z = phi g(x) whose last layer phi is moved by a Langevin chain instead of an optimizer.
 
-    Every call of `loss` runs `n_steps` steps of the chain on that minibatch's potential
-    V(phi) = sum_i U(x_i, phi g(x_i)) and returns the average of V over these steps. Only the chain moves phi; the
-    optimizer moves decoder, likelihood and features. phi [nz, d] is a buffer, part of the `state_dict`.
+    Every call of `loss` runs `n_steps` steps of the chain on that minibatch's potentials U(x_i, z_i) and returns their
+    average over these steps. Only the chain moves phi; the optimizer moves decoder, likelihood and features.
+    phi [nz, d] is a buffer, part of the `state_dict`. There are two kinds of decisions:
 
-    Arguments are those of `AutoencoderWithChain`; `step_size` is per example, like the published code's flag:
-    eta = step_size / n for a batch of n.
+    - "joint": Algorithm 2 to the letter. One chain moves phi itself, its target is exp(-V(phi)),
+      V(phi) = sum_i U(x_i, phi g(x_i)), and one decision accepts or rejects all codes. If the features of the minibatch
+      have rank n (so d >= n), the codes then follow the product of the posteriors p(z_i|x_i); otherwise they cannot.
+    - "datapoint": n chains move the codes z_i, each with its own decisions, so that every kernel leaves its p(z_i|x_i)
+      invariant, whatever d and n are, as in `langevin_sample`. After T steps the codes are written back into phi by least
+      squares: rank, memory and ridge decide how well phi remembers them, not what the chains target.
+
+    Both have the same law where the features have rank n; but joint steps are shorter, as all of n nz elements share one
+    decision. For one datapoint and one feature they are the same chain. Between two visits of an image phi moves on, so
+    its chain starts anew: the codes of the moved phi are no draws of p(z|x), and after T steps z is closer to one.
+
+    q(z|x) for evaluation is N(phi g(x), diag(s^2)). With `spread` log s is affine in the features, and the optimizer trains it
+    by the negative ELBO at the start of the chains; else s [nz] is the same for all images, 0.05 until `fit_posterior_scale`.
 
     Args (beyond those of `AutoencoderWithChain`):
-        window: the T states in the average: "after" takes the state after each step, t = 1..T, as published; "before"
-            takes the state before each step, t = 0..T-1. With "before" the optimizer sees V_0, the cost of its own last
-            step and of the new minibatch, before the chain has repaired part of this cost.
-        whiten: move phi L instead of phi, where L L^T is a running average of the features' H^T H / n (plus 0.04 of its
-            mean diagonal): all directions then mix equally fast. L is fixed during the T steps of a minibatch; the step
-            size is a step size of phi L.
+        decisions: "datapoint" or "joint".
+        decoder_window: the states that decoder and likelihood learn from, on average: "after" takes the state after each
+            step, t = 1..T, as published; "before" the state before each step, t = 0..T-1; "first" t = 0; "last" t = T.
+            None: "last" for datapoint decisions, "after" for joint ones.
+        feature_window: the same for the features. None: "first" for datapoint decisions, as z_0 is what the encoder itself
+            predicted; "after" for joint ones.
+        spread: start the chains at draws of q(z|x) and move z in units of s(x); else start at the codes, and move z itself
+            (datapoint decisions).
+        memory: minibatches over which phi averages the codes that are written back (datapoint decisions).
+        ridge: added to the features' mean second moments, in units of their mean diagonal, in the write-back and in `whiten`.
+        whiten: move phi L instead of phi, where L L^T is a running average of H^T H / n plus the ridge: all directions then
+            mix equally fast. L is fixed during the T steps of a minibatch (joint decisions).
+        step_size: as in the base class. Joint decisions: per example, as in the published code, eta = step_size / n for a
+            batch of n; with `whiten` a step size of phi L. Datapoint decisions: of z, with `spread` of z / s.
 
     Raises:
-        ValueError: as for `AutoencoderWithChain`, or the window is unknown.
+        ValueError: as for `AutoencoderWithChain`; decisions or a window are unknown, memory < 1, ridge is negative, or whiten
+            is asked for beside datapoint decisions.
     """
 
-    windows = ("after", "before")
-    first_step_size = 1e-4
+    kinds = ("datapoint", "joint")
+    windows: ClassVar = {  # name -> whether it holds the state after t of T steps
+        "after": lambda t, n_steps: t > 0,
+        "before": lambda t, n_steps: t < n_steps,
+        "first": lambda t, n_steps: t == 0,
+        "last": lambda t, n_steps: t == n_steps,
+    }
     published_step_size = 1e-3
 
     def __init__(
@@ -84,37 +96,83 @@ class LAE(AutoencoderWithChain):
         decoder: nn.Module,
         likelihood: nn.Module,
         *,
-        window: str = "after",
+        decisions: str = "datapoint",
+        decoder_window: str | None = None,
+        feature_window: str | None = None,
+        spread: bool = True,
+        memory: int = 100,
+        ridge: float = 0.04,
         whiten: bool = False,
         **options: Any,
     ) -> None:
+        if decisions not in self.kinds:
+            raise ValueError(f"decisions is {decisions!r}; expected {' or '.join(self.kinds)}")
+        self.decisions, self.is_joint = decisions, decisions == "joint"
+        self.spreads = spread and not self.is_joint
         super().__init__(encoder, decoder, likelihood, **options)
-        if window not in self.windows:
-            raise ValueError(f"window is {window!r}; expected {' or '.join(self.windows)}")
-        self.window, self.whiten = window, whiten
+        own = {"decoder_window": "last", "feature_window": "first"}
+        for name, window in (("decoder_window", decoder_window), ("feature_window", feature_window)):
+            window = window or ("after" if self.is_joint else own[name])
+            if window not in self.windows:
+                raise ValueError(f"{name} is {window!r}; expected one of {', '.join(self.windows)}")
+            setattr(self, name, window)
+        if whiten and not self.is_joint:
+            raise ValueError(
+                "whiten is True with datapoint decisions, which do not move phi; expected joint ones"
+            )
+        if memory < 1 or not 0 <= ridge < math.inf:
+            raise ValueError(
+                f"memory is {memory}, ridge {ridge}; expected at least 1, and a finite number >= 0"
+            )
+        self.whiten, self.memory, self.ridge = whiten, memory, ridge
         self.register_buffer("phi", nn.init.orthogonal_(torch.empty(self.nz, self.d)))
-        # s of q(z|x) = N(f(x), s^2 I): the published code's value until `fit_posterior_scale`.
-        self.register_buffer("posterior_scale", torch.tensor(0.05))
-        if whiten:
+        if self.spreads:
+            self.log_std = nn.utils.skip_init(nn.Linear, self.d, self.nz)
+            self.set_constant_std(0.05)
+        else:
+            self.register_buffer("posterior_scale", torch.full((self.nz,), 0.05))
+        self.register_load_state_dict_pre_hook(_take_constant_scale)
+        if whiten or not self.is_joint:
             self._chain_buffer("gram", torch.zeros(self.d, self.d))  # H^T H / n, averaged over minibatches
+            self._chain_buffer("n_batches", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def first_step_size(self) -> float:
+        return 1e-4 if self.is_joint else 0.5 if self.spreads else 1e-2
 
     @property
     def beta1(self) -> float:
-        """0.5 for a loss that averages V after each step: the chain has undone part of what momentum remembers."""
-        return 0.5 if self.window == "after" else 0.9
+        """0.5 for features that learn from V after each step: the chain has undone part of what momentum remembers."""
+        return 0.5 if self.feature_window == "after" else 0.9
 
     def chain_state(self) -> dict[str, Tensor]:
-        return super().chain_state() | ({"gram": self.gram.clone()} if self.whiten else {})
+        own = ("gram", "n_batches") if hasattr(self, "gram") else ()
+        return super().chain_state() | {name: getattr(self, name).clone() for name in own}
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean = self.encoder(x) @ self.phi.T
+        h = self.encoder(x)
+        mean = h @ self.phi.T
+        if self.spreads:
+            return mean, self.log_std(h).exp()
         return mean, self.posterior_scale.to(mean.dtype).expand_as(mean)
 
-    def loss(self, x: Tensor) -> Tensor:
-        """(1/T) sum_t V_t / n [] over the window, for images x [n, nx]: nats per image. Advances the chain by T steps.
+    @torch.no_grad()
+    def set_constant_std(self, s: float | Tensor) -> None:
+        """Make s of q(z|x) = N(phi g(x), diag(s^2)) the same for all images: a number or [nz]."""
+        s = torch.as_tensor(s)
+        if self.spreads:
+            self.log_std.weight.zero_()
+            self.log_std.bias.copy_(s.log())
+        else:
+            self.posterior_scale.copy_(s)
 
-        V is evaluated T + 1 times. The gradients of every state are *selected*, so that a rejected evaluation leaves no
-        trace, not even a NaN; with an `MLP` as decoder, weight gradients are computed for states, not for proposals.
+    def loss(self, x: Tensor) -> Tensor:
+        """U [] of images x [n, nx], averaged over images and the decoder's window: nats per image. Advances the chain by T
+        steps.
+
+        U is evaluated T + 1 times for each image. The gradients of every state are *selected*, so that a rejected evaluation
+        leaves no trace, not even a NaN; with an `MLP` as decoder, weight gradients are computed for states, not for
+        proposals.
 
         Raises:
             ValueError: images have another form or require a gradient, or PyTorch's settings round the products that
@@ -128,63 +186,80 @@ class LAE(AutoencoderWithChain):
             )
         with products_in(self.precision, x.device):
             h = self.encoder(x).to(x.dtype)  # [n, d]
+            log_std = self.log_std(h).to(x.dtype) if self.spreads else None  # [n, nz]
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            decoder = decoder_pass(self, x.contiguous())
-            value, h_grad = self._run_chain(decoder, h.detach())
-        return _KnownGradients.apply(
-            value, 1 / (self.n_steps * len(x)), h, *decoder.parameters, h_grad, *decoder.totals
-        )
+            decoder = decoder_pass(self, x.contiguous(), by_row=not self.is_joint)
+            value, known = self._run_chain(decoder, self.coordinates(h.detach(), log_std))
+        inputs = [h, *decoder.parameters] if log_std is None else [h, log_std, *decoder.parameters]
+        return _KnownGradients.apply(value, 1 / len(x), *inputs, *known)
 
-    def next_gram(self, h: Tensor) -> Tensor:
-        """The value [d, d] that `gram` takes after a minibatch of features h [n, d]; changes nothing."""
-        return averaged_gram(self.gram, h, 1 + self.n_decisions // self.n_steps)
+    def coordinates(self, h: Tensor, log_std: Tensor | None) -> JointCoordinates | DatapointCoordinates:
+        """What the chain moves for a minibatch of features h [n, d] and, with `spread`, log s [n, nz]; changes nothing."""
+        memory = None
+        if hasattr(self, "gram"):
+            length = WHITENING if self.is_joint else self.memory
+            memory = Memory(self.gram, h, self.n_batches, length, self.ridge)
+        if self.is_joint:
+            return JointCoordinates(self.phi, h, memory)
+        return DatapointCoordinates(self.phi, h, memory, None if log_std is None else log_std.exp())
 
-    def _run_chain(self, decoder: DecoderPass, h: Tensor) -> tuple[Tensor, Tensor]:
-        """T steps of the chain on features h [n, d]; the sums over the window of V [] and of its gradient [n, d]."""
-        n, phi = len(h), self.phi
-        if self.whiten:  # phi h = (phi L) (L^-1 h)
-            self.gram.copy_(self.next_gram(h))
-            root = whitening_root(self.gram)
-            h, phi = torch.linalg.solve_triangular(root, h.T, upper=False).T.contiguous(), phi @ root
+    def _states(self, window: str) -> list[int]:
+        """The numbers of steps after which a state counts for a window."""
+        return [t for t in range(self.n_steps + 1) if self.windows[window](t, self.n_steps)]
+
+    def _run_chain(
+        self, decoder: DecoderPass, coordinates: JointCoordinates | DatapointCoordinates
+    ) -> tuple[Tensor, list[Tensor]]:
+        """T steps of the chain. The sum of V over the minibatch [], averaged over the decoder's window; and averages of its
+        gradients with respect to the features [n, d], with `spread` log s [n, nz], and the decoder's parameters."""
 
         def evaluate(rows: Tensor) -> tuple[Tensor, Tensor]:
-            potential, z_grad = decoder.evaluate(products.linear(h, rows.view_as(phi)))
-            return potential, products.weight_gradient(z_grad, h).reshape(1, -1)
+            potential, z_grad = decoder.evaluate(coordinates.z(rows))
+            return potential, coordinates.gradient(z_grad)
 
         chain = Chains(
             evaluate,
-            phi.view(1, -1),
-            self.log_step_size - math.log(n),
+            coordinates.start(),
+            self.log_step_size - coordinates.log_n,
             self.rng,
             mh=self.mh,
             adaptation=self.adaptation,
         )
         decoder.start()
         value, acceptance = torch.zeros_like(chain.potential), torch.zeros_like(chain.potential)
-        h_grad = torch.zeros_like(h)
+        has_moved = torch.zeros_like(chain.is_accepted)
+        # The derivative by log s of the negative ELBO: s u dU/dz at the start, and -1 of the entropy.
+        spread = [chain.phi * chain.grad - 1] if self.spreads else []
+        learns, shapes = self._states(self.decoder_window), self._states(self.feature_window)
+        for t in range(self.n_steps + 1):
+            if t > 0:
+                chain.step()
+                decoder.decide(chain.is_accepted)
+                acceptance += chain.acceptance_rate()
+                has_moved |= chain.is_accepted
+            if t in learns:
+                decoder.add_weight_gradients()
+                value += chain.potential
+            if t in shapes:
+                coordinates.add_feature_gradient(decoder.z_grad, chain.phi)
+        features = [coordinates.h_grad() / len(shapes), *spread]  # before phi moves
+        self.phi.copy_(coordinates.finish(chain.phi))
+        if coordinates.memory is not None:
+            self.gram.copy_(coordinates.memory.gram)
+            self.n_batches += 1
+        self._keep(chain, coordinates.log_n, acceptance / self.n_steps, has_moved)
+        return value.sum() / len(learns), features + [g / len(learns) for g in decoder.totals]
 
-        def add_state() -> None:
-            decoder.add_weight_gradients()
-            h_grad.addmm_(decoder.z_grad, chain.phi.view_as(phi))
-            value.add_(chain.potential)
 
-        for _ in range(self.n_steps):
-            if self.window == "before":
-                add_state()
-            chain.step()
-            decoder.decide(chain.is_accepted)
-            if self.window == "after":
-                add_state()
-            acceptance += chain.acceptance_rate()
-        phi = chain.phi.view_as(phi)
-        if self.whiten:
-            phi, h_grad = (
-                torch.linalg.solve_triangular(root, t, upper=False, left=False) for t in (phi, h_grad)
-            )
-        self.phi.copy_(phi)
-        self.rng.copy_(chain.rng)
-        self.log_step_size.copy_(chain.log_step_size + math.log(n))
-        self.counters += chain.counters
-        self.n_decisions += self.n_steps
-        self.acceptance_rate.copy_(acceptance[0] / self.n_steps)
-        return value[0], h_grad
+def _take_constant_scale(model: LAE, weights: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Weights of a model with another kind of s: one number for all, or one for each dimension, and not of the features."""
+    s = weights.get(f"{prefix}posterior_scale")
+    if s is None:
+        return
+    s = s.expand(model.nz)
+    if not model.spreads:
+        weights[f"{prefix}posterior_scale"] = s
+        return
+    del weights[f"{prefix}posterior_scale"]
+    weights[f"{prefix}log_std.weight"] = torch.zeros_like(model.log_std.weight)
+    weights[f"{prefix}log_std.bias"] = s.log()

@@ -54,6 +54,10 @@ class Likelihood(nn.Module):
         """-log p of every pixel [..., n, nx], nats, in PyTorch that can be differentiated any number of times."""
         raise NotImplementedError
 
+    def all_pairs(self, output: Tensor, x: Tensor) -> Tensor:
+        """-log p of every image under every output, [m, nx] and [n, nx]: float64 [m, n], nats per image."""
+        return self.energy(output[:, None].expand(-1, len(x), -1), x)
+
     def potential(self, output: Tensor, x: Tensor, z: Tensor) -> Tensor:
         """U(x, z) = -log p(x|z) - log p(z) for output [..., n, nx], x [n, nx] and z [..., n, nz]: as `energy`."""
         return self.energy(output, x) + negative_log_prior(z)
@@ -76,6 +80,12 @@ class Bernoulli(Likelihood):
 
     def _pixels(self, output: Tensor, x: Tensor) -> Tensor:
         return -x * F.logsigmoid(output) - (1 - x) * F.logsigmoid(-output)
+
+    def all_pairs(self, output: Tensor, x: Tensor) -> Tensor:
+        if type(self) is not Bernoulli:  # a subclass may have changed the energy
+            return super().all_pairs(output, x)
+        log_partition = F.softplus(output).sum(-1, dtype=torch.float64)  # [m]
+        return log_partition[:, None] - (output @ x.to(output.dtype).T).double()
 
     def mean(self, output: Tensor) -> Tensor:
         return torch.sigmoid(output)

@@ -42,7 +42,7 @@ class Gradients(NamedTuple):
     """The tensors from which the weight gradients of n rows are made."""
 
     outputs: list[Tensor]  # gradient at every linear layer's output, [n, m]
-    sums: list[Tensor]  # a norm's gradients of its weight, its bias and the linear layer's bias, [3, m]
+    norms: list[Tensor]  # gradient at every norm's output, after its ReLU, [n, m]
 
 
 def forward(layers: list[Layer], x: Tensor) -> tuple[Tensor, Trace]:
@@ -62,16 +62,14 @@ def forward(layers: list[Layer], x: Tensor) -> tuple[Tensor, Trace]:
 def backward(
     layers: list[Layer], trace: Trace, grad: Tensor, *, to_input: bool = True
 ) -> tuple[Tensor | None, Gradients]:
-    """The input's gradient [n, k], or None without `to_input`, from the output's gradient [n, m]; no weight gradients.
-
-    If the last layer has a norm, the output's gradient is overwritten.
-    """
+    """The input's gradient [n, k], or None without `to_input`, from the output's gradient [n, m]; no weight gradients."""
     n_layers = len(layers)
     gradients = Gradients([grad] * n_layers, [grad] * len(trace.rstd))
     for i in reversed(range(n_layers)):
         layer = layers[i]
         if layer.norm_weight is not None:
-            gradients.sums[i] = ops.norm_relu_backward(
+            gradients.norms[i] = grad
+            grad = ops.norm_relu_backward(
                 grad, trace.inputs[i + 1], trace.normalized[i], trace.rstd[i], layer.norm_weight
             )
         gradients.outputs[i] = grad
@@ -79,16 +77,18 @@ def backward(
     return grad, gradients
 
 
-def parameter_gradients(layers: list[Layer], inputs: list[Tensor], gradients: Gradients) -> list[Tensor]:
-    """The gradients of all parameters, in the order of `MLP.parameters()`, from every layer's input [n, k]."""
+def parameter_gradients(layers: list[Layer], trace: Trace, gradients: Gradients) -> list[Tensor]:
+    """The gradients of all parameters, in the order of `MLP.parameters()`."""
     result = []
     for i, layer in enumerate(layers):
         output_grad = gradients.outputs[i]
-        weight = products.weight_gradient(output_grad, inputs[i], layer.grad_dtype)
+        weight = products.weight_gradient(output_grad, trace.inputs[i], layer.grad_dtype)
         if layer.norm_weight is None:
             result += [weight, output_grad.sum(0)]
         else:
-            norm_weight, norm_bias, bias = gradients.sums[i]
+            norm_weight, norm_bias, bias = ops.norm_relu_sums(
+                gradients.norms[i], trace.inputs[i + 1], trace.normalized[i], output_grad
+            )
             result += [weight, bias, norm_weight, norm_bias]
     return result
 
@@ -107,11 +107,10 @@ class _MLPFunction(torch.autograd.Function):
         parameters, *trace = ([next(saved) for _ in range(size)] for size in ctx.sizes)
         layers, trace = ctx.net.layers(parameters, ctx.dtype), Trace(*trace)
         with torch.no_grad(), torch.autocast(grad.device.type, enabled=False):
-            grad = grad.clone() if layers[-1].norm_weight is not None else grad  # backward overwrites it
             x_grad, gradients = backward(layers, trace, grad.contiguous(), to_input=ctx.needs_input_grad[2])
             parameter_grads = [None] * len(parameters)
             if any(backward_reaches(node) for node, _ in ctx.next_functions[1:]):
-                parameter_grads = parameter_gradients(layers, trace.inputs, gradients)
+                parameter_grads = parameter_gradients(layers, trace, gradients)
         return None, None, *(differentiable_once(g, "lae_fast.MLP") for g in (x_grad, *parameter_grads))
 
 

@@ -14,6 +14,7 @@ from lae_fast.models.autoencoder import Autoencoder
 from lae_fast.models.precision import chosen_chain_precision
 from lae_fast.ops.columns import COUNTERS
 from lae_fast.sampling.adaptation import TARGET_ACCEPTANCE, robbins_monro
+from lae_fast.sampling.chains import Chains
 
 
 class AutoencoderWithChain(Autoencoder):
@@ -65,8 +66,9 @@ class AutoencoderWithChain(Autoencoder):
         self._chain_buffer("rng", ops.make_rng(cpu))
         self._chain_buffer("counters", torch.zeros(1, COUNTERS, dtype=torch.int64))
         self._chain_buffer("n_decisions", torch.zeros((), dtype=torch.int64))
-        # the mean over the last T steps
+        # of the last minibatch: the mean over chains and steps, and the share of chains that accepted no proposal
         self._chain_buffer("acceptance_rate", torch.zeros((), dtype=torch.float64))
+        self._chain_buffer("unmoved", torch.zeros((), dtype=torch.float64))
 
     def _chain_buffer(self, name: str, value: Tensor) -> None:
         self.register_buffer(name, value, persistent=False)
@@ -76,9 +78,24 @@ class AutoencoderWithChain(Autoencoder):
             name: getattr(self, name).clone() for name in ("log_step_size", "rng", "counters", "n_decisions")
         }
 
+    def _keep(self, chains: Chains, log_n: float, acceptance: Tensor, has_moved: Tensor) -> None:
+        """Keep what the next minibatch's chains go on from, and what people want to know.
+
+        Args:
+            log_n: log eta of the chains is the model's log step size minus this.
+            acceptance, has_moved: [C], the mean acceptance rate of each chain, and whether it accepted any proposal.
+        """
+        self.rng.copy_(chains.rng)
+        self.log_step_size.copy_(chains.log_step_size + log_n)
+        self.counters += chains.counters.sum(0)
+        self.n_decisions += self.n_steps * len(has_moved)
+        self.acceptance_rate.copy_(acceptance.mean())
+        self.unmoved.copy_(1 - has_moved.double().mean())
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AutoencoderWithChain:
         """Move the chain with the model, but keep it in float64: `model.half()` concerns only the networks."""
-        kept = {name: getattr(self, name) for name in ("log_step_size", "adaptation", "acceptance_rate")}
+        names = ("log_step_size", "adaptation", "acceptance_rate", "unmoved")
+        kept = {name: getattr(self, name) for name in names}
         super()._apply(fn, recurse)
         for name, value in kept.items():
             setattr(self, name, value.to(getattr(self, name).device))

@@ -3,12 +3,12 @@
 langevin   propose, decide, transition: one step of a chain
 philox     noise, make_rng: the random stream of a chain
 energies   energy, energy_, in_unit_range: -log p(x|z) and its derivatives
-dense      norm_relu, norm_relu_backward, keep: the work between a network's matrix products
+dense      norm_relu, norm_relu_backward, norm_relu_sums, keep: the work between a network's matrix products
 library    the implementation that serves a device, a compiled kernel or the reference, and the reason
 """
 
 from lae_fast.ops import columns, library
-from lae_fast.ops.dense import keep, norm_relu, norm_relu_backward
+from lae_fast.ops.dense import keep, norm_relu, norm_relu_backward, norm_relu_sums
 from lae_fast.ops.energies import BERNOULLI, GAUSSIAN, LOGISTIC, energy, energy_, in_unit_range
 from lae_fast.ops.langevin import decide, propose, transition, transition_unchecked
 from lae_fast.ops.library import is_compiled
@@ -36,6 +36,7 @@ __all__ = [
     "noise",
     "norm_relu",
     "norm_relu_backward",
+    "norm_relu_sums",
     "propose",
     "transition",
     "transition_unchecked",

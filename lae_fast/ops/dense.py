@@ -35,18 +35,15 @@ def norm_relu(
 
 
 @define(
-    "norm_relu_backward(Tensor(a!) grad, Tensor out, Tensor normalized, Tensor rstd, Tensor weight) -> Tensor",
-    fake=lambda grad, out, normalized, rstd, weight: grad.new_empty(3, grad.shape[1]),
+    "norm_relu_backward(Tensor grad, Tensor out, Tensor normalized, Tensor rstd, Tensor weight) -> Tensor",
+    fake=lambda grad, out, normalized, rstd, weight: torch.empty_like(grad),
 )
 def norm_relu_backward_reference(
     grad: Tensor, out: Tensor, normalized: Tensor, rstd: Tensor, weight: Tensor
 ) -> Tensor:
-    grad.masked_fill_(out <= 0, 0)
-    weight_grad, bias_grad = (grad * normalized).sum(0), grad.sum(0)
-    grad.mul_(weight)
-    mean, slope = grad.mean(1, keepdim=True), (grad * normalized).mean(1, keepdim=True)
-    grad.sub_(mean).addcmul_(normalized, slope, value=-1).mul_(rstd[:, None])
-    return torch.stack((weight_grad, bias_grad, grad.sum(0)))
+    y_grad = grad.masked_fill(out <= 0, 0).mul_(weight)
+    mean, slope = y_grad.mean(1, keepdim=True), (y_grad * normalized).mean(1, keepdim=True)
+    return y_grad.sub_(mean).addcmul_(normalized, slope, value=-1).mul_(rstd[:, None])
 
 
 def norm_relu_backward(
@@ -55,12 +52,31 @@ def norm_relu_backward(
     normalized: Tensor,  # [n, d]
     rstd: Tensor,  # [n]
     weight: Tensor,  # [d]
-) -> Tensor:  # [3, d]
-    """The gradients of weight and of bias, and the column sums of y's gradient, from the tensors that `norm_relu` left.
-
-    The op overwrites grad, the gradient of the output, by the gradient of y.
-    """
+) -> Tensor:  # [n, d]
+    """The gradient of y, from the gradient of the output and the tensors that `norm_relu` left; row by row."""
     return torch.ops.lae_fast.norm_relu_backward(grad, out, normalized, rstd, weight)
+
+
+@define(
+    "norm_relu_sums(Tensor grad, Tensor out, Tensor normalized, Tensor y_grad) -> Tensor",
+    fake=lambda grad, out, normalized, y_grad: grad.new_empty(3, grad.shape[1]),
+)
+def norm_relu_sums_reference(grad: Tensor, out: Tensor, normalized: Tensor, y_grad: Tensor) -> Tensor:
+    grad = grad.masked_fill(out <= 0, 0)
+    return torch.stack(((grad * normalized).sum(0), grad.sum(0), y_grad.sum(0)))
+
+
+def norm_relu_sums(
+    grad: Tensor,  # [n, d]
+    out: Tensor,  # [n, d]
+    normalized: Tensor,  # [n, d]
+    y_grad: Tensor,  # [n, d]
+) -> Tensor:  # [3, d]
+    """The gradients of weight and of bias, and the column sums of y's gradient, which is a linear layer's bias gradient.
+
+    The rows may be those of several evaluations, selected by `keep`.
+    """
+    return torch.ops.lae_fast.norm_relu_sums(grad, out, normalized, y_grad)
 
 
 @define(
@@ -69,12 +85,13 @@ def norm_relu_backward(
 )
 def keep_reference(latest: list[Tensor], previous: list[Tensor], is_accepted: Tensor) -> None:
     for new, old in zip(latest, previous, strict=True):
-        torch.where(is_accepted, new, old, out=new)
+        torch.where(is_accepted.view(-1, *[1] * (new.dim() - 1)), new, old, out=new)
 
 
 def keep(latest: list[Tensor], previous: list[Tensor], is_accepted: Tensor) -> None:
-    """Select, tensor by tensor: `latest` keeps its values if is_accepted [1], else takes the values of `previous`.
+    """Select, tensor by tensor: `latest` keeps its rows where is_accepted, and takes those of `previous` elsewhere.
 
-    The two tensors of a pair have the same shape. A rejected value leaves no trace, not even a NaN.
+    The two tensors of a pair have the same shape. is_accepted [n] decides about n rows, the first axis of every tensor;
+    is_accepted [1] decides about whole tensors. A rejected value leaves no trace, not even a NaN.
     """
     torch.ops.lae_fast.keep(latest, previous, is_accepted)

@@ -55,15 +55,28 @@ class Config:
     mh: bool = _LAE["mh"]
     """Metropolis-Hastings accept or reject (LAE, Hoffman)."""
     step_size: float | Literal["auto"] = "auto"
-    """Langevin step size: per example for an LAE (eta = step_size / batch size), of z for Hoffman's method. auto:
-    adapted on the device towards an acceptance of 0.574; without MH, the published 1e-3."""
+    """Langevin step size: of z, in units of q(z|x)'s variance where chains start at its draws; with joint decisions per
+    example, as published (eta = step_size / batch size). auto: adapted on the device towards an acceptance of 0.574; without
+    MH, the published 1e-3."""
     adaptation_rate: float = _LAE["adaptation_rate"]
     """How fast the logarithm of the step size follows the acceptance, at every step of the chain (LAE, Hoffman)."""
-    window: Literal[LAE.windows] = _LAE["window"]
-    """States from which the decoder and the features learn: the state after each of the T steps, as published, or the
-    state before each step, which includes V_0, the cost of the optimizer's own last step (LAE)."""
+    decisions: Literal[LAE.kinds] = _LAE["decisions"]
+    """datapoint: each image's code has a chain and decisions of its own, and all are then written back into phi; joint: one
+    chain moves phi itself and decides for the whole minibatch, as published (LAE)."""
+    decoder_window: Literal[("auto", *LAE.windows)] = "auto"
+    """States that the decoder learns from, on average: after each of the T steps, as published; before each step; the first
+    state, or the last one. auto: last, for joint decisions after (LAE)."""
+    feature_window: Literal[("auto", *LAE.windows)] = "auto"
+    """The same for the features. auto: first, which is what the encoder itself predicts; for joint decisions after (LAE)."""
+    spread: bool = _LAE["spread"]
+    """Start the chains at draws of q(z|x), with a learned standard deviation, and not at the codes (LAE, datapoint
+    decisions)."""
+    memory: int = _LAE["memory"]
+    """Minibatches over which phi averages the codes that are written back (LAE, datapoint decisions)."""
+    ridge: float = _LAE["ridge"]
+    """Added to the features' second moments, in units of their mean, in the write-back and in --whiten (LAE)."""
     whiten: bool = _LAE["whiten"]
-    """Move phi in coordinates where the features' running Gram matrix is the identity (LAE)."""
+    """Move phi in coordinates where the features' running Gram matrix is the identity (LAE, joint decisions)."""
     gradient: Literal[Hoffman.gradients] = _HOFFMAN["gradient"]
     """States from which the decoder learns: all T states of the chain, or the last (Hoffman)."""
     start: Literal[Hoffman.starts] = _HOFFMAN["start"]
@@ -83,8 +96,8 @@ class Config:
     lr: float = 1e-3
     """Learning rate of Adam: constant, then linear to 0 over the last epochs (--cooldown)."""
     beta1: float | Literal["auto"] = "auto"
-    """Adam's momentum. auto: 0.5 for an LAE that learns from the states after each step, in which phi has undone part
-    of the change that the momentum remembers; else 0.9."""
+    """Adam's momentum. auto: 0.5 for an LAE whose features learn from the states after each step, in which phi has undone
+    part of the change that the momentum remembers; else 0.9."""
     cooldown: float = 0.2
     """Fraction of the epochs, at the end, over which the learning rate falls to 0; 0: never."""
     patience: int = 10
@@ -128,6 +141,14 @@ class Config:
             raise ValueError(f"--lr is {self.lr}; expected a positive finite number")
         if not 0 <= self.adaptation_rate < math.inf:
             raise ValueError(f"--adaptation-rate is {self.adaptation_rate}; expected a finite number >= 0")
+        if self.memory < 1 or not 0 <= self.ridge < math.inf:
+            raise ValueError(
+                f"--memory is {self.memory}, --ridge {self.ridge}; expected at least 1, and a finite number >= 0"
+            )
+        if self.model == "lae" and self.whiten and self.decisions != "joint":
+            raise ValueError(
+                "--whiten moves phi, and --decisions datapoint do not; expected --decisions joint with it"
+            )
         if "chain_precision" in options_of(self.model):
             asked = None if self.chain_precision == "auto" else self.chain_precision
             chosen_chain_precision(self.precision, asked, self.mh)  # raises

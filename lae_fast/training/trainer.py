@@ -20,7 +20,7 @@ from torch import Tensor
 from lae_fast import checkpoint, data, models, seeds
 from lae_fast.checkpoint import Checkpoint, CheckpointError
 from lae_fast.data import Dataset
-from lae_fast.evaluation import Evaluation, evaluate, fit_posterior_scale
+from lae_fast.evaluation import Evaluation, evaluate, fit_posterior_scale, importance_bound
 from lae_fast.models import LAE, AutoencoderWithChain
 from lae_fast.ops.columns import NONFINITE
 from lae_fast.sampling import acceptance_warning
@@ -36,6 +36,9 @@ class Event(NamedTuple):
     n_images: int  # in the minibatch
     metrics: dict[str, float]  # a line of the log; {} between two lines
     messages: tuple[str, ...]  # sentences for people
+
+
+N_BOUND = 100  # test images of the importance-weighted bound
 
 
 OnStep = Callable[[Event], bool]  # whether to stop after this minibatch
@@ -86,7 +89,7 @@ class Trainer:
         if len(self.test.images) < 10:
             raise TrainingError(f"the test set holds {len(self.test.images)} images; expected at least 10")
         self.shown = self.test.images[: min(30, len(self.test.images) // 10 * 10)]  # rows of ten
-        self.fit_images = self.train.images[:2000]  # what the LAE's posterior scale is fitted on
+        self.fit_images = self.train.images[:2000]  # what an LAE's s is fitted on
         if config.binarize == "dynamic":
             self.fit_images = data.binarize(self.fit_images, torch.Generator(device).manual_seed(0))
         torch.manual_seed(config.seed)
@@ -97,8 +100,8 @@ class Trainer:
         self.optimizer = adam(self.model, config.lr, beta1)
         self.training_step = TrainingStep(self.model, self.optimizer)
         self.progress = Progress()
-        # Sums of loss and acceptance since the last log line, and the number of minibatches they are sums over.
-        self.window, self.n_window = torch.zeros(2, dtype=torch.float64, device=device), 0
+        # Sums of loss, acceptance and unmoved chains since the last log line, and how many minibatches they are sums over.
+        self.window, self.n_window = torch.zeros(3, dtype=torch.float64, device=device), 0
         self.has_warned = False
         self.seconds = time.perf_counter()
         self.is_resumed = resume
@@ -149,6 +152,7 @@ class Trainer:
         self.window[0] += self.training_step(x)
         if self.chain:
             self.window[1] += self.chain.acceptance_rate
+            self.window[2] += self.chain.unmoved
         self.n_window += 1
         self.progress.step += 1
         self.progress.position += 1
@@ -165,12 +169,13 @@ class Trainer:
 
     def _log(self) -> dict[str, float]:
         """Write a log line: means since the last line. Here the host waits for the device."""
-        loss, acceptance = (self.window / self.n_window).tolist()
+        loss, acceptance, unmoved = (self.window / self.n_window).tolist()
         now = time.perf_counter()
         values = {"epoch": self.progress.epoch + self.progress.position / self.n_batches, "loss": loss}
         if self.chain:
             values |= {
                 "acceptance_rate": acceptance,
+                "unmoved": unmoved,
                 "step_size": self.chain.log_step_size.exp().item(),
                 "nonfinite": self.chain.counters[0, NONFINITE].item(),
             }
@@ -195,10 +200,8 @@ class Trainer:
             values["epoch_acceptance_rate"] = rate = self._epoch_acceptance_rate()
             messages += self._acceptance_warning(rate)
         if isinstance(self.model, LAE):
-            values |= {
-                "phi_norm": self.model.phi.norm().item(),
-                "posterior_scale": self.model.posterior_scale.item(),
-            }
+            std = self.model.posterior(self.shown / 255)[1]
+            values |= {"phi_norm": self.model.phi.norm().item(), "posterior_std": std.mean().item()}
         if len(self.validation.images):
             result = evaluate(self.model, self.validation.images)
             values |= {f"validation_{name}": value for name, value in result._asdict().items()}
@@ -305,8 +308,12 @@ class Trainer:
 
     # ---- the end ----
 
-    def finish(self) -> Evaluation:
-        """Test the best weights (without validation data: the last ones) and leave pictures."""
+    def finish(self) -> tuple[Evaluation, float]:
+        """Test the best weights (without validation data: the last ones) and leave pictures.
+
+        Returns:
+            The evaluation, and an upper bound of -log p(x): the importance-weighted one, nats per image, on 100 test images.
+        """
         best = self.folder / "best.safetensors"
         if len(self.validation.images) and best.exists():
             checkpoint.load_into(self.model, checkpoint.load_weights(best)[0], best)
@@ -320,6 +327,8 @@ class Trainer:
         )
         if self.config.nz == 2:
             pictures.save_latent_plane(self.model, images, self.test.labels, self.folder / "latent_plane.png")
+        bound = -importance_bound(self.model, self.test.images[:N_BOUND]).mean().item()
         values = {f"test_{name}": value for name, value in result._asdict().items()}
+        values["test_importance_bound"] = bound
         checkpoint.write_atomically(self.folder / "results.json", json.dumps(values, indent=2).encode())
-        return result
+        return result, bound

@@ -1,0 +1,139 @@
+"""What the chain of a Langevin autoencoder moves during one minibatch: phi itself, or the codes of the minibatch.
+
+Both kinds offer the same to the loop in lae.py:
+
+    start(k)                    the rows [k C, D] where the chains of k such minibatches start
+    z(rows)                     the codes [n, nz] at these rows
+    many(rows, k)               the codes [k, n, nz] at the rows [k C, D] of k such minibatches
+    gradient(z_grad)            the gradient [C, D] of V with respect to rows, from dV/dz [n, nz]
+    add_feature_gradient(...)   for each state that the features learn from: dV/dz and rows there
+    h_grad()                    the sum of the gradients of V with respect to the features over these states, [n, d]
+    finish(rows)                phi [nz, d] after the last state
+    log_n                       log eta of the rows is the model's log step size minus log_n
+
+h [n, d] are the minibatch's features, phi [nz, d] is the encoder's last layer, h phi^T [n, nz] are its codes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lae_fast.models import products
+
+
+class Memory:
+    """A running average of the features' second moments over minibatches, and least squares by it.
+
+    Args:
+        gram: [d, d], the average so far.
+        h: [n, d], the features of a new minibatch.
+        n_batches: [], how many minibatches have been averaged so far.
+        length: the first `length` minibatches count equally, then each new minibatch counts for 1 / length.
+        ridge: what `root` adds to the diagonal of gram, in units of its mean.
+
+    Attributes:
+        gram: [d, d], the average of H^T H / n, the new minibatch included.
+        root: [d, d], lower triangular: root root^T = gram plus the ridge.
+    """
+
+    def __init__(self, gram: Tensor, h: Tensor, n_batches: Tensor, length: int, ridge: float) -> None:
+        self.h = h
+        self.weight = (1 / (1 + n_batches.double())).clamp(min=1 / length).to(h.dtype)
+        self.gram = gram.lerp(h.T @ h / len(h), self.weight)
+        eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        # cholesky_ex does not wait for the device
+        self.root = torch.linalg.cholesky_ex(self.gram + ridge * self.gram.diagonal().mean() * eye).L
+
+    def step(self, moves: Tensor) -> Tensor:
+        """The change of phi [nz, d] that moves the codes h phi^T [n, nz] by about `moves`: recursive least squares.
+
+        While all minibatches count equally, phi is the least-squares fit to the targets of all of them. With length 1, no
+        ridge and features of rank n, the codes of this minibatch move by exactly `moves`.
+        """
+        target = (self.h.T @ moves) * (self.weight / len(self.h))  # [d, nz]
+        return torch.cholesky_solve(target, self.root).T
+
+
+class JointCoordinates:
+    """phi, as one chain of nz d elements; or phi L, whose features are L^-1 h: the same codes in other coordinates.
+
+    Args:
+        memory: its root is L; None: phi itself.
+    """
+
+    def __init__(self, phi: Tensor, h: Tensor, memory: Memory | None) -> None:
+        self.memory, self.log_n = memory, math.log(len(h))
+        if memory is not None:  # phi h = (phi L) (L^-1 h)
+            h = torch.linalg.solve_triangular(memory.root, h.T, upper=False).T.contiguous()
+            phi = phi @ memory.root
+        self.h, self.phi = h, phi
+        self.total = torch.zeros_like(h)
+
+    def start(self, k: int = 1, generator: torch.Generator | None = None) -> Tensor:
+        return self.phi.reshape(1, -1).expand(k, -1)
+
+    def z(self, rows: Tensor) -> Tensor:
+        return products.linear(self.h, rows.view_as(self.phi))
+
+    def many(self, rows: Tensor, k: int) -> Tensor:
+        return (rows.view(-1, self.h.shape[1]) @ self.h.T).view(k, -1, len(self.h)).mT
+
+    def gradient(self, z_grad: Tensor) -> Tensor:
+        return products.weight_gradient(z_grad, self.h).reshape(1, -1)
+
+    def add_feature_gradient(self, z_grad: Tensor, rows: Tensor) -> None:
+        self.total.addmm_(z_grad, rows.view_as(self.phi))
+
+    def h_grad(self) -> Tensor:
+        return self._unwhitened(self.total)
+
+    def finish(self, rows: Tensor) -> Tensor:
+        return self._unwhitened(rows.view_as(self.phi))
+
+    def _unwhitened(self, t: Tensor) -> Tensor:
+        if self.memory is None:
+            return t
+        return torch.linalg.solve_triangular(self.memory.root, t, upper=False, left=False)
+
+
+class DatapointCoordinates:
+    """The codes of the minibatch, as n chains of nz elements: u, where z = h phi^T + s u.
+
+    Args:
+        std: s, [n, nz]: the chains start at draws of N(h phi^T, s^2). None: they move z itself, and start at h phi^T.
+    """
+
+    log_n = 0.0
+
+    def __init__(self, phi: Tensor, h: Tensor, memory: Memory, std: Tensor | None) -> None:
+        self.phi, self.memory, self.std = phi, memory, std
+        self.codes = products.linear(h, phi)
+        self.total = torch.zeros_like(self.codes)
+
+    def start(self, k: int = 1, generator: torch.Generator | None = None) -> Tensor:
+        like = self.codes.repeat(k, 1)
+        if self.std is None:
+            return like
+        return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+
+    def z(self, rows: Tensor) -> Tensor:
+        # A tensor of its own: the chains move `rows` in place, and the decoder's pass keeps z.
+        return rows.clone() if self.std is None else torch.addcmul(self.codes, self.std, rows)
+
+    def many(self, rows: Tensor, k: int) -> Tensor:
+        return self.z(rows.view(k, *self.codes.shape))
+
+    def gradient(self, z_grad: Tensor) -> Tensor:
+        return z_grad if self.std is None else z_grad * self.std
+
+    def add_feature_gradient(self, z_grad: Tensor, rows: Tensor) -> None:
+        self.total += z_grad
+
+    def h_grad(self) -> Tensor:
+        return self.total @ self.phi
+
+    def finish(self, rows: Tensor) -> Tensor:
+        return self.phi + self.memory.step(self.z(rows) - self.codes)
