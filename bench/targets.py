@@ -53,6 +53,7 @@ TARGETS: dict[str, dict[str, Target]] = {
         "bf16 step / VAE": _below(
             "LAE step, MH, T = 2, bf16 wherever allowed / plain eager float32 VAE step", 1.0
         ),
+        "datapoint / joint": _below(f"{_STEP}: a decision for each datapoint / a joint one", 1.0),
         "growth / floor": _below("growth from T = 2 to 50 / that of its products by the fastest route", 1.20),
         "growth / torch.mm floor": _below("growth from T = 2 to 50 / that of its products by torch.mm", 1.20),
         "energy": _above("Bernoulli energy and derivative: faster than binary_cross_entropy_with_logits", 8),
@@ -82,6 +83,7 @@ TARGETS: dict[str, dict[str, Target]] = {
         ),
         "step / products": _below(f"{_CAPTURED_STEP} / its float32 products alone, in a graph", 1.4),
         "step / VAE": _below(f"{_CAPTURED_STEP} / plain eager VAE step", 0.5),
+        "datapoint / joint": _below(f"{_CAPTURED_STEP}: a decision for each datapoint / a joint one", 1.0),
         "epoch": _below("epoch of 60,000 images, T = 2, MH", 60, " ms"),
         "64 x 8 / published": _above(
             "`langevin_sample`, captured, 64 x 8, no MH: faster than torchebm's published 2,163 steps/s", 20

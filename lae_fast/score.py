@@ -32,7 +32,7 @@ from lae_fast.evaluation import (
     importance_bound,
     quadrature,
 )
-from lae_fast.evaluation.quadrature import N_CELLS
+from lae_fast.evaluation.grid import N_CELLS
 from lae_fast.training import run_folder
 from lae_fast.training.config import Config
 

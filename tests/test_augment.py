@@ -9,7 +9,8 @@ from problems import ZScores
 from scipy import stats
 from test_ais import SCALE as LINEAR_SCALE
 from test_ais import linear_model
-from test_lae import NX, NZ, images, make
+from test_datapoint import reached
+from test_lae import NX, NZ, images, joint, make
 from test_step import Watch
 from torch import nn
 
@@ -108,7 +109,7 @@ def test_no_variations_are_the_batch_itself(cls):
 def test_defaults(cls, default):
     model, x, labels = make(cls), images(), torch.arange(6)
     if cls is LAE:
-        model.posterior_scale.fill_(0.3)  # else the two sources are one
+        model.set_constant_std(0.3)  # else the two sources are one
     results = {
         source: augment(model, x, labels, 2, source=source, generator=seeded())[0]
         for source in (None, "encoder", "isotropic")
@@ -132,11 +133,11 @@ def test_isotropic_is_normal_around_the_code(cls, scale):
 
 @pytest.mark.parametrize("cls", [LAE, VAE, Hoffman])
 def test_encoder_is_q(cls):
-    """VAE and Hoffman have a deviation for every image and dimension, the LAE has its posterior_scale."""
+    """VAE and Hoffman have a deviation for every image and dimension; here the LAE's is constant."""
     model, x, n = copying(cls).double(), codes(torch.float64), 400
     if cls is LAE:
-        model.posterior_scale.fill_(0.2)
-        std = model.posterior_scale
+        model.set_constant_std(0.2)
+        std = 0.2
     else:
         weight = torch.randn(N_PIXELS, N_PIXELS, generator=seeded(1), dtype=torch.float64)
         model.head.weight[N_PIXELS:] = weight
@@ -182,7 +183,7 @@ def test_posterior_starts_at_draws_of_q(cls):
 
 @pytest.mark.parametrize("whiten", [False, True])
 def test_a_chain_that_takes_no_steps_decodes_the_code(whiten):
-    model, x = make(whiten=whiten).double(), images(dtype=torch.float64)
+    model, x = joint(whiten=whiten).double(), images(dtype=torch.float64)
     out, _ = augment(model, x, torch.arange(6), 3, source="chain", step_size=0, n_steps=4)
     expected = model.reconstruct(x).detach().expand(3, -1, -1)
     torch.testing.assert_close(out[6:].view(3, 6, -1), expected, rtol=0, atol=1e-12)
@@ -192,7 +193,7 @@ def test_a_chain_that_takes_no_steps_decodes_the_code(whiten):
 @pytest.mark.parametrize("whiten", [False, True])
 def test_a_chain_is_the_model_s_own(whiten, mh):
     """One chain ends where `LAE.loss` would take phi on this minibatch, with the same random numbers."""
-    model = make(n_steps=3, mh=mh, whiten=whiten, step_size=0.02).double()
+    model = joint(n_steps=3, mh=mh, whiten=whiten, step_size=0.02).double()
     for seed in range(3):  # the running average of the whitening has a history
         model.loss(images(seed=seed, dtype=torch.float64))
     x, own = images(9, seed=4, dtype=torch.float64), copy.deepcopy(model)
@@ -203,11 +204,26 @@ def test_a_chain_is_the_model_s_own(whiten, mh):
     torch.testing.assert_close(out[9:], own.reconstruct(x).detach(), rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("spread", [True, False])
+def test_chains_with_a_decision_for_each_datapoint_are_the_model_s_own(spread):
+    """Two variations are where two runs of the model's chains end, from the same starts, with the same random numbers."""
+    model = make(n_steps=3, spread=spread, step_size=0.5).double()
+    x, generator = images(9, seed=4, dtype=torch.float64), seeded()
+    out, _ = augment(model, x, torch.arange(9), 2, source="chain", generator=seeded())
+    mean, std = model.posterior(x)
+    noise = torch.randn(18, model.nz, generator=generator, dtype=torch.float64) if spread else 0
+    starts = mean.repeat(2, 1) + std.repeat(2, 1) * noise
+    model.rng.copy_(ops.make_rng("cpu", generator))
+    z = reached(model, x.repeat(2, 1), starts if spread else None)
+    assert model.acceptance_rate < 1
+    torch.testing.assert_close(out[9:], model.decode(z).detach(), rtol=0, atol=1e-11)
+
+
 @pytest.mark.parametrize("mh", [True, False])
 def test_n_chains_by_hand(mh):
     """n = 4 of them, T = 5 instead of the model's 2 steps, a step size per example instead of the model's own."""
     n, n_steps, step_size = 4, 5, 0.1
-    model, x = make(mh=mh).double(), images(dtype=torch.float64)
+    model, x = joint(mh=mh).double(), images(dtype=torch.float64)
     m, h = len(x), model.encoder(x).detach()
 
     def potential(phi):  # [n, nz d] -> [n]
@@ -249,7 +265,7 @@ def test_a_chain_takes_the_model_s_step_size_and_number_of_steps():
 @pytest.mark.parametrize(("cls", "source"), CASES)
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_is_only_read(cls, source, training):
-    model, x = make(cls, whiten=True) if cls is LAE else make(cls), images()
+    model, x = make(cls), images()
     model.loss(images(seed=2)).backward()
     model.train(training)
     before, grads = copy.deepcopy(model), [p.grad.clone() for p in model.parameters()]

@@ -13,11 +13,11 @@ NX, NZ, N = 6, 2, 3000
 SCALE = 0.4
 
 
-def linear_lae():
+def linear_lae(**options):
     """z = phi x, p(x|z) = N(W z, 0.4^2 I)."""
     torch.manual_seed(0)
     decoder = nn.Linear(NZ, NX, bias=False)
-    return LAE(nn.Identity(), decoder, Gaussian(SCALE), nx=NX, nz=NZ, d=NX)
+    return LAE(nn.Identity(), decoder, Gaussian(SCALE), nx=NX, nz=NZ, d=NX, **options)
 
 
 def closed_form(model, x, s):
@@ -41,12 +41,34 @@ def test_against_the_closed_form():
     assert result.mse == pytest.approx((model.reconstruct(x) - x).square().mean().item(), rel=1e-5)
 
 
-def test_the_best_posterior_scale():
-    model, x = linear_lae(), torch.rand(N, NX, generator=torch.Generator().manual_seed(2))
+@pytest.mark.parametrize("options", [{"decisions": "joint"}, {"spread": False}])
+def test_the_best_posterior_scale_has_a_value_for_each_dimension(options):
+    model, x = linear_lae(**options), torch.rand(N, NX, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        model.decoder.weight *= torch.tensor([2.0, 0.3])
     fit_posterior_scale(model, x)
-    # d/ds of the closed form vanishes where s^2 (|W|^2 / (nz scale^2) + 1) = 1.
-    best = (model.decoder.weight.double().square().sum() / (NZ * SCALE**2) + 1) ** -0.5
-    assert model.posterior_scale.item() == pytest.approx(best.item(), rel=0.06)
+    # The derivative by s_j of the closed form vanishes where s_j^2 (|W_j|^2 / scale^2 + 1) = 1.
+    best = (model.decoder.weight.detach().double().square().sum(0) / SCALE**2 + 1) ** -0.5
+    assert best[1] > 1.5 * best[0]
+    torch.testing.assert_close(model.posterior_scale.double(), best, rtol=0.03, atol=0)
+
+
+def test_a_trained_scale_is_left_alone():
+    model = linear_lae()
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    fit_posterior_scale(model, torch.rand(50, NX))
+    assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
+
+
+@pytest.mark.parametrize("scale", [torch.tensor(0.3), torch.tensor([0.2, 0.4])])
+@pytest.mark.parametrize("options", [{}, {"spread": False}, {"decisions": "joint"}])
+def test_weights_with_a_constant_scale_load_into_every_lae(scale, options):
+    """Files of earlier versions hold one number, those of models that do not train s one for each dimension."""
+    weights = linear_lae(decisions="joint").state_dict() | {"posterior_scale": scale}
+    model = linear_lae(**options)
+    model.load_state_dict(weights)
+    torch.testing.assert_close(model.posterior(torch.rand(5, NX))[1], scale.expand(5, NZ))
+    assert torch.equal(weights["posterior_scale"], scale)  # the caller's dict stays as it was
 
 
 def test_the_draws_depend_on_the_seed_alone():

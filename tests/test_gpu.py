@@ -598,7 +598,7 @@ def test_a_gpu_evaluates_as_a_cpu_does(cls, monkeypatch):
         schedule = fit_schedule(m, batch, n_temperatures=20, n_chains=3, n_pilot=10)
         estimate = annealed_log_likelihood(m, batch, schedule, n_chains=3, seed=1, progress=False)
         bound = importance_bound(m, batch, n_draws=50, rows=100)
-        scale = [m.posterior_scale] if cls is LAE else []
+        scale = [m.posterior(batch)[1]]
         return *scale, *evaluate(m, batch, n_draws=2), bound, schedule.beta, schedule.step_size, *estimate
 
     for expected, got in zip(*on_both_devices(scores), strict=True):

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import pickle
+import re
 import resource
 import shutil
 import signal
@@ -113,11 +114,19 @@ def test_a_run_leaves_its_records(finished):
         assert (folder / name).exists(), name
     assert "scikit-learn's bundled digits" in result.stdout
     assert "kernels   cpu:" in result.stdout
-    assert "16 features for minibatches of 100" in result.stdout
     assert "negative ELBO" in result.stdout
+    bound = re.search(
+        r"-log p\(x\) at most (\d+\.\d+) nats: the importance-weighted bound, 100 images", result.stdout
+    )
+    results = json.loads((folder / "results.json").read_text())
+    assert float(bound[1]) == pytest.approx(results["test_importance_bound"], abs=0.01)
+    assert results["test_importance_bound"] < results["test_negative_elbo"]
+    assert "no probability of these pixels" in result.stdout
     lines = metrics(folder)
     assert [line["step"] for line in lines if "loss" in line] == list(range(5, 37, 5))
-    assert all(0 <= line["acceptance_rate"] <= 1 for line in lines if "loss" in line)
+    assert all(
+        0 <= line[key] <= 1 for line in lines if "loss" in line for key in ("acceptance_rate", "unmoved")
+    )
     losses = [line["loss"] for line in lines if "loss" in line]
     assert losses[-1] < losses[0]
     epochs = [line for line in lines if "validation_negative_elbo" in line]
@@ -473,6 +482,10 @@ OTHERS = {  # a value of every option that differs from that of the finished run
 def test_a_run_keeps_what_its_past_depends_on(option, copied_run, capsys, monkeypatch):
     """What may be changed is a list; whatever is not on it stays."""
     folder, _ = copied_run
+    if option == "whiten":  # only joint decisions know it
+        record = json.loads((folder / "config.json").read_text())
+        record["options"]["decisions"] = "joint"
+        (folder / "config.json").write_text(json.dumps(record))
     flag = f"--{option.replace('_', '-')}"
     given = {True: [flag], False: [flag.replace("--", "--no-")]}.get(
         OTHERS[option], [flag, str(OTHERS[option])]
@@ -621,7 +634,15 @@ def test_a_small_file_system(tmp_path):
         subprocess.run(["umount", str(mount)], check=True)
 
 
-@pytest.mark.parametrize(("step_size", "message"), [("100", "less than 5%"), ("1e-9", "more than 95%")])
+def test_a_joint_chain_with_too_few_features_says_so(tmp_path):
+    message = "16 features for minibatches of 100"
+    for decisions, says in (("joint", True), ("datapoint", False)):
+        result = run("--output-dir", tmp_path / decisions, "--decisions", decisions, "--epochs", 1)
+        assert (message in result.stdout) == says
+        assert ("with q(z|x) = N(f(x), diag(s^2)), s = " in result.stdout) == says
+
+
+@pytest.mark.parametrize(("step_size", "message"), [("1e5", "less than 5%"), ("1e-9", "more than 95%")])
 def test_a_frozen_or_timid_chain_is_warned_of_once(step_size, message, tmp_path):
     result = run("--output-dir", tmp_path / "run", "--step-size", step_size)
     assert result.returncode == 0

@@ -39,7 +39,7 @@ def models() -> dict[type[Autoencoder], Autoencoder]:
     """One of each class, from the same weights."""
     torch.manual_seed(0)
     bodies, sizes = nets.mlp(NX, NZ, NH), dict(nx=NX, nz=NZ, d=NH)
-    lae = LAE(*copy.deepcopy(bodies), Bernoulli(), **sizes, n_steps=T)
+    lae = LAE(*copy.deepcopy(bodies), Bernoulli(), **sizes, n_steps=T, decisions="joint")
     return {LAE: lae, VAE: VAE(*copy.deepcopy(bodies), Bernoulli(), **sizes)}
 
 

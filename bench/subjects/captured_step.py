@@ -14,6 +14,7 @@ from subjects.contestants import (
     OFFICIAL,
     OURS,
     OURS_BF16,
+    OURS_EACH,
     OURS_TF32,
     eager_step,
     models_on,
@@ -36,6 +37,7 @@ def captured_step_targets(rows: Rows) -> dict[str, float]:
         "report / step": ratio("report", OURS),
         "step / products": max(ratio(OURS, name) for name in ROUTE_NAMES),  # the faster of the two
         "step / VAE": ratio(OURS, "plain VAE"),
+        "datapoint / joint": ratio(OURS_EACH, OURS),
     }
 
 
@@ -58,7 +60,13 @@ def captured_step(
     graphs[PRODUCTS_BF16] = captured(floor(*rounded, n, n_steps, ROUTES["torch.mm"]), s.device)
     calls |= {name: graph.replay for name, graph in graphs.items()}
     rows = compare(calls, OURS, s.device, **{"warmup": WARMUP, "loops": 5} | options)
-    for name in (OURS, OURS_TF32, OURS_BF16, "VAE"):  # the steps' own graphs do not tell: once more
+    for name in (
+        OURS,
+        OURS_EACH,
+        OURS_TF32,
+        OURS_BF16,
+        "VAE",
+    ):  # the steps' own graphs do not tell: once more
         if name in found:
             again = our_step(copy.deepcopy(found[name]), capture=False)
             graphs[name] = captured(lambda again=again: again(x), s.device)

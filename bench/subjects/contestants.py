@@ -16,7 +16,8 @@ from lae_fast.training.step import TrainingStep
 from lae_fast.training.step import adam as capturable_adam
 
 NX = 784
-OURS, OURS_LOGISTIC = "LAE", "LAE, discretized logistic"
+# Joint decisions, as the published models have them; and a decision for each datapoint, which nothing published has.
+OURS, OURS_EACH, OURS_LOGISTIC = "LAE", "LAE, datapoint", "LAE, discretized logistic"
 OURS_BF16, OURS_TF32 = "LAE, bf16", "LAE, tf32"
 OFFICIAL, OFFICIAL_LOGISTIC = "official", "official, discretized logistic"
 
@@ -53,15 +54,16 @@ def models(n: int, nh: int, nz: int, n_steps: int, mh: bool) -> dict[str, nn.Mod
     encoder, decoder = nets.mlp(NX, nz, nh)
     sizes = dict(nx=NX, nz=nz, d=nh)
 
-    def lae(likelihood: nn.Module, **options) -> LAE:
+    def lae(likelihood: nn.Module, decisions: str = "joint", **options) -> LAE:
         bodies = copy.deepcopy((encoder, decoder))
-        return LAE(*bodies, likelihood, **sizes, n_steps=n_steps, mh=mh, **options)
+        return LAE(*bodies, likelihood, **sizes, n_steps=n_steps, mh=mh, decisions=decisions, **options)
 
     ours = lae(Bernoulli())
     vae = VAE(*copy.deepcopy((encoder, decoder)), Bernoulli(), **sizes)
     published = (encoder, decoder, ours.phi, n_steps, mh)
     return {
         OURS: ours,
+        OURS_EACH: lae(Bernoulli(), "datapoint"),
         OURS_BF16: lae(Bernoulli(), precision="bf16"),
         OURS_LOGISTIC: lae(DiscretizedLogistic()),
         "VAE": vae,

@@ -37,7 +37,7 @@ def digits() -> Tensor:
 def trained(images: Tensor, n_steps: int = N_STEPS) -> LAE:
     """A model whose chain has found its step size."""
     torch.manual_seed(0)
-    model = LAE(*nets.mlp(784, 8, 256), Bernoulli(), nx=784, nz=8, d=256)
+    model = LAE(*nets.mlp(784, 8, 256), Bernoulli(), nx=784, nz=8, d=256, decisions="joint")
     step = TrainingStep(model, torch.optim.Adam(model.parameters(), 1e-3, betas=(0.5, 0.999), fused=True))
     for _ in range(n_steps):
         step(images[torch.randint(len(images), (BATCH_SIZE,))])

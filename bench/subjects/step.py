@@ -21,6 +21,7 @@ from subjects.contestants import (
     OFFICIAL_LOGISTIC,
     OURS,
     OURS_BF16,
+    OURS_EACH,
     OURS_LOGISTIC,
     eager_step,
     models,
@@ -62,6 +63,7 @@ def step_targets(rows: Rows) -> dict[str, float]:
         "official / step": ratio(OFFICIAL, OURS),
         "official / step, logistic": ratio(OFFICIAL_LOGISTIC, OURS_LOGISTIC),
         "bf16 step / VAE": ratio(OURS_BF16, "plain VAE"),
+        "datapoint / joint": ratio(OURS_EACH, OURS),
     }
 
 

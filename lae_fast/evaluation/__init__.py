@@ -1,5 +1,5 @@
 """The quality of a model: ELBO and importance bound (elbo.py), annealed importance sampling (ais.py), and log p(x) itself
-in one or two latent dimensions (quadrature.py)."""
+in one or two latent dimensions (grid.py)."""
 
 from lae_fast.evaluation.ais import (
     BASES,
@@ -10,7 +10,7 @@ from lae_fast.evaluation.ais import (
     fit_schedule,
 )
 from lae_fast.evaluation.elbo import Evaluation, evaluate, fit_posterior_scale, importance_bound
-from lae_fast.evaluation.quadrature import quadrature
+from lae_fast.evaluation.grid import quadrature
 
 __all__ = [
     "BASES",

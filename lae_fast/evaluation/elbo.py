@@ -109,7 +109,7 @@ def fit_posterior_scale(model: Autoencoder, images: Tensor, *, seed: int = 0, n_
     Uses the first `n_images` of (training) images [N, nx], and the same draws in all evaluations of the negative ELBO. One s
     for all dimensions comes first, by two grids of log s; the second grid lies between the neighbours of the first grid's
     best point. Then s_j is divided by the root of E[s_j eps_j dU/dz_j], which is 1 where the negative ELBO is stationary,
-    for as long as this improves it. Models that train their q have nothing to fit.
+    a few times; of all these s the best one stays. Models that train their q have nothing to fit.
 
     Raises:
         ValueError: images have another form than `evaluate` takes.
@@ -128,25 +128,23 @@ def fit_posterior_scale(model: Autoencoder, images: Tensor, *, seed: int = 0, n_
         grid = torch.linspace(low, high, 12, dtype=torch.float64)
         best = min(grid, key=loss_at)
         low, high = max(low, best - (grid[1] - grid[0])), min(high, best + (grid[1] - grid[0]))
-    least, log_std = loss_at(best), best.to(images.device).expand(model.nz)
-    for _ in range(10):
-        following = log_std - 0.5 * _spread_slopes(model, images, seed).clamp(0.1, 10).log()
-        loss = loss_at(following)
-        if not loss < least:
-            break
-        least, log_std = loss, following
-    model.set_constant_std(log_std.exp())
+    found = [best.to(images.device).expand(model.nz)]
+    for _ in range(4):
+        model.set_constant_std(found[-1].exp())
+        found.append(found[-1] - 0.5 * _spread_slopes(model, images, seed).clamp(0.1, 10).log())
+    model.set_constant_std(min(found, key=loss_at).exp())
 
 
 def _spread_slopes(model: LAE, images: Tensor, seed: int) -> Tensor:
-    """E[s_j eps_j dU/dz_j] over images and draws of q, [nz]."""
+    """E[s_j eps_j dU/dz_j] over images and draws of q, [nz]; eps comes with -eps, so that slopes at the mean cancel."""
     generator = torch.Generator(images.device).manual_seed(seed)
     total = torch.zeros(model.nz, dtype=torch.float64, device=images.device)
     for x in batches(images, model.nx, 1000):
         mean, std = model.posterior(x)
         eps = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        moves = torch.stack((std * eps, -std * eps))
         with torch.enable_grad():
-            z = (mean + std * eps).requires_grad_()
+            z = (mean + moves).requires_grad_()
             (slope,) = torch.autograd.grad(model.potential(x, z).sum(), z)
-        total += (std * eps * slope).sum(0, dtype=torch.float64)
-    return total / len(images)
+        total += (moves * slope).sum((0, 1), dtype=torch.float64)
+    return total / (2 * len(images))

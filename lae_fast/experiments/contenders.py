@@ -22,7 +22,7 @@ from lae_fast.evaluation import (
     importance_bound,
     quadrature,
 )
-from lae_fast.evaluation.quadrature import N_CELLS
+from lae_fast.evaluation.grid import N_CELLS
 from lae_fast.experiments.recipes import Lab, Product, Recipe
 from lae_fast.models import Architecture, Autoencoder, AutoencoderWithChain, build
 from lae_fast.training import TrainingStep, adam

@@ -40,6 +40,7 @@ PAPER = ("VAE", "Hoffman's method", *tuple(CONTENDERS)[5:], OURS)
 TIMED = ("VAE", "Hoffman's method", OURS)
 PARTS = (*DATA, "paper")
 TUNING_SEED = 100
+AS_GOOD = 0.5  # nats: by how much a larger batch size may be worse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,8 +112,9 @@ class Likelihood:
         }
 
     def batch_size(self) -> int:
-        trials = self.batch_trials()
-        return min(trials, key=lambda size: self.known(trials[size])["bound"])
+        """The largest, and so the fastest, that is as good as the best one."""
+        bounds = {size: self.known(trial)["bound"] for size, trial in self.batch_trials().items()}
+        return max(size for size, bound in bounds.items() if bound <= min(bounds.values()) + AS_GOOD)
 
     def trials(self, name: str, kind: str) -> dict[tuple[float, float], Validated]:
         """(learning rate, cooldown) -> validation."""
@@ -235,7 +237,10 @@ class Document:
     def _choices(self) -> Iterator[str]:
         found, part = self.likelihood, self.part
         trials = found.batch_trials()
-        yield "The batch size is the one with the VAE's best bound on validation images (binary, nz 8):"
+        yield (
+            f"The batch size is the largest whose bound on validation images is within {AS_GOOD} nats of the best one: the VAE, binary, "
+            f"nz 8, lr 1e-3, cooldown 0.2:"
+        )
         yield ""
         yield f"| batch size | {' | '.join(map(str, trials))} |"
         yield "|---|" + "---:|" * len(trials)

@@ -1,0 +1,76 @@
+"""log p(x) by numerical integration over z: to rounding, for models with one or two latent dimensions."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import torch
+from torch import Tensor
+
+from lae_fast.evaluation.elbo import batches
+from lae_fast.models.autoencoder import Autoencoder
+from lae_fast.models.likelihood import negative_log_prior
+
+N_CELLS = {1: 4096, 2: 512}  # along each axis
+LEAK = 1e-3  # share of p(x) near the edge of the box, beyond which the box is too small for an image
+COARSE = (
+    0.1  # nats between the rule and the rule with half of the cells, beyond which the cells are too large
+)
+
+
+@torch.no_grad()
+def quadrature(
+    model: Autoencoder, images: Tensor, *, half_width: float = 8.0, n_cells: int | None = None
+) -> Tensor:
+    """log p(x) = log of the integral of p(x, z) over the box |z_j| <= half_width: float64 [N], nats per image.
+
+    The midpoint rule, whose error falls faster than any power of the cells' size once a cell is smaller than a posterior's
+    standard deviation; 512 x 512 cells (nz 1: 4,096) of a box of half-width 8 resolve deviations of 0.02 to 1e-2 nats. The
+    rule with every other cell, as on a chessboard, shows whether the cells are small enough.
+
+    Args:
+        images: [N, nx], float in [0, 1] or uint8 in 0..255.
+        n_cells: along each axis.
+
+    Raises:
+        ValueError: nz is above 2, images have another form, or half_width or n_cells is not positive.
+
+    Warns:
+        UserWarning: p(x, z) of some image is not small at the edge of the box, or sharper than the cells.
+    """
+    if model.nz not in N_CELLS:
+        raise ValueError(f"nz is {model.nz}; expected 1 or 2: cells grow with their number of dimensions")
+    n_cells = N_CELLS[model.nz] if n_cells is None else n_cells
+    if n_cells < 1 or not 0 < half_width < math.inf:
+        raise ValueError(f"n_cells is {n_cells}, half_width {half_width}; expected positive numbers")
+    width = 2 * half_width / n_cells
+    axis = torch.arange(n_cells, dtype=torch.float64) * width + (width - 2 * half_width) / 2
+    like = next(model.parameters())
+    z = torch.cartesian_prod(*[axis] * model.nz).view(-1, model.nz).to(like)  # [cells, nz]
+    is_edge = (z.abs() > half_width - max(width, half_width / 64)).any(1)
+    numbers = torch.cartesian_prod(*[torch.arange(n_cells)] * model.nz).view(-1, model.nz).to(like.device)
+    parts = {"all": torch.ones_like(is_edge), "edge": is_edge, "white": numbers.sum(1) % 2 == 0}
+    found: dict[str, list[Tensor]] = {name: [] for name in parts}
+    for x in batches(images, model.nx, 1000):
+        sums = {name: x.new_full((len(x),), -math.inf, dtype=torch.float64) for name in parts}
+        for index in torch.arange(len(z), device=z.device).split(1024):
+            pairs = model.likelihood.all_pairs(model.decoder(z[index]), x)
+            log_joint = -pairs - negative_log_prior(z[index])[:, None]  # [1024, n]
+            for name, is_in in parts.items():
+                sums[name] = torch.logaddexp(sums[name], log_joint[is_in[index]].logsumexp(0))
+        for name, value in sums.items():
+            found[name].append(value.cpu())
+    total, edge, white = (torch.cat(found[name]) for name in parts)
+    faults = {
+        "reaches the edge of the box: take a larger half_width": edge - total > math.log(LEAK),
+        "is sharper than the cells: take more of them": (white + math.log(2) - total).abs() > COARSE,
+    }
+    for fault, is_at_fault in faults.items():
+        if is_at_fault.any():
+            warnings.warn(
+                f"p(x, z) of {int(is_at_fault.sum())} of {len(total)} images {fault} (half_width {half_width:g}, n_cells "
+                f"{n_cells})",
+                stacklevel=3,
+            )
+    return total + model.nz * math.log(width)
