@@ -12,6 +12,7 @@ from lae_fast.evaluation import (
     fit_posterior_scale,
     fit_schedule,
     importance_bound,
+    quadrature,
 )
 from lae_fast.models import LAE, MLP, VAE, Bernoulli, DiscretizedLogistic, Gaussian, Hoffman
 from lae_fast.sampling import ALDInfo, ALDState, Samples, ald_init, ald_sample, ald_step, langevin_sample
@@ -45,4 +46,5 @@ __all__ = [
     "importance_bound",
     "langevin_sample",
     "ops",
+    "quadrature",
 ]

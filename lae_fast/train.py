@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 
 import torch
@@ -59,17 +61,18 @@ def _device(config: Config) -> torch.device:
 def _parse(argv: Sequence[str] | None) -> Config:
     """Flags to options; with --resume, the options of that run with the flags given now on top."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    config = tyro.cli(Config, args=arguments, prog="python -m lae_fast.train")
-    if config.resume is None:
-        return config
+    # Alone at first: flags that the run's own options allow may contradict the defaults.
+    only_resume = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    only_resume.add_argument("--resume", type=Path)
+    resume = only_resume.parse_known_args(arguments)[0].resume
+    if resume is None:
+        return tyro.cli(Config, args=arguments, prog="python -m lae_fast.train")
     try:
-        saved = run_folder.read_options(config.resume)
-        base = Config.from_json(saved | {"output_dir": None, "resume": str(config.resume)})
+        saved = run_folder.read_options(resume)
+        base = Config.from_json(saved | {"output_dir": None, "resume": str(resume)})
     except (OSError, ValueError, KeyError, TypeError) as error:
-        record = config.resume / "config.json"
-        raise TrainingError(
-            f"--resume {config.resume} is not the folder of a run: {record}: {error}"
-        ) from error
+        record = resume / "config.json"
+        raise TrainingError(f"--resume {resume} is not the folder of a run: {record}: {error}") from error
     config = tyro.cli(Config, args=arguments, default=base, prog="python -m lae_fast.train")
     if config.dataset == "auto":  # the run's record knows which
         config = dataclasses.replace(config, dataset=base.dataset)

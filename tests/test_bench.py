@@ -31,6 +31,7 @@ from subjects.contestants import (
     OFFICIAL_LOGISTIC,
     OURS,
     OURS_BF16,
+    OURS_EACH,
     OURS_LOGISTIC,
     eager_step,
     models,
@@ -364,7 +365,7 @@ def rows_of(**ms):
 
 def test_targets_by_hand():
     ms = {OURS: 20, OURS_BF16: 9, OURS_LOGISTIC: 25, "plain VAE": 10, "report": 50, OFFICIAL: 70}
-    rows = rows_of(**ms, **{OFFICIAL_LOGISTIC: 125, FASTEST_FLOOR: 16, MM_FLOOR: 32})
+    rows = rows_of(**ms, **{OFFICIAL_LOGISTIC: 125, FASTEST_FLOOR: 16, MM_FLOOR: 32, OURS_EACH: 19})
     assert step_targets(rows) == {
         "step / floor": 1.25,
         "step / torch.mm floor": 0.625,
@@ -372,6 +373,7 @@ def test_targets_by_hand():
         "official / step": 3.5,
         "official / step, logistic": 5,
         "bf16 step / VAE": 0.9,
+        "datapoint / joint": 0.95,
     }
     short = {f"{OURS}, T = 2": 5, f"{FASTEST_FLOOR}, T = 2": 4, f"{MM_FLOOR}, T = 2": 2}
     assert growth_targets(rows | rows_of(**short)) == {"growth / floor": 1.25, "growth / torch.mm floor": 0.5}

@@ -16,10 +16,11 @@ from torch import nn
 import lae_fast
 from lae_fast import LAE
 from lae_fast.experiments.toys import PROBLEMS, Posterior, Problem
-from lae_fast.models import nets
+from lae_fast.models import nets, products
 from lae_fast.models.coordinates import Memory
 from lae_fast.models.decoder_pass import decoder_pass
 from lae_fast.models.likelihood import Bernoulli, DiscretizedLogistic, Gaussian
+from lae_fast.sampling import chains as chains_module
 
 WINDOWS = {"after": [1, 2, 3], "before": [0, 1, 2], "first": [0], "last": [3]}  # states of T = 3 steps
 
@@ -128,6 +129,41 @@ def test_the_fast_step_is_the_general_one(likelihood, options):
     assert torch.equal(m.counters, other.counters)
     if options.get("mh", True):
         assert 0.05 < m.counters[0, 0] / (9 * 128) < 0.95  # both outcomes were met
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_a_nan_in_some_rows_leaves_the_others_alone(is_fast, monkeypatch):
+    """Every third datapoint's proposals are NaN, or so far out that their energy is infinite: the same step."""
+    results = []
+    for value in (math.nan, 1e30):
+        original = chains_module.ops.propose
+
+        def propose(phi, *others, value=value, original=original):
+            proposal, rng = original(phi, *others)
+            proposal[::3] = value
+            return proposal, rng
+
+        m = dense_model(is_fast, decisions="datapoint", step_size=0.2, n_steps=1)
+        with monkeypatch.context() as patch:
+            patch.setattr(chains_module.ops, "propose", propose)
+            torch.manual_seed(3)
+            loss = m.loss(dense_images())
+        grads = torch.autograd.grad(loss, [p for p in m.parameters() if p.requires_grad])
+        results.append((loss, m.phi.clone(), *grads))
+        assert m.counters.sum() >= 43  # every third of 128, and whoever else is rejected
+        assert m.counters[0, 1] == (43 if math.isnan(value) else 0) or value == 1e30
+    for a, b in zip(*results, strict=True):
+        assert a.isfinite().all()
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(("decoder_window", "n_states"), [("last", 1), ("after", 5), ("before", 5)])
+def test_weight_gradients_are_made_for_states_only(decoder_window, n_states, monkeypatch):
+    calls, original = [], products.weight_gradient
+    monkeypatch.setattr(products, "weight_gradient", lambda *a: calls.append(1) or original(*a))
+    m = dense_model(True, decisions="datapoint", n_steps=5, step_size=0.2, decoder_window=decoder_window)
+    m.loss(dense_images())
+    assert len(calls) == n_states * 4  # the decoder's layers; phi takes none
 
 
 # ---- the memory ----

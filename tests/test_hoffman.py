@@ -110,7 +110,7 @@ def test_the_step_size_adapts_to_the_mean_acceptance():
     assert fixed.log_step_size.item() == math.log(0.1)
     plain = make(Hoffman, mh=False)
     plain.loss(x)
-    assert plain.log_step_size.item() == math.log(Hoffman.published_step_size)
+    assert plain.log_step_size.item() == math.log(Hoffman.unadjusted_step_size)
 
 
 def test_it_learns_and_is_evaluated_like_the_others():

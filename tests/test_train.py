@@ -654,3 +654,12 @@ def test_a_frozen_or_timid_chain_is_warned_of_once(step_size, message, tmp_path)
     accepted = 1 - chain["counters"].sum().item() / chain["n_decisions"].item()
     assert sum(line["epoch_acceptance_rate"] for line in epochs) / 2 == pytest.approx(accepted, abs=1e-9)
     assert any((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_a_run_from_before_decisions_were_a_choice_is_read():
+    values = Config(model="lae").to_json()
+    for new in ("decisions", "decoder_window", "feature_window", "spread", "memory", "ridge"):
+        del values[new]
+    config = Config.from_json(values | {"window": "before", "whiten": True})
+    assert (config.decisions, config.decoder_window, config.feature_window) == ("joint", "before", "before")
+    assert config.whiten

@@ -49,9 +49,7 @@ class Study:
 
     n_seeds: int = 5
     dimensions: tuple[int, ...] = (2, 8, 16)
-    images: int = (
-        550_000  # training images that a model sees, which with the batch size gives its number of updates
-    )
+    images: int = 550_000  # training images that a model sees: ten epochs
     batch_sizes: tuple[int, ...] = (128, 256, 512)
     rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3)
     cooldowns: tuple[float, ...] = (0.2, 0.5)

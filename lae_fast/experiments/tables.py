@@ -58,7 +58,7 @@ QUALITY = (
 QUALITY_NOTE = """\
 "BCE" is what the report calls so: for the VAE the whole negative ELBO, for the LAE the reconstruction alone, at
 z ~ N(f(x), 0.05² I): two quantities in one row. The other columns are one quantity each, the same for all models: nats per
-test image, with q(z|x) the VAE's own and, for an LAE, N(f(x), s² I) with the s that is best on training images;
+test image, with q(z|x) the VAE's own and, for an LAE, N(f(x), diag(s²)) with the s that is best on training images;
 -log p(x) by annealed importance sampling (an upper bound) over the first {likelihood_images} images. Grey pixels under a Bernoulli
 likelihood are no density: compare these numbers with each other only. MSE is per pixel; as published, it is divided by about a
 batch size. Acceptance is that of the last epoch; without MH every proposal counts, by the report's code with MH

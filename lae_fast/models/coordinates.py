@@ -54,7 +54,8 @@ class Memory:
         ridge and features of rank n, the codes of this minibatch move by exactly `moves`.
         """
         target = (self.h.T @ moves) * (self.weight / len(self.h))  # [d, nz]
-        return torch.cholesky_solve(target, self.root).T
+        half = torch.linalg.solve_triangular(self.root, target, upper=False)
+        return torch.linalg.solve_triangular(self.root.T, half, upper=True).T
 
 
 class JointCoordinates:

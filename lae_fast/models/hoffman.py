@@ -33,7 +33,7 @@ class Hoffman(AutoencoderWithChain, VAE):
 
     gradients, starts = ("average", "last"), ("encoder", "prior")
     first_step_size = 1e-2
-    published_step_size = 1e-3
+    unadjusted_step_size = 1e-3
 
     def __init__(
         self,

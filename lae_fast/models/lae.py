@@ -88,7 +88,6 @@ class LAE(AutoencoderWithChain):
         "first": lambda t, n_steps: t == 0,
         "last": lambda t, n_steps: t == n_steps,
     }
-    published_step_size = 1e-3
 
     def __init__(
         self,
@@ -139,6 +138,10 @@ class LAE(AutoencoderWithChain):
     @property
     def first_step_size(self) -> float:
         return 1e-4 if self.is_joint else 0.5 if self.spreads else 1e-2
+
+    @property
+    def unadjusted_step_size(self) -> float:
+        return 0.1 if self.spreads else 1e-3
 
     @property
     def beta1(self) -> float:

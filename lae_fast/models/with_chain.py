@@ -24,7 +24,7 @@ class AutoencoderWithChain(Autoencoder):
         n_steps: T >= 1.
         mh: Metropolis-Hastings accept or reject.
         step_size: a fixed step size. None: with `mh`, start at `first_step_size` and adapt during training towards an
-            acceptance of 0.574; without `mh` no acceptance can guide it, and `published_step_size` is used.
+            acceptance of 0.574; without `mh` no acceptance can guide it, and `unadjusted_step_size` is used.
         adaptation_rate: the rate at which the logarithm of the step size adapts, per step of the chain.
         chain_precision: the precision of the decoder's products in the energy of proposals; default: `precision`, or
             float32 where `precision` is too coarse for Metropolis-Hastings decisions (precision.py).
@@ -34,7 +34,7 @@ class AutoencoderWithChain(Autoencoder):
     """
 
     first_step_size: float
-    published_step_size: float
+    unadjusted_step_size: float
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class AutoencoderWithChain(Autoencoder):
         self.n_steps, self.mh = n_steps, mh
         adapts = mh and step_size is None
         if step_size is None:
-            step_size = self.first_step_size if mh else self.published_step_size
+            step_size = self.first_step_size if mh else self.unadjusted_step_size
         log_step_size = math.log(step_size) if step_size > 0 else -math.inf
         rate, cpu = adaptation_rate if adapts else 0.0, torch.device("cpu")
         self._chain_buffer("log_step_size", torch.tensor([log_step_size], dtype=torch.float64))

@@ -160,7 +160,8 @@ def ald_sample(
 
     C independent chains of phi target exp(-V), V(phi) = sum_i U(x_i, phi h_i), and each draw gives the sample
     set Z = (phi h_1, ..., phi h_n). If the features' rank is n (so d >= n), Z follows the product of the
-    posteriors p(z_i|x_i); otherwise Z cannot, and a warning says so.
+    posteriors p(z_i|x_i); otherwise Z cannot, and a warning says so. An `LAE` with datapoint decisions does not depend on
+    the rank: for frozen features its chain is that of `langevin_sample`.
 
     Dual averaging finds the step sizes during warm-up; they are frozen after it, so that the draws form a Markov
     chain. `whiten` moves phi R instead of phi, where H = Q R and Q [n, r] has orthonormal columns: Z has the same
@@ -201,7 +202,8 @@ def ald_sample(
     if q.shape[1] < n:
         warnings.warn(
             f"the features have rank {q.shape[1]} for n = {n} datapoints (d = {d}): the draws do not follow the product "
-            "of the posteriors, which takes rank n and so d >= n",
+            "of the posteriors, which takes rank n and so d >= n; langevin_sample draws every z_i by a chain of its own, "
+            "whatever d and n are",
             stacklevel=3,
         )
     basis, start = (q, phi @ r.T) if whiten else (features, phi)

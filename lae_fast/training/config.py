@@ -57,7 +57,7 @@ class Config:
     step_size: float | Literal["auto"] = "auto"
     """Langevin step size: of z, in units of q(z|x)'s variance where chains start at its draws; with joint decisions per
     example, as published (eta = step_size / batch size). auto: adapted on the device towards an acceptance of 0.574; without
-    MH, the published 1e-3."""
+    MH 0.1 in units of q, else the published 1e-3."""
     adaptation_rate: float = _LAE["adaptation_rate"]
     """How fast the logarithm of the step size follows the acceptance, at every step of the chain (LAE, Hoffman)."""
     decisions: Literal[LAE.kinds] = _LAE["decisions"]
@@ -189,5 +189,9 @@ class Config:
     @classmethod
     def from_json(cls, values: dict[str, object]) -> Config:
         """A configuration as `config.json` holds it."""
+        values = dict(values)
+        if "window" in values:  # from before decisions were a choice, and windows two
+            window = values.pop("window")
+            values |= {"decisions": "joint", "decoder_window": window, "feature_window": window}
         paths = {"data_dir", "output_dir", "resume"}
         return cls(**{k: Path(v) if k in paths and v is not None else v for k, v in values.items()})
