@@ -24,7 +24,7 @@ from registry import chosen
 from render import render
 from rivals import samplers
 from subjects import annealing, captured_samplers, captured_step, compiler, energy, epoch, transition
-from subjects.contestants import OFFICIAL, OURS
+from subjects.contestants import OFFICIAL, OURS, OURS_EACH
 from targets import TARGETS, Target, checked
 
 ROOT = Path(__file__).parent.parent
@@ -115,13 +115,14 @@ def rows_of(**ms):
 
 
 def test_targets_of_a_step_by_hand():
-    ms = {OURS: 0.5, "report": 5.0, OFFICIAL: 9.0, "plain VAE": 1.25}
+    ms = {OURS: 0.5, OURS_EACH: 0.4, "report": 5.0, OFFICIAL: 9.0, "plain VAE": 1.25}
     ms |= {captured_step.PRODUCTS: 0.4, f"{captured_step.PRODUCTS}, by our routes": 0.25}
     assert captured_step.captured_step_targets(rows_of(**ms)) == {
         "official / step": 18,
         "report / step": 10,
         "step / products": 2,  # of the faster
         "step / VAE": 0.4,
+        "datapoint / joint": 0.8,
     }
 
 

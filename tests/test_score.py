@@ -48,6 +48,7 @@ def runs(tmp_path_factory):
     return folder
 
 
+@pytest.mark.filterwarnings("ignore:p.x, z. of .* is sharper than the cells")  # of the Gaussian model
 def test_scores_of_several_runs(runs, tmp_path, capsys):
     table = tmp_path / "table.csv"
     arguments = [str(runs / "hoffman"), str(runs / "grey"), str(runs / "gaussian"), *QUICK]
