@@ -66,7 +66,7 @@ class DecoderPass:
         self.current: _ByAutograd | _AtZ | _ByHand
 
     def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """V [n] or [1], float64 in nats, and dV/dz [n, nz] at z [n, nz]."""
+        """V [n] or [1], float64 in nats, and dV/dz [n, nz] at z [n, nz], which the pass keeps, and may overwrite."""
         raise NotImplementedError
 
     def weight_gradients(self) -> list[Tensor]:
@@ -151,7 +151,7 @@ class RecomputingPass(DecoderPass):
     def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
         z = z.detach().requires_grad_()
         energy, (z_grad,) = self._by_autograd(z, [z], self.model.chain_precision)
-        self.latest = _AtZ(z.detach().clone(), z_grad)  # a copy, as the selection overwrites it
+        self.latest = _AtZ(z.detach(), z_grad)
         return energy, z_grad
 
     def weight_gradients(self) -> list[Tensor]:
