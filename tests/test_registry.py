@@ -56,8 +56,9 @@ def test_momentum_is_the_model_s():
         ({"decisions": "joint"}, 0.5),
         ({"decisions": "joint", "feature_window": "before"}, 0.9),
     ):
-        assert build(Architecture("lae", **SMALL), **options).beta1 == beta1
-    assert VAE.beta1 == Hoffman.beta1 == 0.9
+        model = build(Architecture("lae", **SMALL), **options)
+        assert (model.beta1, model.lr) == (beta1, 1e-3 if model.is_joint else 2e-3)
+    assert (VAE.beta1, VAE.lr) == (Hoffman.beta1, Hoffman.lr) == (0.9, 1e-3)
 
 
 def test_unknown_names_are_told_what_there_is():

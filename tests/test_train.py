@@ -331,7 +331,7 @@ def test_the_learning_rate_cools_down(tmp_path, monkeypatch):
     monkeypatch.setattr(train.Trainer, "_step", record)
     assert train.main([*QUICK, "--cooldown", "0.5", "--output-dir", str(tmp_path / "run")]) == 0
     n = len(rates)
-    expected = [1e-3 * min(1, (1 - i / n) / 0.5) for i in range(n)]
+    expected = [2e-3 * min(1, (1 - i / n) / 0.5) for i in range(n)]
     assert rates == pytest.approx(expected)
 
 
@@ -508,13 +508,21 @@ def test_a_run_keeps_what_its_past_depends_on(option, copied_run, capsys, monkey
 
 
 @pytest.mark.parametrize(
-    ("options", "beta1"),
-    [({}, 0.9), ({"decisions": "joint"}, 0.5), ({"model": "vae"}, 0.9), ({"beta1": 0.3}, 0.3)],
+    ("options", "beta1", "lr"),
+    [
+        ({}, 0.9, 2e-3),
+        ({"decisions": "joint"}, 0.5, 1e-3),
+        ({"model": "vae"}, 0.9, 1e-3),
+        ({"beta1": 0.3, "lr": 5e-4}, 0.3, 5e-4),
+    ],
 )
-def test_adam_has_the_model_s_momentum_unless_told_otherwise(options, beta1, tmp_path):
+def test_adam_is_the_model_s_unless_told_otherwise(options, beta1, lr, tmp_path):
     config = Config(dataset="digits", nh=16, depth=1, batch_size=100, device="cpu", **options)
     made = Trainer(config, data.load("digits"), tmp_path, torch.device("cpu"))
     assert [group["betas"] for group in made.optimizer.param_groups] == [(beta1, 0.999)]
+    next(iter(made.batches()))
+    made._set_learning_rate()
+    assert made.optimizer.param_groups[0]["lr"] == lr
 
 
 def test_a_run_records_which_data_auto_was(tmp_path, monkeypatch):

@@ -29,7 +29,7 @@ class Autoencoder(nn.Module):
     """Base of `LAE`, `VAE` and `Hoffman`. Keyword arguments are a model's options, see registry.py.
 
     Attributes:
-        beta1: Adam's momentum that suits this model.
+        beta1, lr: Adam's momentum and learning rate that suit this model.
 
     Args:
         encoder: images [n, nx] -> features [n, d].
@@ -44,7 +44,7 @@ class Autoencoder(nn.Module):
         ValueError: nx, nz or d is not positive, or the precision is unknown.
     """
 
-    beta1 = 0.9
+    beta1, lr = 0.9, 1e-3
 
     def __init__(
         self,

@@ -148,6 +148,10 @@ class LAE(AutoencoderWithChain):
         """0.5 for features that learn from V after each step: the chain has undone part of what momentum remembers."""
         return 0.5 if self.feature_window == "after" else 0.9
 
+    @property
+    def lr(self) -> float:
+        return 1e-3 if self.is_joint else 2e-3
+
     def chain_state(self) -> dict[str, Tensor]:
         own = ("gram", "n_batches") if hasattr(self, "gram") else ()
         return super().chain_state() | {name: getattr(self, name).clone() for name in own}

@@ -89,12 +89,13 @@ class Config:
     """Precision of the decoder's products when it evaluates the energy of the chain's proposals. auto: --precision, but never
     too coarse for Metropolis-Hastings decisions."""
 
-    batch_size: int = 512
+    batch_size: int = 256
     """Images per minibatch; the ragged last batch of an epoch is dropped."""
     epochs: int = 30
     """Passes over the training images, at most."""
-    lr: float = 1e-3
-    """Learning rate of Adam: constant, then linear to 0 over the last epochs (--cooldown)."""
+    lr: float | Literal["auto"] = "auto"
+    """Learning rate of Adam: constant, then linear to 0 over the last epochs (--cooldown). auto: what did best on validation
+    images, 2e-3 for an LAE with datapoint decisions, else 1e-3."""
     beta1: float | Literal["auto"] = "auto"
     """Adam's momentum. auto: 0.5 for an LAE whose features learn from the states after each step, in which phi has undone
     part of the change that the momentum remembers; else 0.9."""
@@ -137,8 +138,8 @@ class Config:
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}; expected 0 or more")
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"--lr is {self.lr}; expected a positive finite number")
+        if self.lr != "auto" and not 0 < self.lr < math.inf:
+            raise ValueError(f"--lr is {self.lr}; expected a positive finite number, or auto")
         if not 0 <= self.adaptation_rate < math.inf:
             raise ValueError(f"--adaptation-rate is {self.adaptation_rate}; expected a finite number >= 0")
         if self.memory < 1 or not 0 <= self.ridge < math.inf:

@@ -97,7 +97,8 @@ class Trainer:
         self.model = models.build(self.architecture, **config.model_options()).to(device)
         self.chain = self.model if isinstance(self.model, AutoencoderWithChain) else None
         beta1 = self.model.beta1 if config.beta1 == "auto" else config.beta1
-        self.optimizer = adam(self.model, config.lr, beta1)
+        self.lr = self.model.lr if config.lr == "auto" else config.lr
+        self.optimizer = adam(self.model, self.lr, beta1)
         self.training_step = TrainingStep(self.model, self.optimizer)
         self.progress = Progress()
         # Sums of loss, acceptance and unmoved chains since the last log line, and how many minibatches they are sums over.
@@ -163,9 +164,9 @@ class Trainer:
         factor = min(1.0, left / self.config.cooldown) if self.config.cooldown else 1.0
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(self.config.lr * factor)
+                group["lr"].fill_(self.lr * factor)
             else:
-                group["lr"] = self.config.lr * factor
+                group["lr"] = self.lr * factor
 
     def _log(self) -> dict[str, float]:
         """Write a log line: means since the last line. Here the host waits for the device."""
