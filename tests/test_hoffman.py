@@ -64,6 +64,8 @@ def test_gradients_by_hand(mh, step_size, gradient, start):
         )
     assert model.n_decisions == 3 * len(x)
     assert model.counters[0, 0] == accepted.count(False)
+    has_moved = torch.tensor(accepted).view(3, len(x)).any(0)
+    assert model.unmoved.item() == pytest.approx(1 - has_moved.double().mean().item())
 
 
 def test_long_chains_reach_the_posterior():

@@ -15,6 +15,7 @@ from lae_fast.experiments import presets
 from lae_fast.experiments.contenders import CONTENDERS, DATA, OURS, Contender, Scored, StepTimes
 from lae_fast.experiments.likelihood import (
     AS_GOOD,
+    DIVERGED,
     NAMES,
     PAPER,
     PARTS,
@@ -22,9 +23,8 @@ from lae_fast.experiments.likelihood import (
     TIMED,
     Likelihood,
     Unknown,
-    difference,
-    mean_and_error,
 )
+from lae_fast.experiments.likelihood_document import Document, difference, mean_and_error
 
 SMALL = dataclasses.replace(
     QUICK,
@@ -59,6 +59,7 @@ def test_the_whole_study_end_to_end(tmp_path, monkeypatch, capsys):
     ]
     arguments = ["likelihood", "--preset", "quick", "--dataset", "digits", "--workers", "1", *folders]
     assert cli.main(arguments) == 0
+    assert "data      scikit-learn's bundled digits" in capsys.readouterr().out
     for part in PARTS:
         text = (tmp_path / "out" / f"likelihood_{part}.md").read_text()
         assert "not run yet" not in text
@@ -115,8 +116,7 @@ def test_what_is_not_known_is_not_named():
     assert {r.contender.cooldown for r in scored} == {0.5}
     assert {r.contender.updates for r in scored} == {100}
     assert TUNING not in {r.contender.seed for r in scored}
-    (times,) = study.step_times(3)
-    known[times] = {"seconds_LAE": 0.03, "seconds_VAE": 0.01, "seconds_Hoffman's method": 0.04}
+    known[study.step_times(3)] = {"seconds_LAE": 0.03, "seconds_VAE": 0.01, "seconds_Hoffman's method": 0.04}
     assert [study.in_our_time(name, 3) for name in TIMED] == [300, 75, 100]
     assert {r.contender.updates for r in study.timed("VAE", 3)} == {300}
     assert study.timed(OURS, 3) == study.scored(OURS, "binary", 3)
@@ -157,10 +157,26 @@ def test_sgd_is_the_authors_optimizer(lab, monkeypatch):
 
 
 def test_step_times_take_turns(lab):
-    contenders = tuple(Contender(name, "binary", 3, 0, 1, 64, 1e-3, 0.2, nh=8) for name in TIMED)
-    metrics = StepTimes(contenders, n_turns=3).make(lab).metrics
+    metrics = StepTimes(TIMED, 3, 64, 8, n_turns=3).make(lab).metrics
     assert metrics.keys() == {f"seconds_{name}" for name in TIMED}
     assert all(value > 0 for value in metrics.values())
+
+
+def test_what_has_diverged_says_so():
+    """A model that cannot be trained loses every choice, and is no empty cell."""
+    known = {}
+    study = Likelihood(
+        SMALL,
+        lambda r: known.get(
+            r, DIVERGED if getattr(r, "contender", r).name == "VAE" else {"bound": 1.0, "nll": 2.0}
+        ),
+    )
+    known |= {trial: {"bound": 1.0} for trial in study.batch_trials().values()}
+    text = "\n".join(Document(study, "grey", ()).lines())
+    (row,) = (line for line in text.splitlines() if line.startswith("| VAE | diverged | diverged |"))
+    assert "| LAE | 2.00 ± 0.00 |  |" in text
+    assert mean_and_error([1.0, math.inf]) == difference([1.0, 2.0], [1.0, math.inf]) == "diverged"
+    assert row
 
 
 def test_differences_are_paired():

@@ -57,6 +57,9 @@ def test_momentum_is_the_model_s():
         ({"decisions": "joint", "feature_window": "before"}, 0.9),
     ):
         model = build(Architecture("lae", **SMALL), **options)
+        own = ("after", "after") if model.is_joint else ("last", "first")
+        chosen = own[0], options.get("feature_window", own[1])
+        assert (model.decoder_window, model.feature_window) == chosen
         assert (model.beta1, model.lr) == (beta1, 1e-3 if model.is_joint else 2e-3)
     assert (VAE.beta1, VAE.lr) == (Hoffman.beta1, Hoffman.lr) == (0.9, 1e-3)
 

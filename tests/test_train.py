@@ -520,8 +520,7 @@ def test_adam_is_the_model_s_unless_told_otherwise(options, beta1, lr, tmp_path)
     config = Config(dataset="digits", nh=16, depth=1, batch_size=100, device="cpu", **options)
     made = Trainer(config, data.load("digits"), tmp_path, torch.device("cpu"))
     assert [group["betas"] for group in made.optimizer.param_groups] == [(beta1, 0.999)]
-    next(iter(made.batches()))
-    made._set_learning_rate()
+    made._step(next(iter(made.batches())))
     assert made.optimizer.param_groups[0]["lr"] == lr
 
 

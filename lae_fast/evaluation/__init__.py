@@ -8,6 +8,7 @@ from lae_fast.evaluation.ais import (
     anneal,
     annealed_log_likelihood,
     fit_schedule,
+    simulated_gap,
 )
 from lae_fast.evaluation.elbo import Evaluation, evaluate, fit_posterior_scale, importance_bound
 from lae_fast.evaluation.grid import quadrature
@@ -24,4 +25,5 @@ __all__ = [
     "fit_schedule",
     "importance_bound",
     "quadrature",
+    "simulated_gap",
 ]

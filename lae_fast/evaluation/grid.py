@@ -14,9 +14,7 @@ from lae_fast.models.likelihood import negative_log_prior
 
 N_CELLS = {1: 4096, 2: 512}  # along each axis
 LEAK = 1e-3  # share of p(x) near the edge of the box, beyond which the box is too small for an image
-COARSE = (
-    0.1  # nats between the rule and the rule with half of the cells, beyond which the cells are too large
-)
+COARSE = 0.1  # nats between the rule and the rule with half of the cells, beyond which cells are too large
 
 
 @torch.no_grad()
@@ -50,7 +48,8 @@ def quadrature(
     z = torch.cartesian_prod(*[axis] * model.nz).view(-1, model.nz).to(like)  # [cells, nz]
     is_edge = (z.abs() > half_width - max(width, half_width / 64)).any(1)
     numbers = torch.cartesian_prod(*[torch.arange(n_cells)] * model.nz).view(-1, model.nz).to(like.device)
-    parts = {"all": torch.ones_like(is_edge), "edge": is_edge, "white": numbers.sum(1) % 2 == 0}
+    is_white = numbers.sum(1) % 2 == 0
+    parts = {"white": is_white, "black": ~is_white, "edge": is_edge}
     found: dict[str, list[Tensor]] = {name: [] for name in parts}
     for x in batches(images, model.nx, 1000):
         sums = {name: x.new_full((len(x),), -math.inf, dtype=torch.float64) for name in parts}
@@ -61,7 +60,8 @@ def quadrature(
                 sums[name] = torch.logaddexp(sums[name], log_joint[is_in[index]].logsumexp(0))
         for name, value in sums.items():
             found[name].append(value.cpu())
-    total, edge, white = (torch.cat(found[name]) for name in parts)
+    white, black, edge = (torch.cat(found[name]) for name in parts)
+    total = torch.logaddexp(white, black)
     faults = {
         "reaches the edge of the box: take a larger half_width": edge - total > math.log(LEAK),
         "is sharper than the cells: take more of them": (white + math.log(2) - total).abs() > COARSE,

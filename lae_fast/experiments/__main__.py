@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import math
 import os
 import shlex
 import sys
@@ -24,7 +23,8 @@ from lae_fast.experiments import drawings, render
 from lae_fast.experiments.claims import claims
 from lae_fast.experiments.design import Design
 from lae_fast.experiments.figures import drawings as figures
-from lae_fast.experiments.likelihood import PARTS, QUICK, Document, Likelihood, Study
+from lae_fast.experiments.likelihood import DIVERGED, PARTS, QUICK, Likelihood, Study
+from lae_fast.experiments.likelihood_document import Document
 from lae_fast.experiments.presets import PRESETS, Preset
 from lae_fast.experiments.recipes import Lab, Recipe, ordered
 from lae_fast.experiments.runner import run
@@ -175,8 +175,9 @@ class Experiments:
         study = QUICK if self.options.preset == "quick" else Study()
         if self.options.seeds is not None:
             study = dataclasses.replace(study, n_seeds=self.options.seeds)
-        likelihood = Likelihood(study, lambda r: {"bound": math.inf} if r in self.failed else self.metrics(r))
+        likelihood = Likelihood(study, lambda r: DIVERGED if r in self.failed else self.metrics(r))
         self.folder.mkdir(parents=True, exist_ok=True)
+        print(f"data      {self.lab.source}")
 
         def wanted() -> list[Recipe]:
             return ordered(likelihood.recipes(part))
@@ -264,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = tyro.cli(Options, args=argv, prog="python -m lae_fast.experiments")
         arguments = sys.argv[1:] if argv is None else argv
         experiments = Experiments(options, shlex.join(["python", "-m", "lae_fast.experiments", *arguments]))
-        if options.artefacts[0] == "likelihood":
+        if options.artefacts[:1] == ("likelihood",):
             return max(experiments.run_likelihood(part) for part in options.parts())
         return experiments.run()
     except (DataError, CheckpointError, ValueError, OSError, RuntimeError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import statistics
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -14,18 +15,18 @@ from torch import Tensor
 
 from lae_fast import data, seeds
 from lae_fast.evaluation import (
-    BASES,
+    anneal,
     annealed_log_likelihood,
     evaluate,
     fit_posterior_scale,
-    fit_schedule,
     importance_bound,
     quadrature,
+    simulated_gap,
 )
 from lae_fast.evaluation.grid import N_CELLS
 from lae_fast.experiments.recipes import Lab, Product, Recipe
 from lae_fast.models import Architecture, Autoencoder, AutoencoderWithChain, build
-from lae_fast.training import TrainingStep, adam
+from lae_fast.training import TrainingStep, adam, cool_down
 
 JOINT = dict(decisions="joint")
 CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> model and its options
@@ -99,10 +100,7 @@ class Contender(Recipe):
         acceptance = unmoved = total = torch.zeros((), dtype=torch.float64, device=lab.device)
         last = max(1, self.updates // 10)  # updates that the means of what the chain did are taken over
         for i, x in enumerate(itertools.islice(self.batches(lab), self.updates)):
-            left = (1 - i / self.updates) / self.cooldown if self.cooldown else 1.0
-            for group in optimizer.param_groups:
-                rate = self.lr * min(1.0, left)
-                group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else rate
+            cool_down(optimizer, self.lr, i / self.updates, self.cooldown)
             total = total + step(x)
             if isinstance(model, AutoencoderWithChain) and i >= self.updates - last:
                 acceptance, unmoved = acceptance + model.acceptance_rate, unmoved + model.unmoved
@@ -165,33 +163,15 @@ class Scored(Recipe):
         if model.nz in N_CELLS:
             return Product({}, metrics | {"nll": -quadrature(model, x).mean().item()})
         pilot = pixels(lab.validation.images[: self.n_simulated], kind, seed=1) / 255
-        options = dict(n_chains=self.n_chains, seed=self.contender.seed, progress=False)
-        schedules = [
-            fit_schedule(
-                model,
-                pilot,
-                base=b,
-                n_temperatures=self.n_temperatures,
-                n_pilot=self.n_temperatures,
-                seed=10**6,
-            )
-            for b in BASES
-        ]
-        schedule = max(
-            schedules,
-            key=lambda s: annealed_log_likelihood(model, pilot, s, **options).log_likelihood.mean().item(),
-        )
-        forward = annealed_log_likelihood(model, x, schedule, **options)
-        generator = torch.Generator(lab.device).manual_seed(self.contender.seed)
-        own, z = model.simulate(self.n_simulated, generator)
-        below = annealed_log_likelihood(model, own, schedule, **options)
-        above = annealed_log_likelihood(model, own, schedule, **options, exact=z)
+        options = dict(n_chains=self.n_chains, seed=self.contender.seed)
+        _, schedule = anneal(model, pilot, n_temperatures=self.n_temperatures, progress=False, **options)
+        forward = annealed_log_likelihood(model, x, schedule, progress=False, **options)
         return Product(
             {},
             metrics
             | {
                 "nll": -forward.log_likelihood.mean().item(),
-                "gap": (above.log_likelihood - below.log_likelihood).mean().item(),
+                "gap": simulated_gap(model, schedule, self.n_simulated, **options),
                 "ais_acceptance": forward.acceptance_rate.mean().item(),
                 "is_from_prior": float(schedule.base == "prior"),
             },
@@ -214,30 +194,27 @@ class ElboPerDimension(Recipe):
 
 @dataclasses.dataclass(frozen=True)
 class StepTimes(Recipe):
-    """Seconds of one update of each contender, in turns: `seconds_NAME`, medians."""
+    """Seconds of one update of each contender on binary images, in turns: `seconds_NAME`, medians."""
 
-    contenders: tuple[Contender, ...]
+    names: tuple[str, ...]
+    nz: int
+    batch_size: int
+    nh: int
     n_turns: int = 30
-
-    def needs(self) -> Iterator[Recipe]:
-        yield from ()
-
-    def describe(self) -> dict[str, Any]:
-        return super().describe() | {"contenders": [c.describe() for c in self.contenders]}
 
     def cost(self) -> float:
         return self.n_turns * 0.1
 
     def make(self, lab: Lab) -> Product:
-        steps, spent = {}, {c.name: [] for c in self.contenders}
-        for c in self.contenders:
+        steps, spent = {}, {name: [] for name in self.names}
+        for name in self.names:
+            c = Contender(name, "binary", self.nz, 0, self.n_turns, self.batch_size, 1e-3, 0.0, self.nh)
             model = c.build(lab.nx).to(lab.device)
-            steps[c.name] = TrainingStep(model, adam(model, c.lr, model.beta1)), c.batches(lab)
+            steps[name] = TrainingStep(model, adam(model, c.lr, model.beta1)), c.batches(lab)
         for _ in range(self.n_turns):
             for name, (step, batches) in steps.items():
                 x = next(batches)
                 start = time.perf_counter()
                 float(step(x))
                 spent[name].append(time.perf_counter() - start)
-        medians = {f"seconds_{n}": sorted(t)[len(t) // 2] for n, t in spent.items()}
-        return Product({}, medians)
+        return Product({}, {f"seconds_{name}": statistics.median(times) for name, times in spent.items()})

@@ -11,16 +11,11 @@ scored on test images that no choice has used. A second table gives each model t
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
-import io
 import math
-import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
 
-from lae_fast.checkpoint import write_atomically
 from lae_fast.experiments.contenders import (
     CONTENDERS,
     DATA,
@@ -34,6 +29,7 @@ from lae_fast.experiments.contenders import (
 from lae_fast.experiments.recipes import Recipe
 
 Metrics = Callable[[Recipe], dict[str, float] | None]  # None: not known yet
+DIVERGED = dict.fromkeys(("bound", "nll", "per_dimension"), math.inf)  # the metrics of what has diverged
 NAMES = tuple(CONTENDERS)[:5]
 PUBLISHED = {"VAE": 1.189, "Hoffman's method": 1.189, "LAE, joint, authors' step": 1.177}  # the paper's table
 PAPER = ("VAE", "Hoffman's method", *tuple(CONTENDERS)[5:], OURS)
@@ -125,9 +121,6 @@ class Likelihood:
             for cooldown in self.study.cooldowns
         }
 
-    def trial_recipes(self, name: str, kind: str) -> Iterable[Recipe]:
-        return self.trials(name, kind).values()
-
     def choice(self, name: str, kind: str) -> tuple[float, float]:
         """The learning rate and the cooldown of a model for a kind of data."""
         trials = self.trials(name, kind)
@@ -148,13 +141,12 @@ class Likelihood:
             for seed in range(self.study.n_seeds)
         )
 
-    def step_times(self, nz: int) -> tuple[StepTimes]:
-        options = dict(batch_size=self.batch_size(), nz=nz, lr=1e-3, cooldown=0.2, updates=1)
-        return (StepTimes(tuple(self._contender(name, "binary", 0, **options) for name in TIMED)),)
+    def step_times(self, nz: int) -> StepTimes:
+        return StepTimes(TIMED, nz, self.batch_size(), self.study.nh)
 
     def in_our_time(self, name: str, nz: int) -> int:
         """The number of updates that a model makes while our LAE makes its own; in steps of 1 %."""
-        times, own = self.known(self.step_times(nz)[0]), self.study.images // self.batch_size()
+        times, own = self.known(self.step_times(nz)), self.study.images // self.batch_size()
         ratio = times[f"seconds_{OURS}"] / times[f"seconds_{name}"]
         return round(own * round(ratio, 2))
 
@@ -174,196 +166,14 @@ class Likelihood:
         if part == "paper":
             return [self.paper(name) for name in PAPER]
         later: list[Callable[[], Iterable[Recipe]]] = [
-            partial(self.trial_recipes, name, part) for name in NAMES
+            lambda name=name: self.trials(name, part).values() for name in NAMES
         ]
         later += [partial(self.scored, name, part, nz) for nz in self.study.dimensions for name in NAMES]
         if part == "binary":
-            later += [partial(self.step_times, nz) for nz in self.study.dimensions]
+            later += [lambda nz=nz: [self.step_times(nz)] for nz in self.study.dimensions]
             later += [partial(self.timed, name, nz) for nz in self.study.dimensions for name in TIMED]
         found: list[Recipe] = [*self.batch_trials().values()]
         for make in later:
             with contextlib.suppress(Unknown):
                 found.extend(make())
         return list(dict.fromkeys(found))
-
-
-# ---- the document ----
-
-
-def mean_and_error(values: Sequence[float]) -> str:
-    """Mean ± standard error."""
-    middle = statistics.fmean(values)
-    if len(values) < 2:
-        return f"{middle:.2f}"
-    return f"{middle:.2f} ± {statistics.stdev(values) / math.sqrt(len(values)):.2f}"
-
-
-def difference(ours: Sequence[float], theirs: Sequence[float]) -> str:
-    """Mean ± standard error of the differences, seed by seed; bold beyond two standard errors."""
-    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
-    middle = statistics.fmean(differences)
-    if len(differences) < 2:
-        return f"{middle:+.2f}"
-    error = statistics.stdev(differences) / math.sqrt(len(differences))
-    text = f"{middle:+.2f} ± {error:.2f}"
-    return f"**{text}**" if abs(middle) > 2 * error else text
-
-
-@dataclasses.dataclass(frozen=True)
-class Document:
-    """likelihood_PART.md and likelihood_PART.csv."""
-
-    likelihood: Likelihood
-    part: str
-    facts: tuple[str, ...]
-
-    def _values(self, recipes: Iterable[Recipe], key: str) -> list[float]:
-        return [self.likelihood.known(r)[key] for r in recipes]
-
-    def _row(self, label: str, cells: Iterable[Callable[[], str]]) -> str:
-        """A line of a table; a cell that is not known yet says so, one that there cannot be is empty."""
-        texts = []
-        for cell in cells:
-            try:
-                texts.append(cell())
-            except Unknown:
-                texts.append("not run yet")
-            except KeyError:
-                texts.append("")
-        return f"| {label} | {' | '.join(texts)} |"
-
-    def _choices(self) -> Iterator[str]:
-        found, part = self.likelihood, self.part
-        trials = found.batch_trials()
-        yield (
-            f"The batch size is the largest whose bound on validation images is within {AS_GOOD} nats of the best one: the VAE, binary, "
-            f"nz 8, lr 1e-3, cooldown 0.2:"
-        )
-        yield ""
-        yield f"| batch size | {' | '.join(map(str, trials))} |"
-        yield "|---|" + "---:|" * len(trials)
-        yield self._row("bound, nats", [partial(self._mean, [t], "bound") for t in trials.values()])
-        yield ""
-        grid = [(lr, c) for lr in found.study.rates for c in found.study.cooldowns]
-        yield "Learning rate and cooldown (the fraction of updates over which the rate falls to 0), each model's bound on validation images, nz 8; the choice in bold:"
-        yield ""
-        yield f"| model | {' | '.join(f'{lr:g}, {c:g}' for lr, c in grid)} |"
-        yield "|---|" + "---:|" * len(grid)
-        for name in NAMES:
-            yield self._row(name, [partial(self._trial, name, part, at) for at in grid])
-        yield ""
-
-    def _trial(self, name: str, kind: str, at: tuple[float, float]) -> str:
-        text = self._mean([self.likelihood.trials(name, kind)[at]], "bound")
-        return f"**{text}**" if self.likelihood.choice(name, kind) == at else text
-
-    def _mean(self, recipes: Iterable[Recipe], key: str) -> str:
-        return mean_and_error(self._values(recipes, key))
-
-    def _difference(self, recipes: Callable[[str, int], Iterable[Recipe]], name: str, nz: int) -> str:
-        if name == OURS:
-            return ""
-        return difference(self._values(recipes(OURS, nz), "nll"), self._values(recipes(name, nz), "nll"))
-
-    def _table(self, names: Iterable[str], recipes: Callable[[str, int], Iterable[Recipe]]) -> Iterator[str]:
-        dimensions = self.likelihood.study.dimensions
-        headings = [f"nz {nz}" for nz in dimensions] + [f"LAE minus it, nz {nz}" for nz in dimensions]
-        yield f"| model | {' | '.join(headings)} |"
-        yield "|---|" + "---:|" * len(headings)
-        for name in names:
-            cells = [lambda n=name, z=nz: self._mean(recipes(n, z), "nll") for nz in dimensions]
-            cells += [partial(self._difference, recipes, name, nz) for nz in dimensions]
-            yield self._row(name, cells)
-        yield ""
-
-    def _details(self) -> Iterator[str]:
-        yield "| model | nz | negative ELBO | AIS gap | annealed from the prior | acceptance | unmoved | step size |"
-        yield "|---|---:|" + "---:|" * 6
-        for nz in self.likelihood.study.dimensions:
-            for name in NAMES:
-
-                def value(key: str, form: str, n: str = name, z: int = nz) -> str:
-                    values = self._values(self.likelihood.scored(n, self.part, z), key)
-                    return format(statistics.fmean(values), form)
-
-                cells = [("negative_elbo", ".2f"), ("gap", ".2f"), ("is_from_prior", ".0%")]
-                cells += [("acceptance", ".2f"), ("unmoved", ".2f"), ("step_size", ".2g")]
-                yield self._row(f"{name} | {nz}", [partial(value, *cell) for cell in cells])
-        yield ""
-
-    def _scores(self) -> Iterator[str]:
-        found, s = self.likelihood, self.likelihood.study
-        yield (
-            f"All models: the report's networks (nh {s.nh}), T = 2, Adam, {s.images:,} training images in the same minibatches, seed by "
-            f"seed. -log p(x) in nats on the last {s.n_scored:,} test images, which no choice has used: nz 2 by quadrature, others by "
-            f"AIS ({s.n_temperatures} temperatures, 8 chains), a stochastic upper bound. Mean ± standard error over {s.n_seeds} seeds; "
-            "differences are paired by seed, negative where the LAE is better, bold beyond two standard errors."
-        )
-        yield ""
-        if self.part == "grey":
-            yield "Grey pixels under a Bernoulli likelihood are no density: these numbers compare with each other only."
-            yield ""
-        yield "## The same number of updates"
-        yield ""
-        yield from self._table(NAMES, lambda name, nz: found.scored(name, self.part, nz))
-        if self.part == "binary":
-            yield "## The same wall-clock time"
-            yield ""
-            yield "Each model makes as many updates as it can while the LAE makes its own (one thread, measured in turns):"
-            yield ""
-            yield f"| model | {' | '.join(f'updates, nz {nz}' for nz in s.dimensions)} |"
-            yield "|---|" + "---:|" * len(s.dimensions)
-            for name in TIMED:
-                yield self._row(
-                    name, [lambda n=name, z=nz: f"{found.in_our_time(n, z):,}" for nz in s.dimensions]
-                )
-            yield ""
-            yield from self._table(TIMED, found.timed)
-        yield "## Choices, on validation images"
-        yield ""
-        yield from self._choices()
-        yield "## More about the first table's runs"
-        yield ""
-        yield "Means over seeds: the gap is reverse minus forward AIS on images that the model has simulated; the chain's numbers are of the last tenth of training."
-        yield ""
-        yield from self._details()
-
-    def _paper(self) -> Iterator[str]:
-        s = self.likelihood.study
-        yield (
-            f"Grey MNIST, discretized logistic, nh {s.paper_nh}, nz 8, batch 100, T = 2, SGD 1e-4 as in the authors' code; "
-            f"{s.paper_updates:,} updates ({s.paper_updates * 100 / 55_000:.1f} epochs; theirs 50), one seed. Negative ELBO per dimension, "
-            "nats, on 10,000 test images."
-        )
-        yield ""
-        yield "| model | published | here |"
-        yield "|---|---:|---:|"
-        for name in PAPER:
-            here = partial(self._values, [self.likelihood.paper(name)], "per_dimension")
-            yield self._row(f"{name} | {PUBLISHED.get(name, '')}", [lambda v=here: f"{v()[0]:.3f}"])
-        yield ""
-
-    def lines(self) -> Iterator[str]:
-        titles = {
-            "binary": "How likely do the models find binary MNIST, on level ground?",
-            "grey": "How well do the models fit grey MNIST, on level ground?",
-            "paper": "The paper's own row",
-        }
-        yield from (f"# {titles[self.part]}", "", *(f"- {fact}" for fact in self.facts), "")
-        yield from self._paper() if self.part == "paper" else self._scores()
-
-    def rows(self) -> bytes:
-        """Every measurement on a line of its own."""
-        file, fields = io.StringIO(newline=""), [f.name for f in dataclasses.fields(Contender)]
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("kind", *fields, "metric", "value"))
-        for recipe in self.likelihood.recipes(self.part):
-            contender = getattr(recipe, "contender", None)
-            values = [getattr(contender, f) for f in fields] if contender else [""] * len(fields)
-            for key, value in (self.likelihood.metrics(recipe) or {}).items():
-                writer.writerow((type(recipe).__name__, *values, key, f"{value:.6g}"))
-        return file.getvalue().encode()
-
-    def write(self, folder: Path) -> None:
-        write_atomically(folder / f"likelihood_{self.part}.md", "\n".join(self.lines()).encode())
-        write_atomically(folder / f"likelihood_{self.part}.csv", self.rows())

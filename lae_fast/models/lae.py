@@ -16,8 +16,6 @@ from lae_fast.models.precision import check_float32, products_in
 from lae_fast.models.with_chain import AutoencoderWithChain
 from lae_fast.sampling.chains import Chains
 
-WHITENING = 100  # minibatches over which the second moments that whiten phi are averaged
-
 
 class _KnownGradients(torch.autograd.Function):
     """scale * value, whose gradients with respect to `inputs` are scale * gradients, which are already computed."""
@@ -69,7 +67,8 @@ class LAE(AutoencoderWithChain):
             predicted; "after" for joint ones.
         spread: start the chains at draws of q(z|x) and move z in units of s(x); else start at the codes, and move z itself
             (datapoint decisions).
-        memory: minibatches over which phi averages the codes that are written back (datapoint decisions).
+        memory: minibatches over which phi averages the codes that are written back (datapoint decisions), and `whiten` the
+            features' second moments.
         ridge: added to the features' mean second moments, in units of their mean diagonal, in the write-back and in `whiten`.
         whiten: move phi L instead of phi, where L L^T is a running average of H^T H / n plus the ridge: all directions then
             mix equally fast. L is fixed during the T steps of a minibatch (joint decisions).
@@ -204,8 +203,7 @@ class LAE(AutoencoderWithChain):
         """What the chain moves for a minibatch of features h [n, d] and, with `spread`, log s [n, nz]; changes nothing."""
         memory = None
         if hasattr(self, "gram"):
-            length = WHITENING if self.is_joint else self.memory
-            memory = Memory(self.gram, h, self.n_batches, length, self.ridge)
+            memory = Memory(self.gram, h, self.n_batches, self.memory, self.ridge)
         if self.is_joint:
             return JointCoordinates(self.phi, h, memory)
         return DatapointCoordinates(self.phi, h, memory, None if log_std is None else log_std.exp())

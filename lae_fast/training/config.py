@@ -72,7 +72,7 @@ class Config:
     """Start the chains at draws of q(z|x), with a learned standard deviation, and not at the codes (LAE, datapoint
     decisions)."""
     memory: int = _LAE["memory"]
-    """Minibatches over which phi averages the codes that are written back (LAE, datapoint decisions)."""
+    """Minibatches over which phi averages the codes that are written back, and --whiten the features' moments (LAE)."""
     ridge: float = _LAE["ridge"]
     """Added to the features' second moments, in units of their mean, in the write-back and in --whiten (LAE)."""
     whiten: bool = _LAE["whiten"]

@@ -28,6 +28,20 @@ def adam(model: nn.Module, lr: float, beta1: float = 0.9) -> torch.optim.Adam:
     )
 
 
+def cool_down(optimizer: torch.optim.Optimizer, lr: float, done: float, cooldown: float) -> None:
+    """Set the learning rate: lr, then linear to 0 over the last fraction `cooldown` of training (0: never).
+
+    Args:
+        done: the fraction of training that is over.
+    """
+    rate = lr * (min(1.0, (1 - done) / cooldown) if cooldown else 1.0)
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
 class TrainingStep:
     """Steps of `optimizer` down the loss of `model`: `step(x)` for images x [n, nx].
 

@@ -27,7 +27,7 @@ from lae_fast.sampling import acceptance_warning
 from lae_fast.training import pictures
 from lae_fast.training.config import Config, TrainingError
 from lae_fast.training.runlog import RunLog
-from lae_fast.training.step import TrainingStep, adam
+from lae_fast.training.step import TrainingStep, adam, cool_down
 
 
 class Event(NamedTuple):
@@ -149,7 +149,8 @@ class Trainer:
 
     def _step(self, x: Tensor) -> dict[str, float]:
         """Train on one minibatch; returns the metrics of a log line if one is due, else {}."""
-        self._set_learning_rate()
+        done = self.progress.step / (self.config.epochs * self.n_batches)
+        cool_down(self.optimizer, self.lr, done, self.config.cooldown)
         self.window[0] += self.training_step(x)
         if self.chain:
             self.window[1] += self.chain.acceptance_rate
@@ -158,15 +159,6 @@ class Trainer:
         self.progress.step += 1
         self.progress.position += 1
         return self._log() if self.progress.step % self.config.log_every == 0 else {}
-
-    def _set_learning_rate(self) -> None:
-        left = 1 - self.progress.step / (self.config.epochs * self.n_batches)
-        factor = min(1.0, left / self.config.cooldown) if self.config.cooldown else 1.0
-        for group in self.optimizer.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(self.lr * factor)
-            else:
-                group["lr"] = self.lr * factor
 
     def _log(self) -> dict[str, float]:
         """Write a log line: means since the last line. Here the host waits for the device."""
