@@ -8,6 +8,7 @@ from torch import nn
 from torch.distributions import MultivariateNormal
 
 from lae_fast import annealed_log_likelihood, fit_schedule, importance_bound
+from lae_fast.evaluation import simulated_gap
 from lae_fast.models.likelihood import Bernoulli, DiscretizedLogistic, Gaussian
 from lae_fast.models.vae import VAE
 
@@ -160,3 +161,15 @@ def test_draws_of_a_likelihood_follow_its_energy(likelihood):
     assert (weight * (-energy).exp()).sum().item() == pytest.approx(1, abs=1e-4)
     entropy = (weight * energy * (-energy).exp()).sum().item()
     assert surprise.mean().item() == pytest.approx(entropy, abs=5 * surprise.std().item() / math.sqrt(len(x)))
+
+
+def test_the_gap_on_simulated_images_closes_with_more_temperatures():
+    """Reverse minus forward: far apart after 2 temperatures, together after 300, and never negative but for noise."""
+    model = linear_model()
+    x = model.simulate(30, torch.Generator().manual_seed(1))[0].detach()
+    gaps = []
+    for n_temperatures in (2, 300):
+        schedule = fit_schedule(model, x, base="prior", n_temperatures=n_temperatures)
+        gaps.append(simulated_gap(model, schedule, 50, n_chains=8))
+    assert gaps[0] > 1
+    assert abs(gaps[1]) < 0.1
