@@ -1,0 +1,117 @@
+"""Checks of arguments at the public edge: each raises a TypeError or ValueError that names the argument, what was given and
+what was expected, and returns the value in the form that the core takes."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float64)
+
+
+def describe(value: Any) -> str:
+    """A value in a few words, for people: a tensor by type, shape and device."""
+    if isinstance(value, Tensor):
+        layout = "" if value.layout == torch.strided else f"{str(value.layout).removeprefix('torch.')} "
+        return f"{layout}{str(value.dtype).removeprefix('torch.')} {list(value.shape)} on {value.device}"
+    text = repr(value)
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+
+
+def count(name: str, value: Any, least: int = 1, most: int = 2**63 - 1) -> int:
+    """A whole number from `least` to `most`."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise TypeError(f"{name} is {describe(value)}; expected a whole number")
+    if not least <= number <= most:
+        limits = f"at least {least}" if number < least else f"at most {most}"
+        raise ValueError(f"{name} is {number}; expected {limits}")
+    return number
+
+
+def number(
+    name: str, value: Any, *, least: float = -math.inf, above: float = -math.inf, below: float = math.inf
+) -> float:
+    """A finite number that is >= least, > above and < below."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} is {describe(value)}; expected a number")
+    found = float(value)
+    if not (math.isfinite(found) and found >= least and found > above and found < below):
+        limits = [f">= {least:g}"] if least > -math.inf else []
+        limits += [f"> {above:g}"] if above > -math.inf else []
+        limits += [f"< {below:g}"] if below < math.inf else []
+        raise ValueError(f"{name} is {found:g}; expected a finite number {' and '.join(limits)}".rstrip())
+    return found
+
+
+def choice(name: str, value: Any, known: Iterable[str]) -> str:
+    """One of the known names."""
+    known = tuple(known)
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(known)}")
+    return value
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {describe(value)}; expected True or False")
+    return value
+
+
+def tensor(
+    name: str,
+    value: Any,
+    axes: str | None = None,
+    *,
+    dtypes: tuple[torch.dtype, ...] | None = FLOATS,
+    device: torch.device | None = None,
+) -> Tensor:
+    """A dense tensor with these axes, of one of these types, on this device.
+
+    Args:
+        axes: as people write them, "C, nz, d": one for each axis, and a number where its size is known. None: any.
+        dtypes: None: any.
+    """
+    kinds = " or ".join(str(d).removeprefix("torch.") for d in dtypes or ()) or "a tensor"
+    expected = kinds + ("" if axes is None else f" [{axes}]") + ("" if device is None else f" on {device}")
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{name} is {describe(value)}; expected {expected}, a tensor".replace("a tensor, a", "a")
+        )
+    sizes = None if axes is None else [a.strip() for a in axes.split(",") if a.strip()]
+    fits = sizes is None or (
+        value.dim() == len(sizes)
+        and all(not a.isdigit() or int(a) == n for a, n in zip(sizes, value.shape, strict=True))
+    )
+    fits = fits and (dtypes is None or value.dtype in dtypes) and (device is None or value.device == device)
+    if not fits or value.layout != torch.strided:
+        raise ValueError(f"{name} is {describe(value)}; expected {expected}")
+    return value
+
+
+def generator(name: str, value: Any, device: torch.device) -> torch.Generator | None:
+    """A generator on this device, or None."""
+    if value is None:
+        return None
+    if not isinstance(value, torch.Generator):
+        raise TypeError(f"{name} is {describe(value)}; expected a torch.Generator, or None")
+    if value.device.type != device.type:
+        raise ValueError(f"{name} is on {value.device}; expected one on {device}")
+    return value
+
+
+def function(name: str, value: Any) -> Any:
+    """Something that can be called."""
+    if not callable(value):
+        raise TypeError(f"{name} is {describe(value)}; expected a function")
+    return value
