@@ -15,7 +15,16 @@ from lae_fast.evaluation import (
     quadrature,
 )
 from lae_fast.models import LAE, MLP, VAE, Bernoulli, DiscretizedLogistic, Gaussian, Hoffman
-from lae_fast.sampling import ALDInfo, ALDState, Samples, ald_init, ald_sample, ald_step, langevin_sample
+from lae_fast.sampling import (
+    ALDInfo,
+    ALDState,
+    Samples,
+    SamplingInterrupted,
+    ald_init,
+    ald_sample,
+    ald_step,
+    langevin_sample,
+)
 from lae_fast.training.step import TrainingStep
 
 __all__ = [
@@ -31,6 +40,7 @@ __all__ = [
     "Gaussian",
     "Hoffman",
     "Samples",
+    "SamplingInterrupted",
     "Schedule",
     "TrainingStep",
     "__version__",

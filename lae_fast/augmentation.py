@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from lae_fast import ops
-from lae_fast.models.autoencoder import Autoencoder, check_images
+from lae_fast import checks, ops
+from lae_fast.models.autoencoder import Autoencoder, asks, images_for
 from lae_fast.models.lae import LAE
-from lae_fast.models.precision import check_float32, products_in
+from lae_fast.models.precision import products_in
 from lae_fast.sampling.ald import evaluate_potential
 from lae_fast.sampling.chains import Chains
 from lae_fast.sampling.sample import langevin_sample
@@ -19,7 +17,7 @@ SOURCES = ("encoder", "isotropic", "chain", "posterior")
 POSTERIOR_STEPS = 20
 
 
-@torch.no_grad()
+@asks
 def augment(
     model: Autoencoder,
     x: Tensor,
@@ -47,8 +45,7 @@ def augment(
                     All chains share one step size, which adapts in all steps except the last.
 
     The model is only read: its chain (phi, random stream, counters, step size) and its gradients do not change, and no
-    gradient flows to the model or to x. The model stays in its mode, train or eval: the networks of this package behave
-    the same in both. The call does not wait for the device, except with "posterior", which reads values from the device
+    gradient flows to the model or to x. It runs in eval mode and is in its own mode afterwards. The call does not wait for the device, except with "posterior", which reads values from the device
     before and after its steps.
 
     Args:
@@ -71,22 +68,24 @@ def augment(
         `labels.repeat(n + 1)`.
 
     Raises:
+        TypeError: an argument is of another kind.
         ValueError: images have another form (values are checked on a CPU only), there is not one label for each image,
             n < 0, the source is unknown, "chain" for a model that is not an LAE, a scale or step size is not finite and
-            >= 0, too few steps, n_steps or step_size for a source without chains, the energy or its gradient is not
-            finite at a start of "posterior", or PyTorch's settings round the products that a chain's decisions need
-            exact (precision.py).
+            >= 0, too few steps, n_steps or step_size for a source without chains, or the energy or its gradient is not
+            finite at a start of "posterior".
     """
-    source = source or ("isotropic" if isinstance(model, LAE) else "encoder")
+    if source is None:
+        source = "isotropic" if isinstance(model, LAE) else "encoder"
     _check(model, n, source, scale, n_steps, step_size)
-    flat = x.flatten(1) if x.dim() > 2 else x  # [m, nx]
-    check_images(flat, model.nx)
+    checks.tensor("images", x, dtypes=(torch.float16, torch.bfloat16, torch.float32, torch.float64))
+    flat = images_for(model, x.detach().flatten(1) if x.dim() > 2 else x.detach()).contiguous()  # [m, nx]
+    checks.generator("generator", generator, x.device)
     m = len(x)
+    checks.tensor("labels", labels, dtypes=None)
     if labels.shape[:1] != (m,):
         raise ValueError(f"labels are {list(labels.shape)}; expected [{m}, ...], one for each image")
     if n == 0:
         return x, labels
-    flat = flat.detach().to(next(model.parameters()).dtype).contiguous()
     if source == "chain":
         z = _chain(model, flat, n, n_steps or model.n_steps, step_size, generator)
     else:
@@ -102,21 +101,19 @@ def augment(
 def _check(
     model: Autoencoder, n: int, source: str, scale: float, n_steps: int | None, step_size: float | None
 ) -> None:
-    if source not in SOURCES:
-        raise ValueError(f"source is {source!r}; expected one of {', '.join(SOURCES)}")
+    checks.choice("source", source, SOURCES)
     if source == "chain" and not isinstance(model, LAE):
         raise ValueError(
             f"source is 'chain' for a {type(model).__name__}; expected an LAE, which has a phi to move"
         )
-    if n < 0:
-        raise ValueError(f"n is {n}; expected at least 0")
-    for name, value in (("scale", scale), ("step_size", step_size)):
-        if value is not None and not 0 <= value < math.inf:
-            raise ValueError(f"{name} is {value}; expected a finite number >= 0")
+    checks.count("n", n, 0)
+    checks.number("scale", scale, least=0)
+    if step_size is not None:
+        checks.number("step_size", step_size, least=0)
     # Adaptation takes one step to find the size, and one to use it.
     least = 2 if source == "posterior" and step_size is None else 1
-    if n_steps is not None and n_steps < least:
-        raise ValueError(f"n_steps is {n_steps}; expected at least {least}")
+    if n_steps is not None:
+        checks.count("n_steps", n_steps, least)
     for name, value in (("n_steps", n_steps), ("step_size", step_size)):
         if value is not None and source not in ("chain", "posterior"):
             raise ValueError(f"{name} is {value} with source {source!r}; expected None: it runs no chain")
@@ -126,30 +123,28 @@ def _chain(
     model: LAE, x: Tensor, n: int, n_steps: int, step_size: float | None, generator: torch.Generator | None
 ) -> Tensor:
     """z [n, m, nz], from n runs of the model's own chain for images x [m, nx]."""
-    check_float32(model.mh)
     h = model.encoder(x).to(x.dtype)  # [m, d]
-    with torch.autocast(x.device.type, enabled=False):
-        coordinates = model.coordinates(h, model.log_std(h) if model.spreads else None)
-        start = coordinates.start(n, generator)
+    coordinates = model.coordinates(h, model.log_std(h) if model.spreads else None)
+    start = coordinates.start(n, generator)
 
-        def energy(rows: Tensor) -> Tensor:
-            with products_in(model.chain_precision, x.device):
-                potential = model.potential(x, coordinates.many(rows, n))  # [n, m]
-            return potential if model.is_joint else potential.flatten()
+    def energy(rows: Tensor) -> Tensor:
+        with products_in(model.chain_precision, x.device):
+            potential = model.potential(x, coordinates.many(rows, n))  # [n, m]
+        return potential if model.is_joint else potential.flatten()
 
-        log_step_size = model.log_step_size
-        if step_size is not None:
-            log_step_size = torch.full_like(log_step_size, step_size).log()
-        chains = Chains(
-            lambda rows: evaluate_potential(energy, rows, len(start)),
-            start,
-            log_step_size - coordinates.log_n,
-            ops.make_rng(x.device, generator),
-            mh=model.mh,
-        )
-        for _ in range(n_steps):
-            chains.step()
-        return coordinates.many(chains.phi, n)
+    log_step_size = model.log_step_size
+    if step_size is not None:
+        log_step_size = torch.full_like(log_step_size, step_size).log()
+    chains = Chains(
+        lambda rows: evaluate_potential(energy, rows, len(start)),
+        start,
+        log_step_size - coordinates.log_n,
+        ops.make_rng(x.device, generator),
+        mh=model.mh,
+    )
+    for _ in range(n_steps):
+        chains.step()
+    return coordinates.many(chains.phi, n)
 
 
 def _mala(
@@ -161,16 +156,14 @@ def _mala(
     generator: torch.Generator | None,
 ) -> Tensor:
     """z [n, m, nz], each moved by its own chain towards p(z|x) of images x [m, nx]; the last step does not adapt."""
-    check_float32(mh=True)
-    with torch.autocast(x.device.type, enabled=False):
-        samples = langevin_sample(
-            lambda z: model.potential(x, z),
-            z,
-            n_draws=1,
-            n_warmup=n_steps - 1,
-            step_size=step_size,
-            share_step_size=True,
-            generator=generator,
-            progress=False,
-        )
+    samples = langevin_sample(
+        lambda z: model.potential(x, z),
+        z,
+        n_draws=1,
+        n_warmup=n_steps - 1,
+        step_size=step_size,
+        share_step_size=True,
+        generator=generator,
+        progress=False,
+    )
     return samples.z[:, 0]

@@ -84,6 +84,7 @@ def tensor(
     """
     kinds = " or ".join(str(d).removeprefix("torch.") for d in dtypes or ()) or "a tensor"
     expected = kinds + ("" if axes is None else f" [{axes}]") + ("" if device is None else f" on {device}")
+    verb = "are" if name.endswith("s") else "is"
     if not isinstance(value, Tensor):
         raise TypeError(
             f"{name} is {describe(value)}; expected {expected}, a tensor".replace("a tensor, a", "a")
@@ -95,7 +96,7 @@ def tensor(
     )
     fits = fits and (dtypes is None or value.dtype in dtypes) and (device is None or value.device == device)
     if not fits or value.layout != torch.strided:
-        raise ValueError(f"{name} is {describe(value)}; expected {expected}")
+        raise ValueError(f"{name} {verb} {describe(value)}; expected {expected}")
     return value
 
 

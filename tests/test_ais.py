@@ -107,26 +107,49 @@ def test_the_pilot_is_frozen_before_anything_is_estimated(simulated):
     assert len(schedule.step_size) == len(schedule.beta) - 2
 
 
+def test_collapsed_weights_are_warned_of_where_ais_was_called():
+    model = linear_model()
+    x = model.simulate(30, torch.Generator().manual_seed(1))[0].detach()
+    coarse = fit_schedule(model, x, base="prior", n_temperatures=2)
+    with pytest.warns(UserWarning, match=r"too low by far more than the standard error") as caught:
+        estimate = annealed_log_likelihood(model, x, coarse, n_chains=8, progress=False)
+    assert caught[0].filename == __file__
+    assert ((estimate.effective_sample_size >= 1) & (estimate.effective_sample_size <= 8)).all()
+
+
+def test_the_effective_sample_size_is_that_of_the_weights():
+    """For a decoder that ignores z all weights are equal."""
+    model = linear_model()
+    with torch.no_grad():
+        model.decoder.weight.zero_()
+    x = model.simulate(5, torch.Generator().manual_seed(1))[0].detach()
+    schedule = fit_schedule(model, x, base="prior", n_temperatures=10, n_pilot=10)
+    estimate = annealed_log_likelihood(model, x, schedule, n_chains=4, progress=False)
+    torch.testing.assert_close(estimate.effective_sample_size, torch.full((5,), 4.0).double())
+
+
 def test_bad_arguments(simulated):
     model, x, z, schedule = simulated
     with pytest.raises(ValueError, match="n_chains is 1; expected at least 2"):
         annealed_log_likelihood(model, x, schedule, n_chains=1)
-    with pytest.raises(ValueError, match=r"exact is \[3, 3\]; expected \[100, 3\]"):
+    with pytest.raises(
+        ValueError, match=r"exact is float32 \[3, 3\] on cpu; expected float32 or float64 \[100, 3\]"
+    ):
         annealed_log_likelihood(model, x, schedule, exact=z[:3])
     with pytest.raises(ValueError, match="n_temperatures is 1"):
         fit_schedule(model, x, n_temperatures=1)
-    with pytest.raises(ValueError, match="base is 'q'; expected encoder or prior"):
+    with pytest.raises(ValueError, match="base is 'q'; expected one of encoder, prior"):
         fit_schedule(model, x, base="q")
     with pytest.raises(ValueError, match="n_draws is 0"):
         importance_bound(model, x, n_draws=0)
-    with pytest.raises(ValueError, match="expected all in"):
-        importance_bound(model, 2 * x)
+    with pytest.raises(ValueError, match="expected finite ones"):
+        importance_bound(model, math.nan * x)
     for call in (lambda v: annealed_log_likelihood(model, v, schedule), lambda v: fit_schedule(model, v)):
         with pytest.raises(ValueError, match=r"expected floating point \[n, 12\]"):
             call(x[:, :5])
     with pytest.raises(ValueError, match="seed is 10000, the pilot run's"):
         annealed_log_likelihood(model, x, schedule, seed=10_000)
-    with pytest.raises(ValueError, match="base 'priro'"):
+    with pytest.raises(ValueError, match=r"schedule\.base is 'priro'"):
         annealed_log_likelihood(model, x, schedule._replace(base="priro"))
     for option in (dict(n_chains=1), dict(n_pilot=0)):
         with pytest.raises(ValueError, match=f"{next(iter(option))} is .*; expected at least"):
@@ -168,8 +191,11 @@ def test_the_gap_on_simulated_images_closes_with_more_temperatures():
     model = linear_model()
     x = model.simulate(30, torch.Generator().manual_seed(1))[0].detach()
     gaps = []
-    for n_temperatures in (2, 300):
-        schedule = fit_schedule(model, x, base="prior", n_temperatures=n_temperatures)
-        gaps.append(simulated_gap(model, schedule, 50, n_chains=8))
+    coarse, fine = (fit_schedule(model, x, base="prior", n_temperatures=k) for k in (2, 300))
+    with pytest.warns(
+        UserWarning, match=r"weights of \d+ of 50 images have collapsed: of 8 chains less than 2 count"
+    ):
+        gaps.append(simulated_gap(model, coarse, 50, n_chains=8))
+    gaps.append(simulated_gap(model, fine, 50, n_chains=8))
     assert gaps[0] > 1
     assert abs(gaps[1]) < 0.1

@@ -201,7 +201,7 @@ class NoHostSync(TorchDispatchMode):
 
 def test_no_host_synchronisation():
     state = lae_fast.ald_init(quadratic, torch.ones(7), 0.1)
-    with NoHostSync():
+    with torch.no_grad(), NoHostSync():
         for mh in (True, False):
             state, _ = lae_fast.ald_step(quadratic, state, mh=mh)
     with pytest.raises(AssertionError, match="_local_scalar_dense"), NoHostSync():
@@ -271,17 +271,17 @@ def test_shapes():
         (lambda: lae_fast.ald_step(quadratic, torch.ones(3), -0.1), "step_size is -0.1"),
         (lambda: lae_fast.ald_step(quadratic, torch.ones(3), math.nan), "step_size is nan"),
         (lambda: lae_fast.ald_step(quadratic, torch.ones(3), torch.tensor([-0.1])), r"step_size is \[-0.1"),
-        (lambda: lae_fast.ald_step(quadratic, torch.ones(3).long(), 0.1), "phi is torch.int64"),
-        (lambda: lae_fast.ald_step(quadratic, [1.0], 0.1), "phi is list"),
+        (lambda: lae_fast.ald_step(quadratic, torch.ones(3).long(), 0.1), "phi is int64"),
+        (lambda: lae_fast.ald_step(quadratic, [1.0], 0.1), r"phi is \[1.0\] \(list\)"),
         (lambda: lae_fast.ald_step(quadratic, torch.ones(3), 0.1, n_chains=2), r"phi is \[3\] for n_chains=2"),
         (lambda: lae_fast.ald_step(lambda p: p[:2], torch.ones(3, 4), 0.1), r"shape \[2, 4\]; expected \[\] or \[n\]"),
         (lambda: lae_fast.ald_step(quadratic, torch.ones(3, 2), 0.1, n_chains=3), r"shape \[6\]; expected \[3\] or"),
         (lambda: lae_fast.ald_step(lambda p: torch.ones(()), torch.ones(3), 0.1), "does not depend on phi"),
-        (lambda: lae_fast.ald_init(quadratic, torch.full((3,), math.nan)), "potential.phi. is nan where the chain starts"),
-        (lambda: lae_fast.ald_step(quadratic, torch.ones(3, 2), torch.ones(2), n_chains=None), "step_size is float64"),
+        (lambda: lae_fast.ald_init(quadratic, torch.full((3,), math.nan)), "energy is nan where the chains start"),
+        (lambda: lae_fast.ald_step(quadratic, torch.ones(3, 2), torch.ones(2), n_chains=None), "step_size is float32"),
         (lambda: lae_fast.ald_step(quadratic, torch.ones(3), 0.1, noise=torch.ones(4)), "noise is float32"),
     ],
 )  # fmt: skip
 def test_bad_input_is_named(call, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         call()

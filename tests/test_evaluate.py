@@ -1,12 +1,14 @@
 """Evaluation against a model whose negative ELBO is known in closed form."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from lae_fast import evaluate, fit_posterior_scale
 from lae_fast.models.lae import LAE
-from lae_fast.models.likelihood import Gaussian
+from lae_fast.models.likelihood import Bernoulli, Gaussian
 from lae_fast.models.vae import VAE
 
 NX, NZ, N = 6, 2, 3000
@@ -88,7 +90,12 @@ def test_uint8_images_and_the_vae():
 
 
 def test_bad_images_are_named():
-    with pytest.raises(ValueError, match=r"values from .* expected all in \[0, 1\]"):
-        evaluate(linear_lae(), torch.full((3, NX), 2.0))
+    model = linear_lae()
     with pytest.raises(ValueError, match=r"expected floating point \[n, 6\]"):
-        evaluate(linear_lae(), torch.rand(3, NX + 1))
+        evaluate(model, torch.rand(3, NX + 1))
+    assert math.isfinite(evaluate(model, torch.full((3, NX), 2.0)).mse)  # a Gaussian's pixels have no bounds
+    with pytest.raises(ValueError, match=r"values from nan to nan; expected finite ones"):
+        evaluate(model, torch.full((3, NX), math.nan))
+    model.likelihood = Bernoulli()
+    with pytest.raises(ValueError, match=r"values from .* expected all in \[0, 1\]"):
+        evaluate(model, torch.full((3, NX), 2.0))

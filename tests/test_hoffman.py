@@ -15,8 +15,7 @@ from torch.func import functional_call
 
 import lae_fast
 from lae_fast.models.hoffman import Hoffman
-from lae_fast.models.likelihood import Bernoulli, Gaussian
-from lae_fast.models.vae import gaussian_rate
+from lae_fast.models.likelihood import Bernoulli, Gaussian, gaussian_rate
 
 
 @pytest.mark.parametrize("start", ["encoder", "prior"])

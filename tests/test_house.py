@@ -17,7 +17,8 @@ PACKAGE = ROOT / "lae_fast"
 FLOORS = (
     ("_version",),
     ("checks",),
-    ("attacks", "checkpoint", "data", "graphs", "provenance", "seeds"),
+    ("checkpoint", "data", "graphs", "isolation", "provenance", "seeds"),
+    ("attacks",),
     ("ops",),
     ("sampling",),
     ("models",),

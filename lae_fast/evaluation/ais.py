@@ -10,21 +10,25 @@ itself has simulated. The gap between the two bounds shows how far each can be o
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lae_fast import ops, seeds
+from lae_fast import checks, ops, seeds
 from lae_fast.graphs import Replayed
-from lae_fast.models.autoencoder import Autoencoder, check_images
+from lae_fast.isolation import differentiable
+from lae_fast.models.autoencoder import Autoencoder, asks, images_for
 from lae_fast.models.likelihood import negative_log_prior
 from lae_fast.sampling.acceptance import acceptance_rate
 from lae_fast.sampling.adaptation import TARGET_ACCEPTANCE
 
 ROWS = 2048  # images x chains of one pass through the decoder
 BASES = ("encoder", "prior")
+COLLAPSED = 2.0  # effective sample sizes below this are of weights that have collapsed onto one chain
+MANY = 1 / 3  # share of images with collapsed weights that deserves a warning
 
 
 class Schedule(NamedTuple):
@@ -40,12 +44,14 @@ class AISEstimate(NamedTuple):
     """One value for each image, float64 [n], on the CPU.
 
     The standard error is that of `log_likelihood`, by the delta method; for a reverse estimate it is conditional on the
-    one exact draw of each image.
+    one exact draw of each image. C chains cannot report more than about 1 nat: where one chain holds nearly all weight, and
+    the effective sample size is near 1, the estimate can be off by many times the standard error.
     """
 
     log_likelihood: Tensor  # nats: log of the mean weight
     standard_error: Tensor  # nats
     acceptance_rate: Tensor  # mean over chains and temperatures
+    effective_sample_size: Tensor  # of the weights, 1 to n_chains: near 1 the standard error says nothing
 
 
 class _Annealing:
@@ -80,7 +86,7 @@ class _Annealing:
 
     def _evaluate(self, e: Tensor) -> tuple[Tensor, Tensor]:
         """log p(x, z) - log r(z|x) [C, n], and its derivative in e [C, n, nz]."""
-        with torch.enable_grad():
+        with differentiable():
             leaf = e.detach().requires_grad_()
             log_joint = -self.model.potential(self.x, self.mean + self.std * leaf)
             (slope,) = torch.autograd.grad(log_joint.sum(), leaf)
@@ -130,7 +136,7 @@ def _interpolate(at: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return y0 + (y1 - y0) * (at - x0) / (x1 - x0)
 
 
-@torch.no_grad()
+@asks
 def fit_schedule(
     model: Autoencoder,
     images: Tensor,
@@ -164,13 +170,11 @@ def fit_schedule(
         ("n_temperatures", n_temperatures, 2),
         ("n_chains", n_chains, 2),
         ("n_pilot", n_pilot, 1),
+        ("seed", seed, 0),
     ):
-        if value < least:
-            raise ValueError(f"{name} is {value}; expected at least {least}")
-    if base not in BASES:
-        raise ValueError(f"base is {base!r}; expected encoder or prior")
-    check_images(images, model.nx, in_range=False)
-    images = images[: max(1, ROWS // n_chains)]
+        checks.count(name, value, least)
+    checks.choice("base", base, BASES)
+    images = images_for(model, images)[: max(1, ROWS // n_chains)]
     generator = torch.Generator(images.device).manual_seed(seed)
     chains = _Annealing(model, images, base, n_chains, generator)
     move = _Moves(chains, capture)
@@ -195,7 +199,29 @@ def fit_schedule(
     return Schedule(seed, base, beta, _interpolate(even[1:-1], length, torch.stack(steps)).exp())
 
 
-@torch.no_grad()
+def _check_schedule(schedule: Schedule, device: torch.device) -> None:
+    if not isinstance(schedule, Schedule):
+        raise TypeError(f"schedule is {checks.describe(schedule)}; expected a Schedule, from fit_schedule")
+    checks.choice("schedule.base", schedule.base, BASES)
+    for name, value in (("beta", schedule.beta), ("step_size", schedule.step_size)):
+        checks.tensor(f"schedule.{name}", value, "K", dtypes=(torch.float64,), device=device)
+    beta, eta = schedule.beta, schedule.step_size
+    if len(beta) < 3 or len(eta) != len(beta) - 2:
+        raise ValueError(
+            f"schedule has {len(beta)} temperatures and {len(eta)} step sizes; expected K + 1 and K - 1, K >= 2"
+        )
+    is_good = (
+        beta[0] == 0
+        and beta[-1] == 1
+        and (beta.diff() >= 0).all()
+        and eta.isfinite().all()
+        and (eta >= 0).all()
+    )
+    if not is_good:  # a NaN is not, either
+        raise ValueError("schedule: expected temperatures that rise from 0 to 1, and finite step sizes >= 0")
+
+
+@asks
 def annealed_log_likelihood(
     model: Autoencoder,
     images: Tensor,
@@ -220,18 +246,16 @@ def annealed_log_likelihood(
     """
     from tqdm import tqdm
 
-    check_images(images, model.nx, in_range=False)
-    if schedule.base not in BASES or len(schedule.step_size) != len(schedule.beta) - 2:
-        raise ValueError(
-            f"schedule has base {schedule.base!r}, {len(schedule.beta)} temperatures and {len(schedule.step_size)} step "
-            "sizes; expected encoder or prior, K + 1 and K - 1"
-        )
-    if seed == schedule.seed:
+    images = images_for(model, images)
+    _check_schedule(schedule, images.device)
+    if checks.count("seed", seed, 0) == schedule.seed:
         raise ValueError(f"seed is {seed}, the pilot run's; expected another")
-    if n_chains < 2:
-        raise ValueError(f"n_chains is {n_chains}; expected at least 2, for a standard error")
-    if exact is not None and exact.shape != (len(images), model.nz):
-        raise ValueError(f"exact is {list(exact.shape)}; expected [{len(images)}, {model.nz}]")
+    checks.count("n_chains", n_chains, 2)  # for a standard error
+    if exact is not None:
+        checks.tensor("exact", exact, f"{len(images)}, {model.nz}", device=images.device)
+        exact = exact.to(images.dtype)
+        if not exact.isfinite().all():
+            raise ValueError("exact is not finite everywhere; expected draws of p(z|x)")
     generator = torch.Generator(images.device).manual_seed(seed)
     is_forward, n_moves = exact is None, len(schedule.step_size)
     growth = schedule.beta.diff()  # [K], steps of beta: growth[k] and growth[k + 1] lie around move k
@@ -257,11 +281,20 @@ def annealed_log_likelihood(
     log_w = torch.cat(log_weights, 1)  # [C, n]
     sign = 1 if is_forward else -1  # reverse weights average to 1 / p(x)
     log_mean = torch.logsumexp(sign * log_w, 0) - math.log(n_chains)
-    error = (sign * log_w - log_mean).exp().std(0) / math.sqrt(n_chains)
-    return AISEstimate(sign * log_mean, error, torch.cat(acceptances))
+    weights = (sign * log_w - log_mean).exp()  # their mean is 1
+    error = weights.std(0) / math.sqrt(n_chains)
+    effective = weights.sum(0).square() / weights.square().sum(0)
+    if n_chains > COLLAPSED and (effective < COLLAPSED).double().mean() > MANY:
+        warnings.warn(
+            f"the weights of {int((effective < COLLAPSED).sum())} of {len(images)} images have collapsed: of {n_chains} chains "
+            f"less than {COLLAPSED:g} count, and log p(x) can be too {'low' if is_forward else 'high'} by far more than the "
+            "standard error; take more temperatures, or the other base",
+            stacklevel=3,
+        )
+    return AISEstimate(sign * log_mean, error, torch.cat(acceptances), effective)
 
 
-@torch.no_grad()
+@asks
 def simulated_gap(
     model: Autoencoder, schedule: Schedule, n_images: int, *, n_chains: int = 16, seed: int = 0
 ) -> float:
@@ -269,7 +302,8 @@ def simulated_gap(
 
     The reverse chains start at the z that the image was made from, an exact draw of p(z|x).
     """
-    generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
+    checks.count("n_images", n_images)
+    generator = torch.Generator(next(model.parameters()).device).manual_seed(checks.count("seed", seed, 0))
     images, z = model.simulate(n_images, generator)
     below, above = (
         annealed_log_likelihood(
@@ -298,6 +332,13 @@ def anneal(
     two estimates too high by at most about its standard error. Arguments and errors are those of the two functions.
     """
     found = []
+    if isinstance(bases, str) or not len(bases):
+        raise ValueError(f"bases are {bases!r}; expected a sequence of {', '.join(BASES)}")
+    for base in bases:
+        checks.choice("base", base, BASES)
+    checks.count("n_temperatures", n_temperatures, 2)
+    checks.count("seed", seed, 0)
+    images = images_for(model, images)
     for base in bases:
         schedule = fit_schedule(
             model,

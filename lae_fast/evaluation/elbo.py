@@ -9,10 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lae_fast.models.autoencoder import Autoencoder, check_images
+from lae_fast import checks
+from lae_fast.isolation import differentiable
+from lae_fast.models.autoencoder import Autoencoder, asks, images_for
 from lae_fast.models.lae import LAE
-from lae_fast.models.likelihood import negative_log_prior
-from lae_fast.models.vae import gaussian_rate
+from lae_fast.models.likelihood import gaussian_rate, negative_log_prior
 
 
 class Evaluation(NamedTuple):
@@ -31,15 +32,18 @@ class Evaluation(NamedTuple):
         )
 
 
-def batches(images: Tensor, nx: int, size: int) -> Iterator[Tensor]:
-    """Float batches [size, nx] in [0, 1] of images [N, nx] that may be stored as uint8."""
-    for batch in images.split(size):
-        x = batch / 255 if batch.dtype == torch.uint8 else batch
-        check_images(x, nx)
-        yield x
+def batches(model: Autoencoder, images: Tensor, size: int) -> Iterator[Tensor]:
+    """Batches [size, nx] of images [N, nx] (see `images_for`), as the model computes with them.
+
+    Raises:
+        TypeError, ValueError: as `images_for`, before the first batch.
+    """
+    checks.count("batch_size", size)
+    images_for(model, images[:1] if isinstance(images, Tensor) and images.dim() else images)
+    return (images_for(model, batch) for batch in images.split(size))
 
 
-@torch.no_grad()
+@asks
 def evaluate(
     model: Autoencoder, images: Tensor, *, n_draws: int = 1, seed: int = 0, batch_size: int = 1000
 ) -> Evaluation:
@@ -52,15 +56,18 @@ def evaluate(
         images: [N, nx], float in [0, 1] or uint8 in 0..255.
 
     Raises:
-        ValueError: images have another form.
+        TypeError, ValueError: images have another form, or a number is not one.
     """
     totals = torch.zeros(3, dtype=torch.float64)
+    checks.count("n_draws", n_draws)
+    checks.count("seed", seed, 0)
+    all_batches = batches(model, images, batch_size)
     generator = torch.Generator(images.device).manual_seed(seed)
-    for x in batches(images, model.nx, batch_size):
+    for x in all_batches:
         mean, std = model.posterior(x)
         for _ in range(n_draws):
             eps = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
-            energy = model.likelihood.energy(model.decoder(mean + std * eps), x).sum()
+            energy = model.reconstruction(x, mean + std * eps).sum()
             totals[0] += energy.cpu() / n_draws
         totals[1] += gaussian_rate(mean, std).sum().cpu()
         totals[2] += (model.decode(mean) - x).square().mean(1, dtype=torch.float64).sum().cpu()
@@ -68,7 +75,7 @@ def evaluate(
     return Evaluation(reconstruction + rate, reconstruction, rate, mse)
 
 
-@torch.no_grad()
+@asks
 def importance_bound(
     model: Autoencoder, images: Tensor, *, n_draws: int = 1000, seed: int = 0, rows: int = 2048
 ) -> Tensor:
@@ -83,13 +90,14 @@ def importance_bound(
         images: [N, nx], float in [0, 1] or uint8 in 0..255.
 
     Raises:
-        ValueError: images have another form, or n_draws < 1.
+        TypeError, ValueError: images have another form, or a number is not one.
     """
-    if n_draws < 1:
-        raise ValueError(f"n_draws is {n_draws}; expected at least 1")
+    checks.count("n_draws", n_draws)
+    checks.count("seed", seed, 0)
+    all_batches = batches(model, images, checks.count("rows", rows))
     generator = torch.Generator(images.device).manual_seed(seed)
     bounds = []
-    for x in batches(images, model.nx, rows):
+    for x in all_batches:
         mean, std = model.posterior(x)
         total = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
         for chunk in torch.arange(n_draws).split(max(1, rows // len(x))):
@@ -102,7 +110,7 @@ def importance_bound(
     return torch.cat(bounds).cpu()
 
 
-@torch.no_grad()
+@asks
 def fit_posterior_scale(model: Autoencoder, images: Tensor, *, seed: int = 0, n_images: int = 2000) -> None:
     """Set the standard deviations s [nz] of q(z|x) = N(f(x), diag(s^2)), of an LAE that does not train them.
 
@@ -112,10 +120,20 @@ def fit_posterior_scale(model: Autoencoder, images: Tensor, *, seed: int = 0, n_
     a few times; of all these s the best one stays. Models that train their q have nothing to fit.
 
     Raises:
-        ValueError: images have another form than `evaluate` takes.
+        TypeError, ValueError: images have another form than `evaluate` takes, or a number is not one. s is then as before.
     """
     if not isinstance(model, LAE) or model.spreads:
         return
+    before = model.posterior_scale.clone()
+    try:
+        _fit(model, images, checks.count("seed", seed, 0), checks.count("n_images", n_images))
+    except BaseException:
+        model.set_constant_std(before)
+        raise
+
+
+def _fit(model: LAE, images: Tensor, seed: int, n_images: int) -> None:
+    batches(model, images, 1000)  # raises
     images = images[:n_images]
 
     def loss_at(log_std: Tensor) -> float:
@@ -139,11 +157,11 @@ def _spread_slopes(model: LAE, images: Tensor, seed: int) -> Tensor:
     """E[s_j eps_j dU/dz_j] over images and draws of q, [nz]; eps comes with -eps, so that slopes at the mean cancel."""
     generator = torch.Generator(images.device).manual_seed(seed)
     total = torch.zeros(model.nz, dtype=torch.float64, device=images.device)
-    for x in batches(images, model.nx, 1000):
+    for x in batches(model, images, 1000):
         mean, std = model.posterior(x)
         eps = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
         moves = torch.stack((std * eps, -std * eps))
-        with torch.enable_grad():
+        with differentiable():
             z = (mean + moves).requires_grad_()
             (slope,) = torch.autograd.grad(model.potential(x, z).sum(), z)
         total += (moves * slope).sum((0, 1), dtype=torch.float64)

@@ -8,8 +8,9 @@ import warnings
 import torch
 from torch import Tensor
 
+from lae_fast import checks
 from lae_fast.evaluation.elbo import batches
-from lae_fast.models.autoencoder import Autoencoder
+from lae_fast.models.autoencoder import Autoencoder, asks
 from lae_fast.models.likelihood import negative_log_prior
 
 N_CELLS = {1: 4096, 2: 512}  # along each axis
@@ -17,7 +18,7 @@ LEAK = 1e-3  # share of p(x) near the edge of the box, beyond which the box is t
 COARSE = 0.1  # nats between the rule and the rule with half of the cells, beyond which cells are too large
 
 
-@torch.no_grad()
+@asks
 def quadrature(
     model: Autoencoder, images: Tensor, *, half_width: float = 8.0, n_cells: int | None = None
 ) -> Tensor:
@@ -32,16 +33,16 @@ def quadrature(
         n_cells: along each axis.
 
     Raises:
-        ValueError: nz is above 2, images have another form, or half_width or n_cells is not positive.
+        TypeError, ValueError: nz is above 2, images have another form, or half_width or n_cells is not a positive number.
 
     Warns:
         UserWarning: p(x, z) of some image is not small at the edge of the box, or sharper than the cells.
     """
     if model.nz not in N_CELLS:
         raise ValueError(f"nz is {model.nz}; expected 1 or 2: cells grow with their number of dimensions")
-    n_cells = N_CELLS[model.nz] if n_cells is None else n_cells
-    if n_cells < 1 or not 0 < half_width < math.inf:
-        raise ValueError(f"n_cells is {n_cells}, half_width {half_width}; expected positive numbers")
+    n_cells = N_CELLS[model.nz] if n_cells is None else checks.count("n_cells", n_cells, most=2**16)
+    checks.number("half_width", half_width, above=0)
+    all_batches = batches(model, images, 1000)
     width = 2 * half_width / n_cells
     axis = torch.arange(n_cells, dtype=torch.float64) * width + (width - 2 * half_width) / 2
     like = next(model.parameters())
@@ -51,10 +52,10 @@ def quadrature(
     is_white = numbers.sum(1) % 2 == 0
     parts = {"white": is_white, "black": ~is_white, "edge": is_edge}
     found: dict[str, list[Tensor]] = {name: [] for name in parts}
-    for x in batches(images, model.nx, 1000):
+    for x in all_batches:
         sums = {name: x.new_full((len(x),), -math.inf, dtype=torch.float64) for name in parts}
         for index in torch.arange(len(z), device=z.device).split(1024):
-            pairs = model.likelihood.all_pairs(model.decoder(z[index]), x)
+            pairs = model.likelihood.all_pairs(model.output(z[index]), x)
             log_joint = -pairs - negative_log_prior(z[index])[:, None]  # [1024, n]
             for name, is_in in parts.items():
                 sums[name] = torch.logaddexp(sums[name], log_joint[is_in[index]].logsumexp(0))

@@ -1,6 +1,6 @@
 """Latent variable models: `LAE`, `VAE` and `Hoffman`, and their parts."""
 
-from lae_fast.models.autoencoder import Autoencoder, check_images
+from lae_fast.models.autoencoder import Autoencoder, asks, images_for
 from lae_fast.models.hoffman import Hoffman
 from lae_fast.models.lae import LAE
 from lae_fast.models.likelihood import (
@@ -32,8 +32,9 @@ __all__ = [
     "Gaussian",
     "Hoffman",
     "Likelihood",
+    "asks",
     "build",
-    "check_images",
+    "images_for",
     "load",
     "negative_log_prior",
     "options_of",

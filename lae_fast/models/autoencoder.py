@@ -2,31 +2,74 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from lae_fast import ops
-from lae_fast.models.likelihood import negative_log_prior
-from lae_fast.models.precision import check_precision
+from lae_fast import checks, ops
+from lae_fast.isolation import isolated
+from lae_fast.models.likelihood import gaussian_rate, negative_log_prior
+from lae_fast.models.precision import check_precision, products_in
 
 
-def check_images(x: Tensor, nx: int, *, in_range: bool = True) -> None:
-    """Raise a ValueError unless x holds images as the models take them: floating point [n, nx] in [0, 1].
+def images_for(model: Autoencoder, x: Tensor) -> Tensor:
+    """Images as every function of a model takes them, in the form that the model computes with: its own type, [n, nx].
 
-    The values are checked on the CPU only, where the check needs no synchronisation. `in_range=False` leaves this check
-    out, for images that a model has simulated: a Gaussian likelihood simulates images that leave [0, 1].
+    Args:
+        x: [n, nx], on the model's device: uint8 in 0..255, or floating point in [0, 1], of any type. Under a likelihood without
+            bounds, as the Gaussian is, all finite values are images. The values are checked on a CPU only, where this needs
+            no synchronisation.
+
+    Raises:
+        TypeError: x is not a tensor.
+        ValueError: x has another form, or the model's parameters are neither float32 nor float64.
     """
-    if x.dim() != 2 or x.shape[0] < 1 or x.shape[1] != nx or not x.is_floating_point():
-        kind = str(x.dtype).removeprefix("torch.")
-        raise ValueError(f"images are {kind} {list(x.shape)}; expected floating point [n, {nx}] with n >= 1")
-    can_look = in_range and x.device.type == "cpu" and not torch.compiler.is_compiling()
-    if can_look and not ops.in_unit_range(x.detach().float().contiguous()):  # a NaN fails too
-        low, high = (v.item() for v in x.detach().aminmax())
-        raise ValueError(f"images have values from {low:g} to {high:g}; expected all in [0, 1]")
+    checks.tensor("images", x, dtypes=None)
+    like = next(model.parameters(), x)
+    if like.dtype not in checks.FLOATS:
+        raise ValueError(
+            f"the model's parameters are {str(like.dtype).removeprefix('torch.')}; expected float32 or float64: what may be "
+            "rounded in training is by precision='bf16'"
+        )
+    fits = x.dim() == 2 and len(x) > 0 and x.shape[1] == model.nx and x.device == like.device
+    if not fits or not (x.is_floating_point() or x.dtype == torch.uint8):
+        raise ValueError(
+            f"images are {checks.describe(x)}; expected floating point [n, {model.nx}] with n >= 1 on {like.device}, or uint8"
+        )
+    if x.dtype == torch.uint8:
+        return x.to(like.dtype) / 255
+    x, bounds = x.to(like.dtype), getattr(model.likelihood, "bounds", (0.0, 1.0))
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        values = x.detach().float().contiguous()
+        if not (values.isfinite().all() if bounds is None else ops.in_unit_range(values)):  # a NaN fails too
+            low, high = (v.item() for v in values.aminmax())
+            expected = "finite ones" if bounds is None else "all in [0, 1]"
+            raise ValueError(f"images have values from {low:g} to {high:g}; expected {expected}")
+    return x
+
+
+def asks(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Of a function whose first argument is a model that it only asks something: without gradients, in eval mode, and
+    whatever the program around has switched on (isolation.py)."""
+
+    @functools.wraps(function)
+    def asking(model: Autoencoder, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(model, Autoencoder):
+            raise TypeError(f"model is {checks.describe(model)}; expected an LAE, VAE or Hoffman")
+        with torch.no_grad(), isolated(model):
+            return function(model, *args, **kwargs)
+
+    return asking
 
 
 class Autoencoder(nn.Module):
     """Base of `LAE`, `VAE` and `Hoffman`. Keyword arguments are a model's options, see registry.py.
+
+    `loss`, `encode`, `decode`, `posterior` and `potential` run in the mode that the model is in, train or eval, and can be
+    differentiated; whatever else asks a model something runs in eval mode, and restores the mode.
 
     Attributes:
         beta1, lr: Adam's momentum and learning rate that suit this model.
@@ -58,9 +101,11 @@ class Autoencoder(nn.Module):
         precision: str = "float32",
     ) -> None:
         super().__init__()
+        for name, part in (("encoder", encoder), ("decoder", decoder), ("likelihood", likelihood)):
+            if not isinstance(part, nn.Module):
+                raise TypeError(f"{name} is {checks.describe(part)}; expected an nn.Module")
         for name, value in (("nx", nx), ("nz", nz), ("d", d)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; expected a positive number")
+            checks.count(name, value)
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
         self.nx, self.nz, self.d = nx, nz, d
         check_precision("precision", precision)
@@ -71,12 +116,45 @@ class Autoencoder(nn.Module):
         raise NotImplementedError
 
     def loss(self, x: Tensor) -> Tensor:
-        """The training loss [] of images x [n, nx], nats per image; call `backward` on it.
+        """In train mode the training loss [] of images x [n, nx], nats per image; call `backward` on it. In eval mode
+        `negative_elbo`, which compares between models; no chain moves.
 
         Raises:
-            ValueError: images have another form.
+            ValueError: images have another form (`images_for`).
         """
+        x = images_for(self, x)
+        return self.training_loss(x) if self.training else self.negative_elbo(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`loss`: so that wrappers which call a module, such as DistributedDataParallel, serve."""
+        return self.loss(x)
+
+    def training_loss(self, x: Tensor) -> Tensor:
+        """The training loss [], nats per image, of images x [n, nx] that `loss` has checked."""
         raise NotImplementedError
+
+    def negative_elbo(self, x: Tensor) -> Tensor:
+        """The negative ELBO [] of images x [n, nx], nats per image: one draw of q(z|x) for each, the rate in closed form."""
+        with products_in(self.precision if self.training else "float32", x.device):
+            mean, std = (t.to(x.dtype) for t in self.posterior(x))
+            z = mean + std * torch.randn_like(mean)
+            output = self.output(z)
+        return (self.likelihood.energy(output, x) + gaussian_rate(mean, std)).mean()
+
+    def output(self, z: Tensor) -> Tensor:
+        """The likelihood's input for latent variables: [..., nz] -> [..., nx]. A decoder may return images of any shape.
+
+        Raises:
+            ValueError: the decoder does not return nx elements for each z.
+        """
+        rows = z.flatten(0, -2)
+        out = self.decoder(rows)
+        if not isinstance(out, Tensor) or out.shape[:1] != rows.shape[:1] or out[0].numel() != self.nx:
+            raise ValueError(
+                f"the decoder returned {checks.describe(out)} for z {list(rows.shape)}; expected [{len(rows)}, {self.nx}], or "
+                f"images of {self.nx} elements"
+            )
+        return out.reshape(*z.shape[:-1], self.nx)
 
     def chain_state(self) -> dict[str, Tensor]:
         """The tensors that a chain needs, besides the `state_dict`, to continue exactly; {} without a chain."""
@@ -100,8 +178,7 @@ class Autoencoder(nn.Module):
 
     def reconstruction(self, x: Tensor, z: Tensor) -> Tensor:
         """-log p(x|z) of images [n, nx] and z [..., n, nz]: float64 [..., n], nats per image."""
-        output = self.decoder(z.flatten(0, -2)).view(*z.shape[:-1], -1)
-        return self.likelihood.energy(output, x)
+        return self.likelihood.energy(self.output(z), x)
 
     def encode(self, x: Tensor) -> Tensor:
         """The mean of q(z|x) for each image: [n, nx] -> [n, nz]."""
@@ -109,27 +186,35 @@ class Autoencoder(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """The mean image of each latent variable: [n, nz] -> [n, nx]."""
-        return self.likelihood.mean(self.decoder(z))
+        return self.likelihood.mean(self.output(z))
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """The mean image of each image's code: [n, nx] -> [n, nx]."""
-        return self.decode(self.encode(x))
+        with isolated(self):
+            return self.decode(self.encode(x))
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """n mean images [n, nx] of latent variables drawn from the prior."""
+        with isolated(self):
+            return self.decode(self._prior(n, generator))
+
+    def _prior(self, n: int, generator: torch.Generator | None) -> Tensor:
         like = next(self.parameters())
-        z = torch.randn(n, self.nz, generator=generator, device=like.device, dtype=like.dtype)
-        return self.decode(z)
+        checks.count("n", n)
+        checks.generator("generator", generator, like.device)
+        return torch.randn(n, self.nz, generator=generator, device=like.device, dtype=like.dtype)
 
     @torch.no_grad()
     def simulate(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """n draws of the joint p(x, z): images [n, nx], and z [n, nz], which is an exact draw of p(z|x)."""
-        like = next(self.parameters())
-        z = torch.randn(n, self.nz, generator=generator, device=like.device, dtype=like.dtype)
-        return self.likelihood.sample(self.decoder(z), generator), z
+        z = self._prior(n, generator)
+        with isolated(self):
+            return self.likelihood.sample(self.output(z), generator), z
 
     def interpolate(self, start: Tensor, end: Tensor, n_steps: int) -> Tensor:
         """Decoded straight lines between the codes of two image batches: 2 x [n, nx] -> [n, n_steps, nx]."""
-        a, b = self.encode(start)[:, None], self.encode(end)[:, None]  # [n, 1, nz]
-        t = torch.linspace(0, 1, n_steps, device=a.device, dtype=a.dtype)[:, None]  # [n_steps, 1]
-        return self.decode((a + t * (b - a)).flatten(0, 1)).unflatten(0, (-1, n_steps))
+        checks.count("n_steps", n_steps)
+        with isolated(self):
+            a, b = self.encode(start)[:, None], self.encode(end)[:, None]  # [n, 1, nz]
+            t = torch.linspace(0, 1, n_steps, device=a.device, dtype=a.dtype)[:, None]  # [n_steps, 1]
+            return self.decode((a + t * (b - a)).flatten(0, 1)).unflatten(0, (-1, n_steps))

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lae_fast import ops
+from lae_fast.isolation import differentiable
 from lae_fast.models import mlp
 from lae_fast.models.autoencoder import Autoencoder
 from lae_fast.models.likelihood import has_kernel
@@ -96,9 +97,13 @@ class DecoderPass:
         else:
             self.totals = list(gradients)
 
-    def _by_autograd(self, z: Tensor, inputs: list[Tensor], precision: str) -> tuple[Tensor, list[Tensor]]:
-        """The energies [n] at z [n, nz], and the gradients of their sum with respect to `inputs`."""
-        with torch.enable_grad(), products_in(precision, z.device):
+    def _by_autograd(
+        self, z: Tensor, precision: str, *, to_z: bool = False, to_weights: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The energies [n] at z [n, nz], and the gradients of their sum with respect to z and to `parameters`."""
+        with differentiable(), products_in(precision, z.device):
+            z = z.detach().requires_grad_(to_z)
+            inputs = [z] * to_z + self.parameters * to_weights
             energy = self.model.potential(self.x, z)
             gradients = torch.autograd.grad(energy.sum(), inputs, allow_unused=True)
         whole = [
@@ -123,9 +128,8 @@ class AutogradPass(DecoderPass):
     included."""
 
     def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        z = z.detach().requires_grad_()
         energy, (z_grad, *weight_grads) = self._by_autograd(
-            z, [z, *self.parameters], self.model.chain_precision
+            z, self.model.chain_precision, to_z=True, to_weights=True
         )
         self.latest = _ByAutograd(z_grad, weight_grads)
         return energy.sum().reshape(1), z_grad
@@ -149,15 +153,14 @@ class RecomputingPass(DecoderPass):
     rejected, a state that counts takes a forward and a backward pass of its own."""
 
     def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        z = z.detach().requires_grad_()
-        energy, (z_grad,) = self._by_autograd(z, [z], self.model.chain_precision)
-        self.latest = _AtZ(z.detach(), z_grad)
+        energy, (z_grad,) = self._by_autograd(z, self.model.chain_precision, to_z=True)
+        self.latest = _AtZ(z, z_grad)
         return energy, z_grad
 
     def weight_gradients(self) -> list[Tensor]:
         if not self.parameters:
             return []
-        return self._by_autograd(self.current.z, self.parameters, self.model.precision)[1]
+        return self._by_autograd(self.current.z, self.model.precision, to_weights=True)[1]
 
 
 class _ByHand(NamedTuple):

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lae_fast.models.autoencoder import check_images
-from lae_fast.models.precision import check_float32, products_in
-from lae_fast.models.vae import VAE, gaussian_rate
+from lae_fast import checks
+from lae_fast.models.likelihood import gaussian_rate
+from lae_fast.models.precision import chain_context, products_in
+from lae_fast.models.vae import VAE
 from lae_fast.models.with_chain import AutoencoderWithChain
 from lae_fast.sampling.ald import evaluate_potential
 from lae_fast.sampling.chains import Chains
@@ -50,25 +51,22 @@ class Hoffman(AutoencoderWithChain, VAE):
             ("gradient", gradient, self.gradients),
             ("start", start, self.starts),
         ):
-            if value not in choices:
-                raise ValueError(f"{name} is {value!r}; expected {' or '.join(choices)}")
+            checks.choice(name, value, choices)
         self.gradient, self.start = gradient, start
 
-    def loss(self, x: Tensor) -> Tensor:
+    def training_loss(self, x: Tensor) -> Tensor:
         """-log p(x, z_t) [] of images x [n, nx], averaged over images and over t (or at t = T): nats per image.
 
         The encoder's part is the negative ELBO, with the decoder's derivative taken at the encoder's draw. This part
         enters only the gradient, not the value.
 
         Raises:
-            ValueError: images have another form, or PyTorch's settings round the products that `mh` needs exact.
+            ValueError: an image's potential is not a function of its own z: Dropout or BatchNorm in the decoder.
         """
-        check_images(x, self.nx)
-        check_float32(self.mh)
         with products_in(self.precision, x.device):
             mean, std = (t.to(x.dtype) for t in self.posterior(x))
         z = mean + std * torch.randn_like(mean)  # [n, nz]
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        with torch.no_grad(), chain_context(self.mh, x.device):
             visited, slope = self._run_chain(x, z.detach())
         encoder_loss = ((z * slope).sum(1) + gaussian_rate(mean, std)).mean()
         n_visited = len(visited) if self.gradient == "average" else 1
@@ -93,6 +91,8 @@ class Hoffman(AutoencoderWithChain, VAE):
             mh=self.mh,
             adaptation=self.adaptation if self.mh else None,
         )
+        if self.mh:
+            self._check_function(x, start, chains.potential)
         slope = chains.grad - z if self.start == "encoder" else evaluate(z)[1] - z
         visited, acceptance = [], torch.zeros_like(chains.potential)
         has_moved = torch.zeros_like(chains.is_accepted)

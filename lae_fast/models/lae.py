@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lae_fast.models.autoencoder import check_images
+from lae_fast import checks
 from lae_fast.models.coordinates import DatapointCoordinates, JointCoordinates, Memory
 from lae_fast.models.decoder_pass import DecoderPass, decoder_pass
-from lae_fast.models.precision import check_float32, products_in
+from lae_fast.models.precision import chain_context, products_in
 from lae_fast.models.with_chain import AutoencoderWithChain
 from lae_fast.sampling.chains import Chains
 
@@ -103,36 +102,30 @@ class LAE(AutoencoderWithChain):
         whiten: bool = False,
         **options: Any,
     ) -> None:
-        if decisions not in self.kinds:
-            raise ValueError(f"decisions is {decisions!r}; expected {' or '.join(self.kinds)}")
+        checks.choice("decisions", decisions, self.kinds)
         self.decisions, self.is_joint = decisions, decisions == "joint"
-        self.spreads = spread and not self.is_joint
+        self.spreads = checks.flag("spread", spread) and not self.is_joint
         super().__init__(encoder, decoder, likelihood, **options)
         own = {"decoder_window": "last", "feature_window": "first"}
         for name, window in (("decoder_window", decoder_window), ("feature_window", feature_window)):
-            window = window or ("after" if self.is_joint else own[name])
-            if window not in self.windows:
-                raise ValueError(f"{name} is {window!r}; expected one of {', '.join(self.windows)}")
-            setattr(self, name, window)
-        if whiten and not self.is_joint:
+            if window is None:
+                window = "after" if self.is_joint else own[name]
+            setattr(self, name, checks.choice(name, window, self.windows))
+        if checks.flag("whiten", whiten) and not self.is_joint:
             raise ValueError(
                 "whiten is True with datapoint decisions, which do not move phi; expected joint ones"
             )
-        if memory < 1 or not 0 <= ridge < math.inf:
-            raise ValueError(
-                f"memory is {memory}, ridge {ridge}; expected at least 1, and a finite number >= 0"
-            )
-        self.whiten, self.memory, self.ridge = whiten, memory, ridge
+        self.whiten, self.memory = whiten, checks.count("memory", memory)
+        self.ridge = checks.number("ridge", ridge, least=0)
         self.register_buffer("phi", nn.init.orthogonal_(torch.empty(self.nz, self.d)))
         if self.spreads:
-            self.log_std = nn.utils.skip_init(nn.Linear, self.d, self.nz)
+            self.log_std = nn.utils.skip_init(nn.Linear, self.d, self.nz, device=self.phi.device)
             self.set_constant_std(0.05)
         else:
             self.register_buffer("posterior_scale", torch.full((self.nz,), 0.05))
-        self.register_load_state_dict_pre_hook(_take_constant_scale)
         if whiten or not self.is_joint:
-            self._chain_buffer("gram", torch.zeros(self.d, self.d))  # H^T H / n, averaged over minibatches
-            self._chain_buffer("n_batches", torch.zeros((), dtype=torch.int64))
+            self.register_buffer("gram", torch.zeros(self.d, self.d))  # H^T H / n, averaged over minibatches
+            self.register_buffer("n_batches", torch.zeros((), dtype=torch.int64))
 
     @property
     def first_step_size(self) -> float:
@@ -172,7 +165,7 @@ class LAE(AutoencoderWithChain):
         else:
             self.posterior_scale.copy_(s)
 
-    def loss(self, x: Tensor) -> Tensor:
+    def training_loss(self, x: Tensor) -> Tensor:
         """U [] of images x [n, nx], averaged over images and the decoder's window: nats per image. Advances the chain by T
         steps.
 
@@ -181,11 +174,9 @@ class LAE(AutoencoderWithChain):
         proposals.
 
         Raises:
-            ValueError: images have another form or require a gradient, or PyTorch's settings round the products that
-                `mh` needs exact.
+            ValueError: images require a gradient; or the potential is not a function (a decoder with Dropout) or, with
+                datapoint decisions, an image's potential depends on other images (BatchNorm in train mode).
         """
-        check_images(x, self.nx)
-        check_float32(self.mh)
         if x.requires_grad:
             raise ValueError(
                 "images require a gradient; expected none: the chain's loss has no derivative by them"
@@ -193,11 +184,26 @@ class LAE(AutoencoderWithChain):
         with products_in(self.precision, x.device):
             h = self.encoder(x).to(x.dtype)  # [n, d]
             log_std = self.log_std(h).to(x.dtype) if self.spreads else None  # [n, nz]
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        with torch.no_grad(), chain_context(self.mh, x.device):
             decoder = decoder_pass(self, x.contiguous(), by_row=not self.is_joint)
             value, known = self._run_chain(decoder, self.coordinates(h.detach(), log_std))
         inputs = [h, *decoder.parameters] if log_std is None else [h, log_std, *decoder.parameters]
         return _KnownGradients.apply(value, 1 / len(x), *inputs, *known)
+
+    def convert(self, weights: dict[str, Tensor], prefix: str) -> None:
+        s = weights.get(f"{prefix}posterior_scale")  # one number for all, or one for each dimension
+        if s is not None and self.spreads:  # of another kind of decisions, whose steps have other units
+            del weights[f"{prefix}posterior_scale"]
+            weights[f"{prefix}log_std.weight"] = torch.zeros_like(self.log_std.weight)
+            weights[f"{prefix}log_std.bias"] = s.expand(self.nz).log()
+            for name in self.chain_state():
+                weights.pop(prefix + name, None)
+        elif s is not None:
+            weights[f"{prefix}posterior_scale"] = s.expand(self.nz)
+        if not hasattr(self, "gram"):
+            for name in ("gram", "n_batches"):
+                weights.pop(prefix + name, None)
+        super().convert(weights, prefix)
 
     def coordinates(self, h: Tensor, log_std: Tensor | None) -> JointCoordinates | DatapointCoordinates:
         """What the chain moves for a minibatch of features h [n, d] and, with `spread`, log s [n, nz]; changes nothing."""
@@ -231,6 +237,8 @@ class LAE(AutoencoderWithChain):
             adaptation=self.adaptation,
         )
         decoder.start()
+        if self.mh:
+            self._check_function(decoder.x, coordinates.z(chain.phi), chain.potential)
         value, acceptance = torch.zeros_like(chain.potential), torch.zeros_like(chain.potential)
         has_moved = torch.zeros_like(chain.is_accepted)
         # The derivative by log s of the negative ELBO: s u dU/dz at the start, and -1 of the entropy.
@@ -254,17 +262,3 @@ class LAE(AutoencoderWithChain):
             self.n_batches += 1
         self._keep(chain, coordinates.log_n, acceptance / self.n_steps, has_moved)
         return value.sum() / len(learns), features + [g / len(learns) for g in decoder.totals]
-
-
-def _take_constant_scale(model: LAE, weights: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Weights of a model with another kind of s: one number for all, or one for each dimension, and not of the features."""
-    s = weights.get(f"{prefix}posterior_scale")
-    if s is None:
-        return
-    s = s.expand(model.nz)
-    if not model.spreads:
-        weights[f"{prefix}posterior_scale"] = s
-        return
-    del weights[f"{prefix}posterior_scale"]
-    weights[f"{prefix}log_std.weight"] = torch.zeros_like(model.log_std.weight)
-    weights[f"{prefix}log_std.bias"] = s.log()

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lae_fast import ops
+from lae_fast import checks, ops
 from lae_fast.ops.energies import logistic_pixels
 from lae_fast.ops.torch_private import is_transformed
 
@@ -24,6 +24,11 @@ from lae_fast.ops.torch_private import is_transformed
 def negative_log_prior(z: Tensor) -> Tensor:
     """-log N(z; 0, I) for z [..., nz]: float64 [...], nats."""
     return 0.5 * z.square().sum(-1, dtype=torch.float64) + 0.5 * z.shape[-1] * math.log(2 * math.pi)
+
+
+def gaussian_rate(mean: Tensor, std: Tensor) -> Tensor:
+    """KL(N(mean, std^2) || N(0, I)) for mean and std [n, nz]: float64 [n], nats per image."""
+    return 0.5 * (mean.square() + std.square() - 1 - 2 * std.log()).sum(-1, dtype=torch.float64)
 
 
 class Likelihood(nn.Module):
@@ -34,10 +39,12 @@ class Likelihood(nn.Module):
         log_scale: [], the logarithm of the scale that all pixels share; None: there is no scale.
         density_of: the pixels for which the likelihood is a normalized probability, "binary" or "grey"; None: neither,
             and the numbers of this likelihood compare only with each other.
+        bounds: the lowest and the highest value of a pixel; None: any finite value is a pixel.
     """
 
     kind: int | None = None
     density_of: str | None = None
+    bounds: tuple[float, float] | None = (0.0, 1.0)
     log_scale: Tensor | None
 
     def energy(self, output: Tensor, x: Tensor) -> Tensor:
@@ -102,12 +109,12 @@ class Gaussian(Likelihood):
         ValueError: the scale is not positive.
     """
 
-    kind = ops.GAUSSIAN
+    kind, bounds = ops.GAUSSIAN, None
 
     def __init__(self, scale: float | None = None) -> None:
         super().__init__()
-        if scale is not None and not scale > 0:
-            raise ValueError(f"scale is {scale}; expected a positive number, or None to learn it")
+        if scale is not None:
+            checks.number("scale", scale, above=0)
         log_scale = torch.tensor(math.log(0.1 if scale is None else scale))
         self.log_scale = nn.Parameter(log_scale, requires_grad=scale is None)
 
@@ -138,8 +145,7 @@ class DiscretizedLogistic(Likelihood):
 
     def __init__(self, scale: float = 0.1) -> None:
         super().__init__()
-        if not scale > 0:
-            raise ValueError(f"scale is {scale}; expected a positive number")
+        checks.number("scale", scale, above=0)
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
 
     def _pixels(self, output: Tensor, x: Tensor) -> Tensor:

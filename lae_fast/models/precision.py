@@ -18,6 +18,9 @@ from collections.abc import Iterator
 
 import torch
 
+from lae_fast import checks
+from lae_fast.isolation import exact
+
 # Nats, against float64: 100 proposals of an LAE (nz 8, nh 256, batch 512, adapted step size) after 2,000 minibatches of
 # MNIST. TF32 was emulated by rounding factors to 10 bits: 0.09 to 0.6, depending on the run. bfloat16 gradients under
 # float32 energies move log alpha by 0.01.
@@ -28,8 +31,7 @@ PRECISIONS = tuple(ROOT_MEAN_SQUARE)
 
 def check_precision(name: str, precision: str) -> None:
     """Raise a ValueError unless `precision` is one of `PRECISIONS`."""
-    if precision not in PRECISIONS:
-        raise ValueError(f"{name} is {precision!r}; expected one of {', '.join(PRECISIONS)}")
+    checks.choice(name, precision, PRECISIONS)
 
 
 def chosen_chain_precision(precision: str, asked: str | None, mh: bool) -> str:
@@ -49,7 +51,15 @@ def chosen_chain_precision(precision: str, asked: str | None, mh: bool) -> str:
     return asked
 
 
-def check_float32(mh: bool) -> None:
+def chain_context(mh: bool, device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """The context in which a chain runs: never under the program's autocast and, where it decides, without products that
+    PyTorch's own settings round."""
+    if torch.compiler.is_compiling():
+        _check_float32(mh)
+    return exact() if mh else torch.autocast(device.type, enabled=False)
+
+
+def _check_float32(mh: bool) -> None:
     """Raise a ValueError if PyTorch's own settings round float32 products while `mh` needs exact energies."""
     try:
         setting = torch.get_float32_matmul_precision()
@@ -57,8 +67,8 @@ def check_float32(mh: bool) -> None:
         setting = "not the highest, by torch.backends"
     if mh and setting != "highest":
         raise ValueError(
-            f"torch's float32 matmul precision is {setting}, with mh: decisions would be those of rounded energies; "
-            "expected 'highest' (what may be rounded is by precision='tf32' or 'bf16'), or mh=False"
+            f"torch's float32 matmul precision is {setting}, with mh, in a compiled loss: decisions would be those of rounded "
+            "energies; expected 'highest', or mh=False"
         )
 
 

@@ -7,13 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lae_fast.models.autoencoder import Autoencoder, check_images
-from lae_fast.models.precision import products_in
-
-
-def gaussian_rate(mean: Tensor, std: Tensor) -> Tensor:
-    """KL(N(mean, std^2) || N(0, I)) for mean and std [n, nz]: float64 [n], nats per image."""
-    return 0.5 * (mean.square() + std.square() - 1 - 2 * std.log()).sum(-1, dtype=torch.float64)
+from lae_fast.models.autoencoder import Autoencoder
 
 
 class VAE(Autoencoder):
@@ -29,11 +23,6 @@ class VAE(Autoencoder):
         mean, log_variance = self.head(self.encoder(x)).chunk(2, dim=-1)
         return mean, torch.exp(0.5 * log_variance)
 
-    def loss(self, x: Tensor) -> Tensor:
-        """The negative ELBO [] of images x [n, nx], nats per image: one draw of z for each, the rate in closed form."""
-        check_images(x, self.nx)
-        with products_in(self.precision, x.device):
-            mean, std = (t.to(x.dtype) for t in self.posterior(x))
-            z = mean + std * torch.randn_like(mean)
-            output = self.decoder(z)
-        return (self.likelihood.energy(output, x) + gaussian_rate(mean, std)).mean()
+    def training_loss(self, x: Tensor) -> Tensor:
+        """The negative ELBO."""
+        return self.negative_elbo(x)

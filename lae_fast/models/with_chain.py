@@ -9,16 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lae_fast import ops
+from lae_fast import checks, ops
 from lae_fast.models.autoencoder import Autoencoder
+from lae_fast.models.mlp import MLP
 from lae_fast.models.precision import chosen_chain_precision
 from lae_fast.ops.columns import COUNTERS
 from lae_fast.sampling.adaptation import TARGET_ACCEPTANCE, robbins_monro
+from lae_fast.sampling.ald import check_function
 from lae_fast.sampling.chains import Chains
 
 
 class AutoencoderWithChain(Autoencoder):
-    """Base of `LAE` and `Hoffman`: every call of `loss` runs `n_steps` steps of a chain.
+    """Base of `LAE` and `Hoffman`: in train mode every call of `loss` runs `n_steps` steps of a chain; in eval mode none.
+
+    The chain's step size, random stream and counters are part of the `state_dict`: a model that loads it goes on where the
+    other one stopped. Weights from before they were part of it still load, and leave the model's own.
 
     Args (beyond those of `Autoencoder`):
         n_steps: T >= 1.
@@ -51,27 +56,53 @@ class AutoencoderWithChain(Autoencoder):
     ) -> None:
         super().__init__(encoder, decoder, likelihood, **options)
         self.chain_precision = chosen_chain_precision(self.precision, chain_precision, mh)
-        if n_steps < 1:
-            raise ValueError(f"n_steps is {n_steps}; expected at least 1")
-        if step_size is not None and not 0 <= step_size < math.inf:
-            raise ValueError(f"step_size is {step_size}; expected a finite number >= 0")
-        self.n_steps, self.mh = n_steps, mh
-        adapts = mh and step_size is None
+        self.n_steps, self.mh = checks.count("n_steps", n_steps), checks.flag("mh", mh)
+        adaptation_rate = checks.number("adaptation_rate", adaptation_rate, least=0)
+        self.adaptation_rate = adaptation_rate if mh and step_size is None else 0.0
         if step_size is None:
             step_size = self.first_step_size if mh else self.unadjusted_step_size
+        step_size = checks.number("step_size", step_size, least=0)
         log_step_size = math.log(step_size) if step_size > 0 else -math.inf
-        rate, cpu = adaptation_rate if adapts else 0.0, torch.device("cpu")
-        self._chain_buffer("log_step_size", torch.tensor([log_step_size], dtype=torch.float64))
-        self._chain_buffer("adaptation", robbins_monro(1, rate, TARGET_ACCEPTANCE, cpu))
-        self._chain_buffer("rng", ops.make_rng(cpu))
-        self._chain_buffer("counters", torch.zeros(1, COUNTERS, dtype=torch.int64))
-        self._chain_buffer("n_decisions", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("log_step_size", torch.tensor([log_step_size], dtype=torch.float64))
+        self.register_buffer("rng", ops.make_rng(torch.get_default_device()))
+        self.register_buffer("counters", torch.zeros(1, COUNTERS, dtype=torch.int64))
+        self.register_buffer("n_decisions", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("adaptation", self._adaptation(), persistent=False)
         # of the last minibatch: the mean over chains and steps, and the share of chains that accepted no proposal
-        self._chain_buffer("acceptance_rate", torch.zeros((), dtype=torch.float64))
-        self._chain_buffer("unmoved", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("acceptance_rate", torch.zeros((), dtype=torch.float64), persistent=False)
+        self.register_buffer("unmoved", torch.zeros((), dtype=torch.float64), persistent=False)
+        self.register_load_state_dict_pre_hook(_take_weights)
+        self.register_load_state_dict_post_hook(lambda model, _: model._settle())
+        self._is_checked = False
 
-    def _chain_buffer(self, name: str, value: Tensor) -> None:
-        self.register_buffer(name, value, persistent=False)
+    def _adaptation(self) -> Tensor:
+        """[1, 2]: the rule by which the step size adapts."""
+        return robbins_monro(1, self.adaptation_rate, TARGET_ACCEPTANCE, self.log_step_size.device)
+
+    def train(self, mode: bool = True) -> AutoencoderWithChain:
+        self._is_checked = False
+        return super().train(mode)
+
+    def _check_function(self, x: Tensor, z: Tensor, potential: Tensor) -> None:
+        """Raise a ValueError unless the potential is a function of z, the first time after `train` has been called.
+
+        Args:
+            x, z: images [n, nx] and latent variables [n, nz] where the chains start.
+            potential: the potential there, [n]: then that of each datapoint has to be a function of its own z; or [1].
+        """
+        if self._is_checked or isinstance(self.decoder, MLP) or torch.compiler.is_compiling():
+            return
+        if x.is_cuda and torch.cuda.is_current_stream_capturing():
+            return
+        n = len(x) if len(potential) == 1 else (len(x) + 1) // 2  # without the other half
+        again = self.potential(x[:n], z[:n].to(x.dtype))
+        check_function(potential[:n], again.sum(0, keepdim=True) if len(potential) == 1 else again)
+        self._is_checked = True
+
+    def convert(self, weights: dict[str, Tensor], prefix: str) -> None:
+        """Turn weights that an older or a differently configured model has saved into this model's, in place."""
+        for name, value in self.chain_state().items():
+            weights.setdefault(prefix + name, value)
 
     def chain_state(self) -> dict[str, Tensor]:
         return {
@@ -94,9 +125,23 @@ class AutoencoderWithChain(Autoencoder):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AutoencoderWithChain:
         """Move the chain with the model, but keep it in float64: `model.half()` concerns only the networks."""
-        names = ("log_step_size", "adaptation", "acceptance_rate", "unmoved")
+        names = ("log_step_size", "acceptance_rate", "unmoved")
         kept = {name: getattr(self, name) for name in names}
         super()._apply(fn, recurse)
         for name, value in kept.items():
-            setattr(self, name, value.to(getattr(self, name).device))
+            if getattr(self, name).dtype != value.dtype:
+                setattr(self, name, value.to(getattr(self, name).device))
+        self._settle(is_empty=kept["unmoved"].is_meta)
         return self
+
+    def _settle(self, is_empty: bool = False) -> None:
+        """Bring what the state_dict does not hold to the chain's device, and make it anew where nothing is in it."""
+        device = self.log_step_size.device
+        self.adaptation = self._adaptation()
+        for name in ("acceptance_rate", "unmoved"):
+            if is_empty or getattr(self, name).device != device:
+                setattr(self, name, torch.zeros((), dtype=torch.float64, device=device))
+
+
+def _take_weights(model: AutoencoderWithChain, weights: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    model.convert(weights, prefix)

@@ -6,7 +6,7 @@ from lae_fast.sampling.ald import ALDInfo, ALDState, ald_init, ald_step, evaluat
 from lae_fast.sampling.chains import Chains
 from lae_fast.sampling.plan import Plan
 from lae_fast.sampling.sample import ald_sample, langevin_sample
-from lae_fast.sampling.samples import Samples
+from lae_fast.sampling.samples import Samples, SamplingInterrupted
 
 __all__ = [
     "TARGET_ACCEPTANCE",
@@ -15,6 +15,7 @@ __all__ = [
     "Chains",
     "Plan",
     "Samples",
+    "SamplingInterrupted",
     "acceptance_rate",
     "acceptance_warning",
     "ald_init",

@@ -14,16 +14,23 @@ def acceptance_rate(log_alpha: Tensor) -> Tensor:
 
 def acceptance_warning(rates: Tensor) -> str | None:
     """A warning about the mean acceptance rates [...] of chains, for people; None if all rates are good."""
-    n, frozen, small = rates.numel(), int((rates < FROZEN).sum()), int((rates > NEEDLESSLY_SMALL).sum())
-    of = f"{{}} of {n} chains" if n > 1 else "the chain"
-    if frozen:
-        return (
-            f"{of.format(frozen)} accept{'s' if n == 1 else ''} less than {FROZEN:.0%} of the proposals (lowest "
-            f"{rates.min():.3f}): frozen, no sample of its target; take a smaller step size, or let it adapt"
-        )
-    if small:
-        return (
-            f"{of.format(small)} accept{'s' if n == 1 else ''} more than {NEEDLESSLY_SMALL:.0%} of the proposals "
-            f"(highest {rates.max():.3f}): needlessly small steps; take a larger step size, or let it adapt"
-        )
-    return None
+    faults = (
+        (
+            rates < FROZEN,
+            f"less than {FROZEN:.0%} of the proposals (lowest {rates.min():.3f}): frozen, no sample of its target; take a "
+            "smaller step size, or let it adapt",
+        ),
+        (
+            rates > NEEDLESSLY_SMALL,
+            f"more than {NEEDLESSLY_SMALL:.0%} of the proposals (highest {rates.max():.3f}): needlessly small steps; take a "
+            "larger step size, or let it adapt",
+        ),
+        (~rates.isfinite(), "a share of the proposals that is not a number: their energies are not, either"),
+    )
+    n = rates.numel()
+    found = [
+        f"{int(is_at_fault.sum())} of {n} chains accept {fault}" if n > 1 else f"the chain accepts {fault}"
+        for is_at_fault, fault in faults
+        if is_at_fault.any()
+    ]
+    return "; and ".join(found) or None

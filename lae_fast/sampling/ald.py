@@ -6,14 +6,14 @@ variables are read off the encoder. Taniguchi et al., 2022 (arXiv:2209.07036), A
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lae_fast import ops
+from lae_fast import checks, ops
+from lae_fast.isolation import differentiable, exact
 from lae_fast.sampling.acceptance import acceptance_rate
 
 Potential = Callable[[Tensor], Tensor]
@@ -52,11 +52,13 @@ def evaluate_potential(potential: Potential, phi: Tensor, n_chains: int | None) 
         ValueError: V does not depend on phi, or has another shape than [], [n] or, with n_chains, [C], [C, n].
     """
     keep_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
+    with differentiable():
         leaf = phi.detach().requires_grad_()
         energy = potential(leaf)
         if not isinstance(energy, Tensor) or not energy.requires_grad:
-            raise ValueError(f"potential(phi) returned {type(energy).__name__} that does not depend on phi")
+            raise ValueError(
+                f"potential(phi) is {checks.describe(energy)}, which does not depend on phi; expected a tensor that does"
+            )
         n_axes = 0 if n_chains is None else 1
         if energy.dim() not in (n_axes, n_axes + 1) or (n_axes and energy.shape[0] != n_chains):
             wanted = "[] or [n]" if n_chains is None else f"[{n_chains}] or [{n_chains}, n]"
@@ -68,17 +70,45 @@ def evaluate_potential(potential: Potential, phi: Tensor, n_chains: int | None) 
     return total if total.dim() == n_axes else total.sum(-1), grad
 
 
-def _as_step_size(step_size: float | Tensor | None, phi: Tensor) -> Tensor | None:
+def check_start(energy: Tensor, grad: Tensor) -> None:
+    """Raise a ValueError unless a chain may start where its energy is `energy`, with gradient `grad`."""
+    for name, value in (("energy", energy), ("gradient of the energy", grad)):
+        if not value.isfinite().all():
+            total = value.detach().sum().item()
+            raise ValueError(f"the {name} is {total} where the chains start; expected finite values")
+
+
+def check_function(energy: Tensor, again: Tensor) -> None:
+    """Raise a ValueError unless two evaluations at the same place, of the same shape, agree."""
+    # Sums in another order, as on a GPU, differ by far less.
+    if not torch.allclose(energy, again, rtol=1e-5, atol=1e-6, equal_nan=True):
+        i = (energy - again).abs().argmax()
+        raise ValueError(
+            f"the potential is not a function: two evaluations where the chains start gave {energy.flatten()[i].item():.6g} and "
+            f"{again.flatten()[i].item():.6g} nats; expected the same (Dropout needs eval mode, and so does BatchNorm, which makes "
+            "one datapoint's potential depend on others; a potential of fresh minibatches has no decisions: mh=False)"
+        )
+
+
+def _as_step_size(step_size: float | Tensor | None, phi: Tensor, n_chains: int | None) -> Tensor | None:
+    """[1] or [C], float64, on phi's device."""
     if step_size is None:
         return None
     if not isinstance(step_size, Tensor):
-        if not (0 <= step_size < math.inf):
-            raise ValueError(f"step_size is {step_size}; expected a finite number >= 0")
+        step_size = checks.number("step_size", step_size, least=0)
         return torch.full((1,), step_size, dtype=torch.float64, device=phi.device)
+    checks.tensor("step_size", step_size, dtypes=None)
+    if step_size.is_complex() or step_size.numel() not in (1, n_chains or 1) or step_size.dim() > 1:
+        wanted = "[]" if n_chains is None else f"[] or [{n_chains}]"
+        raise ValueError(f"step_size is {checks.describe(step_size)}; expected a number or a tensor {wanted}")
     step_size = step_size.detach().to(phi.device, torch.float64).reshape(-1)
-    if phi.device.type == "cpu" and not torch.compiler.is_compiling() and not (step_size >= 0).all():
-        raise ValueError(f"step_size is {step_size.tolist()}; expected numbers >= 0")
+    if _is_cheap_to_look_at(phi) and not ((step_size >= 0) & step_size.isfinite()).all():
+        raise ValueError(f"step_size is {step_size.tolist()}; expected finite numbers >= 0")
     return step_size
+
+
+def _is_cheap_to_look_at(t: Tensor) -> bool:
+    return t.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def ald_init(
@@ -86,6 +116,7 @@ def ald_init(
     phi: Tensor | ALDState,
     step_size: float | Tensor | None = None,
     *,
+    mh: bool = True,
     n_chains: int | None = None,
     generator: torch.Generator | None = None,
 ) -> ALDState:
@@ -97,33 +128,58 @@ def ald_init(
 
     Args:
         potential: V as in `ald_step`.
-        phi: the start, of any shape, or [C, ...] with `n_chains=C`; or the state to continue from.
+        phi: the start, of any shape, or [C, ...] with `n_chains=C`, copied; or the state to continue from.
         step_size: eta, a number or a tensor [] or [C]; the state keeps it for steps that do not name one.
+        mh: whether decisions will be made. Then V must be a function of phi; at a start from phi (not from a state), on
+            a CPU, V is evaluated twice to see whether it is.
         n_chains: the number of chains along phi's first axis; None for one chain.
         generator: decides the chain's seed; default: the generator that `torch.manual_seed` sets.
 
     Raises:
-        ValueError: phi is not float32 or float64, the step size is not finite and >= 0, V has the wrong shape or (on
-            the CPU, where the check is cheap) is not finite at phi. On a GPU such a chain rejects every step as
-            non-finite.
+        TypeError: an argument is of another kind.
+        ValueError: phi is not float32 or float64, the step size is not finite and >= 0, V has the wrong shape, n_chains or
+            generator stand beside a state that has its own or (on the CPU, where the check is cheap) V or its gradient is
+            not finite at phi, or V is not a function. On a GPU such a chain rejects every step as non-finite.
     """
-    if isinstance(phi, ALDState):
-        n_chains = phi.potential.shape[0] if phi.potential.dim() else None
+    checks.function("potential", potential)
+    is_new = not isinstance(phi, ALDState)
+    if is_new:
+        checks.tensor("phi", phi)
+        if n_chains is not None:
+            checks.count("n_chains", n_chains)
+            if phi.dim() == 0 or phi.shape[0] != n_chains:
+                raise ValueError(
+                    f"phi is {list(phi.shape)} for n_chains={n_chains}; expected [{n_chains}, ...]"
+                )
+        rng = ops.make_rng(phi.device, checks.generator("generator", generator, phi.device))
+        start = phi.detach().clone()
+    else:
+        n_chains = _chains_of(phi, n_chains, generator)
         rng, start = phi.rng, phi.phi
         step_size = phi.step_size if step_size is None else step_size
-    else:
-        if not isinstance(phi, Tensor) or phi.dtype not in (torch.float32, torch.float64):
-            given = phi.dtype if isinstance(phi, Tensor) else type(phi).__name__
-            raise ValueError(f"phi is {given}; expected a float32 or float64 tensor")
-        if n_chains is not None and (phi.dim() == 0 or phi.shape[0] != n_chains):
-            raise ValueError(f"phi is {list(phi.shape)} for n_chains={n_chains}; expected [{n_chains}, ...]")
-        rng, start = ops.make_rng(phi.device, generator), phi.detach()
-    energy, grad = evaluate_potential(potential, start, n_chains)
-    if start.device.type == "cpu" and not torch.compiler.is_compiling() and not energy.isfinite().all():
+    step_size = _as_step_size(step_size, start, n_chains)
+    with exact():
+        energy, grad = evaluate_potential(potential, start, n_chains)
+        if _is_cheap_to_look_at(start):
+            check_start(energy, grad)
+            if is_new and mh:
+                with torch.no_grad():
+                    check_function(energy.detach(), evaluate_potential(potential, start, n_chains)[0])
+    return ALDState(start, energy, grad, rng, step_size)
+
+
+def _chains_of(state: ALDState, n_chains: int | None, generator: torch.Generator | None) -> int | None:
+    """The number of chains of a state; None for one chain without an axis of its own."""
+    own = state.potential.shape[0] if state.potential.dim() else None
+    if n_chains is not None and n_chains != own:
         raise ValueError(
-            f"potential(phi) is {energy.detach().tolist()} where the chain starts; expected finite values"
+            f"n_chains is {n_chains} beside a state of {own or 'one chain'}; expected None, or {own}"
         )
-    return ALDState(start, energy, grad, rng, _as_step_size(step_size, start))
+    if generator is not None:
+        raise ValueError(
+            "generator is given beside a state, which has a random stream of its own; expected None"
+        )
+    return own
 
 
 def ald_step(
@@ -143,42 +199,53 @@ def ald_step(
         accept with probability min(1, exp(V(phi) - V(phi') + log q(phi|phi') - log q(phi'|phi)))
 
     It targets exp(-V); with `mh=False` up to a bias of order eta. eta is the paper's step size: drift eta,
-    noise variance 2 eta, V summed over the batch (so TFP's step size is twice this one). There is no host
-    synchronisation. All inputs of V except phi stay attached: `state.potential` is the differentiable select
-    of the two energies, to be averaged over steps and differentiated. To sample without training, use
-    `torch.no_grad()`: no graph is kept then.
+    noise variance 2 eta, V summed over the batch (so TFP's step size is twice this one). On a GPU there is no host
+    synchronisation. V is evaluated without autocast and without rounded float32 products, whatever the program has set.
+
+    To train what V depends on, take the steps under `torch.no_grad()`, and differentiate `potential(state.phi)` at the
+    states that count: one evaluation more for each of them, and no graph of what was rejected. Or take the steps in grad
+    mode: then `state.potential` is differentiable in all inputs of V except phi. On a CPU its graph is that of the current
+    state alone (where some of C chains accept and others do not, V is evaluated once more). On a GPU, which must not wait,
+    it is the differentiable select of two energies: the rejected proposal stays in the graph with weight zero, and as
+    0 * NaN is NaN, gradients can be NaN where V is infinite or NaN at a proposal.
 
     Args:
         potential: maps phi to energies in nats: one chain, [] or [n] (per example; summed here in float64,
             which is exact enough for any n, whereas a float32 scalar near 1e5 is only good to 1e-2);
             C chains, [C] or [C, n].
-        state: the state after the last step, or phi itself (then `ald_init` runs first: one more evaluation).
+        state: the state after the last step, or phi itself (then `ald_init` runs first).
         step_size: eta >= 0, a number or a tensor [] or [C]; default: the state's step size.
         mh: Metropolis-Hastings accept or reject. False accepts every finite proposal.
         n_chains, generator: as in `ald_init`, when `state` is phi.
         noise, uniform: pre-drawn eps (like phi) and u ([] or [C], float64 in (0, 1]), for parity tests.
 
     Returns:
-        The new state, and facts about the step. A rejected proposal never enters the state. However, the
-        proposal stays in the graph of `state.potential` with weight zero, and 0 * NaN is NaN: where V is
-        infinite or NaN at a proposal, the gradients of V's parameters can be NaN too (`lae_fast.LAE`
-        selects gradients instead, and does not have this limit).
+        The new state, and facts about the step.
 
     Raises:
+        TypeError: an argument is of another kind.
         ValueError: no step size is known, the step size is negative, or shapes, types or devices do not fit.
     """
-    if not isinstance(state, ALDState):
-        state = ald_init(potential, state, n_chains=n_chains, generator=generator)
-    n_chains = state.potential.shape[0] if state.potential.dim() else None
-    eta = state.step_size if step_size is None else _as_step_size(step_size, state.phi)
+    checks.function("potential", potential)
+    if isinstance(state, ALDState):
+        n_chains = _chains_of(state, n_chains, generator)
+    else:
+        state = ald_init(potential, state, mh=mh, n_chains=n_chains, generator=generator)
+    eta = state.step_size if step_size is None else _as_step_size(step_size, state.phi, n_chains)
     if eta is None:
         raise ValueError("step_size is None; expected one here or in ald_init")
+    for name, given, like in (("noise", noise, state.phi), ("uniform", uniform, state.potential)):
+        if given is not None:
+            checks.tensor(
+                name, given, ", ".join(map(str, like.shape)), dtypes=(like.dtype,), device=like.device
+            )
     rows, energy = _rows(state.phi, n_chains), state.potential.detach().reshape(-1)
     noise = None if noise is None else _rows(noise, n_chains)
     uniform = None if uniform is None else uniform.reshape(-1)
 
     proposal, rng = ops.propose(rows, _rows(state.grad, n_chains), eta, state.rng, noise)
-    new_potential, new_grad = evaluate_potential(potential, proposal.reshape(state.phi.shape), n_chains)
+    with exact():
+        new_potential, new_grad = evaluate_potential(potential, proposal.reshape(state.phi.shape), n_chains)
     accepted, nonfinite, log_alpha = ops.decide(
         rows,
         proposal,
@@ -197,5 +264,17 @@ def ald_step(
         t.reshape(state.potential.shape) for t in (accepted, log_alpha, acceptance_rate(log_alpha), nonfinite)
     )
     info = ALDInfo(*info)
-    selected = torch.where(info.is_accepted, new_potential, state.potential)
+    selected = _selected(potential, phi, new_potential, state.potential, info.is_accepted)
     return ALDState(phi, selected, grad.reshape(state.phi.shape), rng, eta), info
+
+
+def _selected(potential: Potential, phi: Tensor, new: Tensor, old: Tensor, is_accepted: Tensor) -> Tensor:
+    """V at the state phi that was selected, [] or [C], with its graph."""
+    if not torch.is_grad_enabled() or not _is_cheap_to_look_at(phi):
+        return torch.where(is_accepted, new, old)
+    if is_accepted.all():
+        return new
+    if not is_accepted.any():
+        return old
+    with exact():
+        return evaluate_potential(potential, phi, len(old))[0]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lae_fast import checks
 from lae_fast.graphs import Replayed
 from lae_fast.sampling.adaptation import TARGET_ACCEPTANCE
 
@@ -34,6 +35,7 @@ class Plan:
             that keep their place in memory.
 
     Raises:
+        TypeError: an option is of another kind.
         ValueError: a count or the target acceptance is out of range, or step_size is None without `mh` or warm-up.
     """
 
@@ -50,12 +52,10 @@ class Plan:
 
     def __post_init__(self) -> None:
         for name, least in (("n_draws", 1), ("n_warmup", 0), ("thin", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}")
-        if not 0 < self.target_acceptance < 1:
-            raise ValueError(
-                f"target_acceptance is {self.target_acceptance}; expected a number between 0 and 1"
-            )
+            checks.count(name, getattr(self, name), least)
+        for name in ("mh", "share_step_size", "progress", "capture"):
+            checks.flag(name, getattr(self, name))
+        checks.number("target_acceptance", self.target_acceptance, above=0, below=1)
         if self.step_size is None and not self.mh:
             raise ValueError(
                 "step_size is None; expected a number: only Metropolis-Hastings tells how large it may be"
@@ -79,8 +79,11 @@ class Plan:
         Raises:
             ValueError: a step size is not finite and >= 0, or their number does not fit.
         """
-        eta = torch.as_tensor(1e-3 if self.step_size is None else self.step_size, dtype=torch.float64)
-        n = 1 if self.share_step_size else n_chains
+        eta = self.step_size
+        if not isinstance(eta, Tensor):
+            eta = torch.tensor(1e-3 if eta is None else checks.number("step_size", eta, least=0))
+        checks.tensor("step_size", eta, dtypes=None)
+        eta, n = eta.detach().double(), 1 if self.share_step_size else n_chains
         if eta.numel() not in (1, n) or not ((eta >= 0) & eta.isfinite()).all():
             raise ValueError(f"step_size is {self.step_size}; expected finite and >= 0, one number or {n}")
         return eta.to(device).reshape(-1).expand(n).log()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -10,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lae_fast import ops
+from lae_fast import checks, ops
+from lae_fast.isolation import exactly
 from lae_fast.ops.columns import NONFINITE
 from lae_fast.sampling.acceptance import acceptance_warning
 from lae_fast.sampling.adaptation import averaged, dual_averaging
-from lae_fast.sampling.ald import evaluate_potential
+from lae_fast.sampling.ald import check_function, check_start, evaluate_potential
 from lae_fast.sampling.chains import Chains
 from lae_fast.sampling.plan import Plan, shows_plan
-from lae_fast.sampling.samples import Samples
+from lae_fast.sampling.samples import Samples, SamplingInterrupted
 
 
 def _sample(
@@ -26,7 +26,9 @@ def _sample(
     read: Callable[[Tensor], Tensor],
     shape: tuple[int, ...],
     plan: Plan,
-) -> tuple[Samples, Tensor]:
+    kind: str = "",
+    phi: Callable[[Tensor], Tensor | None] = lambda rows: None,
+) -> Samples:
     """Warm up, freeze the step sizes, draw.
 
     Args:
@@ -34,55 +36,80 @@ def _sample(
         start: [R, D].
         read: rows [R, D] -> z [C, n, nz].
         shape: (C,) or (C, n): the axes that the R rows stand for.
-
-    Returns:
-        The samples, and the last rows [R, D].
+        kind: added to the samples' kind.
+        phi: rows [R, D] -> the samples' phi.
     """
     from tqdm import tqdm
 
     n_rows = start.shape[0]
     log_step_size = plan.log_step_sizes(n_rows, start.device)
+
+    def evaluate(rows: Tensor) -> tuple[Tensor, Tensor]:
+        return evaluate_potential(potential, rows, n_rows)
+
     chains = Chains(
-        lambda rows: evaluate_potential(potential, rows, n_rows),
+        evaluate,
         start,
         log_step_size,
         ops.make_rng(start.device, plan.generator),
         mh=plan.mh,
         adaptation=dual_averaging(log_step_size, plan.target_acceptance) if plan.adapts else None,
     )
-    for name, value in (("energy", chains.potential), ("gradient of the energy", chains.grad)):
-        if not value.isfinite().all():
-            total = value.sum().item()
-            raise ValueError(f"the {name} is {total} where the chains start; expected finite values")
+    check_start(chains.potential, chains.grad)
+    if (
+        plan.mh
+    ):  # the first half once more, beside other rows: V of a row must be a function, and of this row alone
+        half = (n_rows + 1) // 2
+        rows = torch.cat((start[:half], start[:1].expand(n_rows - half, -1)))
+        check_function(chains.potential[:half], evaluate(rows)[0][:half])
     z = read(start).new_empty(shape[0], plan.n_draws, *read(start).shape[1:])
     energies = chains.potential.new_empty(shape[0], plan.n_draws, *shape[1:])
     rates, accepted = torch.empty_like(energies), torch.zeros_like(chains.potential)
+    n_drawn = 0
 
     def step() -> None:
         chains.step()
         accepted.add_(chains.acceptance_rate() if plan.mh else chains.is_accepted)
 
+    def samples(n: int) -> Samples:
+        step_size = chains.log_step_size.exp().expand(n_rows).reshape(shape).clone()
+        return Samples(
+            z[:, :n],
+            energies[:, :n],
+            rates[:, :n],
+            step_size,
+            int(chains.counters[:, NONFINITE].sum()),
+            ("Metropolis-Hastings" if plan.mh else "unadjusted") + kind,
+            phi(chains.phi),
+        )
+
     run = plan.prepared(step, start.device)
-    with tqdm(total=plan.n_steps, unit="step", disable=None if plan.progress else True) as bar:
-        for t in range(plan.n_steps):
-            if t == plan.n_warmup:
-                chains.set_step_size(averaged(chains.adaptation) if plan.adapts else chains.log_step_size)
-                chains.counters.zero_()
-                accepted.zero_()
-                run = plan.prepared(step, start.device)  # the chains' step sizes are another tensor now
-            run()
-            draw, rest = divmod(t - plan.n_warmup, plan.thin)
-            if draw >= 0 and rest == plan.thin - 1:
-                rates[:, draw] = accepted.div_(plan.thin).view(shape)
-                accepted.zero_()
-                z[:, draw], energies[:, draw] = read(chains.phi), chains.potential.view(shape)
-            if not bar.disable and (t + 1) % 50 == 0:  # the loop waits for the device only here
-                phase = "sampling" if draw >= 0 else "warm-up"
-                bar.set_postfix_str(
-                    f"{phase}, acceptance {chains.acceptance_rate().mean():.2f}", refresh=False
-                )
-                bar.update(50)
-        bar.update(plan.n_steps - bar.n)
+    try:
+        with tqdm(total=plan.n_steps, unit="step", disable=None if plan.progress else True) as bar:
+            for t in range(plan.n_steps):
+                if t == plan.n_warmup:
+                    chains.set_step_size(averaged(chains.adaptation) if plan.adapts else chains.log_step_size)
+                    chains.counters.zero_()
+                    accepted.zero_()
+                    run = plan.prepared(step, start.device)  # the chains' step sizes are another tensor now
+                run()
+                draw, rest = divmod(t - plan.n_warmup, plan.thin)
+                if draw >= 0 and rest == plan.thin - 1:
+                    rates[:, draw] = accepted.div_(plan.thin).view(shape)
+                    accepted.zero_()
+                    z[:, draw], energies[:, draw] = read(chains.phi), chains.potential.view(shape)
+                    n_drawn = draw + 1
+                if not bar.disable and (t + 1) % 50 == 0:  # the loop waits for the device only here
+                    phase = "sampling" if draw >= 0 else "warm-up"
+                    bar.set_postfix_str(
+                        f"{phase}, acceptance {chains.acceptance_rate().mean():.2f}", refresh=False
+                    )
+                    bar.update(50)
+            bar.update(plan.n_steps - bar.n)
+    except KeyboardInterrupt as error:
+        if n_drawn == 0:
+            raise
+        raise SamplingInterrupted(samples(n_drawn), plan.n_draws) from error
     message = None
     if plan.mh and plan.n_draws * plan.thin >= 100:  # the mean over a few steps says little about a chain
         message = acceptance_warning(rates.mean(1))
@@ -93,14 +120,12 @@ def _sample(
         )
     if message:
         warnings.warn(message, stacklevel=4)
-    step_size = chains.log_step_size.exp().expand(n_rows).reshape(shape).clone()
-    kind = "Metropolis-Hastings" if plan.mh else "unadjusted"
-    return Samples(z, energies, rates, step_size, int(chains.counters[:, NONFINITE].sum()), kind), chains.phi
+    return samples(plan.n_draws)
 
 
 def _checked(u: Tensor, n_chains: int, n: int) -> Tensor:
-    if u.shape != (n_chains, n):
-        raise ValueError(f"energy returned shape {list(u.shape)}; expected [{n_chains}, {n}]")
+    if not isinstance(u, Tensor) or u.shape != (n_chains, n) or not u.is_floating_point():
+        raise ValueError(f"energy returned {checks.describe(u)}; expected floating point [{n_chains}, {n}]")
     return u
 
 
@@ -113,45 +138,47 @@ def _whitened(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _check_features(features: Tensor) -> None:
-    if features.dim() != 2 or features.dtype not in (torch.float32, torch.float64):
-        raise ValueError(
-            f"features are {features.dtype} {list(features.shape)}; expected float32 or float64 [n, d]"
-        )
+    checks.tensor("features", features, "n, d")
     if not features.numel() or not features.isfinite().all() or not features.any():
         raise ValueError(f"features are {list(features.shape)}; expected at least one, finite and not all 0")
 
 
 def _starts(
-    phi: Tensor | None, features: Tensor, nz: int | None, n_chains: int, generator: torch.Generator | None
+    phi: Tensor | None,
+    features: Tensor,
+    nz: int | None,
+    n_chains: int | None,
+    generator: torch.Generator | None,
 ) -> Tensor:
     """The start of the chains, [C, nz, d]: the checked phi, or a draw that makes z about as large as the prior's."""
     d = features.shape[1]
     if phi is None:
-        if nz is None or nz < 1 or n_chains < 1:
-            raise ValueError(
-                f"phi is None, nz is {nz}, n_chains is {n_chains}; expected phi, or nz and n_chains"
-            )
+        if nz is None:
+            raise ValueError("phi is None, nz is None; expected one of them")
+        checks.count("nz", nz)
+        n_chains = 4 if n_chains is None else checks.count("n_chains", n_chains)
         scale = features.square().sum(1).mean().rsqrt()
         eps = torch.randn(n_chains, nz, d, generator=generator, dtype=features.dtype, device=features.device)
         return scale * eps
-    fits = phi.dim() == 3 and phi.shape[2] == d and phi.numel() > 0
-    if not fits or (phi.dtype, phi.device) != (features.dtype, features.device):
-        raise ValueError(
-            f"phi is {phi.dtype} {list(phi.shape)} on {phi.device}; expected {features.dtype} [C, nz, {d}] on "
-            f"{features.device}, like the features"
-        )
+    checks.tensor("phi", phi, f"C, nz, {d}", dtypes=(features.dtype,), device=features.device)
+    if phi.numel() == 0:
+        raise ValueError(f"phi is {list(phi.shape)}; expected at least one chain and one row")
+    if nz not in (None, phi.shape[1]):
+        raise ValueError(f"nz is {nz} beside a phi with {phi.shape[1]} rows; expected None")
+    if n_chains not in (None, phi.shape[0]):
+        raise ValueError(f"n_chains is {n_chains} beside a phi of {phi.shape[0]} chains; expected None")
     return phi
 
 
 @shows_plan
-@torch.no_grad()
+@exactly
 def ald_sample(
     energy: Callable[..., Tensor],
     features: Tensor,
     phi: Tensor | None = None,
     *,
     nz: int | None = None,
-    n_chains: int = 4,
+    n_chains: int | None = None,
     whiten: bool = True,
     batch_size: int | None = None,
     **plan: Any,
@@ -172,8 +199,8 @@ def ald_sample(
         energy: U(x_i, z_i) = -log p(x_i|z_i) - log p(z_i) in nats, z [C, n, nz] -> [C, n]. With `batch_size`,
             energy(z [C, m, nz], index [m]) of the datapoints in a minibatch.
         features: h_i = g(x_i), [n, d], float32 or float64.
-        phi: the start of the chains, [C, nz, d]. None: `n_chains` starts with `nz` rows, drawn so that z is about as
-            large as the prior's draws.
+        phi: the start of the chains, [C, nz, d]. None: `n_chains` starts (default: 4) with `nz` rows, drawn so that z is
+            about as large as the prior's draws.
         batch_size: m of SGALD: every step takes the gradient of n/m times the sum over m fresh datapoints. SGALD
             has no decision, so it requires `mh=False`; the reported potential is the same estimate. All chains see
             the same minibatches: the chains are not independent of each other.
@@ -182,18 +209,28 @@ def ald_sample(
     Returns:
         `Samples`. Memory grows with `n_draws`, not with the number of steps.
 
+    Energies are evaluated without autocast and without rounded float32 products, whatever the program has set; modules stay
+    in their mode. To go on with chains that have ended or were interrupted, start at `samples.phi` with
+    `step_size=samples.step_size` and `n_warmup=0`.
+
     Raises:
-        ValueError: a shape, count or step size is not valid, or V or its gradient is not finite at the start.
+        TypeError: an argument is of another kind.
+        ValueError: a shape, count or step size is not valid, V or its gradient is not finite at the start, or, with `mh`, the
+            energy of a chain is not a function of this chain: Dropout and BatchNorm need eval mode.
+        SamplingInterrupted: Ctrl-C after the first draw; it holds the draws so far.
 
     Warns:
         UserWarning: the rank is below n; a chain accepts less than 5 % or more than 95 % of 100 or more proposals; an
             unadjusted chain diverges.
     """
+    checks.function("energy", energy)
     plan = Plan(**plan)
     _check_features(features)
+    checks.generator("generator", plan.generator, features.device)
+    checks.flag("whiten", whiten)
     phi = _starts(phi, features, nz, n_chains, plan.generator)
     n, d = features.shape
-    if batch_size is not None and (plan.mh or not 1 <= batch_size <= n):
+    if batch_size is not None and (plan.mh or not 1 <= checks.count("batch_size", batch_size, 0) <= n):
         raise ValueError(
             f"batch_size is {batch_size} with mh={plan.mh}; expected 1 to {n} with mh=False: a minibatch's estimate of V "
             "cannot decide about acceptance"
@@ -219,16 +256,16 @@ def ald_sample(
         index = torch.rand(n, device=features.device, generator=plan.generator).argsort()[:batch_size]
         return _checked(energy(read(rows, index), index), c, batch_size).double() * (n / batch_size)
 
-    samples, rows = _sample(potential, start.flatten(1), read, (c,), plan)
-    last = rows.view(start.shape)
-    if whiten:
-        last = phi + (last - start) @ r_inverse.T
-    kind = samples.kind if batch_size is None else f"{samples.kind}, minibatches of {batch_size}"
-    return dataclasses.replace(samples, kind=kind, phi=last)
+    def last(rows: Tensor) -> Tensor:
+        rows = rows.view(start.shape)
+        return phi + (rows - start) @ r_inverse.T if whiten else rows
+
+    kind = "" if batch_size is None else f", minibatches of {batch_size}"
+    return _sample(potential, start.flatten(1), read, (c,), plan, kind, last)
 
 
 @shows_plan
-@torch.no_grad()
+@exactly
 def langevin_sample(energy: Callable[[Tensor], Tensor], z: Tensor, **plan: Any) -> Samples:
     """Datapoint-wise Langevin dynamics on z itself (the report's eq. 3); with `mh`, MALA.
 
@@ -240,14 +277,18 @@ def langevin_sample(energy: Callable[[Tensor], Tensor], z: Tensor, **plan: Any) 
         z: the start of the chains, [C, n, nz], float32 or float64.
         plan: as for `ald_sample`; a step size is a number, or [C n].
 
-    Result, errors and warnings are those of `ald_sample`, except the warning about the rank.
+    Result, errors and warnings are those of `ald_sample`, except the warning about the rank. To go on with chains, start at
+    `samples.z[:, -1]` with `step_size=samples.step_size.flatten()` and `n_warmup=0`.
     """
+    checks.function("energy", energy)
     plan = Plan(**plan)
-    if z.dim() != 3 or z.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"z is {z.dtype} {list(z.shape)}; expected float32 or float64 [C, n, nz]")
+    checks.tensor("z", z, "C, n, nz")
+    checks.generator("generator", plan.generator, z.device)
+    if z.numel() == 0:
+        raise ValueError(f"z is {list(z.shape)}; expected at least one chain, datapoint and dimension")
     c, n, nz = z.shape
 
     def potential(rows: Tensor) -> Tensor:
         return _checked(energy(rows.view(c, n, nz)), c, n).reshape(c * n)
 
-    return _sample(potential, z.reshape(c * n, nz), lambda rows: rows.view(c, n, nz), (c, n), plan)[0]
+    return _sample(potential, z.reshape(c * n, nz), lambda rows: rows.view(c, n, nz), (c, n), plan)

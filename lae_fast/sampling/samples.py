@@ -42,3 +42,17 @@ class Samples:
             | dict.fromkeys(stats, ["datapoint"][: self.potential.dim() - 2]),
             check_conventions=False,  # more chains than draws is not a mistake
         )
+
+
+class SamplingInterrupted(KeyboardInterrupt):
+    """Ctrl-C has stopped a sampler; nothing that was drawn is lost.
+
+    Attributes:
+        samples: the draws so far, at least one of each chain. In a notebook: `sys.last_value.samples`.
+    """
+
+    def __init__(self, samples: Samples, n_draws: int) -> None:
+        super().__init__(
+            f"stopped after {samples.z.shape[1]} of {n_draws} draws, which this exception holds as .samples"
+        )
+        self.samples = samples

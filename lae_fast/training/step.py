@@ -82,7 +82,7 @@ class TrainingStep:
         A captured step's loss is valid until the next call.
 
         Raises:
-            ValueError: x has another shape or type than the captured images.
+            ValueError: the model is in eval mode, or x has another shape or type than the captured images.
         """
         if self.replayed is None:
             return self._step(x)
@@ -101,6 +101,8 @@ class TrainingStep:
         return self.replayed is not None and self.replayed.graph is not None
 
     def _step(self, x: Tensor) -> Tensor:
+        if not self.model.training:
+            raise ValueError("the model is in eval mode; expected train mode: call model.train() first")
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.model.loss(x)
         loss.backward()

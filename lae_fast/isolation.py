@@ -1,0 +1,162 @@
+"""The program around a call: what it has switched on must not change what this package computes, and the call must leave it
+as it was. Many threads may be inside at once."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+_lock = threading.RLock()
+
+
+@contextlib.contextmanager
+def isolated(*models: object) -> Iterator[None]:
+    """Modules in eval mode, no autocast, and float32 products that nothing rounds.
+
+    On exit, also after an exception, every submodule has its own mode again, and PyTorch its settings, as soon as the last of
+    the threads that are inside has left.
+
+    Args:
+        models: those that are `nn.Module`s are in eval mode; others do not matter.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(exact())
+        for model in models:
+            if isinstance(model, nn.Module):
+                stack.enter_context(_in_eval_mode(model))
+        yield
+
+
+def exact() -> contextlib.AbstractContextManager[None]:
+    """No autocast, and float32 products that nothing rounds. Where nothing would round them, this costs next to nothing."""
+    return contextlib.nullcontext() if torch.compiler.is_compiling() or _is_exact() else _exact()
+
+
+def exactly(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Of a function that returns numbers and no graph: without gradients, and `exact`."""
+
+    @functools.wraps(function)
+    def exact_call(*args: Any, **kwargs: Any) -> Any:
+        with torch.no_grad(), exact():
+            return function(*args, **kwargs)
+
+    return exact_call
+
+
+def _is_exact() -> bool:
+    is_rounding = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda") or _precisions[0] > 0
+    return not is_rounding and all(setting.fp32_precision not in ROUNDED for setting in _SETTINGS)
+
+
+@contextlib.contextmanager
+def _exact() -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.enter_context(_exact_products())
+        yield
+
+
+# ---- eval mode ----
+
+_modes: WeakKeyDictionary[nn.Module, list[Any]] = (
+    WeakKeyDictionary()
+)  # [callers inside, the module's own mode]
+
+
+@contextlib.contextmanager
+def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+    with _lock:
+        modules = list(model.modules())
+        for module in modules:
+            _modes.setdefault(module, [0, module.training])[0] += 1
+        if any(module.training for module in modules):
+            model.eval()
+    try:
+        yield
+    finally:
+        with _lock:
+            own = {module: False for module in modules}  # while others are inside
+            for module in modules:
+                entry = _modes[module]
+                entry[0] -= 1
+                if entry[0] == 0:
+                    own[module] = entry[1]
+                    del _modes[module]
+            if any(own.values()):
+                model.train(own[model])  # some modules do more in train() than set a flag
+                for module, mode in own.items():
+                    module.training = mode
+
+
+# ---- exact products ----
+
+ROUNDED = ("tf32", "bf16")
+_SETTINGS = (torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv)
+if torch.backends.cuda.is_built():
+    _SETTINGS += (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+_precisions: list[Any] = [0, ()]  # callers inside, the program's own settings
+
+
+@contextlib.contextmanager
+def _exact_products() -> Iterator[None]:
+    with _lock:
+        if _precisions[0] == 0:
+            _precisions[1] = own = [setting.fp32_precision for setting in _SETTINGS]
+            _set_precisions(["ieee" if p in ROUNDED else p for p in own])
+        _precisions[0] += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _precisions[0] -= 1
+            if _precisions[0] == 0:
+                _set_precisions(_precisions[1])
+
+
+def _set_precisions(values: list[str]) -> None:
+    for setting, value in zip(_SETTINGS, values, strict=True):
+        if setting.fp32_precision != value:
+            setting.fp32_precision = value
+
+
+# ---- derivatives inside inference mode ----
+
+
+class _WithoutInferenceTensors(TorchFunctionMode):
+    """Tensors that were made in inference mode enter every operation as copies: autograd refuses to save them."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        return function(*_copied(args), **_copied(kwargs or {}))
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.clone() if value.is_inference() else value
+    if type(value) in (list, tuple):
+        return type(value)(map(_copied, value))
+    if type(value) is dict:
+        return {name: _copied(v) for name, v in value.items()}
+    return value
+
+
+@contextlib.contextmanager
+def differentiable() -> Iterator[None]:
+    """Grad mode, for derivatives that the package itself takes, also where the caller is in inference mode."""
+    if not torch.is_inference_mode_enabled():
+        with torch.enable_grad():
+            yield
+        return
+    with torch.inference_mode(False), torch.enable_grad(), _WithoutInferenceTensors():
+        yield

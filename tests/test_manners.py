@@ -1,0 +1,523 @@
+"""Models and samplers inside somebody else's program: what it has switched on changes no result, and a question changes nothing."""
+
+import copy
+import math
+import threading
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import lae_fast
+from lae_fast import LAE, VAE, Bernoulli, Hoffman
+from lae_fast.evaluation import anneal, simulated_gap
+from lae_fast.isolation import _SETTINGS, isolated
+from lae_fast.models import Architecture, build
+from lae_fast.training import TrainingStep, adam
+
+NX, NZ, D, N = 16, 2, 12, 8
+MODELS = {
+    "datapoint": (LAE, {}),
+    "joint": (LAE, dict(decisions="joint")),
+    "vae": (VAE, {}),
+    "hoffman": (Hoffman, {}),
+}
+
+
+class Quirky(nn.Module):
+    """A decoder with everything that behaves otherwise in train mode, and a record of what surrounds its calls."""
+
+    def __init__(self, *between):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(NZ, 20), *between, nn.Tanh(), nn.Linear(20, NX))
+        self.seen = []
+
+    def forward(self, z):
+        settings = tuple(s.fp32_precision for s in _SETTINGS)
+        self.seen.append((self.training, torch.is_autocast_enabled("cpu"), settings))
+        return self.net(z)
+
+
+def make(kind="datapoint", *between, dtype=torch.float32, likelihood=None, **options):
+    torch.manual_seed(1)
+    cls, own = MODELS[kind]
+    encoder = nn.Sequential(nn.Linear(NX, D), nn.Tanh())
+    model = cls(encoder, Quirky(*between), likelihood or Bernoulli(), nx=NX, nz=NZ, d=D, **(own | options))
+    return model.to(dtype)
+
+
+def quirks():
+    return nn.BatchNorm1d(20), nn.Dropout(0.5)
+
+
+def images(n=N, dtype=torch.float32):
+    return torch.rand(n, NX, generator=torch.Generator().manual_seed(2)).to(dtype)
+
+
+def schedule(model):
+    return lae_fast.fit_schedule(model, images(), n_temperatures=4, n_chains=2, n_pilot=4)
+
+
+QUESTIONS = {
+    "evaluate": lambda m: lae_fast.evaluate(m, images()),
+    "importance_bound": lambda m: lae_fast.importance_bound(m, images(), n_draws=3),
+    "quadrature": lambda m: lae_fast.quadrature(m, images(), n_cells=16),
+    "fit_schedule": schedule,
+    "anneal": lambda m: anneal(m, images(), n_temperatures=4, n_chains=2, progress=False),
+    "simulated_gap": lambda m: simulated_gap(m, schedule(m), 3, n_chains=2),
+    "augment": lambda m: lae_fast.augment(m, images(), torch.arange(N), 2, generator=seeded()),
+    "augment, posterior": lambda m: lae_fast.augment(
+        m, images(), torch.arange(N), 2, source="posterior", n_steps=3, generator=seeded()
+    ),
+    "sample": lambda m: m.sample(3, seeded()),
+    "simulate": lambda m: m.simulate(3, seeded()),
+    "reconstruct": lambda m: m.reconstruct(images()),
+    "interpolate": lambda m: m.interpolate(images(), images(), 3),
+}
+
+
+def seeded():
+    return torch.Generator().manual_seed(3)
+
+
+def tensors(value):
+    """All numbers in a result, as one tensor."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().double().flatten()
+    if isinstance(value, (tuple, list)):
+        return torch.cat([tensors(v) for v in value])
+    return (
+        torch.tensor([float(value)]).double() if isinstance(value, (int, float)) else torch.zeros(0).double()
+    )
+
+
+def answer(question, model):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # so few temperatures collapse, so few cells are coarse
+        return tensors(QUESTIONS[question](model))
+
+
+def state(model):
+    return {name: t.clone() for name, t in [*model.named_parameters(), *model.named_buffers()]}
+
+
+def changed(model, before):
+    return [name for name, t in state(model).items() if not torch.equal(t, before[name])]
+
+
+# ---- 1. a model that is only asked something stays as it is ----
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_question_is_answered_in_eval_mode_and_changes_nothing(question, kind):
+    model = make(kind, *quirks())
+    model.decoder.net[1].eval()  # frozen by its owner
+    before, modes = state(model), [m.training for m in model.modules()]
+    got = answer(question, model)
+    assert {training for training, *_ in model.decoder.seen} == {False}
+    assert [m.training for m in model.modules()] == modes
+    assert not changed(model, before)
+    assert torch.equal(got, answer(question, model.eval()))
+
+
+def test_the_mode_is_restored_when_a_question_fails():
+    model = make("vae", *quirks())
+    model.decoder.net[2].eval()
+    modes = [m.training for m in model.modules()]
+    model.encoder.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        lae_fast.evaluate(model, images())
+    assert [m.training for m in model.modules()] == modes
+
+
+def test_many_threads_may_ask_at_once():
+    """The one that leaves first must not switch train mode on under the others."""
+    model, inside, seen = make("vae", *quirks()), threading.Barrier(3), []
+
+    def ask(n_rounds):
+        with isolated(model):
+            inside.wait()
+            for _ in range(n_rounds):
+                inside.wait()
+                seen.append(any(m.training for m in model.modules()))
+
+    threads = [threading.Thread(target=ask, args=(3,)) for _ in range(2)]
+    for t in threads:
+        t.start()
+    with isolated(model):
+        inside.wait()
+    for _ in range(3):
+        inside.wait()
+    for t in threads:
+        t.join()
+    assert seen == [False] * 6
+    assert all(m.training for m in model.modules())
+
+
+@pytest.mark.parametrize("kind", ["datapoint", "joint", "hoffman"])
+def test_a_potential_that_is_not_a_function_is_refused(kind):
+    model = make(kind, nn.Dropout(0.5))
+    before = state(model)
+    with pytest.raises(ValueError, match="the potential is not a function: two evaluations"):
+        model.loss(images())
+    assert not changed(model, before)
+    model.decoder.eval()
+    assert model.loss(images()).isfinite()
+
+
+@pytest.mark.parametrize(("kind", "is_refused"), [("datapoint", True), ("hoffman", True), ("joint", False)])
+def test_a_decision_for_each_datapoint_needs_potentials_of_their_own(kind, is_refused):
+    """BatchNorm in train mode ties the images together; one decision for all of them may depend on all of them."""
+    model = make(kind, nn.BatchNorm1d(20))
+    if is_refused:
+        with pytest.raises(ValueError, match="not a function"):
+            model.loss(images())
+    else:
+        assert model.loss(images()).isfinite()
+
+
+def test_the_function_is_asked_for_once_in_a_run():
+    model = make()
+    counts = []
+    for _ in range(3):
+        model.decoder.seen.clear()
+        model.loss(images())
+        counts.append(len(model.decoder.seen))
+    assert counts[0] == counts[1] + 1
+    assert counts[1] == counts[2]
+
+
+def test_samplers_and_states_refuse_what_is_not_a_function():
+    model, x = make("vae", nn.Dropout(0.5)), images()
+    z = torch.zeros(2, N, NZ)
+
+    def energy(z):
+        return model.potential(x, z)
+
+    with pytest.raises(ValueError, match="not a function"):
+        lae_fast.langevin_sample(energy, z, n_draws=2, progress=False)
+    with pytest.raises(ValueError, match="not a function"):
+        lae_fast.ald_sample(energy, torch.randn(N, D), nz=NZ, n_draws=2, progress=False)
+    with pytest.raises(ValueError, match="not a function"):
+        lae_fast.ald_step(lambda p: energy(p).sum(-1), z, 0.1, n_chains=2)
+    assert lae_fast.ald_step(lambda p: energy(p).sum(-1), z, 0.1, n_chains=2, mh=False)
+    model.decoder.net[1] = nn.BatchNorm1d(20)
+    with pytest.raises(ValueError, match="one datapoint's potential depend on others"):
+        lae_fast.langevin_sample(energy, z + torch.randn(z.shape), n_draws=2, progress=False)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_loss_in_eval_mode_is_the_negative_elbo_and_moves_nothing(kind):
+    model, x = make(kind).eval(), images()
+    before = state(model)
+    with torch.no_grad():
+        torch.manual_seed(4)
+        losses = torch.stack([model.loss(x) for _ in range(400)])
+    assert not changed(model, before)
+    expected = lae_fast.evaluate(model, x, n_draws=2000).negative_elbo
+    assert losses.mean().item() == pytest.approx(expected, abs=5 * losses.std().item() / math.sqrt(400))
+    torch.manual_seed(5)
+    called = model(x)
+    torch.manual_seed(5)
+    assert torch.equal(called, model.loss(x))
+    assert called.requires_grad
+
+
+def test_a_training_step_wants_train_mode():
+    model = make().eval()
+    with pytest.raises(ValueError, match="the model is in eval mode"):
+        TrainingStep(model, adam(model, 1e-3))(images())
+
+
+@pytest.mark.parametrize("kind", ["datapoint", "joint", "hoffman"])
+def test_the_state_dict_goes_on_where_the_model_stopped(kind):
+    model, x = make(kind), images()
+    for _ in range(5):
+        model.loss(x)
+    other = make(kind)
+    other.load_state_dict(copy.deepcopy(model.state_dict()))
+    assert other.n_decisions > 0
+    assert other.log_step_size != make(kind).log_step_size
+    for m in (model, other):
+        torch.manual_seed(6)
+        m.values = torch.stack([m.loss(x) for _ in range(3)])
+    assert torch.equal(model.values, other.values)
+    assert torch.equal(model.rng, other.rng)
+
+
+@pytest.mark.parametrize("kind", ["datapoint", "joint", "hoffman"])
+def test_weights_without_a_chain_still_load(kind):
+    model = make(kind)
+    weights = {k: v for k, v in make(kind).state_dict().items() if k not in model.chain_state()}
+    before = model.chain_state()
+    model.load_state_dict(weights)
+    assert all(torch.equal(v, model.chain_state()[k]) for k, v in before.items())
+
+
+@pytest.mark.parametrize("kind", ["lae", "vae", "hoffman"])
+def test_a_model_made_on_the_meta_device_trains_as_any_other(kind):
+    torch.manual_seed(7)
+    whole = build(Architecture(kind, nx=NX, nh=D, nz=NZ))
+    with torch.device("meta"):
+        empty = build(Architecture(kind, nx=NX, nh=D, nz=NZ))
+    assert {t.device.type for t in state(empty).values()} == {"meta"}
+    filled, assigned = copy.deepcopy(empty).to_empty(device="cpu"), copy.deepcopy(empty)
+    filled.load_state_dict(whole.state_dict())
+    assigned.load_state_dict(copy.deepcopy(whole.state_dict()), assign=True)
+    assert {t.device.type for t in state(assigned).values()} == {"cpu"}
+    losses = []
+    for model in (whole, filled, assigned):
+        torch.manual_seed(8)
+        losses.append(torch.stack([model.loss(images()) for _ in range(3)]))
+    assert torch.equal(losses[0], losses[1])
+    assert torch.equal(losses[0], losses[2])
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_half_precision_weights_are_named(kind):
+    model = make(kind).half()
+    with pytest.raises(ValueError, match="parameters are float16; expected float32 or float64"):
+        model.loss(images().half())
+    assert model.float().loss(images()).isfinite()
+
+
+# ---- 2. the program around a call ----
+
+CALLS = {
+    "loss": lambda m: m.loss(images()),
+    "ald_sample": lambda m: (
+        lae_fast.ald_sample(
+            lambda z: m.potential(images(), z),
+            torch.randn(N, D, generator=seeded()),
+            nz=NZ,
+            n_draws=3,
+            n_warmup=2,
+            progress=False,
+        ).z
+    ),
+    "langevin_sample": lambda m: (
+        lae_fast.langevin_sample(
+            lambda z: m.potential(images(), z), torch.zeros(2, N, NZ), n_draws=3, n_warmup=2, progress=False
+        ).z
+    ),
+    "ald_step": lambda m: (
+        lae_fast.ald_step(lambda z: m.potential(images(), z), torch.zeros(N, NZ), 0.1)[0].phi
+    ),
+    "ald_step, another": lambda m: (
+        lae_fast.ald_step(
+            lambda z: m.potential(images(), z),
+            lae_fast.ald_step(lambda z: m.potential(images(), z), torch.zeros(N, NZ), 0.1)[0],
+        )[0].phi
+    ),
+} | QUESTIONS
+
+
+def called(name, model):
+    torch.manual_seed(9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return tensors(CALLS[name](model))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("name", CALLS)
+def test_inference_mode_changes_nothing(name, kind):
+    expected = called(name, make(kind))
+    with torch.inference_mode():
+        assert torch.equal(called(name, make(kind)), expected)  # a model that was made there, too
+    model = make(kind)
+    with torch.inference_mode():
+        assert torch.equal(called(name, model), expected)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("name", CALLS)
+def test_autocast_and_rounded_products_stay_outside(name, kind):
+    """The encoder's features may be rounded where a user asks for it; what decides and what is measured may not."""
+    if kind == "vae" and name == "loss":
+        return  # no chain: autocast is the user's choice
+    expected = called(name, make(kind))
+    model = make(kind)
+    own = [s.fp32_precision for s in _SETTINGS]
+    torch.set_float32_matmul_precision("medium")
+    try:
+        rounded = [s.fp32_precision for s in _SETTINGS]
+        with torch.autocast("cpu", torch.bfloat16, enabled=name != "loss"):
+            got = called(name, model)
+        assert [s.fp32_precision for s in _SETTINGS] == rounded != own
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    chain = model.decoder.seen if name != "loss" or kind != "hoffman" else model.decoder.seen[1:-1]
+    for _, is_autocast, settings in chain:
+        assert not is_autocast
+        assert not {"tf32", "bf16"} & set(settings)
+    if name != "loss":  # whose features the user may have rounded
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("given", [torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("own", [torch.float32, torch.float64])
+def test_images_of_any_type_are_taken_by_all(kind, given, own):
+    model = make(kind, dtype=own)
+    x = (images() * 255).round().to(torch.uint8) if given == torch.uint8 else images().to(given)
+    exact = x.to(own) / 255 if given == torch.uint8 else x.to(own)
+    for ask in (
+        lambda m, x: lae_fast.evaluate(m, x),
+        lambda m, x: lae_fast.importance_bound(m, x, n_draws=2),
+        lambda m, x: lae_fast.quadrature(m, x, n_cells=8),
+        lambda m, x: lae_fast.fit_schedule(m, x, n_temperatures=3, n_chains=2, n_pilot=2),
+        lambda m, x: anneal(m, x, n_temperatures=3, n_chains=2, progress=False),
+        lambda m, x: m.train().loss(x),
+        lambda m, x: m.eval().loss(x),
+    ):
+        results = []
+        for argument in (x, exact):
+            torch.manual_seed(10)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                results.append(tensors(ask(copy.deepcopy(model), argument)))
+        assert torch.equal(*results)
+
+
+def test_a_decoder_may_return_images_of_any_shape():
+    flat, shaped = make("vae"), make("vae")
+    shaped.decoder.net.append(nn.Unflatten(1, (1, 4, 4)))
+    for name in CALLS:
+        assert torch.equal(called(name, flat), called(name, shaped)), name
+    shaped.decoder.net[-1] = nn.Unflatten(1, (1, 4, 4, 1))
+    shaped.decoder.net[-2] = nn.Linear(20, 32)
+    shaped.decoder.net[-1] = nn.Identity()
+    with pytest.raises(ValueError, match=r"the decoder returned float32 \[8, 32\] .* expected \[8, 16\]"):
+        lae_fast.evaluate(shaped, images())
+
+
+def test_images_that_a_gaussian_model_simulates_are_images_to_all():
+    model = make("vae", likelihood=lae_fast.Gaussian(2.0))
+    x, _ = model.simulate(N, seeded())
+    assert x.min() < 0 or x.max() > 1
+    for ask in (lae_fast.evaluate, lae_fast.importance_bound, lae_fast.fit_schedule, type(model).loss):
+        ask(model, x)
+
+
+# ---- ald_step in a training loop ----
+
+
+def n_nodes(t):
+    """The number of nodes in the graph of a tensor."""
+    seen, open_ = set(), [t.grad_fn]
+    while open_:
+        node = open_.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            open_ += [parent for parent, _ in node.next_functions]
+    return len(seen)
+
+
+@pytest.mark.parametrize("n_chains", [None, 3])
+def test_the_graph_of_a_state_does_not_grow(n_chains):
+    theta = torch.ones((), requires_grad=True)
+
+    def potential(phi):
+        return 0.5 * theta * phi.square().flatten(0 if n_chains is None else 1).sum(-1)
+
+    torch.manual_seed(11)
+    state = lae_fast.ald_init(potential, torch.ones(3, 4), 1.0, n_chains=n_chains)
+    sizes, outcomes = {n_nodes(state.potential)}, []
+    for _ in range(50):
+        state, info = lae_fast.ald_step(potential, state)
+        sizes.add(n_nodes(state.potential))
+        outcomes.append(info.is_accepted.double().mean().item())
+    assert len(sizes) == 1
+    assert 0.1 < sum(outcomes) / 50 < 0.9
+    (gradient,) = torch.autograd.grad(state.potential.sum(), theta)
+    torch.testing.assert_close(gradient, 0.5 * state.phi.square().sum())
+
+
+@pytest.mark.parametrize("n_chains", [None, 3])
+def test_a_rejected_infinity_leaves_gradients_whole(n_chains):
+    theta = torch.ones((), requires_grad=True)
+
+    def potential(phi):  # infinite from 2 on, and its derivatives are not finite there
+        energy = -theta * (2 - phi).clamp(min=0).log()
+        return energy.flatten(0 if n_chains is None else 1).sum(-1)
+
+    start = torch.full((3, 1) if n_chains else (1,), 1.5)
+    state = lae_fast.ald_init(potential, start, 0.01, n_chains=n_chains)
+    noise = torch.zeros_like(start)
+    noise.view(-1)[0] = 50.0
+    state, info = lae_fast.ald_step(
+        potential, state, noise=noise, uniform=torch.full_like(state.potential, 1e-9)
+    )
+    assert not info.is_accepted.view(-1)[0]
+    assert info.is_accepted.sum() == (n_chains or 1) - 1
+    (gradient,) = torch.autograd.grad(state.potential.sum(), theta)
+    torch.testing.assert_close(gradient, -(2 - state.phi).log().sum())
+
+
+def test_a_state_has_a_phi_of_its_own():
+    phi = torch.ones(3)
+    state = lae_fast.ald_init(lambda p: p.square().sum(), phi, 0.1)
+    phi.fill_(7.0)
+    assert torch.equal(state.phi, torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(n_chains=3), "n_chains is 3 beside a state of one chain"),
+        (dict(generator=torch.Generator()), "generator is given beside a state"),
+    ],
+)
+def test_what_a_state_knows_already_is_not_taken_twice(options, message):
+    def potential(phi):
+        return phi.square().sum()
+
+    state = lae_fast.ald_init(potential, torch.ones(3), 0.1)
+    for call in (lae_fast.ald_init, lae_fast.ald_step):
+        with pytest.raises(ValueError, match=message):
+            call(potential, state, **options)
+
+
+# ---- Ctrl-C ----
+
+
+@pytest.mark.parametrize("sampler", ["ald", "langevin"])
+def test_ctrl_c_offers_what_was_drawn_and_the_chain_goes_on(sampler):
+    calls, stop_at = [], 60
+
+    def energy(z):
+        calls.append(0)
+        if len(calls) == stop_at:
+            raise KeyboardInterrupt
+        return 0.5 * z.square().sum(-1)
+
+    def sample(**options):
+        if sampler == "ald":
+            return lae_fast.ald_sample(energy, torch.eye(3), progress=False, **options)
+        return lae_fast.langevin_sample(energy, progress=False, **options)
+
+    start = dict(nz=2) if sampler == "ald" else dict(z=torch.zeros(4, 3, 2))
+    with pytest.raises(lae_fast.SamplingInterrupted, match=r"stopped after \d+ of 500 draws") as caught:
+        sample(n_draws=500, n_warmup=20, **start)
+    drawn = caught.value.samples
+    assert isinstance(caught.value, KeyboardInterrupt)
+    assert 20 < drawn.z.shape[1] < 60
+    assert drawn.z.shape[1] == drawn.potential.shape[1] == drawn.acceptance_rate.shape[1]
+    energies = 0.5 * drawn.z.square().sum(-1)  # each draw with its own energy
+    torch.testing.assert_close(drawn.potential.float(), energies.sum(-1) if sampler == "ald" else energies)
+    stop_at = 0
+    going_on = dict(phi=drawn.phi) if sampler == "ald" else dict(z=drawn.z[:, -1])
+    more = sample(n_draws=5, n_warmup=0, step_size=drawn.step_size.flatten(), **going_on)
+    assert torch.equal(more.step_size, drawn.step_size)
+
+
+def test_ctrl_c_before_the_first_draw_is_ctrl_c():
+    def energy(z):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        lae_fast.langevin_sample(energy, torch.zeros(1, 1, 1), n_draws=5, progress=False)
+    assert not isinstance(caught.value, lae_fast.SamplingInterrupted)
