@@ -53,6 +53,7 @@ def test_the_loop_trains(loop):
     phi = 0.1 * torch.randn(2, 16)
     names = dict(
         lae_fast=lae_fast,
+        torch=torch,
         phi=phi,
         state=phi,
         batches=[torch.rand(8, 9)] * 30,
