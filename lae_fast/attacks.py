@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from lae_fast.isolation import isolated
 
 Model = Callable[[Tensor], Tensor]  # images [n, ...] -> logits or log-probabilities [n, classes]
 
@@ -27,20 +29,9 @@ class Robustness(NamedTuple):
 
 @contextlib.contextmanager
 def _evaluating(model: Model) -> Iterator[None]:
-    """Eval mode for the model, and tensors that autograd accepts even if the caller is in inference mode. On exit, also
-    after an exception, every submodule has its former mode again, even a submodule that was frozen separately."""
-    with torch.inference_mode(False), torch.no_grad():
-        if not isinstance(model, nn.Module):
-            yield
-            return
-        was_training = [(module, module.training) for module in model.modules()]
-        try:
-            model.eval()
-            yield
-        finally:
-            model.train(was_training[0][1])  # some modules do more in train() than set a flag
-            for module, mode in was_training:
-                module.training = mode
+    """Eval mode for the model (isolation.py), and tensors that autograd accepts even if the caller is in inference mode."""
+    with torch.inference_mode(False), torch.no_grad(), isolated(model):
+        yield
 
 
 def _checked(model: Model, labels: Tensor) -> Model:

@@ -156,6 +156,36 @@ def test_many_threads_may_ask_at_once():
     assert all(m.training for m in model.modules())
 
 
+def test_an_attack_that_ends_does_not_disturb_another_one():
+    model, seen, started, goes_on = (
+        nn.Sequential(nn.Dropout(0.5), nn.Linear(NX, 3)),
+        [],
+        threading.Event(),
+        threading.Event(),
+    )
+
+    def watch(*_):
+        if threading.current_thread() is not threading.main_thread():
+            seen.append(model.training)
+            if len(seen) == 2:
+                started.set()
+                goes_on.wait()
+
+    model.register_forward_pre_hook(watch)
+    options = dict(eps=0.1, n_steps=3, random_start=False)
+    x, labels, results = images(), torch.zeros(N, dtype=torch.int64), []
+    expected = lae_fast.attacks.pgd(model, x, labels, **options)
+    other = threading.Thread(target=lambda: results.append(lae_fast.attacks.pgd(model, x, labels, **options)))
+    other.start()
+    started.wait()
+    lae_fast.attacks.pgd(model, x, labels, **options)
+    goes_on.set()
+    other.join()
+    assert seen == [False] * 4
+    assert torch.equal(results[0], expected)
+    assert model.training
+
+
 @pytest.mark.parametrize("kind", ["datapoint", "joint", "hoffman"])
 def test_a_potential_that_is_not_a_function_is_refused(kind):
     model = make(kind, nn.Dropout(0.5))
