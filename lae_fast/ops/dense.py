@@ -1,13 +1,26 @@
 """The ops between a fully connected network's matrix products: layer norm with ReLU, its backward pass, selection.
 
-models/mlp.py and models/decoder_pass.py call the ops with contiguous tensors that fit; the functions check nothing.
+None has a derivative: models/mlp.py and models/decoder_pass.py are where autograd meets them.
 """
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from lae_fast import checks
+from lae_fast.checks import describe
+from lae_fast.ops.arguments import (
+    expect_constants,
+    expect_floats,
+    expect_like,
+    expect_no_vmap,
+    expect_writable,
+    written,
+)
 from lae_fast.ops.library import define
 
 
@@ -29,9 +42,22 @@ def norm_relu(
 ) -> tuple[Tensor, Tensor]:  # [n, d], [n]
     """Layer normalization and ReLU of each row: relu((y - mean) rstd weight + bias), and rstd.
 
-    The op overwrites y by (y - mean) rstd, which the backward pass needs.
+    The op overwrites y, which must be contiguous, by (y - mean) rstd, which the backward pass needs.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit, or somebody wants a derivative, which this op does not have.
     """
-    return torch.ops.lae_fast.norm_relu(y, weight, bias, eps)
+    _expect_rows("norm_relu", "y", y)
+    width = y.shape[1:]
+    expect_like("norm_relu", "y", y.dtype, y.device, weight=(weight, width), bias=(bias, width))
+    if not (type(eps) is float and 0 <= eps < math.inf):
+        eps = checks.number("norm_relu: eps", eps, least=0)
+    expect_constants("norm_relu", y=y, weight=weight, bias=bias)
+    expect_no_vmap("norm_relu", y=y, weight=weight, bias=bias)
+    _expect_own_memory("norm_relu", y=y)
+    result = torch.ops.lae_fast.norm_relu(y, weight.contiguous(), bias.contiguous(), eps)
+    written(y)
+    return result
 
 
 @define(
@@ -53,8 +79,25 @@ def norm_relu_backward(
     rstd: Tensor,  # [n]
     weight: Tensor,  # [d]
 ) -> Tensor:  # [n, d]
-    """The gradient of y, from the gradient of the output and the tensors that `norm_relu` left; row by row."""
-    return torch.ops.lae_fast.norm_relu_backward(grad, out, normalized, rstd, weight)
+    """The gradient of y, from the gradient of the output and the tensors that `norm_relu` left; row by row.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit, or somebody wants a derivative, which this op does not have.
+    """
+    _expect_rows("norm_relu_backward", "grad", grad)
+    expect_like(
+        "norm_relu_backward",
+        "grad",
+        grad.dtype,
+        grad.device,
+        out=(out, grad.shape),
+        normalized=(normalized, grad.shape),
+        rstd=(rstd, grad.shape[:1]),
+        weight=(weight, grad.shape[1:]),
+    )
+    tensors = dict(grad=grad, out=out, normalized=normalized, rstd=rstd, weight=weight)
+    expect_constants("norm_relu_backward", **tensors)
+    return torch.ops.lae_fast.norm_relu_backward(*(t.contiguous() for t in tensors.values()))
 
 
 @define(
@@ -75,8 +118,16 @@ def norm_relu_sums(
     """The gradients of weight and of bias, and the column sums of y's gradient, which is a linear layer's bias gradient.
 
     The rows may be those of several evaluations, selected by `keep`.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit, or somebody wants a derivative, which this op does not have.
     """
-    return torch.ops.lae_fast.norm_relu_sums(grad, out, normalized, y_grad)
+    _expect_rows("norm_relu_sums", "grad", grad)
+    tensors = dict(grad=grad, out=out, normalized=normalized, y_grad=y_grad)
+    shapes = {name: (t, grad.shape) for name, t in tensors.items()}
+    expect_like("norm_relu_sums", "grad", grad.dtype, grad.device, **shapes)
+    expect_constants("norm_relu_sums", **tensors)
+    return torch.ops.lae_fast.norm_relu_sums(*(t.contiguous() for t in tensors.values()))
 
 
 @define(
@@ -93,5 +144,48 @@ def keep(latest: list[Tensor], previous: list[Tensor], is_accepted: Tensor) -> N
 
     The two tensors of a pair have the same shape. is_accepted [n] decides about n rows, the first axis of every tensor;
     is_accepted [1] decides about whole tensors. A rejected value leaves no trace, not even a NaN.
+    The tensors of `latest` must be contiguous.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit, or somebody wants a derivative, which this op does not have.
     """
-    torch.ops.lae_fast.keep(latest, previous, is_accepted)
+    checks.tensor("keep: is_accepted", is_accepted, "n", dtypes=(torch.bool,))
+    n_rows, device = len(is_accepted), is_accepted.device
+    for name, tensors in (("latest", latest), ("previous", previous)):
+        if not isinstance(tensors, (list, tuple)):
+            raise TypeError(f"keep: {name} is {describe(tensors)}; expected a list of tensors")
+    if len(latest) != len(previous):
+        raise ValueError(f"keep: previous has {len(previous)} tensors; expected {len(latest)}, as latest has")
+    news = {f"latest[{i}]": t for i, t in enumerate(latest)}
+    olds = {f"previous[{i}]": t for i, t in enumerate(previous)}
+    for (new_name, new), (old_name, old) in zip(news.items(), olds.items(), strict=True):
+        checks.tensor(f"keep: {new_name}", new, dtypes=None)
+        if new.device != device:
+            raise ValueError(f"keep: {new_name} is on {new.device}; expected {device}, as is_accepted")
+        expect_like("keep", new_name, new.dtype, device, **{old_name: (old, new.shape)})
+        if n_rows != 1 and new.shape[:1] != (n_rows,):
+            wanted = f"[{n_rows}, ...], as many rows as is_accepted has"
+            raise ValueError(f"keep: {new_name} is {describe(new)}; expected {wanted}")
+    expect_constants("keep", **news, **olds)
+    expect_no_vmap("keep", **news, **olds, is_accepted=is_accepted)
+    _expect_own_memory("keep", **news)
+    previous = [old.contiguous() for old in previous]
+    torch.ops.lae_fast.keep(list(latest), previous, is_accepted.contiguous())
+    written(*latest)
+
+
+def _expect_rows(op: str, name: str, value: Any) -> None:
+    """Check the first tensor [n, d] of an op that takes means over d."""
+    expect_floats(op, name, value, "n, d")
+    if value.shape[1] == 0:
+        raise ValueError(f"{op}: {name} is {describe(value)}; expected [n, d] with d >= 1")
+
+
+def _expect_own_memory(op: str, **arguments: Tensor) -> None:
+    """Check the tensors that an op overwrites: contiguous, as the kernels write whole rows."""
+    expect_writable(op, **arguments)
+    for name, t in arguments.items():
+        if not t.is_contiguous():
+            raise ValueError(
+                f"{op}: {name} is not contiguous; expected a contiguous tensor, which the op overwrites"
+            )
