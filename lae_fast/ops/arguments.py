@@ -54,7 +54,7 @@ def expect(op: str, phi: Any, step_sizes: Any, /, **arguments: Any) -> None:
     """
     expect_floats(op, "phi", phi, "C, D")
     n_chains, dtype, device = phi.shape[0], phi.dtype, phi.device
-    n_step_sizes = 1 if isinstance(step_sizes, Tensor) and step_sizes.shape == (1,) else n_chains
+    n_step_sizes = 1 if is_dense(step_sizes) and step_sizes.shape == (1,) else n_chains
     exact = {"CD": phi.shape, "C": (n_chains,), "S": (n_step_sizes,), "R": (RNG,)}
     for name, t in arguments.items():
         if t is None and name in ("noise", "uniform", "adaptation"):

@@ -176,7 +176,7 @@ def _expect_pixels(op: str, rows: Any, x: Any, n: int | None, kind: Any, log_sca
     """Check the arguments of an energy for rows [R, nx]; x has n images, or None: any number that divides R."""
     expect_floats(op, "output", rows, "R, nx")
     n_rows, n_pixels = rows.shape
-    wanted = len(x) if n is None and isinstance(x, Tensor) and x.dim() == 2 else n or 0
+    wanted = len(x) if n is None and is_dense(x) and x.dim() == 2 else n or 0
     expect_like(op, "output", rows.dtype, rows.device, x=(x, (wanted, n_pixels)))
     if n_rows % wanted if wanted else n_rows:
         raise ValueError(f"{op}: output has {n_rows} rows; expected a multiple of x's {wanted}")
