@@ -45,7 +45,10 @@ def number(
     """A finite number that is >= least, > above and < below."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} is {describe(value)}; expected a number")
-    found = float(value)
+    try:
+        found = float(value)
+    except OverflowError:
+        found = math.inf
     if not (math.isfinite(found) and found >= least and found > above and found < below):
         limits = [f">= {least:g}"] if least > -math.inf else []
         limits += [f"> {above:g}"] if above > -math.inf else []
@@ -108,7 +111,8 @@ def generator(name: str, value: Any, device: torch.device) -> torch.Generator | 
         return None
     if not isinstance(value, torch.Generator):
         raise TypeError(f"{name} is {describe(value)}; expected a torch.Generator, or None")
-    if value.device.type != device.type:
+    is_other = None not in (value.device.index, device.index) and value.device.index != device.index
+    if value.device.type != device.type or is_other:
         raise ValueError(f"{name} is on {value.device}; expected one on {device}")
     return value
 

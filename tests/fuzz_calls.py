@@ -13,9 +13,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from fuzz import Call
+from fuzz import CALLABLES, Call
 
-from lae_fast import ops
+from lae_fast import attacks, ops
 
 CALLS: dict[str, Call] = {}
 
@@ -166,3 +166,47 @@ def _():
 @entry("ops.is_compiled")
 def _():
     return ops.is_compiled, dict(device=torch.device("cpu"))
+
+
+# ---- attacks ----
+
+
+def classifier(x: torch.Tensor) -> torch.Tensor:
+    """[n, 6] -> [n, 3]; what does not fit a model is the model's own affair, so this one names it."""
+    if x.shape[1:] != (6,) or x.dtype != torch.float32:
+        raise ValueError(f"x is {x.dtype} {list(x.shape)}; this model expects float32 [n, 6]")
+    return x @ normal(6, 3, seed=9)
+
+
+def images() -> dict[str, Any]:
+    return dict(
+        model=classifier, x=normal(4, 6).sigmoid(), labels=torch.tensor([0, 1, 2, 1]), bounds=(0.0, 1.0)
+    )
+
+
+ATTACKED = dict(
+    also=dict(bounds=((0, 1, 2), (1, 0), (0, "1"), "01"), eps=(["0.1"], [0.1, -1], [[0.1], [0.2]], [True])),
+    without=dict(model=CALLABLES, attack=CALLABLES),
+)
+
+
+@entry("attacks.fgsm", **ATTACKED)
+def _():
+    return attacks.fgsm, images() | dict(eps=0.1, targeted=True)
+
+
+@entry("attacks.pgd", **ATTACKED)
+def _():
+    options = dict(eps=[0.1, 0.2], norm="linf", n_steps=2, step_size=None, random_start=True, n_restarts=2)
+    return attacks.pgd, images() | options | dict(targeted=False, generator=torch.Generator())
+
+
+@entry("attacks.pgd, l2", **ATTACKED)
+def _():
+    options = dict(eps=torch.tensor([0.1, 0.2]), norm="l2", n_steps=2, step_size=0.1, generator=None)
+    return attacks.pgd, images() | options
+
+
+@entry("attacks.robustness", **ATTACKED)
+def _():
+    return attacks.robustness, images() | dict(eps=[0.0, 0.1], attack=attacks.fgsm, batch_size=3)
