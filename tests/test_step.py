@@ -159,6 +159,7 @@ def test_rounding_behind_the_chain_s_back_is_refused(kind):
         torch.set_float32_matmul_precision("highest")
 
 
+@torch.no_grad()  # as within a step
 def test_the_chain_stays_exact_under_bf16():
     """With MH only gradients are rounded, not energies; without it the decoder is, but for its first layer."""
     z, evaluations = torch.randn(128, 4), {}
