@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # cpu.sh FOLDER [SANITIZER...] builds the CPU kernels, without torch, under each sanitizer (address, undefined and thread,
-# unless some are named), and calls every op with ragged and with empty tensors, from one thread and from several, at each
+# unless others are named; "address,undefined" is one build with both), and calls every op with ragged and with empty tensors, from one thread and from several, at each
 # SIMD level that the processor has. The exit code is 1 as soon as one of them complains.
-# CXX: g++ (the default) or clang++. CSRC: the kernels' folder, if it is not that of this checkout.
+# CXX: g++ (the default) or clang++. LEVELS: some of "sse2 avx2 avx512". CSRC: another folder of kernels.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 csrc=$(cd "${CSRC:-$here/../../csrc}" && pwd)
@@ -27,8 +27,8 @@ for sanitizer in ${*:-address undefined thread}; do
   done
   for job in $(jobs -p); do wait "$job"; done
   "${CXX:-g++}" $flags -fsanitize="$sanitizer" "${objects[@]}" -o "$out/$sanitizer"
-  for level in sse2 avx2 avx512; do # the next best where the processor has no such
-    printf '%-9s %-6s ' "$sanitizer" "$level"
+  for level in ${LEVELS:-sse2 avx2 avx512}; do # the next best where the processor has no such
+    printf '%-18s %-6s ' "$sanitizer" "$level"
     if ! LAE_FAST_KERNELS=$level "$out/$sanitizer"; then failed=1 && echo "FAILED: $sanitizer, $level"; fi
   done
 done

@@ -78,7 +78,7 @@ def expect(op: str, phi: Any, step_sizes: Any, /, **arguments: Any) -> None:
 
 def expect_floats(op: str, name: str, value: Any, axes: str) -> None:
     """Check the tensor that the others have to fit: float32 or float64, dense, with these axes ("n, d")."""
-    if not (is_dense(value) and value.dtype in checks.FLOATS and value.dim() == axes.count(",") + 1):
+    if not (is_dense(value) and value.dtype in checks.FLOATS and value.dim() == len(axes.split(","))):
         checks.tensor(f"{op}: {name}", value, axes)
 
 
@@ -96,7 +96,14 @@ def is_dense(value: Any) -> bool:
 
 
 def is_exactly(value: Any, dtype: torch.dtype, device: torch.device, shape: tuple[int, ...] | None) -> bool:
-    return is_dense(value) and value.dtype == dtype and value.device == device and value.shape == shape
+    return (
+        isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and not value.is_nested
+        and value.shape == shape
+        and value.dtype is dtype
+        and value.device == device
+    )
 
 
 def misfit(
@@ -108,11 +115,34 @@ def misfit(
     raise error(f"{op}: {name} is {describe(value)}; expected {wanted}")
 
 
-def expect_writable(op: str, **arguments: Tensor | None) -> None:
-    """Check the tensors that an op overwrites: no element may stand for several, and none may be an inference tensor outside
-    of inference mode, which PyTorch's own ops refuse too."""
-    is_normal = not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled()
-    for name, t in arguments.items():
+def expect_constants(op: str, tensors: dict[str, Any], writes: tuple[str, ...] = ()) -> None:
+    """Check that nobody wants a derivative from these arguments of an op that has none, which would silently be zero, and
+    that the op may write to those named in `writes`. None among the tensors is an argument that was left out.
+
+    Raises:
+        ValueError: gradients are recorded and an argument requires one; it has a forward-mode tangent; torch.func.vmap
+            maps over what an op writes to; or that is expanded, or an inference tensor outside of inference mode, which
+            PyTorch's own ops refuse too.
+    """
+    if torch.is_grad_enabled():
+        for name, t in tensors.items():
+            if t is not None and t.requires_grad:
+                raise ValueError(
+                    f"{op}: {name} requires a gradient; expected none, this op cannot be differentiated by {name}: "
+                    "pass a detached tensor, or call under torch.no_grad()"
+                )
+    if torch.compiler.is_compiling():
+        return
+    if is_transformed():
+        expect_no_tangents(op, tensors)
+        for name, t in tensors.items():
+            if writes and t is not None and is_batched(t):
+                raise ValueError(
+                    f"{op}: {name} is under torch.func.vmap; expected none, this op works in place"
+                )
+    is_normal = not torch.is_inference_mode_enabled()
+    for name in writes:
+        t = tensors[name]
         if t is None:
             continue
         if not t.is_contiguous() and any(
@@ -125,27 +155,9 @@ def expect_writable(op: str, **arguments: Tensor | None) -> None:
             raise ValueError(f"{op}: {name} is an inference tensor; expected a clone of it, to write to")
 
 
-def expect_constants(op: str, **arguments: Tensor | None) -> None:
-    """Check that nobody wants a derivative from these arguments of an op that has none: it would silently be zero.
-
-    Raises:
-        ValueError: gradients are recorded and an argument requires one, or it has a forward-mode tangent.
-    """
-    if torch.is_grad_enabled():
-        for name, t in arguments.items():
-            if t is not None and t.requires_grad:
-                raise ValueError(
-                    f"{op}: {name} requires a gradient; expected none, this op cannot be differentiated by {name}: "
-                    "pass a detached tensor, or call under torch.no_grad()"
-                )
-    expect_no_tangents(op, **arguments)
-
-
-def expect_no_tangents(op: str, **arguments: Tensor | None) -> None:
+def expect_no_tangents(op: str, tensors: dict[str, Any]) -> None:
     """Check that no argument carries a forward-mode derivative, which no op here would pass on."""
-    if torch.compiler.is_compiling() or not is_transformed():
-        return
-    for name, t in arguments.items():
+    for name, t in tensors.items():
         if t is not None and has_tangent(t):
             raise ValueError(
                 f"{op}: {name} has a forward-mode tangent; expected none, this op has no forward-mode derivative: "
@@ -153,13 +165,12 @@ def expect_no_tangents(op: str, **arguments: Tensor | None) -> None:
             )
 
 
-def expect_no_vmap(op: str, **arguments: Tensor | None) -> None:
-    """Check the arguments of an op that writes in place: torch.func.vmap cannot tell which rows are meant."""
-    if torch.compiler.is_compiling() or not is_transformed():
-        return
-    for name, t in arguments.items():
-        if t is not None and is_batched(t):
-            raise ValueError(f"{op}: {name} is under torch.func.vmap; expected none, this op works in place")
+def expect_contiguous(op: str, name: str, t: Tensor) -> None:
+    """Check a tensor that an op overwrites whole."""
+    if not t.is_contiguous():
+        raise ValueError(
+            f"{op}: {name} is not contiguous; expected a contiguous tensor, which the op overwrites"
+        )
 
 
 def written(*tensors: Tensor) -> None:

@@ -15,13 +15,13 @@ from lae_fast import checks
 from lae_fast.checks import describe
 from lae_fast.ops.arguments import (
     expect_constants,
+    expect_contiguous,
     expect_floats,
     expect_like,
-    expect_no_vmap,
-    expect_writable,
     written,
 )
 from lae_fast.ops.library import define
+from lae_fast.ops.torch_private import is_transformed
 
 
 @define(
@@ -52,9 +52,8 @@ def norm_relu(
     expect_like("norm_relu", "y", y.dtype, y.device, weight=(weight, width), bias=(bias, width))
     if not (type(eps) is float and 0 <= eps < math.inf):
         eps = checks.number("norm_relu: eps", eps, least=0)
-    expect_constants("norm_relu", y=y, weight=weight, bias=bias)
-    expect_no_vmap("norm_relu", y=y, weight=weight, bias=bias)
-    _expect_own_memory("norm_relu", y=y)
+    expect_constants("norm_relu", {"y": y, "weight": weight, "bias": bias}, writes=("y",))
+    expect_contiguous("norm_relu", "y", y)
     result = torch.ops.lae_fast.norm_relu(y, weight.contiguous(), bias.contiguous(), eps)
     written(y)
     return result
@@ -96,7 +95,7 @@ def norm_relu_backward(
         weight=(weight, grad.shape[1:]),
     )
     tensors = dict(grad=grad, out=out, normalized=normalized, rstd=rstd, weight=weight)
-    expect_constants("norm_relu_backward", **tensors)
+    expect_constants("norm_relu_backward", tensors)
     return torch.ops.lae_fast.norm_relu_backward(*(t.contiguous() for t in tensors.values()))
 
 
@@ -126,7 +125,7 @@ def norm_relu_sums(
     tensors = dict(grad=grad, out=out, normalized=normalized, y_grad=y_grad)
     shapes = {name: (t, grad.shape) for name, t in tensors.items()}
     expect_like("norm_relu_sums", "grad", grad.dtype, grad.device, **shapes)
-    expect_constants("norm_relu_sums", **tensors)
+    expect_constants("norm_relu_sums", tensors)
     return torch.ops.lae_fast.norm_relu_sums(*(t.contiguous() for t in tensors.values()))
 
 
@@ -149,29 +148,62 @@ def keep(latest: list[Tensor], previous: list[Tensor], is_accepted: Tensor) -> N
     Raises:
         TypeError, ValueError: an argument does not fit, or somebody wants a derivative, which this op does not have.
     """
+    if not _is_kept_as_it_is(latest, previous, is_accepted):
+        _expect_pairs(latest, previous, is_accepted)
+        previous, is_accepted = [old.contiguous() for old in previous], is_accepted.contiguous()
+    if torch.is_grad_enabled() or is_transformed():
+        pairs = {
+            f"{name}[{i}]": t
+            for name, ts in (("latest", latest), ("previous", previous))
+            for i, t in enumerate(ts)
+        }
+        expect_constants("keep", pairs | {"is_accepted": is_accepted}, writes=tuple(pairs)[: len(latest)])
+    torch.ops.lae_fast.keep(latest, previous, is_accepted)
+    written(*latest)
+
+
+def _is_kept_as_it_is(latest: Any, previous: Any, is_accepted: Any) -> bool:
+    """Whether `keep` can take its arguments at once; looks at whole lists, of which a step of a chain has many."""
+    flags = isinstance(is_accepted, Tensor) and is_accepted.dtype is torch.bool and is_accepted.dim() == 1
+    if not flags or type(latest) is not list or type(previous) is not list or len(latest) != len(previous):
+        return False
+    tensors = [*latest, *previous, is_accepted]
+    if any(not isinstance(t, Tensor) or t.layout is not torch.strided or t.is_nested for t in tensors):
+        return False
+    n_rows, device = len(is_accepted), is_accepted.device
+    shapes = [t.shape for t in latest]
+    return (
+        n_rows > 0
+        and shapes == [t.shape for t in previous]
+        and (n_rows == 1 or all(shape[:1] == (n_rows,) for shape in shapes))
+        and all(a.dtype is b.dtype for a, b in zip(latest, previous, strict=True))
+        and all(t.device == device and t.is_contiguous() for t in tensors)
+        and not any(t.is_inference() for t in latest)
+    )
+
+
+def _expect_pairs(latest: Any, previous: Any, is_accepted: Any) -> None:
+    """Raise the error about the first argument of `keep` that does not fit, if there is one."""
     checks.tensor("keep: is_accepted", is_accepted, "n", dtypes=(torch.bool,))
     n_rows, device = len(is_accepted), is_accepted.device
+    if n_rows == 0:
+        raise ValueError(f"keep: is_accepted is {describe(is_accepted)}; expected [n] with n >= 1")
     for name, tensors in (("latest", latest), ("previous", previous)):
         if not isinstance(tensors, (list, tuple)):
             raise TypeError(f"keep: {name} is {describe(tensors)}; expected a list of tensors")
     if len(latest) != len(previous):
         raise ValueError(f"keep: previous has {len(previous)} tensors; expected {len(latest)}, as latest has")
-    news = {f"latest[{i}]": t for i, t in enumerate(latest)}
-    olds = {f"previous[{i}]": t for i, t in enumerate(previous)}
-    for (new_name, new), (old_name, old) in zip(news.items(), olds.items(), strict=True):
-        checks.tensor(f"keep: {new_name}", new, dtypes=None)
+    for i, (new, old) in enumerate(zip(latest, previous, strict=True)):
+        name = f"latest[{i}]"
+        checks.tensor(f"keep: {name}", new, dtypes=None)
         if new.device != device:
-            raise ValueError(f"keep: {new_name} is on {new.device}; expected {device}, as is_accepted")
-        expect_like("keep", new_name, new.dtype, device, **{old_name: (old, new.shape)})
+            raise ValueError(f"keep: {name} is on {new.device}; expected {device}, as is_accepted")
+        expect_like("keep", name, new.dtype, device, **{f"previous[{i}]": (old, new.shape)})
         if n_rows != 1 and new.shape[:1] != (n_rows,):
             wanted = f"[{n_rows}, ...], as many rows as is_accepted has"
-            raise ValueError(f"keep: {new_name} is {describe(new)}; expected {wanted}")
-    expect_constants("keep", **news, **olds)
-    expect_no_vmap("keep", **news, **olds, is_accepted=is_accepted)
-    _expect_own_memory("keep", **news)
-    previous = [old.contiguous() for old in previous]
-    torch.ops.lae_fast.keep(list(latest), previous, is_accepted.contiguous())
-    written(*latest)
+            raise ValueError(f"keep: {name} is {describe(new)}; expected {wanted}")
+        expect_constants("keep", {name: new}, writes=(name,))
+        expect_contiguous("keep", name, new)
 
 
 def _expect_rows(op: str, name: str, value: Any) -> None:
@@ -179,13 +211,3 @@ def _expect_rows(op: str, name: str, value: Any) -> None:
     expect_floats(op, name, value, "n, d")
     if value.shape[1] == 0:
         raise ValueError(f"{op}: {name} is {describe(value)}; expected [n, d] with d >= 1")
-
-
-def _expect_own_memory(op: str, **arguments: Tensor) -> None:
-    """Check the tensors that an op overwrites: contiguous, as the kernels write whole rows."""
-    expect_writable(op, **arguments)
-    for name, t in arguments.items():
-        if not t.is_contiguous():
-            raise ValueError(
-                f"{op}: {name} is not contiguous; expected a contiguous tensor, which the op overwrites"
-            )

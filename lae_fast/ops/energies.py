@@ -16,17 +16,16 @@ from lae_fast import checks
 from lae_fast.checks import describe
 from lae_fast.ops.arguments import (
     expect_constants,
+    expect_contiguous,
     expect_floats,
     expect_like,
     expect_no_tangents,
-    expect_no_vmap,
-    expect_writable,
     is_dense,
     written,
 )
 from lae_fast.ops.library import define, register_autograd
 from lae_fast.ops.once import differentiable_once
-from lae_fast.ops.torch_private import is_differentiated
+from lae_fast.ops.torch_private import is_differentiated, is_transformed
 
 BERNOULLI, GAUSSIAN, LOGISTIC = range(3)  # kinds of `energy`
 HALF_BIN = 0.5 / 255
@@ -154,13 +153,15 @@ def energy(
         raise error(f"energy: output is {describe(output)}; expected float32 or float64 [..., n, nx]")
     rows = output.flatten(0, -2)  # [R, nx]
     _expect_pixels("energy", rows, x, output.shape[-2], kind, log_scale)
-    expect_no_tangents("energy", output=output, x=x, log_scale=log_scale)
-    expect_constants("energy", x=x)
-    for name, t in (("output", output), ("log_scale", log_scale)):
-        if t is not None and not torch.compiler.is_compiling() and is_differentiated(t):
-            raise ValueError(
-                f"energy: {name} is under a gradient of torch.func; expected torch.autograd.grad or backward()"
-            )
+    expect_constants("energy", {"x": x})
+    if not torch.compiler.is_compiling() and is_transformed():
+        differentiable = {"output": output, "log_scale": log_scale}
+        expect_no_tangents("energy", differentiable)
+        for name, t in differentiable.items():
+            if t is not None and is_differentiated(t):
+                raise ValueError(
+                    f"energy: {name} is under a gradient of torch.func; expected torch.autograd.grad or backward()"
+                )
     energies, derivative, slope = torch.ops.lae_fast.energy(
         rows.contiguous(), x.contiguous(), kind, log_scale
     )
@@ -217,14 +218,10 @@ def energy_(
         TypeError, ValueError: an argument does not fit, or somebody wants a derivative, which this op does not have.
     """
     _expect_pixels("energy_", output, x, None, kind, log_scale)
-    tensors = dict(output=output, x=x, log_scale=log_scale)
-    expect_constants("energy_", **tensors)
-    expect_no_vmap("energy_", **tensors)
-    expect_writable("energy_", output=output)
-    if not output.is_contiguous() or output is x:
-        raise ValueError(
-            f"energy_: output is {'x' if output is x else 'not contiguous'}; expected memory of its own"
-        )
+    expect_constants("energy_", {"output": output, "x": x, "log_scale": log_scale}, writes=("output",))
+    expect_contiguous("energy_", "output", output)
+    if output is x:
+        raise ValueError("energy_: output is x; expected memory of its own, which the op overwrites")
     result = torch.ops.lae_fast.energy_(output, x.contiguous(), kind, log_scale)
     written(output)
     return result

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from lae_fast import checks
-from lae_fast.ops.arguments import expect, expect_constants, expect_no_vmap, expect_writable, written
+from lae_fast.ops.arguments import expect, expect_constants, written
 from lae_fast.ops.columns import (
     AVERAGE,
     CENTRE,
@@ -78,7 +78,7 @@ def propose(
         TypeError, ValueError: an argument does not fit, or somebody wants a derivative, which this op does not have.
     """
     expect("propose", phi, step_size, step_size=step_size, rng=rng, grad=grad, noise=noise)
-    expect_constants("propose", phi=phi, grad=grad, step_size=step_size, noise=noise)
+    expect_constants("propose", dict(phi=phi, grad=grad, step_size=step_size, noise=noise))
     noise = None if noise is None else noise.contiguous()
     return torch.ops.lae_fast.propose(
         phi.contiguous(), grad.contiguous(), step_size.contiguous(), rng.contiguous(), noise
@@ -150,22 +150,7 @@ def decide(
     Raises:
         TypeError, ValueError: an argument does not fit, or somebody wants a derivative, which this op does not have.
     """
-    expect(
-        "decide",
-        phi,
-        step_size,
-        step_size=step_size,
-        rng=rng,
-        proposal=proposal,
-        grad=grad,
-        proposal_grad=proposal_grad,
-        potential=potential,
-        proposal_potential=proposal_potential,
-        uniform=uniform,
-    )
-    checks.flag("decide: mh", mh)
-    expect_constants(
-        "decide",
+    tensors = dict(
         phi=phi,
         proposal=proposal,
         potential=potential,
@@ -173,11 +158,13 @@ def decide(
         grad=grad,
         proposal_grad=proposal_grad,
         step_size=step_size,
-        uniform=uniform,
+        rng=rng,
     )
+    expect("decide", phi, step_size, **tensors, uniform=uniform)
+    checks.flag("decide: mh", mh)
+    expect_constants("decide", tensors | {"uniform": uniform})
     uniform = None if uniform is None else uniform.contiguous()
-    tensors = (phi, proposal, potential, proposal_potential, grad, proposal_grad, step_size, rng)
-    return torch.ops.lae_fast.decide(*(t.contiguous() for t in tensors), mh, uniform)
+    return torch.ops.lae_fast.decide(*(t.contiguous() for t in tensors.values()), mh, uniform)
 
 
 # ---- transition ----
@@ -295,9 +282,7 @@ def transition(
     optional = dict(noise=noise, uniform=uniform)
     expect("transition", phi, log_step_size, **state, **inputs, **optional)
     checks.flag("transition: mh", mh)
-    expect_constants("transition", **state, **inputs, **optional)
-    expect_no_vmap("transition", **state, **inputs, **optional)
-    expect_writable("transition", **state)
+    expect_constants("transition", state | inputs | optional, writes=tuple(state))
     packed, given, drawn = (
         [None if t is None else t.contiguous() for t in tensors.values()]
         for tensors in (state, inputs, optional)

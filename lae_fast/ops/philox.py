@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from lae_fast import checks
-from lae_fast.ops.arguments import expect_no_vmap
 from lae_fast.ops.columns import RNG, SEED, STEP
 from lae_fast.ops.library import define
+from lae_fast.ops.torch_private import is_batched, is_transformed
 
 INTEGERS, UNIFORMS, NORMALS, ACCEPT = range(4)  # kinds of `noise`
 
@@ -111,7 +111,8 @@ def noise(rng: Tensor, n_chains: int, n_elements: int, dtype: torch.dtype, kind:
             nor float64.
     """
     checks.tensor("noise: rng", rng, str(RNG), dtypes=(torch.int64,))
-    expect_no_vmap("noise", rng=rng)
+    if not torch.compiler.is_compiling() and is_transformed() and is_batched(rng):
+        raise ValueError("noise: rng is under torch.func.vmap; expected none, this op works in place")
     n_chains = checks.count("noise: n_chains", n_chains, 0, MOST_CHAINS)
     n_elements = checks.count("noise: n_elements", n_elements, 0, MOST_ELEMENTS)
     if checks.count("noise: kind", kind, 0) > ACCEPT:
