@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import numbers
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lae_fast import checks
+from lae_fast.checks import describe
 from lae_fast.isolation import isolated
+
+FLOATS = (torch.float16, torch.bfloat16, *checks.FLOATS)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+MOST = 10**6  # steps, or restarts: more would run for days
 
 Model = Callable[[Tensor], Tensor]  # images [n, ...] -> logits or log-probabilities [n, classes]
 
@@ -41,11 +48,17 @@ def _checked(model: Model, labels: Tensor) -> Model:
 
     def call(x: Tensor) -> Tensor:
         output = model(x)
-        if output.dim() != 2 or len(output) != len(x) or output.shape[1] < n_classes:
+        expected = f"[{len(x)}, classes] with classes >= {n_classes} for these labels"
+        if not isinstance(output, Tensor):
+            raise TypeError(f"the model returned {describe(output)}; expected a tensor {expected}")
+        if output.layout != torch.strided or output.is_nested or output.device != x.device:
             raise ValueError(
-                f"the model returned {list(output.shape)}; "
-                f"expected [{len(x)}, classes] with classes >= {n_classes} for these labels"
+                f"the model returned {describe(output)}; expected {expected}, dense on {x.device}"
             )
+        if output.dim() != 2 or len(output) != len(x) or output.shape[1] < n_classes:
+            raise ValueError(f"the model returned {list(output.shape)}; expected {expected}")
+        if not output.is_floating_point():
+            raise ValueError(f"the model returned {describe(output)}; expected floating point {expected}")
         return output
 
     return call
@@ -56,7 +69,12 @@ def _gradient(model: Model, x: Tensor, labels: Tensor) -> Tensor:
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
         loss = F.cross_entropy(model(leaf), labels, reduction="sum")
-        return torch.autograd.grad(loss, leaf)[0]
+        gradient = torch.autograd.grad(loss, leaf, allow_unused=True)[0] if loss.requires_grad else None
+    if gradient is None:
+        raise ValueError(
+            "the model's output has no gradient by the images; expected a model whose operations autograd records"
+        )
+    return gradient
 
 
 def _outcome(model: Model, x: Tensor, labels: Tensor, gradient: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -143,30 +161,73 @@ class _Ball:
 _REGIONS = {"linf": _Box, "l2": _Ball}
 
 
-def _check(x: Tensor, labels: Tensor, eps: Any, bounds: tuple[float, float]) -> Tensor:
-    """Raise a ValueError unless `pgd` accepts these arguments; returns eps as float64 [] or [K]."""
-    low, high = bounds
-    if not low < high:
-        raise ValueError(f"bounds are {bounds}; expected the lower one first")
-    if not x.is_floating_point() or x.dim() < 2 or x.numel() == 0:
-        kind = str(x.dtype).removeprefix("torch.")
-        raise ValueError(f"x is {kind} {list(x.shape)}; expected floating point [m, ...] with m >= 1")
+def _check(model: Any, x: Any, labels: Any, eps: Any, bounds: Any) -> tuple[Tensor, tuple[float, float]]:
+    """Raise a TypeError or ValueError unless `pgd` accepts these arguments; returns eps as float64 [] or [K], and the bounds."""
+    checks.function("model", model)
+    if not isinstance(x, Tensor) or x.layout != torch.strided or x.is_nested or x.is_meta:
+        raise _wrong(x, f"x is {describe(x)}; expected a dense tensor [m, ...] of images")
+    if x.dtype not in FLOATS or x.dim() < 2 or x.numel() == 0:
+        raise ValueError(f"x is {describe(x)}; expected floating point [m, ...] with m >= 1")
+    low, high = _pair(bounds, torch.finfo(x.dtype).max)
     least, most = (value.item() for value in x.detach().aminmax())
     if not low <= least <= most <= high:  # a NaN fails too
-        raise ValueError(f"x has values from {least:g} to {most:g}; expected all in [{low:g}, {high:g}]")
-    is_integer = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
-    if not is_integer or labels.shape != x.shape[:1] or labels.device != x.device:
-        kind = str(labels.dtype).removeprefix("torch.")
         raise ValueError(
-            f"labels are {kind} {list(labels.shape)} on {labels.device}; "
-            f"expected integers [{len(x)}] on {x.device}"
+            f"x has values from {least:g} to {most:g}; expected all in [{low:g}, {high:g}], the bounds"
+        )
+    fits = isinstance(labels, Tensor) and labels.layout == torch.strided and not labels.is_nested
+    if not fits or labels.dtype not in INTEGERS or labels.shape != x.shape[:1] or labels.device != x.device:
+        raise _wrong(
+            labels,
+            f"labels are {describe(labels)}; expected integers [{len(x)}] on {x.device}, one for each image of x",
         )
     if labels.min() < 0:  # cross-entropy would silently ignore the label -100
         raise ValueError(f"labels go down to {labels.min().item()}; expected classes from 0 on")
-    values = torch.as_tensor(eps, dtype=torch.float64)
-    if values.dim() > 1 or values.numel() == 0 or not ((values >= 0) & values.isfinite()).all():
+    return _radii(eps), (low, high)
+
+
+def _wrong(value: Any, message: str) -> Exception:
+    """A TypeError about what is no tensor, a ValueError about a tensor of another form."""
+    return (ValueError if isinstance(value, Tensor) else TypeError)(message)
+
+
+def _pair(bounds: Any, largest: float) -> tuple[float, float]:
+    """The two bounds as float; infinite ones are no bounds."""
+    is_pair = isinstance(bounds, (tuple, list)) and len(bounds) == 2
+    if not is_pair or not all(_is_number(v) for v in bounds):
+        raise TypeError(f"bounds are {describe(bounds)}; expected two numbers, the lower one first")
+    if not bounds[0] < bounds[1]:
+        raise ValueError(f"bounds are {bounds}; expected the lower one first")
+    if any(largest < abs(v) != math.inf for v in bounds):
+        raise ValueError(
+            f"bounds are {bounds}; expected infinity, or numbers up to {largest:g}, which x's type holds"
+        )
+    return float(bounds[0]), float(bounds[1])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _radii(eps: Any) -> Tensor:
+    """eps, a number or a sequence of K numbers (a list, a tuple, an array, a tensor), as float64 [] or [K]."""
+    if isinstance(eps, Tensor):
+        checks.tensor("eps", eps, dtypes=(*FLOATS, *INTEGERS))
+    if isinstance(eps, Tensor) and eps.is_meta:
+        raise ValueError(f"eps is {describe(eps)}; expected a tensor that holds values")
+    given = eps.tolist() if hasattr(eps, "tolist") and not isinstance(eps, type) else eps
+    parts = list(given) if isinstance(given, (list, tuple)) else [given]
+    parts = [p.item() if isinstance(p, Tensor) and p.numel() == 1 and not p.is_meta else p for p in parts]
+    if not parts or not all(_is_number(p) and 0 <= p <= torch.finfo(torch.float64).max for p in parts):
         raise ValueError(f"eps is {eps}; expected a finite number >= 0, or a sequence of at least one")
-    return values
+    return torch.tensor(parts if isinstance(given, (list, tuple)) else parts[0], dtype=torch.float64)
+
+
+def _check_size(name: str, values: Tensor, x: Tensor, norm: str = "linf") -> None:
+    """Check that x's type holds sums of a few of these float64 values, and in "l2" their squares."""
+    largest = torch.finfo(x.dtype).max
+    limit = (math.sqrt(largest) if norm == "l2" else largest) / 8
+    if values.max() > limit:
+        raise ValueError(f"{name} is {values.max():g}; expected at most {limit:g}, for x of {x.dtype}")
 
 
 def fgsm(
@@ -185,7 +246,10 @@ def fgsm(
     Arguments, x [m, ...] and labels [m] among them, result and errors are those of `pgd`. For one eps the result is
     that of `pgd(..., n_steps=1, step_size=eps, random_start=False)`; several eps need only one gradient.
     """
-    values = _check(x, labels, eps, bounds).to(x)
+    values, bounds = _check(model, x, labels, eps, bounds)
+    _check_size("eps", values, x)
+    checks.flag("targeted", targeted)
+    values = values.to(x)
     with _evaluating(model):
         x, labels, model = x.clone(), labels.long().clone(), _checked(model, labels)
         gradient = _gradient(model, x, labels)
@@ -226,7 +290,7 @@ def pgd(
         labels: [m], integers: the true classes, or with `targeted` the classes that the model should answer.
         eps: the radius in units of x, or a sequence of K radii.
         norm: "linf" or "l2".
-        n_steps: gradient steps of each restart.
+        n_steps: gradient steps of each restart, at most a million.
         step_size: in units of x, the same for all eps; None: 2.5 eps / n_steps for each eps.
         random_start: start from a point uniform within eps (then clamped to the bounds) instead of from x.
         n_restarts: number of restarts; the worst result for each image is kept: one that fools the model, else the one
@@ -239,22 +303,26 @@ def pgd(
         Adversarial images, detached: [*x.shape] for a number as eps, [K, *x.shape] for a sequence. eps 0 gives x.
 
     Raises:
-        ValueError: an argument or the model's output has another form, or n_restarts > 1 without `random_start`, where
+        TypeError: an argument, or what the model returns, is of another kind.
+        ValueError: an argument or the model's output has another form or no gradient, or n_restarts > 1 without `random_start`, where
             all restarts would be the same.
         RuntimeError: at the end of a restart the loss or the last gradient of an image is not finite.
     """
-    values = _check(x, labels, eps, bounds)
-    if norm not in _REGIONS:
-        raise ValueError(f'norm is "{norm}"; expected one of {", ".join(_REGIONS)}')
-    for name, value, least in (("n_steps", n_steps, 0), ("n_restarts", n_restarts, 1)):
-        if value < least:
-            raise ValueError(f"{name} is {value}; expected at least {least}")
+    values, bounds = _check(model, x, labels, eps, bounds)
+    checks.choice("norm", norm, _REGIONS)
+    _check_size("eps", values, x, norm)
+    n_steps = checks.count("n_steps", n_steps, 0, MOST)
+    n_restarts = checks.count("n_restarts", n_restarts, 1, MOST)
+    checks.flag("random_start", random_start)
+    checks.flag("targeted", targeted)
+    checks.generator("generator", generator, x.device)
     if n_restarts > 1 and not random_start:
         raise ValueError(
             f"n_restarts is {n_restarts} without random_start; expected 1: all would be the same"
         )
-    if step_size is not None and not (step_size >= 0 and math.isfinite(step_size)):
-        raise ValueError(f"step_size is {step_size}; expected a finite number >= 0, or None")
+    if step_size is not None:
+        step_size = checks.number("step_size", step_size, least=0)
+        _check_size("step_size", torch.tensor(step_size, dtype=torch.float64), x, norm)
 
     steps = 2.5 * values / max(n_steps, 1) if step_size is None else torch.full_like(values, step_size)
     sign = -1 if targeted else 1
@@ -310,26 +378,34 @@ def robustness(
         options: passed on to `attack`.
 
     Raises:
+        TypeError: as for `pgd`, or the attack returns no tensor.
         ValueError: eps is not a sequence, batch_size < 1, the option `targeted` is set (its labels are not the true
             classes), the attack's result has another shape, or as for `pgd`.
         RuntimeError: as for `pgd`.
     """
-    values = _check(x, labels, eps, options.get("bounds", (0.0, 1.0)))
+    values, _ = _check(model, x, labels, eps, options.get("bounds", (0.0, 1.0)))
     if values.dim() == 0:
         raise ValueError(f"eps is {eps}; expected a sequence")
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; expected at least 1")
-    if options.get("targeted"):
+    checks.function("attack", attack)
+    batch_size = checks.count("batch_size", batch_size)
+    if checks.flag("targeted", options.get("targeted", False)):
         raise ValueError("targeted is True; expected False: accuracy is counted against the true labels")
     totals = torch.zeros(2, len(values), dtype=torch.float64)  # correct answers, nats
     for images, classes in zip(x.split(batch_size), labels.split(batch_size), strict=True):
         adversaries = attack(model, images, classes, eps=eps, **options)
-        if adversaries.shape != (len(values), *images.shape):
-            expected = [len(values), *images.shape]
+        expected = [len(values), *images.shape]
+        if not isinstance(adversaries, Tensor):
+            raise TypeError(f"the attack returned {describe(adversaries)}; expected a tensor {expected}")
+        if list(adversaries.shape) != expected:
             raise ValueError(f"the attack returned {list(adversaries.shape)}; expected {expected}")
+        if not adversaries.isfinite().all():
+            raise ValueError("the attack returned images that are not finite; expected finite ones")
         with _evaluating(model):
+            answer = _checked(model, classes)
             for i, adversary in enumerate(adversaries):
-                output = model(adversary).double()
+                output = answer(adversary).double()
+                if output.isnan().any():
+                    raise RuntimeError("the model's output is NaN for attacked images; expected numbers")
                 totals[0, i] += (output.argmax(1) == classes).sum().cpu()
                 totals[1, i] += F.cross_entropy(output, classes.long(), reduction="sum").cpu()
     return Robustness(*totals / len(x))

@@ -19,7 +19,8 @@ def describe(value: Any) -> str:
     """A value in a few words, for people: a tensor by type, shape and device."""
     if isinstance(value, Tensor):
         layout = "" if value.layout == torch.strided else f"{str(value.layout).removeprefix('torch.')} "
-        return f"{layout}{str(value.dtype).removeprefix('torch.')} {list(value.shape)} on {value.device}"
+        shape = "nested" if value.is_nested else list(value.shape)
+        return f"{layout}{str(value.dtype).removeprefix('torch.')} {shape} on {value.device}"
     text = repr(value)
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
 
@@ -44,7 +45,10 @@ def number(
     """A finite number that is >= least, > above and < below."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} is {describe(value)}; expected a number")
-    found = float(value)
+    try:
+        found = float(value)
+    except OverflowError:
+        found = math.inf
     if not (math.isfinite(found) and found >= least and found > above and found < below):
         limits = [f">= {least:g}"] if least > -math.inf else []
         limits += [f"> {above:g}"] if above > -math.inf else []
@@ -90,12 +94,14 @@ def tensor(
             f"{name} is {describe(value)}; expected {expected}, a tensor".replace("a tensor, a", "a")
         )
     sizes = None if axes is None else [a.strip() for a in axes.split(",") if a.strip()]
+    is_dense = value.layout == torch.strided and not value.is_nested
     fits = sizes is None or (
-        value.dim() == len(sizes)
+        is_dense
+        and value.dim() == len(sizes)
         and all(not a.isdigit() or int(a) == n for a, n in zip(sizes, value.shape, strict=True))
     )
     fits = fits and (dtypes is None or value.dtype in dtypes) and (device is None or value.device == device)
-    if not fits or value.layout != torch.strided:
+    if not fits or not is_dense:
         raise ValueError(f"{name} {verb} {describe(value)}; expected {expected}")
     return value
 
@@ -106,9 +112,21 @@ def generator(name: str, value: Any, device: torch.device) -> torch.Generator | 
         return None
     if not isinstance(value, torch.Generator):
         raise TypeError(f"{name} is {describe(value)}; expected a torch.Generator, or None")
-    if value.device.type != device.type:
+    is_other = None not in (value.device.index, device.index) and value.device.index != device.index
+    if value.device.type != device.type or is_other:
         raise ValueError(f"{name} is on {value.device}; expected one on {device}")
     return value
+
+
+def device(name: str, value: Any) -> torch.device:
+    """A device of this machine, given as such or by its name."""
+    if not isinstance(value, (str, torch.device)):
+        raise TypeError(f"{name} is {describe(value)}; expected a torch.device or its name")
+    try:
+        return torch.empty(0, device=value).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(f"{name} is {str(value)!r}; expected a device of this machine ({reason})") from None
 
 
 def function(name: str, value: Any) -> Any:

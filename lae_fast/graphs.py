@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from lae_fast import checks
+
 WARMUP = 3  # calls before capture: optimizer state and lazily made library handles must exist
 
 
@@ -26,13 +28,19 @@ class Replayed:
         generators: the generators that `call` draws from, besides the device's default generator.
 
     Raises:
-        ValueError: the device is not a GPU.
+        TypeError: an argument is of another kind.
+        ValueError: the device is not a GPU, or a generator is on another device.
         RuntimeError: `call` cannot be captured; the call that captures raises it.
     """
 
     def __init__(
         self, call: Callable[[], Any], device: torch.device, generators: Sequence[torch.Generator] = ()
     ) -> None:
+        checks.function("call", call)
+        if not isinstance(device, torch.device):
+            raise TypeError(f"device is {checks.describe(device)}; expected a torch.device")
+        for generator in generators:
+            checks.generator("generators", generator, device)
         if device.type != "cuda":
             raise ValueError(f"capture on {device}; expected a GPU")
         self.call, self.device, self.generators = call, device, generators

@@ -583,8 +583,8 @@ GOOD = dict(x=torch.full((2, 3), 0.5), labels=torch.tensor([0, 1]), eps=0.1)
         ({"x": torch.full((2, 3), 1.5)}, r"x has values from 1.5 to 1.5; expected all in \[0, 1\]"),
         ({"x": torch.full((2, 3), math.nan)}, "x has values from nan to nan"),
         ({"bounds": (0.6, 1)}, r"x has values from 0.5 to 0.5; expected all in \[0.6, 1\]"),
-        ({"x": torch.ones(2, 3, dtype=torch.uint8)}, r"x is uint8 \[2, 3\]; expected floating point"),
-        ({"x": torch.ones(0, 3)}, r"x is float32 \[0, 3\]; .* m >= 1"),
+        ({"x": torch.ones(2, 3, dtype=torch.uint8)}, r"x is uint8 \[2, 3\] on cpu; expected floating point"),
+        ({"x": torch.ones(0, 3)}, r"x is float32 \[0, 3\] on cpu; .* m >= 1"),
         ({"x": torch.ones(2)}, r"x is float32 \[2\]"),
         (
             {"labels": torch.tensor([0.0, 1.0])},
@@ -603,7 +603,7 @@ GOOD = dict(x=torch.full((2, 3), 0.5), labels=torch.tensor([0, 1]), eps=0.1)
         ({"eps": [[0.1]]}, r"eps is \[\[0.1\]\]"),
         ({"bounds": (1, 0)}, r"bounds are \(1, 0\); expected the lower one first"),
         ({"bounds": (0, math.nan)}, "bounds are"),
-        ({"norm": "l1"}, 'norm is "l1"; expected one of linf, l2'),
+        ({"norm": "l1"}, "norm is 'l1'; expected one of linf, l2"),
         ({"n_steps": -1}, "n_steps is -1; expected at least 0"),
         ({"n_restarts": 0}, "n_restarts is 0; expected at least 1"),
         ({"n_restarts": 2, "random_start": False}, "n_restarts is 2 without random_start; expected 1"),
@@ -636,6 +636,67 @@ def test_bad_arguments_are_named(change, message):
 def test_bad_arguments_of_robustness_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         robustness(**{"model": lambda x: x, **GOOD, "eps": [0.1], **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"model": "net"}, TypeError, r"model is 'net' \(str\); expected a function"),
+        ({"model": lambda x: x.tolist()}, TypeError, r"the model returned .* \(list\); expected a tensor"),
+        ({"model": lambda x: x.long()}, ValueError, r"the model returned int64 .* expected floating point"),
+        ({"model": lambda x: x.to_sparse()}, ValueError, "the model returned sparse_coo .* dense on cpu"),
+        ({"model": lambda x: x.detach()}, ValueError, "the model's output has no gradient by the images"),
+        ({"x": [[0.5]]}, TypeError, r"x is \[\[0.5\]\] \(list\); expected a dense tensor"),
+        ({"x": GOOD["x"].to_sparse()}, ValueError, "x is sparse_coo float32 .* expected a dense tensor"),
+        ({"x": GOOD["x"].to("meta")}, ValueError, "x is float32 .* on meta; expected a dense tensor"),
+        ({"labels": [0, 1]}, TypeError, r"labels are \[0, 1\] \(list\); expected integers \[2\]"),
+        ({"eps": "0.1"}, ValueError, "eps is 0.1; expected a finite number"),
+        ({"eps": True}, ValueError, "eps is True; expected a finite number"),
+        ({"eps": [[0.1], [0.2, 0.3]]}, ValueError, r"eps is \[\[0.1\], \[0.2, 0.3\]\]"),
+        ({"eps": 1e300}, ValueError, r"eps is 1e\+300; expected at most .*, for x of torch.float32"),
+        ({"bounds": (0, 0.5, 1)}, TypeError, r"bounds are \(0, 0.5, 1\) \(tuple\); expected two numbers"),
+        ({"bounds": "01"}, TypeError, "bounds are '01'"),
+        (
+            {"bounds": (0, 1e300)},
+            ValueError,
+            r"bounds are \(0, 1e\+300\); expected infinity, or numbers up to",
+        ),
+        ({"targeted": 1}, TypeError, r"targeted is 1 \(int\); expected True or False"),
+        ({"n_steps": 2.0}, TypeError, r"n_steps is 2.0 \(float\); expected a whole number"),
+        ({"n_steps": 10**12}, ValueError, "n_steps is 1000000000000; expected at most 1000000"),
+        ({"n_restarts": True}, TypeError, r"n_restarts is True"),
+        ({"step_size": "0.1"}, TypeError, r"step_size is '0.1' \(str\); expected a number"),
+        ({"step_size": 1e25, "norm": "l2"}, ValueError, r"step_size is 1e\+25; expected at most"),
+        ({"random_start": "no"}, TypeError, r"random_start is 'no' \(str\); expected True or False"),
+        ({"generator": 0}, TypeError, r"generator is 0 \(int\); expected a torch.Generator"),
+        ({"norm": 2}, ValueError, "norm is 2; expected one of linf, l2"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(change, error, message):
+    good = {"model": lambda x: x, **GOOD}
+    with pytest.raises(error, match=message):
+        pgd(**good | change)
+    if change.keys() <= {"model", "x", "labels", "eps", "bounds", "targeted"}:
+        with pytest.raises(error, match=message):
+            fgsm(**good | change)
+
+
+def test_infinite_bounds_are_none():
+    x, labels = torch.tensor([[3.0, -4.0]]), torch.tensor([0])
+    adversary = pgd(lambda x: x, x, labels, eps=1, bounds=(-math.inf, math.inf), random_start=False)
+    assert torch.equal(adversary, torch.tensor([[2.0, -3.0]]))
+
+
+def test_robustness_checks_what_a_foreign_attack_makes():
+    good = {"model": lambda x: x, **GOOD, "eps": [0.1]}
+    for answer, error, message in (
+        (lambda *a, **k: None, TypeError, r"the attack returned None \(NoneType\)"),
+        (lambda m, x, labels, eps: x[None] * math.nan, ValueError, "images that are not finite"),
+    ):
+        with pytest.raises(error, match=message):
+            robustness(**good, attack=answer)
+    with pytest.raises(TypeError, match="attack is 'pgd'"):
+        robustness(**good, attack="pgd")
 
 
 @pytest.mark.parametrize("attack", [pgd, fgsm])

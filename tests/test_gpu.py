@@ -453,6 +453,7 @@ def test_replays_are_the_eager_steps_in_float64(options):
         torch.testing.assert_close(replayed, eager, rtol=tolerance, atol=tolerance)
 
 
+@torch.no_grad()  # as within a step
 def test_tf32_rounds_gradients_and_no_decision():
     if torch.cuda.get_device_capability()[0] < 8:
         pytest.skip("no TF32 on this GPU")

@@ -213,7 +213,7 @@ def test_wrong_arguments_are_named():
     }.items():
         with pytest.raises(ValueError, match=f"energy: {error}"):
             ops.energy(*arguments)
-    with pytest.raises(RuntimeError, match="multiple"):
+    with pytest.raises(ValueError, match="multiple"):
         ops.energy_(OUTPUT[:4].clone(), X, 0, None)
 
 

@@ -286,6 +286,16 @@ def test_weights_without_a_chain_still_load(kind):
     assert all(torch.equal(v, model.chain_state()[k]) for k, v in before.items())
 
 
+def test_a_chain_of_other_decisions_is_not_taken():
+    """Its step size is in other units."""
+    joint, own = make("joint"), make("datapoint")
+    joint.loss(images())
+    before = own.chain_state()
+    own.load_state_dict(joint.state_dict())
+    assert torch.equal(own.phi, joint.phi)
+    assert all(torch.equal(v, own.chain_state()[k]) for k, v in before.items())
+
+
 @pytest.mark.parametrize("kind", ["lae", "vae", "hoffman"])
 def test_a_model_made_on_the_meta_device_trains_as_any_other(kind):
     torch.manual_seed(7)
@@ -315,7 +325,15 @@ def test_half_precision_weights_are_named(kind):
 
 # ---- 2. the program around a call ----
 
+
+def fitted(model):
+    model = copy.deepcopy(model)
+    lae_fast.fit_posterior_scale(model, images())
+    return model.posterior(images())[1]
+
+
 CALLS = {
+    "fit_posterior_scale": fitted,
     "loss": lambda m: m.loss(images()),
     "ald_sample": lambda m: (
         lae_fast.ald_sample(

@@ -3,11 +3,12 @@
 import hashlib
 import math
 
+import fuzz_calls
 import pytest
 import torch
 
-from lae_fast import ops
-from lae_fast.ops import columns, langevin, library
+from lae_fast import checks, ops
+from lae_fast.ops import columns, energies, langevin, library
 
 pytestmark = pytest.mark.usefixtures("threads")
 
@@ -409,3 +410,110 @@ def test_raw_calls_of_a_kernel_check_their_arguments():
         torch.ops.lae_fast.transition(
             *(copy(state) | {"grad": state["grad"].t().contiguous().t()}).values(), *inputs.values(), True
         )
+
+
+OPS = {name: call for name, call in fuzz_calls.CALLS.items() if name.startswith("ops.")}
+CHANGES = {
+    "on another device": lambda t: t.to("meta"),
+    "sparse": lambda t: t.to_sparse(),
+    "nested": lambda t: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]),
+    "of another type": lambda t: t.to(torch.complex64),
+    "of another shape": lambda t: t[None, None, None],
+    "a list": lambda t: t.tolist(),
+    "an array": lambda t: t.numpy(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_every_op_names_a_tensor_that_does_not_fit(name, change):
+    function, arguments = OPS[name].make()
+    op = name.split(",")[0].removeprefix("ops.")
+    for argument, value in arguments.items():
+        if (op, argument, change) in {
+            ("energy", "output", "of another shape"),  # more axes are more chains
+            ("in_unit_range", "x", "on another device"),
+            ("noise", "rng", "on another device"),  # the noise is where the rng is
+        }:
+            continue
+        if isinstance(value, torch.Tensor) and not (value.dim() == 0 and change == "sparse"):
+            bad = CHANGES[change](value)
+        elif isinstance(value, list):
+            bad = [value[0], CHANGES[change](value[1])]
+        else:
+            continue
+        with pytest.raises((TypeError, ValueError), match=rf"^{op}: .*\b{argument}\b") as caught:
+            function(**arguments | {argument: bad})
+        assert ".h:" not in str(caught.value)
+
+
+def test_values_are_asked_of_a_tensor_that_holds_some():
+    with pytest.raises(
+        ValueError, match=r"in_unit_range: x is float32 \[2, 3\] on meta; expected a tensor that holds"
+    ):
+        ops.in_unit_range(torch.zeros(2, 3, device="meta"))
+    assert ops.in_unit_range(torch.zeros(0, 3))
+    assert energies.in_unit_range_reference(torch.zeros(0, 3))
+    assert not ops.in_unit_range(torch.full((3, 2), 2.0).T)
+
+
+@pytest.mark.parametrize("kind", [ops.BERNOULLI, ops.GAUSSIAN, ops.LOGISTIC])
+@pytest.mark.parametrize("shape", [(2, 3, 0), (2, 0, 5), (0, 3, 5), (0, 0), (3, 0)])
+def test_energies_of_nothing(shape, kind):
+    scale = None if kind == ops.BERNOULLI else torch.tensor(-1.0)
+    energy, derivative, slope = ops.energy(torch.zeros(shape), torch.zeros(shape[-2:]), kind, scale)
+    assert energy.shape == shape[:-1]
+    assert energy.isfinite().all()
+    assert derivative.shape == shape
+    assert slope.shape == ((0,) if scale is None else shape[:-1])
+
+
+def test_a_mean_over_nothing_is_refused():
+    nothing, rows = torch.zeros(3, 0), torch.zeros(3)
+    for call in (
+        lambda: ops.norm_relu(nothing, nothing[0], nothing[0], 1e-5),
+        lambda: ops.norm_relu_backward(nothing, nothing, nothing, rows, nothing[0]),
+        lambda: ops.norm_relu_sums(nothing, nothing, nothing, nothing),
+    ):
+        with pytest.raises(ValueError, match=r"is float32 \[3, 0\] on cpu; expected \[n, d\] with d >= 1"):
+            call()
+    with pytest.raises(
+        ValueError, match=r"keep: is_accepted is bool \[0\] on cpu; expected \[n\] with n >= 1"
+    ):
+        ops.keep([], [], torch.zeros(0, dtype=torch.bool))
+
+
+def test_keep_takes_what_is_not_contiguous_from():
+    latest, previous, accepted = torch.zeros(2, 3), torch.ones(3, 2).T, torch.tensor([True, False])
+    ops.keep((latest,), (previous,), accepted)
+    assert latest.tolist() == [[0, 0, 0], [1, 1, 1]]
+
+
+def test_numbers_and_names_of_another_kind_are_named():
+    rng = ops.make_rng("cpu")
+    for call, message in (
+        (lambda: ops.noise(rng, -1, 3, torch.float32), "noise: n_chains is -1; expected at least 0"),
+        (
+            lambda: ops.noise(rng, 2**32 + 1, 3, torch.float32),
+            "noise: n_chains is 4294967297; expected at most",
+        ),
+        (lambda: ops.noise(rng, 3, 2**34 + 1, torch.float32), "noise: n_elements is .*; expected at most"),
+        (lambda: ops.noise(rng, 3, 2.0, torch.float32), "noise: n_elements is 2.0"),
+        (lambda: ops.noise(rng, 3, 3, "float32"), "noise: dtype is 'float32'"),
+        (lambda: ops.noise(rng, 3, 3, torch.float32, 4), "noise: kind is 4; expected NORMALS"),
+        (lambda: ops.noise(rng, 3, 3, torch.float32, True), "noise: kind is True"),
+        (lambda: ops.make_rng("nowhere"), "device is 'nowhere'; expected a device of this machine"),
+        (lambda: ops.make_rng(None), "device is None"),
+        (lambda: ops.make_rng("cpu", 3), "generator is 3"),
+        (lambda: ops.is_compiled(3), "device is 3"),
+        (lambda: run(*problem(2, 3, torch.float32), mh="no"), "transition: mh is 'no'"),
+        (
+            lambda: ops.norm_relu(torch.zeros(1, 2), torch.zeros(2), torch.zeros(2), math.nan),
+            "norm_relu: eps is nan",
+        ),
+        (lambda: checks.number("eps", 10**400), "eps is inf; expected a finite number"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            call()
+    assert ops.is_compiled("cpu") == ops.is_compiled(torch.device("cpu"))

@@ -147,6 +147,7 @@ def test_a_precision_too_coarse_for_decisions_is_refused():
     assert build("lae", precision="bf16", mh=False, chain_precision="float32").chain_precision == "float32"
 
 
+@torch.no_grad()  # as within a step
 def test_the_chain_stays_exact_under_bf16():
     """With MH only gradients are rounded, not energies; without it the decoder is, but for its first layer."""
     z, evaluations = torch.randn(128, 4), {}

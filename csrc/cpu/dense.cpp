@@ -7,6 +7,7 @@
 // Sums over a row run in kLanes float64 lanes, sums over rows in chunks of kRows: neither the vector width nor the
 // number of threads ever changes a bit.
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -112,7 +113,7 @@ struct Cpu {
         }
       });
     });
-    std::memset(a.sums, 0, size * sizeof(T));
+    std::fill_n(a.sums, size, T(0));
     with_simd([&]() LAE_SIMD {
       for (int64_t c = 0; c < chunks; ++c)
         for (int64_t i = 0; i < size; ++i) a.sums[i] += partial[c * size + i];

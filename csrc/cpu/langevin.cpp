@@ -55,6 +55,7 @@ LAE_INLINE void step_body(const T* phi, const T* grad, T eta, T noise_scale, con
 // Calls f(begin, n) for every block of a chain.
 template <typename F>
 void for_blocks(int64_t n_elements, F f) {
+  if (n_elements == 0) return;  // there is no memory then: std::memcpy takes no null pointer, not even for 0 bytes
   if (n_elements <= kBlock) return f(0, n_elements);
   const int64_t blocks = (n_elements + kBlock - 1) / kBlock;
   torch::stable::parallel_for(0, blocks, 1, [&](int64_t first, int64_t last) {
@@ -256,7 +257,7 @@ struct Cpu {
   static void noise(const NoiseArgs<T>& a) {
     const uint64_t seed = a.rng[kSeed], step = a.rng[kStep];
     if constexpr (!std::is_same_v<T, int64_t>)
-      if (a.kind == kStandardNormals && a.n_elements % 4 == 0 && 2 * a.n_elements <= kTile)
+      if (a.kind == kStandardNormals && a.n_elements > 0 && a.n_elements % 4 == 0 && 2 * a.n_elements <= kTile)
         return for_chains_with_noise<T>(a.n_chains, a.n_elements, seed, step, nullptr, [&](int64_t c, const T* eps) {
           std::memcpy(a.out + c * a.n_elements, eps, a.n_elements * sizeof(T));
         });

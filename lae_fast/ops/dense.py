@@ -1,14 +1,27 @@
 """The ops between a fully connected network's matrix products: layer norm with ReLU, its backward pass, selection.
 
-models/mlp.py and models/decoder_pass.py call the ops with contiguous tensors that fit; the functions check nothing.
+None has a derivative: models/mlp.py and models/decoder_pass.py are where autograd meets them.
 """
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from lae_fast import checks
+from lae_fast.checks import describe
+from lae_fast.ops.arguments import (
+    expect_constants,
+    expect_contiguous,
+    expect_floats,
+    expect_like,
+    written,
+)
 from lae_fast.ops.library import define
+from lae_fast.ops.torch_private import is_transformed
 
 
 @define(
@@ -29,9 +42,21 @@ def norm_relu(
 ) -> tuple[Tensor, Tensor]:  # [n, d], [n]
     """Layer normalization and ReLU of each row: relu((y - mean) rstd weight + bias), and rstd.
 
-    The op overwrites y by (y - mean) rstd, which the backward pass needs.
+    The op overwrites y, which must be contiguous, by (y - mean) rstd, which the backward pass needs.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit, or somebody wants a derivative, which this op does not have.
     """
-    return torch.ops.lae_fast.norm_relu(y, weight, bias, eps)
+    _expect_rows("norm_relu", "y", y)
+    width = y.shape[1:]
+    expect_like("norm_relu", "y", y.dtype, y.device, weight=(weight, width), bias=(bias, width))
+    if not (type(eps) is float and 0 <= eps < math.inf):
+        eps = checks.number("norm_relu: eps", eps, least=0)
+    expect_constants("norm_relu", {"y": y, "weight": weight, "bias": bias}, writes=("y",))
+    expect_contiguous("norm_relu", "y", y)
+    result = torch.ops.lae_fast.norm_relu(y, weight.contiguous(), bias.contiguous(), eps)
+    written(y)
+    return result
 
 
 @define(
@@ -53,8 +78,25 @@ def norm_relu_backward(
     rstd: Tensor,  # [n]
     weight: Tensor,  # [d]
 ) -> Tensor:  # [n, d]
-    """The gradient of y, from the gradient of the output and the tensors that `norm_relu` left; row by row."""
-    return torch.ops.lae_fast.norm_relu_backward(grad, out, normalized, rstd, weight)
+    """The gradient of y, from the gradient of the output and the tensors that `norm_relu` left; row by row.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit, or somebody wants a derivative, which this op does not have.
+    """
+    _expect_rows("norm_relu_backward", "grad", grad)
+    expect_like(
+        "norm_relu_backward",
+        "grad",
+        grad.dtype,
+        grad.device,
+        out=(out, grad.shape),
+        normalized=(normalized, grad.shape),
+        rstd=(rstd, grad.shape[:1]),
+        weight=(weight, grad.shape[1:]),
+    )
+    tensors = dict(grad=grad, out=out, normalized=normalized, rstd=rstd, weight=weight)
+    expect_constants("norm_relu_backward", tensors)
+    return torch.ops.lae_fast.norm_relu_backward(*(t.contiguous() for t in tensors.values()))
 
 
 @define(
@@ -75,8 +117,16 @@ def norm_relu_sums(
     """The gradients of weight and of bias, and the column sums of y's gradient, which is a linear layer's bias gradient.
 
     The rows may be those of several evaluations, selected by `keep`.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit, or somebody wants a derivative, which this op does not have.
     """
-    return torch.ops.lae_fast.norm_relu_sums(grad, out, normalized, y_grad)
+    _expect_rows("norm_relu_sums", "grad", grad)
+    tensors = dict(grad=grad, out=out, normalized=normalized, y_grad=y_grad)
+    shapes = {name: (t, grad.shape) for name, t in tensors.items()}
+    expect_like("norm_relu_sums", "grad", grad.dtype, grad.device, **shapes)
+    expect_constants("norm_relu_sums", tensors)
+    return torch.ops.lae_fast.norm_relu_sums(*(t.contiguous() for t in tensors.values()))
 
 
 @define(
@@ -93,5 +143,71 @@ def keep(latest: list[Tensor], previous: list[Tensor], is_accepted: Tensor) -> N
 
     The two tensors of a pair have the same shape. is_accepted [n] decides about n rows, the first axis of every tensor;
     is_accepted [1] decides about whole tensors. A rejected value leaves no trace, not even a NaN.
+    The tensors of `latest` must be contiguous.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit, or somebody wants a derivative, which this op does not have.
     """
+    if not _is_kept_as_it_is(latest, previous, is_accepted):
+        _expect_pairs(latest, previous, is_accepted)
+        previous, is_accepted = [old.contiguous() for old in previous], is_accepted.contiguous()
+    if torch.is_grad_enabled() or is_transformed():
+        pairs = {
+            f"{name}[{i}]": t
+            for name, ts in (("latest", latest), ("previous", previous))
+            for i, t in enumerate(ts)
+        }
+        expect_constants("keep", pairs | {"is_accepted": is_accepted}, writes=tuple(pairs)[: len(latest)])
     torch.ops.lae_fast.keep(latest, previous, is_accepted)
+    written(*latest)
+
+
+def _is_kept_as_it_is(latest: Any, previous: Any, is_accepted: Any) -> bool:
+    """Whether `keep` can take its arguments at once; looks at whole lists, of which a step of a chain has many."""
+    flags = isinstance(is_accepted, Tensor) and is_accepted.dtype is torch.bool and is_accepted.dim() == 1
+    if not flags or type(latest) is not list or type(previous) is not list or len(latest) != len(previous):
+        return False
+    tensors = [*latest, *previous, is_accepted]
+    if any(not isinstance(t, Tensor) or t.layout is not torch.strided or t.is_nested for t in tensors):
+        return False
+    n_rows, device = len(is_accepted), is_accepted.device
+    shapes = [t.shape for t in latest]
+    return (
+        n_rows > 0
+        and shapes == [t.shape for t in previous]
+        and (n_rows == 1 or all(shape[:1] == (n_rows,) for shape in shapes))
+        and all(a.dtype is b.dtype for a, b in zip(latest, previous, strict=True))
+        and all(t.device == device and t.is_contiguous() for t in tensors)
+        and not any(t.is_inference() for t in latest)
+    )
+
+
+def _expect_pairs(latest: Any, previous: Any, is_accepted: Any) -> None:
+    """Raise the error about the first argument of `keep` that does not fit, if there is one."""
+    checks.tensor("keep: is_accepted", is_accepted, "n", dtypes=(torch.bool,))
+    n_rows, device = len(is_accepted), is_accepted.device
+    if n_rows == 0:
+        raise ValueError(f"keep: is_accepted is {describe(is_accepted)}; expected [n] with n >= 1")
+    for name, tensors in (("latest", latest), ("previous", previous)):
+        if not isinstance(tensors, (list, tuple)):
+            raise TypeError(f"keep: {name} is {describe(tensors)}; expected a list of tensors")
+    if len(latest) != len(previous):
+        raise ValueError(f"keep: previous has {len(previous)} tensors; expected {len(latest)}, as latest has")
+    for i, (new, old) in enumerate(zip(latest, previous, strict=True)):
+        name = f"latest[{i}]"
+        checks.tensor(f"keep: {name}", new, dtypes=None)
+        if new.device != device:
+            raise ValueError(f"keep: {name} is on {new.device}; expected {device}, as is_accepted")
+        expect_like("keep", name, new.dtype, device, **{f"previous[{i}]": (old, new.shape)})
+        if n_rows != 1 and new.shape[:1] != (n_rows,):
+            wanted = f"[{n_rows}, ...], as many rows as is_accepted has"
+            raise ValueError(f"keep: {name} is {describe(new)}; expected {wanted}")
+        expect_constants("keep", {name: new}, writes=(name,))
+        expect_contiguous("keep", name, new)
+
+
+def _expect_rows(op: str, name: str, value: Any) -> None:
+    """Check the first tensor [n, d] of an op that takes means over d."""
+    expect_floats(op, name, value, "n, d")
+    if value.shape[1] == 0:
+        raise ValueError(f"{op}: {name} is {describe(value)}; expected [n, d] with d >= 1")

@@ -12,9 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lae_fast.ops.arguments import describe
+from lae_fast import checks
+from lae_fast.checks import describe
+from lae_fast.ops.arguments import (
+    expect_constants,
+    expect_contiguous,
+    expect_floats,
+    expect_like,
+    expect_no_tangents,
+    is_dense,
+    written,
+)
 from lae_fast.ops.library import define, register_autograd
 from lae_fast.ops.once import differentiable_once
+from lae_fast.ops.torch_private import is_differentiated, is_transformed
 
 BERNOULLI, GAUSSIAN, LOGISTIC = range(3)  # kinds of `energy`
 HALF_BIN = 0.5 / 255
@@ -134,33 +145,48 @@ def energy(
         `binary_cross_entropy_with_logits(output, x, reduction="none").sum(-1)` and `sigmoid(output) - x`.
 
     Raises:
-        ValueError: shapes, types or devices do not fit, or x requires a gradient.
+        TypeError, ValueError: shapes, types or devices do not fit, x requires a gradient, or the derivative is to be taken
+            by `torch.func` or in forward mode.
     """
-    if output.dim() < 2 or output.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"energy: output is {describe(output)}; expected float32 or float64 [..., n, nx]")
-    if x.shape != output.shape[-2:] or x.dtype != output.dtype or x.device != output.device:
-        wanted = describe(output.flatten(0, -3)[0] if output.dim() > 2 else output)
-        raise ValueError(f"energy: x is {describe(x)}; expected {wanted}, as the output")
-    if kind not in (BERNOULLI, GAUSSIAN, LOGISTIC):
-        raise ValueError(f"energy: kind is {kind}; expected BERNOULLI, GAUSSIAN or LOGISTIC")
-    if (kind == BERNOULLI) != (log_scale is None):
-        raise ValueError("energy: log_scale belongs to GAUSSIAN and LOGISTIC, and only there")
-    if log_scale is not None and (
-        log_scale.shape != () or log_scale.dtype != output.dtype or log_scale.device != output.device
-    ):
-        raise ValueError(f"energy: log_scale is {describe(log_scale)}; expected [] like {describe(output)}")
-    if x.requires_grad:
-        raise ValueError(
-            "energy: x requires a gradient; expected none, energies are differentiated by the output"
-        )
-    rows = output.reshape(-1, output.shape[-1]).contiguous()
-    energies, derivative, slope = torch.ops.lae_fast.energy(rows, x.contiguous(), kind, log_scale)
+    if not (is_dense(output) and output.dtype in checks.FLOATS and output.dim() >= 2):
+        error = ValueError if isinstance(output, Tensor) else TypeError
+        raise error(f"energy: output is {describe(output)}; expected float32 or float64 [..., n, nx]")
+    rows = output.flatten(0, -2)  # [R, nx]
+    _expect_pixels("energy", rows, x, output.shape[-2], kind, log_scale)
+    expect_constants("energy", {"x": x})
+    if not torch.compiler.is_compiling() and is_transformed():
+        differentiable = {"output": output, "log_scale": log_scale}
+        expect_no_tangents("energy", differentiable)
+        for name, t in differentiable.items():
+            if t is not None and is_differentiated(t):
+                raise ValueError(
+                    f"energy: {name} is under a gradient of torch.func; expected torch.autograd.grad or backward()"
+                )
+    energies, derivative, slope = torch.ops.lae_fast.energy(
+        rows.contiguous(), x.contiguous(), kind, log_scale
+    )
     shape = output.shape[:-1]
     return (
         energies.reshape(shape),
         derivative.reshape(output.shape),
-        slope.reshape(shape if slope.numel() else (0,)),
+        slope if log_scale is None else slope.reshape(shape),
     )
+
+
+def _expect_pixels(op: str, rows: Any, x: Any, n: int | None, kind: Any, log_scale: Any) -> None:
+    """Check the arguments of an energy for rows [R, nx]; x has n images, or None: any number that divides R."""
+    expect_floats(op, "output", rows, "R, nx")
+    n_rows, n_pixels = rows.shape
+    wanted = len(x) if n is None and is_dense(x) and x.dim() == 2 else n or 0
+    expect_like(op, "output", rows.dtype, rows.device, x=(x, (wanted, n_pixels)))
+    if n_rows % wanted if wanted else n_rows:
+        raise ValueError(f"{op}: output has {n_rows} rows; expected a multiple of x's {wanted}")
+    if checks.count(f"{op}: kind", kind, 0) > LOGISTIC:
+        raise ValueError(f"{op}: kind is {kind}; expected BERNOULLI, GAUSSIAN or LOGISTIC")
+    if (kind == BERNOULLI) != (log_scale is None):
+        raise ValueError(f"{op}: log_scale belongs to GAUSSIAN and LOGISTIC, and only there; kind is {kind}")
+    if log_scale is not None:
+        expect_like(op, "output", rows.dtype, rows.device, log_scale=(log_scale, ()))
 
 
 # ---- energy_ ----
@@ -184,12 +210,21 @@ def energy_(
     kind: int,
     log_scale: Tensor | None = None,  # []
 ) -> tuple[Tensor, Tensor]:  # [R], [R] or [0]
-    """`energy` in place, for contiguous tensors that fit: the derivative by the output overwrites the output.
+    """`energy` in place: the derivative by the output overwrites the output, which must be contiguous.
 
-    Returns the energies, nats summed over pixels, and their derivatives by log_scale, both float64. The op is outside
-    autograd, and this function checks nothing.
+    Returns the energies, nats summed over pixels, and their derivatives by log_scale, both float64.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit, or somebody wants a derivative, which this op does not have.
     """
-    return torch.ops.lae_fast.energy_(output, x, kind, log_scale)
+    _expect_pixels("energy_", output, x, None, kind, log_scale)
+    expect_constants("energy_", {"output": output, "x": x, "log_scale": log_scale}, writes=("output",))
+    expect_contiguous("energy_", "output", output)
+    if output is x:
+        raise ValueError("energy_: output is x; expected memory of its own, which the op overwrites")
+    result = torch.ops.lae_fast.energy_(output, x.contiguous(), kind, log_scale)
+    written(output)
+    return result
 
 
 # ---- in_unit_range ----
@@ -197,10 +232,19 @@ def energy_(
 
 @define("in_unit_range(Tensor x) -> bool", fake=None, on_cpu_only=True)
 def in_unit_range_reference(x: Tensor) -> bool:
+    if x.numel() == 0:
+        return True
     low, high = x.aminmax()
     return bool(low >= 0) and bool(high <= 1)
 
 
 def in_unit_range(x: Tensor) -> bool:
-    """Whether all values of x [n, nx] lie in [0, 1]; a NaN does not. For tensors on a CPU, where the check is cheap."""
-    return torch.ops.lae_fast.in_unit_range(x)
+    """Whether all values of x [n, nx] lie in [0, 1]; a NaN does not. For tensors on a CPU, where the check is cheap.
+
+    Raises:
+        TypeError, ValueError: x is not a dense float32 or float64 tensor [n, nx] that holds values.
+    """
+    expect_floats("in_unit_range", "x", x, "n, nx")
+    if x.is_meta:
+        raise ValueError(f"in_unit_range: x is {describe(x)}; expected a tensor that holds values")
+    return torch.ops.lae_fast.in_unit_range(x.detach().contiguous())

@@ -25,7 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lae_fast.ops.arguments import expect
+from lae_fast import checks
+from lae_fast.ops.arguments import expect, expect_constants, written
 from lae_fast.ops.columns import (
     AVERAGE,
     CENTRE,
@@ -74,9 +75,10 @@ def propose(
     Equivalent PyTorch: `phi - eta * grad + (2 * eta).sqrt() * randn_like(phi)`. `noise` replaces the draw.
 
     Raises:
-        ValueError: an argument does not fit.
+        TypeError, ValueError: an argument does not fit, or somebody wants a derivative, which this op does not have.
     """
     expect("propose", phi, step_size, step_size=step_size, rng=rng, grad=grad, noise=noise)
+    expect_constants("propose", dict(phi=phi, grad=grad, step_size=step_size, noise=noise))
     noise = None if noise is None else noise.contiguous()
     return torch.ops.lae_fast.propose(
         phi.contiguous(), grad.contiguous(), step_size.contiguous(), rng.contiguous(), noise
@@ -146,24 +148,23 @@ def decide(
     log_alpha is -inf for a proposal that cannot be accepted; with `mh` False it is 0 for every other proposal.
 
     Raises:
-        ValueError: an argument does not fit.
+        TypeError, ValueError: an argument does not fit, or somebody wants a derivative, which this op does not have.
     """
-    expect(
-        "decide",
-        phi,
-        step_size,
-        step_size=step_size,
-        rng=rng,
+    tensors = dict(
+        phi=phi,
         proposal=proposal,
-        grad=grad,
-        proposal_grad=proposal_grad,
         potential=potential,
         proposal_potential=proposal_potential,
-        uniform=uniform,
+        grad=grad,
+        proposal_grad=proposal_grad,
+        step_size=step_size,
+        rng=rng,
     )
+    expect("decide", phi, step_size, **tensors, uniform=uniform)
+    checks.flag("decide: mh", mh)
+    expect_constants("decide", tensors | {"uniform": uniform})
     uniform = None if uniform is None else uniform.contiguous()
-    tensors = (phi, proposal, potential, proposal_potential, grad, proposal_grad, step_size, rng)
-    return torch.ops.lae_fast.decide(*(t.contiguous() for t in tensors), mh, uniform)
+    return torch.ops.lae_fast.decide(*(t.contiguous() for t in tensors.values()), mh, uniform)
 
 
 # ---- transition ----
@@ -263,36 +264,36 @@ def transition(
     launch (three where a shared step size waits for all decisions) and no host synchronisation.
 
     Raises:
-        ValueError: an argument does not fit.
+        TypeError, ValueError: an argument does not fit, or somebody wants a derivative, which this op does not have.
     """
-    state = (phi, potential, grad, proposal, rng, log_step_size, counters, is_accepted, log_alpha, adaptation)
-    expect(
-        "transition",
-        phi,
-        log_step_size,
-        log_step_size=log_step_size,
-        rng=rng,
+    state = dict(
+        phi=phi,
+        potential=potential,
         grad=grad,
         proposal=proposal,
-        proposal_grad=proposal_grad,
-        noise=noise,
-        potential=potential,
-        proposal_potential=proposal_potential,
+        rng=rng,
+        log_step_size=log_step_size,
         counters=counters,
         is_accepted=is_accepted,
         log_alpha=log_alpha,
         adaptation=adaptation,
-        uniform=uniform,
     )
-    packed = [None if t is None else t.contiguous() for t in state]
-    inputs = [t.contiguous() for t in (proposal_potential, proposal_grad)]
-    optional = [None if t is None else t.contiguous() for t in (noise, uniform)]
-    torch.ops.lae_fast.transition(*packed, *inputs, mh, *optional)
-    for original, updated in zip(state, packed, strict=True):
+    inputs = dict(proposal_potential=proposal_potential, proposal_grad=proposal_grad)
+    optional = dict(noise=noise, uniform=uniform)
+    expect("transition", phi, log_step_size, **state, **inputs, **optional)
+    checks.flag("transition: mh", mh)
+    expect_constants("transition", state | inputs | optional, writes=tuple(state))
+    packed, given, drawn = (
+        [None if t is None else t.contiguous() for t in tensors.values()]
+        for tensors in (state, inputs, optional)
+    )
+    torch.ops.lae_fast.transition(*packed, *given, mh, *drawn)
+    for original, updated in zip(state.values(), packed, strict=True):
         if updated is not original:
             original.copy_(updated)
+    written(*(t for t in state.values() if t is not None))
 
 
-# `transition` for callers that own the state: contiguous tensors that fit, in the schema's order. The compiled kernels
-# check the arguments anyway; a second check here would take as long as a small transition.
+# `transition` for callers that own the state: contiguous tensors that fit and need no gradients, in the schema's order. The
+# compiled kernels check the forms anyway; a second check here would take as long as a small transition.
 transition_unchecked = torch.ops.lae_fast.transition

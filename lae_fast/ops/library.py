@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lae_fast import checks
 from lae_fast._version import SCHEMA_VERSION
 
 KERNELS_VARIABLE = "LAE_FAST_KERNELS"
@@ -127,8 +128,10 @@ def load_kernels() -> None:
         backends[device] = _load(device)
 
 
-def is_compiled(device: torch.device) -> bool:
+def is_compiled(device: torch.device | str) -> bool:
     """Whether compiled kernels serve this device, not plain PyTorch."""
+    if not isinstance(device, torch.device):
+        device = checks.device("device", device)
     return device.type in backends and backends[device.type].is_compiled
 
 

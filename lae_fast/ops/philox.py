@@ -14,10 +14,15 @@ import math
 import torch
 from torch import Tensor
 
+from lae_fast import checks
 from lae_fast.ops.columns import RNG, SEED, STEP
 from lae_fast.ops.library import define
+from lae_fast.ops.torch_private import is_batched, is_transformed
 
 INTEGERS, UNIFORMS, NORMALS, ACCEPT = range(4)  # kinds of `noise`
+
+# The counter has 32 bits for the chain, and 32 for the block of four elements: beyond, the stream would repeat.
+MOST_CHAINS, MOST_ELEMENTS = 2**32, 2**34
 
 _PURPOSE_NORMALS, _PURPOSE_UNIFORM, _PURPOSE_NORMALS_LOW = range(3)
 _LOW32 = 0xFFFFFFFF
@@ -102,15 +107,21 @@ def noise(rng: Tensor, n_chains: int, n_elements: int, dtype: torch.dtype, kind:
             the uniforms, int64. ACCEPT: the uniforms of the decisions, float64 [C, 1].
 
     Raises:
-        ValueError: the kind is unknown, or the dtype is neither float32 nor float64.
+        TypeError, ValueError: rng is not one, a size is out of range, the kind is unknown, or the dtype is neither float32
+            nor float64.
     """
-    if kind not in (INTEGERS, UNIFORMS, NORMALS, ACCEPT) or dtype not in (torch.float32, torch.float64):
-        raise ValueError(
-            f"noise: kind is {kind} and dtype {dtype}; expected one of the four, float32 or float64"
-        )
+    checks.tensor("noise: rng", rng, str(RNG), dtypes=(torch.int64,))
+    if not torch.compiler.is_compiling() and is_transformed() and is_batched(rng):
+        raise ValueError("noise: rng is under torch.func.vmap; expected none, this op works in place")
+    n_chains = checks.count("noise: n_chains", n_chains, 0, MOST_CHAINS)
+    n_elements = checks.count("noise: n_elements", n_elements, 0, MOST_ELEMENTS)
+    if checks.count("noise: kind", kind, 0) > ACCEPT:
+        raise ValueError(f"noise: kind is {kind}; expected NORMALS, UNIFORMS, INTEGERS or ACCEPT")
+    if not isinstance(dtype, torch.dtype) or dtype not in checks.FLOATS:
+        raise ValueError(f"noise: dtype is {checks.describe(dtype)}; expected torch.float32 or torch.float64")
     dtype = {INTEGERS: torch.int64, ACCEPT: torch.float64}.get(kind, dtype)
     out = torch.empty(n_chains, 1 if kind == ACCEPT else n_elements, dtype=dtype, device=rng.device)
-    torch.ops.lae_fast.noise(out, rng, kind)
+    torch.ops.lae_fast.noise(out, rng.contiguous(), kind)
     return out
 
 
@@ -120,10 +131,9 @@ def make_rng(device: torch.device | str, generator: torch.Generator | None = Non
     The draw happens on `device`, without a host synchronisation.
 
     Raises:
-        ValueError: the generator lives on another device.
+        TypeError, ValueError: device is not one, or the generator lives on another device.
     """
-    device = torch.device(device)
-    if generator is not None and generator.device.type != device.type:
-        raise ValueError(f"generator is on {generator.device}; expected one on {device}, where the chain is")
+    device = checks.device("device", device)
+    generator = checks.generator("generator", generator, device)
     seed = torch.randint(2**63 - 1, (1,), device=device, generator=generator)
     return torch.cat((seed, seed.new_zeros(RNG - 1)))  # step 0, ticket 0

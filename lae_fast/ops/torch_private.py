@@ -26,6 +26,43 @@ def is_transformed() -> bool:
         return True
 
 
+def has_tangent(t: Tensor) -> bool:
+    """Whether t has a forward-mode tangent; also where transforms of `torch.func` are nested, and t may hide one.
+
+    Fallback: True within forward-mode differentiation.
+    """
+    if forward_ad.unpack_dual(t).tangent is not None:
+        return True
+    try:
+        is_nested = torch._C._functorch.maybe_current_level() not in (None, 1)
+        is_forward = forward_ad._current_level >= 0
+        return is_forward and is_nested and torch._C._functorch.is_functorch_wrapped_tensor(t)
+    except AttributeError:
+        return getattr(forward_ad, "_current_level", 0) >= 0
+
+
+def is_differentiated(t: Tensor) -> bool:
+    """Whether `torch.func.grad` and the like record what is done to t.
+
+    Fallback: False. Torch then says that it cannot transform the op.
+    """
+    try:
+        return t.requires_grad and torch._C._functorch.is_gradtrackingtensor(t)
+    except AttributeError:
+        return False
+
+
+def is_batched(t: Tensor) -> bool:
+    """Whether `torch.func.vmap` maps over t.
+
+    Fallback: False. Torch then says that it cannot map over an op that works in place.
+    """
+    try:
+        return torch._C._functorch.is_batchedtensor(t)
+    except AttributeError:
+        return False
+
+
 def has_hooks(module: nn.Module) -> bool:
     """Whether a call of `module`, apart from its parts, does more than its `forward`.
 
