@@ -16,7 +16,7 @@ PACKAGE = ROOT / "lae_fast"
 # Rooms by floor: a room imports itself and lower floors, never its neighbours.
 FLOORS = (
     ("_version",),
-    ("checks", "progress"),
+    ("checks", "console", "progress"),
     ("attacks", "checkpoint", "data", "graphs", "provenance", "seeds"),
     ("ops",),
     ("sampling",),
