@@ -14,7 +14,10 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = __name__.split(".")[0]
-LABELS = {f"{PACKAGE}.{name}" for name in ("_version", "checkpoint", "provenance", "experiments.sources")}
+LABELS = {
+    f"{PACKAGE}.{name}"
+    for name in ("_version", "checkpoint", "progress", "provenance", "experiments.sources")
+}
 
 
 def _origin(module: str) -> Path | None:

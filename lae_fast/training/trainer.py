@@ -302,15 +302,16 @@ class Trainer:
             )
 
     def _restore_state(self, state: dict[str, Any], path: Path, weights: dict[str, Tensor]) -> None:
+        needed = {"progress", "optimizer", "window", "n_window", "torch_rng", "device_rng"}
+        if missing := needed - state.keys():
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
         if "options" in state:  # older checkpoints leave them to the record
             free = {name: v for name, v in self.config.to_json().items() if name in CHANGEABLE}
             self.config.check_resumed(Config.from_json({**state["options"], **free}))
         chain = self.model.chain_state()
-        missing = {name: t for name, t in chain.items() if name not in weights}
-        given = {
-            name: t for name, t in state.get("chain", {}).items() if name in missing or name not in chain
-        }
-        checkpoint.check_tensors(missing, given, path, unbounded=["log_step_size"])
+        apart = {name: t for name, t in chain.items() if name not in weights}
+        given = {name: t for name, t in state.get("chain", {}).items() if name in apart or name not in chain}
+        checkpoint.check_tensors(apart, given, path, unbounded=["log_step_size"])
         for name, value in given.items():
             getattr(self.model, name).copy_(value)
         if self.chain and min(self.chain.counters.min().item(), self.chain.n_decisions.item()) < 0:
