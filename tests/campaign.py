@@ -147,6 +147,7 @@ def trial(folder, draw, variant, whole, seconds, strikes):
 
 def main(folder, seconds, n_trials, seed=0):
     torch.set_num_threads(1)
+    trainer.N_BOUND = 10  # what comes after the training need not be as good
     for slow in ("sklearn.datasets", "torch._dynamo"):
         importlib.import_module(slow)
     draw, strikes, wrong, end = random.Random(seed), collections.Counter(), [], time.monotonic() + seconds

@@ -32,8 +32,8 @@ def read(path: Path, n_axes: int) -> np.ndarray:
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
             return _read(file, path, n_axes)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read: {error}. {CURE}") from error
+    except (OSError, EOFError, zlib.error, MemoryError) as error:
+        raise DataError(f"{path} cannot be read: {str(error) or type(error).__name__}. {CURE}") from error
 
 
 def _read(file: BinaryIO, path: Path, n_axes: int) -> np.ndarray:
