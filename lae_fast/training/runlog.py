@@ -65,10 +65,10 @@ class RunLog:
         self._path, self._events = folder / "metrics.jsonl", folder / "tensorboard"
         kept = read(self._path, -1 if resume_step is None else resume_step) if self._path.exists() else []
         write_atomically(self._path, "".join(f"{json.dumps(line)}\n" for line in kept).encode())
-        self._file = self._path.open("a", buffering=1)
         purge = None if resume_step is None else resume_step + 1
         with naming(self._events):
             self._board = SummaryWriter(str(self._events), purge_step=purge)
+        self._file = self._path.open("a", buffering=1)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Write one line of metrics.jsonl, and one TensorBoard tag for each value."""
