@@ -80,6 +80,9 @@ def _print_start(trainer: Trainer, source: str, facts: dict[str, str]) -> None:
 
 def _print_end(trainer: Trainer) -> None:
     model, chain = trainer.model, trainer.chain
+    if chain:  # of the whole training, before the best weights are loaded
+        rejected, nonfinite = (chain.counters[0, k].item() for k in (REJECTED, NONFINITE))
+        proposals, step_size = chain.n_decisions.item(), chain.log_step_size.exp().item()
     evaluation, bound = trainer.finish()
     n = min(N_BOUND, len(trainer.test.images))
     say(f"test      {evaluation.sentence()}")
@@ -94,11 +97,9 @@ def _print_end(trainer: Trainer) -> None:
         s = ", ".join(f"{v:.2f}" for v in model.posterior_scale.tolist())
         say(f"          with q(z|x) = N(f(x), diag(s^2)), s = {s}: best on training data")
     if chain:
-        rejected, nonfinite = (chain.counters[0, k].item() for k in (REJECTED, NONFINITE))
-        proposals = chain.n_decisions.item()
         say(
             f"chain     {1 - (rejected + nonfinite) / proposals:.2f} of {proposals:,} proposals accepted, "
-            f"{nonfinite} not finite; step size {chain.log_step_size.exp().item():.2g}"
+            f"{nonfinite} not finite; step size {step_size:.2g}"
         )
     say(f"written   {trainer.folder}: best.safetensors, metrics.jsonl, results.json, tensorboard, pictures")
 

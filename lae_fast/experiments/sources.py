@@ -33,7 +33,7 @@ def _origin(module: str) -> Path | None:
 
 @cache
 def _text(path: Path) -> str:
-    return path.read_text()
+    return path.read_text(encoding="utf-8")
 
 
 def read_all() -> None:

@@ -265,7 +265,11 @@ class Trainer:
     def _chain_apart(self) -> dict[str, Tensor]:
         """What the chain needs to go on, as far as it is not among the weights."""
         weights = self.model.state_dict()
-        return {name: t for name, t in self.model.chain_state().items() if name not in weights}
+        return {name: t for name, t in self._chain_state().items() if name not in weights}
+
+    def _chain_state(self) -> dict[str, Tensor]:
+        """What the chain needs to go on; {} without a chain."""
+        return getattr(self.model, "chain_state", dict)()
 
     def _check_architecture(self, saved: Checkpoint) -> None:
         """Raise a CheckpointError unless a checkpoint is of this run's model."""
@@ -297,7 +301,7 @@ class Trainer:
                 self.model.state_dict(),
                 checkpoint.load_weights(best)[0],
                 best,
-                optional=self.model.chain_state(),
+                optional=self._chain_state(),
                 unbounded=["log_step_size"],
             )
 
@@ -308,7 +312,7 @@ class Trainer:
         if "options" in state:  # older checkpoints leave them to the record
             free = {name: v for name, v in self.config.to_json().items() if name in CHANGEABLE}
             self.config.check_resumed(Config.from_json({**state["options"], **free}))
-        chain = self.model.chain_state()
+        chain = self._chain_state()
         apart = {name: t for name, t in chain.items() if name not in weights}
         given = {name: t for name, t in state.get("chain", {}).items() if name in apart or name not in chain}
         checkpoint.check_tensors(apart, given, path, unbounded=["log_step_size"])
@@ -334,14 +338,12 @@ class Trainer:
             fits = type(value) is kind or (kind is float and type(value) is int)
             if not fits or (kind is int and value < 0) or value != value:
                 raise ValueError(f"{field.name} is {checks.describe(value)}")
-        steps, made = (
-            found.epoch * self.n_batches + found.position,
-            self.chain and self.chain.n_decisions.item(),
-        )
+        steps = found.epoch * self.n_batches + found.position
         if found.position >= self.n_batches or found.step != steps or found.best_epoch > found.epoch:
             raise ValueError(f"{found} cannot be, with {self.n_batches} minibatches in an epoch")
-        if self.chain and found.decisions > made:
-            raise ValueError(f"the epoch began after {found.decisions} decisions of {made}")
+        least = max(found.decisions, found.step)  # a step makes one decision or more
+        if self.chain and (made := self.chain.n_decisions.item()) < least:
+            raise ValueError(f"its chain has made {made} decisions; expected at least {least}")
         return found
 
     def _restore_optimizer(self, state: dict[str, Any], path: Path) -> None:
