@@ -137,7 +137,9 @@ def change_config(draw, folder):
 def change_metrics(draw, folder):
     path = folder / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    path.write_text("".join(json.dumps(line) + "\n" for line in mutated(draw, lines, VALUES)))
+    found = mutated(draw, lines, VALUES)
+    found = found if isinstance(found, list) else [found]
+    path.write_text("".join(json.dumps(line) + "\n" for line in found))
 
 
 def change_weights(draw, folder):

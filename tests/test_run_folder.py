@@ -366,10 +366,12 @@ def test_a_line_cut_by_a_crash_is_dropped_and_one_in_the_middle_is_told(tmp_path
         ({"model": "gan"}, "--model is 'gan' (str); expected lae, vae, hoffman"),
         ({"model": ["lae"]}, "--model is ['lae'] (list)"),
         ({"device": None}, "--device is None"),
+        ({"lr": 10**400}, "--lr is inf; expected a positive finite number"),
+        ({"adaptation_rate": -(10**400)}, "--adaptation-rate is -inf"),
     ],
 )
 def test_options_have_their_types(options, message):
-    with pytest.raises(TypeError) as caught:
+    with pytest.raises((TypeError, ValueError)) as caught:
         Config(**options)
     assert message in str(caught.value)
 

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import itertools
 import json
+import math
 import os
 import pickle
 import re
@@ -22,7 +23,7 @@ import torch
 
 from lae_fast import checkpoint, data, train
 from lae_fast.training import run_folder, trainer
-from lae_fast.training.config import Config
+from lae_fast.training.config import Config, TrainingError
 from lae_fast.training.trainer import Trainer
 
 QUICK = [
@@ -318,6 +319,26 @@ def test_options(options, tmp_path):
         train.main([*QUICK, "--epochs", "1", "--depth", "2", *options, "--output-dir", str(tmp_path / "run")])
         == 0
     )
+
+
+def test_a_step_size_of_zero_is_finite_and_none_at_all_is_not(tmp_path, monkeypatch):
+    config = Config(dataset="digits", nh=16, depth=1, batch_size=100, device="cpu", step_size=0)
+    made = Trainer(config, data.load("digits"), tmp_path, torch.device("cpu"))
+    weights = made.model.state_dict
+    # whether or not the state of the chain is among the weights
+    monkeypatch.setattr(made.model, "state_dict", lambda *a, **k: weights(*a, **k) | made.model.chain_state())
+    assert made.chain.log_step_size.item() == -math.inf
+    made._check_finite()
+    for bad in (math.nan, math.inf):
+        made.chain.log_step_size.fill_(bad)
+        with pytest.raises(TrainingError, match="not finite"):
+            made._check_finite()
+
+
+def test_a_run_without_steps_resumes(tmp_path):
+    assert run("--step-size", 0, "--epochs", 1, "--output-dir", tmp_path / "run").returncode == 0
+    result = run("--resume", tmp_path / "run", "--epochs", 2)
+    assert result.returncode == 0, result.stderr
 
 
 def test_the_learning_rate_cools_down(tmp_path, monkeypatch):

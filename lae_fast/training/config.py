@@ -138,6 +138,8 @@ class Config:
             value = getattr(self, name)
             if not _fits(value, kind):
                 raise TypeError(f"{_flag(name)} is {checks.describe(value)}; expected {_words(kind)}")
+            if type(value) is int and float in _parts(kind):  # an integer may be too large for torch
+                object.__setattr__(self, name, _as_float(value))
         for name in (
             "nz",
             "nh",
@@ -235,6 +237,13 @@ def _fits(value: Any, kind: Any) -> bool:
         ):
             return True
     return False
+
+
+def _as_float(value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def _words(kind: Any) -> str:
