@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import platform
+import sys
 from pathlib import Path
 
 import torch
 
-from lae_fast import provenance
+from lae_fast import console, provenance
 from lae_fast._version import SCHEMA_VERSION, __version__
 from lae_fast.ops import library
 
@@ -47,10 +48,15 @@ def report() -> dict[str, str]:
     return facts
 
 
-def main() -> None:
+def _print() -> int:
     for name, value in report().items():
-        print(f"{name:<15} {value}")
+        console.say(f"{name:<15} {value}")
+    return 0
+
+
+def main() -> int:
+    return console.run(_print, (), "stopped")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

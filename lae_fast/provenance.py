@@ -19,7 +19,8 @@ def _git(tree: Path, *arguments: str) -> str:
     """What git says of a source tree; nothing where there is none."""
     command = ["git", "-C", str(tree), *arguments]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        found = subprocess.run(command, capture_output=True, check=True)
+        return found.stdout.decode(errors="replace").strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
 
@@ -38,7 +39,7 @@ def commit(tree: Path = _TREE) -> str:
 def processor() -> str:
     """The processor's name where the system tells it, else its architecture."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.machine()

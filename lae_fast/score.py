@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
+import io
 import math
+import os
 import statistics
 import sys
 import time
@@ -21,8 +22,9 @@ from typing import Literal
 import torch
 import tyro
 
-from lae_fast import data, models
+from lae_fast import checkpoint, checks, console, data, models, seeds
 from lae_fast.checkpoint import CheckpointError
+from lae_fast.console import complain, say
 from lae_fast.data import DataError
 from lae_fast.evaluation import (
     BASES,
@@ -33,7 +35,7 @@ from lae_fast.evaluation import (
     simulated_gap,
 )
 from lae_fast.evaluation.grid import N_CELLS
-from lae_fast.training import run_folder
+from lae_fast.training import run_folder, runlog
 from lae_fast.training.config import Config
 
 
@@ -72,13 +74,14 @@ class Options:
             ("n_chains", 2),
             ("n_draws", 1),
             ("simulated", 1),
+            ("seed", 0),
         ):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"--{name.replace('_', '-')} is {getattr(self, name)}; expected at least {least}"
-                )
-        if self.output is not None and not self.output.parent.is_dir():
-            raise ValueError(f"--output {self.output}: {self.output.parent} is not a folder")
+            checks.count(f"--{name.replace('_', '-')}", getattr(self, name), least, seeds.LARGEST)
+        if self.output is not None:  # now, and not after an hour
+            if not self.output.parent.is_dir() or self.output.is_dir():
+                raise ValueError(f"--output {self.output}: expected a file in a folder that exists")
+            if not os.access(self.output.parent, os.W_OK):
+                raise ValueError(f"--output {self.output}: {self.output.parent} cannot be written to")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,10 +121,14 @@ def score(folder: Path, options: Options) -> Score:
     """
     try:
         config = Config.from_json(run_folder.read_options(folder))
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        lines = runlog.read(folder / "metrics.jsonl")
+    except (CheckpointError, ValueError, TypeError) as error:
         raise CheckpointError(f"{folder} is not the folder of a run: {error}") from error
-    model = models.load(folder / "best.safetensors").to(options.device)
+    best = folder / "best.safetensors"
+    model = models.load(best).to(options.device)
+    architecture = dataclasses.asdict(config.architecture(model.nx))
+    if (found := checkpoint.load_weights(best)[1]) != architecture:
+        raise CheckpointError(f"{best} holds {found}; expected {architecture}, as config.json says")
     # A model trained on binary images is scored on binary images, which are the same for every model.
     binarization = "none" if config.binarize == "none" else "fixed"
     dataset = data.load(
@@ -144,7 +151,7 @@ def score(folder: Path, options: Options) -> Score:
     def last(key: str) -> float | None:
         return next((line[key] for line in reversed(lines) if key in line), None)
 
-    rates = [line["images_per_second"] for line in lines if "images_per_second" in line]
+    rates = [rate for line in lines if (rate := line.get("images_per_second", 0)) > 0]
     return Score(
         run=folder.name,
         model=config.model,
@@ -182,32 +189,50 @@ def _report(s: Score) -> str:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line: it names each run that cannot be scored, and scores the others. Returns the exit status."""
+def _table(scores: Sequence[Score]) -> bytes:
+    """The scores as CSV, one line a run."""
+    buffer = io.StringIO(newline="")
+    writer = csv.DictWriter(buffer, [f.name for f in dataclasses.fields(Score)])
+    writer.writeheader()
+    writer.writerows(
+        {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in dataclasses.asdict(s).items()}
+        for s in scores
+    )
+    return buffer.getvalue().encode("utf-8", "backslashreplace")
+
+
+def _score_all(options: Options) -> int:
+    """Score each run, and name each that cannot be scored; the exit code."""
     try:
-        options = tyro.cli(Options, args=argv, prog="python -m lae_fast.score")
         torch.empty(0, device=options.device)
     except (RuntimeError, AssertionError) as error:  # the device does not exist
-        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 2
+        raise ValueError(f"--device {options.device} cannot be used: {str(error).splitlines()[0]}") from error
     scores, failures = [], 0
     for folder in options.runs:
         try:
             scores.append(score(folder, options))
-        except (CheckpointError, DataError, ValueError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
+        except ERRORS as error:
+            complain(f"error: {error}")
             failures += 1
             continue
-        print(_report(scores[-1]))
-        if options.output:
-            with options.output.open("w", newline="") as file:
-                writer = csv.DictWriter(file, [f.name for f in dataclasses.fields(Score)])
-                writer.writeheader()
-                writer.writerows(
-                    {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in dataclasses.asdict(s).items()}
-                    for s in scores
-                )
+        try:
+            if options.output:
+                checkpoint.write_atomically(options.output, _table(scores))
+        finally:  # what was measured is shown, though it could not be written
+            say(_report(scores[-1]))
     return 2 if failures else 0
+
+
+ERRORS = (CheckpointError, DataError, ValueError, OSError, torch.OutOfMemoryError)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit code."""
+    return console.run(
+        lambda: _score_all(tyro.cli(Options, args=argv, prog="python -m lae_fast.score")),
+        ERRORS,
+        "stopped; the runs scored so far are in the table",
+    )
 
 
 if __name__ == "__main__":

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 STRIDE = 1_000_003  # a prime, far above the number of epochs
+LARGEST = 2**63 - 1  # the largest seed that a user may give
 
 
 def mixed(seed: int, i: int) -> int:
     """A seed of its own for the i-th use of `seed`, as for the order of images in an epoch."""
-    return seed * STRIDE + i
+    return _wrapped(seed * STRIDE + i)
 
 
 def apart(seed: int) -> int:
     """A seed far from `seed` and from its neighbours, as for a pilot run beside the run itself."""
-    return seed + STRIDE
+    return _wrapped(seed + STRIDE)
+
+
+def _wrapped(seed: int) -> int:
+    """Torch takes 64 bits; modulo 2^64 different seeds stay different, as the stride is odd."""
+    return seed % 2**64

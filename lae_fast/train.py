@@ -5,41 +5,22 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import shlex
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 import torch
 import tyro
-from tqdm import tqdm
 
-from lae_fast import data, info
+from lae_fast import console, data, info, progress
 from lae_fast.checkpoint import CheckpointError
+from lae_fast.console import complain, say
 from lae_fast.data import DataError
 from lae_fast.models import LAE
 from lae_fast.ops.columns import NONFINITE, REJECTED
 from lae_fast.training import run_folder
 from lae_fast.training.config import Config, TrainingError
 from lae_fast.training.trainer import N_BOUND, Event, Trainer
-
-
-class Interrupt:
-    """Ctrl-C asks the loop to stop after the current minibatch; a second one stops at once."""
-
-    requested = False
-
-    def __enter__(self) -> Interrupt:
-        self._previous = signal.signal(signal.SIGINT, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._previous)
-
-    def _handle(self, _signal: int, _frame: FrameType | None) -> None:
-        self.requested = True
-        signal.signal(signal.SIGINT, self._previous)
 
 
 def _device(config: Config) -> torch.device:
@@ -58,9 +39,8 @@ def _device(config: Config) -> torch.device:
     return device
 
 
-def _parse(argv: Sequence[str] | None) -> Config:
+def _parse(arguments: Sequence[str]) -> Config:
     """Flags to options; with --resume, the options of that run with the flags given now on top."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
     # Alone at first: flags that the run's own options allow may contradict the defaults.
     only_resume = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     only_resume.add_argument("--resume", type=Path)
@@ -70,7 +50,7 @@ def _parse(argv: Sequence[str] | None) -> Config:
     try:
         saved = run_folder.read_options(resume)
         base = Config.from_json(saved | {"output_dir": None, "resume": str(resume)})
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (CheckpointError, ValueError, TypeError) as error:
         record = resume / "config.json"
         raise TrainingError(f"--resume {resume} is not the folder of a run: {record}: {error}") from error
     config = tyro.cli(Config, args=arguments, default=base, prog="python -m lae_fast.train")
@@ -84,55 +64,57 @@ def _print_start(trainer: Trainer, source: str, facts: dict[str, str]) -> None:
     config, kind = trainer.config, trainer.device.type
     sizes = " / ".join(f"{len(s.images):,}" for s in (trainer.train, trainer.validation, trainer.test))
     n_parameters = sum(p.numel() for p in trainer.model.parameters())
-    print(f"data      {source}; {sizes} train / validation / test images")
-    print(f"kernels   {kind}: {facts[kind]}")
-    print(f"model     {config.model}, nz {config.nz}, {n_parameters:,} parameters")
+    say(f"data      {source}; {sizes} train / validation / test images")
+    say(f"kernels   {kind}: {facts[kind]}")
+    say(f"model     {config.model}, nz {config.nz}, {n_parameters:,} parameters")
     if isinstance(trainer.model, LAE) and trainer.model.is_joint and config.nh < config.batch_size:
-        print(
+        say(
             f"note      {config.nh} features for minibatches of {config.batch_size}: with fewer features than images the law of"
         )
-        print("          joint decisions is close to, but not, the product of the posteriors")
+        say("          joint decisions is close to, but not, the product of the posteriors")
     if trainer.resumed_from:
-        print(f"resume    from {trainer.resumed_from.path}")
+        say(f"resume    from {trainer.resumed_from.path}")
     elif trainer.is_resumed:
-        print("resume    no checkpoint was written yet: starting anew")
+        say("resume    no checkpoint was written yet: starting anew")
 
 
 def _print_end(trainer: Trainer) -> None:
     model, chain = trainer.model, trainer.chain
+    if chain:  # of the whole training, before the best weights are loaded
+        rejected, nonfinite = (chain.counters[0, k].item() for k in (REJECTED, NONFINITE))
+        proposals, step_size = chain.n_decisions.item(), chain.log_step_size.exp().item()
     evaluation, bound = trainer.finish()
     n = min(N_BOUND, len(trainer.test.images))
-    print(f"test      {evaluation.sentence()}")
-    print(
+    say(f"test      {evaluation.sentence()}")
+    say(
         f"          -log p(x) at most {bound:.2f} nats: the importance-weighted bound, {n} images, 1,000 draws each"
     )
     if model.likelihood.density_of != ("grey" if trainer.config.binarize == "none" else "binary"):
-        print(
+        say(
             "          no probability of these pixels: compare with models of the same data and likelihood only"
         )
     if isinstance(model, LAE) and not model.spreads:
         s = ", ".join(f"{v:.2f}" for v in model.posterior_scale.tolist())
-        print(f"          with q(z|x) = N(f(x), diag(s^2)), s = {s}: best on training data")
+        say(f"          with q(z|x) = N(f(x), diag(s^2)), s = {s}: best on training data")
     if chain:
-        rejected, nonfinite = (chain.counters[0, k].item() for k in (REJECTED, NONFINITE))
-        proposals = chain.n_decisions.item()
-        print(
+        say(
             f"chain     {1 - (rejected + nonfinite) / proposals:.2f} of {proposals:,} proposals accepted, "
-            f"{nonfinite} not finite; step size {chain.log_step_size.exp().item():.2g}"
+            f"{nonfinite} not finite; step size {step_size:.2g}"
         )
-    print(f"written   {trainer.folder}: best.safetensors, metrics.jsonl, results.json, tensorboard, pictures")
+    say(f"written   {trainer.folder}: best.safetensors, metrics.jsonl, results.json, tensorboard, pictures")
 
 
-def _fit(trainer: Trainer) -> bool:
-    """Train under a bar; whether somebody asked to stop before the end."""
+def _fit(trainer: Trainer) -> int:
+    """Train under a bar; the signal that asked to stop before the end, or 0."""
     size = trainer.config.batch_size
     total, done = trainer.config.epochs * trainer.n_batches * size, trainer.progress.step * size
-    bar = tqdm(total=total, initial=done, unit=" images", unit_scale=True, disable=None, smoothing=0.05)
-    with Interrupt() as interrupt, bar:
+    bar = progress.bar(total=total, initial=done, unit=" images", unit_scale=True, smoothing=0.05)
+    with console.Interrupt() as interrupt, bar:
 
         def on_step(event: Event) -> bool:
             for message in event.messages:
-                bar.write(message, file=sys.stderr)
+                with bar.external_write_mode(file=sys.stderr):
+                    complain(message)
             shown = {
                 "loss": ("loss", ".1f"),
                 "acceptance_rate": ("acceptance", ".2f"),
@@ -143,48 +125,48 @@ def _fit(trainer: Trainer) -> bool:
                     {s: f"{event.metrics[k]:{f}}" for k, (s, f) in shown.items() if k in event.metrics}
                 )
             bar.update(event.n_images)
-            return interrupt.requested
+            return interrupt.requested > 0
 
         trainer.fit(on_step)
-        return interrupt.requested and not trainer.is_over()
+        return 0 if trainer.is_over() else interrupt.requested
 
 
 def train(config: Config, command: str = "") -> int:
     """Run the main job; the exit code."""
     device = _device(config)
-    folder = run_folder.prepare(config)
-    dataset = data.load(
-        config.dataset, config.data_dir, validation=config.validation, binarization=config.binarize
-    )
-    # A resumed run has to find the data set that auto was.
-    config = dataclasses.replace(config, dataset=dataset.name)
-    trainer = Trainer(config, dataset, folder, device, resume=config.resume is not None)
-    run_folder.check_room(folder, trainer.model)
-    facts = info.report()
-    _print_start(trainer, dataset.source, facts)
-    run_folder.write_record(folder, config, data=dataset.source, command=command, versions=facts)
-    if _fit(trainer):
-        step = trainer.progress.step
-        print(f"stopped at step {step}; continue with: python -m lae_fast.train --resume {folder}")
-        return 130
-    _print_end(trainer)
-    return 0
+    with run_folder.claimed(config) as folder:
+        dataset = data.load(
+            config.dataset, config.data_dir, validation=config.validation, binarization=config.binarize
+        )
+        fingerprint = dataset.fingerprint()
+        if config.resume:
+            run_folder.check_data(folder, fingerprint)
+        # A resumed run has to find the data set that auto was.
+        config = dataclasses.replace(config, dataset=dataset.name)
+        trainer = Trainer(config, dataset, folder, device, resume=config.resume is not None)
+        run_folder.check_room(folder, trainer.model)
+        facts = info.report()
+        _print_start(trainer, dataset.source, facts)
+        run_folder.write_record(
+            folder, config, data=dataset.source, fingerprint=fingerprint, command=command, versions=facts
+        )
+        if stopped := _fit(trainer):
+            again = shlex.join(["python", "-m", "lae_fast.train", "--resume", str(folder)])
+            say(f"stopped at step {trainer.progress.step}; continue with: {again}")
+            return 128 + stopped
+        _print_end(trainer)
+        return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: a clear line instead of a traceback for whatever a user can mend."""
-    try:
-        arguments = sys.argv[1:] if argv is None else argv
-        return train(_parse(argv), shlex.join(["python", "-m", "lae_fast.train", *arguments]))
-    except (TrainingError, DataError, CheckpointError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(
-            "stopped; what was written stays, and --resume continues from the last checkpoint",
-            file=sys.stderr,
-        )
-        return 130
+    arguments = sys.argv[1:] if argv is None else argv
+    command = shlex.join(["python", "-m", "lae_fast.train", *arguments])
+    return console.run(
+        lambda: train(_parse(arguments), command),
+        (TrainingError, DataError, CheckpointError, ValueError, OSError, torch.OutOfMemoryError),
+        "stopped; what was written stays, and --resume continues from the last checkpoint",
+    )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,12 @@
 """Checkpoints are written whole or not at all, and read without trust."""
 
+import io
+import math
+import os
+import resource
+import signal
+import zipfile
+
 import pytest
 import torch
 
@@ -32,13 +39,64 @@ def test_a_failed_write_changes_nothing(tmp_path, monkeypatch):
     assert torch.equal(checkpoint.load_latest(tmp_path).weights["a"], torch.ones(2))
 
 
-def test_a_full_device(tmp_path, monkeypatch):
-    """The kernel's own full disk: /dev/full takes no byte."""
-    (tmp_path / ".file.tmp").symlink_to("/dev/full")
+@pytest.fixture
+def full_disk():
+    """The kernel takes 16 bytes of a file and no more."""
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_is_told_with_the_file_s_name(tmp_path, full_disk):
     (tmp_path / "file").write_bytes(b"old")
-    with pytest.raises(OSError, match="No space left"):
-        checkpoint.write_atomically(tmp_path / "file", b"new")
+    weights = {"a": torch.ones(9)}
+    for write in (
+        lambda: checkpoint.write_atomically(tmp_path / "file", bytes(17)),
+        lambda: checkpoint.save_weights(tmp_path / "file", weights, {}),
+        lambda: checkpoint.save(tmp_path / "steps", 3, weights, {}, {"step": 3}),
+    ):
+        with pytest.raises(OSError, match="File too large") as caught:
+            write()
+        assert str(tmp_path) in str(caught.value)
     assert (tmp_path / "file").read_bytes() == b"old"
+    assert {p.name for p in tmp_path.iterdir()} == {"file", "steps"}
+    assert not list((tmp_path / "steps").iterdir())
+
+
+def test_what_others_have_planted_is_neither_used_nor_removed(tmp_path):
+    """A temporary name that is known beforehand could lead anywhere."""
+    mine = tmp_path / "mine"
+    mine.write_bytes(b"mine")
+    for name in (".file.tmp", ".step-000000003.tmp"):
+        (tmp_path / name).symlink_to(mine)
+    checkpoint.write_atomically(tmp_path / "file", b"new")
+    checkpoint.save(tmp_path, 3, {"a": torch.ones(2)}, {}, {})
+    assert mine.read_bytes() == b"mine"
+    assert (tmp_path / "file").read_bytes() == b"new"
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "mine",
+        "file",
+        "step-000000003",
+        ".file.tmp",
+        ".step-000000003.tmp",
+    }
+
+
+def test_what_is_written_has_the_mode_of_other_files(tmp_path):
+    checkpoint.write_atomically(tmp_path / "file", b"new")
+    (tmp_path / "other").write_bytes(b"")
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_what_a_killed_process_left_is_swept(tmp_path):
+    for name in (".results.json.ab12_x9z.tmp", ".notes.tmp", "mine"):
+        (tmp_path / name).mkdir()
+    checkpoint.sweep(tmp_path)
+    checkpoint.sweep(tmp_path / "absent")
+    assert {p.name for p in tmp_path.iterdir()} == {".notes.tmp", "mine"}
 
 
 def test_an_unfinished_checkpoint_does_not_count(tmp_path):
@@ -56,3 +114,72 @@ def test_load_into_names_the_first_misfit(tmp_path):
         checkpoint.load_into(model, {"weight": torch.ones(2, 3)}, tmp_path)
     with pytest.raises(checkpoint.CheckpointError, match=r"extra is \[1\] there, not expected"):
         checkpoint.load_into(model, {**model.state_dict(), "extra": torch.ones(1)}, tmp_path)
+    with pytest.raises(checkpoint.CheckpointError, match=r"weight is torch.float64 there, torch.float32 in"):
+        checkpoint.load_into(model, {**model.state_dict(), "weight": torch.ones(2, 3).double()}, tmp_path)
+    for bad in (math.nan, math.inf, -math.inf):
+        with pytest.raises(checkpoint.CheckpointError, match="bias holds values that are not finite"):
+            checkpoint.load_into(model, {**model.state_dict(), "bias": torch.tensor([1, bad])}, tmp_path)
+
+
+def test_a_step_size_of_zero_is_a_logarithm_that_is_not_finite(tmp_path):
+    log_step_size = {"log_step_size": torch.tensor([-math.inf])}
+    checkpoint.check_tensors(log_step_size, log_step_size, tmp_path, unbounded=["log_step_size"])
+    for bad in (math.nan, math.inf):
+        with pytest.raises(checkpoint.CheckpointError, match="not finite"):
+            checkpoint.check_tensors(
+                log_step_size, {"log_step_size": torch.tensor([bad])}, tmp_path, unbounded=["log_step_size"]
+            )
+
+
+class Chain(torch.nn.Linear):
+    def chain_state(self):
+        return {"rng": torch.zeros(3)}
+
+
+def test_a_file_from_before_the_chain_was_among_the_weights_is_read(tmp_path):
+    old = Chain(3, 2).state_dict()
+    model = Chain(3, 2)
+    model.register_buffer("rng", torch.zeros(3))
+    model.register_load_state_dict_pre_hook(lambda _, weights, *__: weights.setdefault("rng", torch.ones(3)))
+    checkpoint.load_into(model, old, tmp_path)
+    assert torch.equal(model.weight, old["weight"])
+    assert torch.equal(model.rng, torch.ones(3))  # the model knows how to complete it
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.pt"])
+def test_every_changed_byte_is_seen(name, tmp_path):
+    weights, state = {"a": torch.arange(6.0)}, {"rng": torch.arange(9)}
+    path = checkpoint.save(tmp_path, 1, weights, {"model": "lae"}, state) / name
+    whole = path.read_bytes()
+    for i in range(0, len(whole), 7):
+        path.write_bytes(whole[:i] + bytes([whole[i] ^ 4]) + whole[i + 1 :])
+        try:
+            saved = checkpoint.load_latest(tmp_path)
+        except checkpoint.CheckpointError:
+            pass
+        else:  # the name of a hash itself, which then counts as an older file
+            assert torch.equal(saved.weights["a"], weights["a"])
+            assert torch.equal(saved.state["rng"], state["rng"])
+            assert saved.metadata == {"model": "lae"}
+
+
+def test_a_compressed_state_is_no_bomb(tmp_path):
+    path = checkpoint.save(tmp_path, 1, {"a": torch.ones(1)}, {}, {"a": torch.zeros(10**6)})
+    checkpoint.write_atomically(path / "model.safetensors", b"")
+    checkpoint.save_weights(path / "model.safetensors", {"a": torch.ones(1)}, {})  # names no hash
+    stored = zipfile.ZipFile(io.BytesIO((path / "state.pt").read_bytes()))
+    with zipfile.ZipFile(path / "state.pt", "w", zipfile.ZIP_DEFLATED) as packed:
+        for entry in stored.infolist():
+            packed.writestr(entry.filename, stored.read(entry))
+    with pytest.raises(checkpoint.CheckpointError, match="would take more memory than the file has"):
+        checkpoint.load_latest(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.parametrize("name", ["model.safetensors", "state.pt"])
+def test_nobody_waits_for_a_named_pipe(name, tmp_path):
+    path = checkpoint.save(tmp_path, 1, {"a": torch.ones(1)}, {}, {}) / name
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(checkpoint.CheckpointError, match="there is no such file"):
+        checkpoint.load_latest(tmp_path)

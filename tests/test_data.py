@@ -1,8 +1,12 @@
 """Data sets: IDX files as they come, splits, binarisation, and clear words when there is nothing to read."""
 
 import gzip
+import os
+import shutil
 import struct
+import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -64,31 +68,139 @@ def test_digits():
     assert set(d.test.labels.tolist()) == set(range(10))
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("name", ["mnist", "auto"])
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda content: content[:-7], r"holds 969 bytes; expected 976. Delete it"),
-        (lambda content: content[:6], "holds 6 bytes"),
+        (lambda content: content + b"x", r"holds 977 bytes; expected 976. Delete it"),
+        (lambda content: content[:6], "holds 6 bytes, less than its header. Delete it"),
+        (lambda content: b"\0\0\x08\x01" + content[4:], "holds an array of 1 axes; expected 3. Delete it"),
+        (lambda content: content[:4] + b"\xff" * 12, "expected at most 2147483648. Delete it"),
         (lambda content: b"<html>not found</html>", "is not an IDX file"),
         (lambda content: b"", "is not an IDX file"),
     ],
 )
-def test_damaged_files_are_never_replaced_by_something_else(mnist_folder, name, damage, message):
+def test_damaged_files_are_never_replaced_by_something_else(mnist_folder, packed, name, damage, message):
     path = mnist_folder / "MNIST" / "raw" / "train-images-idx3-ubyte"
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(data.DataError, match=message):
-        data.load(name, mnist_folder)
-
-
-def test_a_damaged_gzip_file(mnist_folder):
-    path = mnist_folder / "MNIST" / "raw" / "train-images-idx3-ubyte"
-    content = bytearray(gzip.compress(path.read_bytes()))
-    content[20] ^= 0xFF
-    path.with_name(path.name + ".gz").write_bytes(content)
+    content = damage(path.read_bytes())
     path.unlink()
-    with pytest.raises(data.DataError, match="cannot be read"):
+    path = path.with_name(f"{path.name}.gz") if packed else path
+    path.write_bytes(gzip.compress(content) if packed else content)
+    with pytest.raises(data.DataError, match=message) as caught:
+        data.load(name, mnist_folder)
+    assert str(path) in str(caught.value)
+
+
+def flipped(content):
+    return content[:20] + bytes([content[20] ^ 0xFF]) + content[21:]
+
+
+@pytest.mark.parametrize(
+    "damage", [flipped, lambda content: content[:-20], lambda content: b"", lambda content: b"junk"]
+)
+def test_a_damaged_gzip_file(mnist_folder, damage):
+    path = mnist_folder / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    path.with_name(path.name + ".gz").write_bytes(damage(gzip.compress(path.read_bytes())))
+    path.unlink()
+    with pytest.raises(
+        data.DataError, match=r"train-images-idx3-ubyte.gz .*Delete it to have it fetched anew"
+    ):
         data.load("mnist", mnist_folder)
+
+
+MEMORY = """
+import resource, sys
+import lae_fast.data
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + 64 * 2**20,) * 2)
+try:
+    lae_fast.data.load("mnist", sys.argv[1])
+except lae_fast.data.DataError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="no way to know the memory here")
+@pytest.mark.parametrize("header", [(5, 1, 1), (60, 4, 4), (2**22, 1, 2)])
+def test_a_bomb_takes_no_memory(mnist_folder, header):
+    """Much in little: neither what is packed nor what a header says is believed."""
+    path = mnist_folder / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    path.unlink()
+    with gzip.open(f"{path}.gz", "wb", compresslevel=1) as file:
+        file.write(struct.pack(">I3I", 0x0803, *header))
+        for _ in range(256):
+            file.write(bytes(2**20))
+    result = subprocess.run([sys.executable, "-c", MEMORY, mnist_folder], capture_output=True, text=True)
+    assert "train-images-idx3-ubyte.gz holds" in result.stdout, result.stderr
+
+
+def test_a_header_takes_no_memory(mnist_folder):
+    path = mnist_folder / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    path.write_bytes(struct.pack(">I3I", 0x0803, 2**29, 1, 2) + bytes(100))
+    result = subprocess.run([sys.executable, "-c", MEMORY, mnist_folder], capture_output=True, text=True)
+    assert "holds 116 bytes; expected 1073741840" in result.stdout, result.stderr
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+@pytest.mark.parametrize("below", [".", "MNIST", "MNIST/raw"])
+@pytest.mark.parametrize("kaggle", [False, True])
+def test_files_are_found_by_all_their_names_and_from_each_of_their_folders(
+    mnist_folder, below, kaggle, ending
+):
+    plain = data.load("mnist", mnist_folder, validation=10)
+    for path in list((mnist_folder / "MNIST" / "raw").iterdir()):
+        name = path.name.replace("-idx", ".idx") if kaggle else path.name
+        content = path.read_bytes()
+        path.unlink()
+        path.with_name(name + ending).write_bytes(gzip.compress(content) if ending else content)
+        if kaggle:  # beside its files Kaggle has folders of the other name
+            path.mkdir()
+    found = data.load("mnist", mnist_folder / below, validation=10)
+    assert found.fingerprint() == plain.fingerprint()
+
+
+def test_labels_are_of_the_classes(mnist_folder):
+    path = mnist_folder / "MNIST" / "raw" / "t10k-labels-idx1-ubyte"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x0a")
+    with pytest.raises(data.DataError, match=r"t10k-labels-idx1-ubyte holds the label 10; expected 0 to 9"):
+        data.load("mnist", mnist_folder)
+
+
+def torchvision(monkeypatch, download):
+    """Let a download of MNIST be this function of the folder it goes to."""
+
+    class MNIST:
+        def __init__(self, root, download):
+            fetch(root)
+
+    fetch = download
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", types.SimpleNamespace(MNIST=MNIST))
+
+
+def test_a_download_is_there_as_a_whole_or_not_at_all(mnist_folder, tmp_path, monkeypatch):
+    root = tmp_path / "data"
+    raw = mnist_folder / "MNIST" / "raw"
+
+    def cut(to):
+        shutil.copytree(raw, f"{to}/MNIST/raw")
+        with open(f"{to}/MNIST/raw/t10k-images-idx3-ubyte", "r+b") as file:
+            file.truncate(100)
+
+    def broken(to):
+        cut(to)
+        raise ConnectionResetError("gone")
+
+    for attempt in (cut, broken, lambda to: None):
+        torchvision(monkeypatch, attempt)
+        with pytest.raises(data.DataError, match="cannot be downloaded"):
+            data.load("mnist", root)
+        assert data.load("auto", root).name == "digits"  # nothing is in the way
+    torchvision(monkeypatch, lambda to: shutil.copytree(raw, f"{to}/MNIST/raw"))
+    found, expected = (data.load("mnist", place, validation=10) for place in (root, mnist_folder))
+    assert found.fingerprint() == expected.fingerprint()
+    assert [p.name for p in root.iterdir()] == ["MNIST"]
 
 
 def test_images_and_labels_must_belong_together(mnist_folder):
@@ -128,6 +240,14 @@ def test_binarisation(mnist_folder):
     )
     assert mean[0] == 0
     assert mean[3] == 1
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert (
+            data.load("mnist", mnist_folder, validation=10, binarization="fixed").fingerprint()
+            == fixed.fingerprint()
+        )
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -137,8 +257,25 @@ def test_binarisation(mnist_folder):
         (lambda: data.load("digits", binarization="yes"), "binarize is 'yes'"),
         (lambda: data.load("digits", validation=1437), "validation is 1437; expected 0 to 1436"),
         (lambda: data.load("digits", validation=-1), "validation is -1"),
+        (lambda: data.load("digits", validation=2.5), r"validation is 2.5 \(float\); expected a whole number"),
+        (lambda: data.load("digits", validation=True), r"validation is True \(bool\); expected a whole number"),
+        (lambda: data.load(7), "dataset is 7; expected one of auto, mnist, digits"),
+        (lambda: data.load(["digits"]), r"dataset is \['digits'\]"),
+        (lambda: data.load("digits", binarization=None), "binarize is None"),
+        (lambda: data.load("mnist", 7), r"root is 7 \(int\); expected a path"),
+        (lambda: data.load("mnist", "~nobody-of-this-name/x"), "root is ~nobody-of-this-name/x; expected a folder"),
+        (lambda: data.binarize([[1, 2]]), r"images is .* \(list\); expected uint8 \[N, nx\]"),
+        (lambda: data.binarize(torch.rand(2, 3)), r"images is float32 \[2, 3\] on cpu; expected uint8 \[N, nx\]"),
+        (lambda: data.binarize(torch.zeros(3, dtype=torch.uint8)), r"images is uint8 \[3\]"),
+        (lambda: data.binarize(torch.zeros(1, 3, dtype=torch.uint8), 5), r"generator is 5 \(int\)"),
+        (lambda: data.shuffled(0, 1, 0), "n is 0; expected at least 1"),
+        (lambda: data.shuffled(5, 0, 0), "size is 0; expected at least 1"),
+        (lambda: data.shuffled(5, 2.0, 0), r"size is 2.0 \(float\); expected a whole number"),
+        (lambda: data.shuffled(5, 2, -1), "seed is -1; expected at least 0"),
+        (lambda: data.shuffled(5, 2, 2**64), "seed is 18446744073709551616; expected at most"),
+        (lambda: data.shuffled(5, 2, None), r"seed is None \(NoneType\)"),
     ],
-)
+)  # fmt: skip
 def test_bad_input_is_named(call, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         call()

@@ -16,9 +16,8 @@ PACKAGE = ROOT / "lae_fast"
 # Rooms by floor: a room imports itself and lower floors, never its neighbours.
 FLOORS = (
     ("_version",),
-    ("checks",),
-    ("checkpoint", "data", "graphs", "isolation", "provenance", "seeds"),
-    ("attacks",),
+    ("checks", "console", "isolation", "progress"),
+    ("attacks", "checkpoint", "data", "graphs", "provenance", "seeds"),
     ("ops",),
     ("sampling",),
     ("models",),

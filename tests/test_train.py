@@ -5,6 +5,7 @@ import dataclasses
 import io
 import itertools
 import json
+import math
 import os
 import pickle
 import re
@@ -22,7 +23,7 @@ import torch
 
 from lae_fast import checkpoint, data, train
 from lae_fast.training import run_folder, trainer
-from lae_fast.training.config import Config
+from lae_fast.training.config import Config, TrainingError
 from lae_fast.training.trainer import Trainer
 
 QUICK = [
@@ -87,6 +88,7 @@ def assert_same_run(a, b):
     x, y = last_checkpoint(a), last_checkpoint(b)
     assert x.path.name == y.path.name
     assert all(torch.equal(x.weights[k], y.weights[k]) for k in x.weights)
+    assert x.state["chain"].keys() == y.state["chain"].keys()
     assert all(torch.equal(x.state["chain"][k], y.state["chain"][k]) for k in x.state["chain"])
 
 
@@ -319,6 +321,26 @@ def test_options(options, tmp_path):
     )
 
 
+def test_a_step_size_of_zero_is_finite_and_none_at_all_is_not(tmp_path, monkeypatch):
+    config = Config(dataset="digits", nh=16, depth=1, batch_size=100, device="cpu", step_size=0)
+    made = Trainer(config, data.load("digits"), tmp_path, torch.device("cpu"))
+    weights = made.model.state_dict
+    # whether or not the state of the chain is among the weights
+    monkeypatch.setattr(made.model, "state_dict", lambda *a, **k: weights(*a, **k) | made.model.chain_state())
+    assert made.chain.log_step_size.item() == -math.inf
+    made._check_finite()
+    for bad in (math.nan, math.inf):
+        made.chain.log_step_size.fill_(bad)
+        with pytest.raises(TrainingError, match="not finite"):
+            made._check_finite()
+
+
+def test_a_run_without_steps_resumes(tmp_path):
+    assert run("--step-size", 0, "--epochs", 1, "--output-dir", tmp_path / "run").returncode == 0
+    result = run("--resume", tmp_path / "run", "--epochs", 2)
+    assert result.returncode == 0, result.stderr
+
+
 def test_the_learning_rate_cools_down(tmp_path, monkeypatch):
     rates = []
     step = train.Trainer._step
@@ -418,6 +440,12 @@ class Malice:
         return os.system, ("touch hacked",)
 
 
+def unsigned(saved):
+    """Let a checkpoint say nothing of its state file, as older ones."""
+    weights = saved / "model.safetensors"
+    checkpoint.save_weights(weights, *checkpoint.load_weights(weights))
+
+
 def truncate(path):
     path.write_bytes(path.read_bytes()[:-100])
 
@@ -437,8 +465,12 @@ def truncate(path):
         (lambda c: (c / "state.pt").unlink(), "damaged or not a plain state file"),
         (lambda c: (c / "state.pt").write_bytes(pickle.dumps(Malice())), "damaged or not a plain state file"),
         (lambda c: torch.save(Malice(), c / "state.pt"), "damaged or not a plain state file"),
-        (lambda c: torch.save([1], c / "state.pt"), "holds a list; expected a dictionary"),
-        (lambda c: torch.save({"a": 1}, c / "state.pt"), "not a state of this training job"),
+        (lambda c: torch.save({"a": 1}, c / "state.pt"), "does not hold what was written"),
+        (lambda c: (torch.save([1], c / "state.pt"), unsigned(c)), "holds a list; expected a dictionary"),
+        (
+            lambda c: (torch.save({"a": 1}, c / "state.pt"), unsigned(c)),
+            "state.pt is not a state of this training job",
+        ),
     ],
 )
 def test_damaged_checkpoints(damage, message, copied_run, monkeypatch, tmp_path, capsys):
@@ -598,9 +630,9 @@ def test_unreadable_data_folder(tmp_path, capsys):
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
-        (raw / f"{name}-ubyte").write_bytes(b"\0\0\x08\x01\0\0\0\x05abc")
+        (raw / f"{name}-ubyte").write_bytes(b"\0\0\x08\x03" + struct.pack(">3I", 5, 1, 1) + b"abc")
     assert train.main(["--data-dir", str(tmp_path), "--output-dir", str(tmp_path / "run")]) == 2
-    assert "holds 11 bytes; expected 13" in capsys.readouterr().err
+    assert "holds 19 bytes; expected 21. Delete it to have it fetched anew" in capsys.readouterr().err
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(copied_run):
@@ -657,7 +689,8 @@ def test_a_frozen_or_timid_chain_is_warned_of_once(step_size, message, tmp_path)
     epochs = [line for line in metrics(tmp_path / "run") if "epoch_acceptance_rate" in line]
     assert [line["epoch"] for line in epochs] == [1, 2]
     assert all(line["phi_norm"] > 0 for line in epochs)
-    chain = last_checkpoint(tmp_path / "run").state["chain"]
+    saved = last_checkpoint(tmp_path / "run")
+    chain = saved.weights | saved.state["chain"]
     accepted = 1 - chain["counters"].sum().item() / chain["n_decisions"].item()
     assert sum(line["epoch_acceptance_rate"] for line in epochs) / 2 == pytest.approx(accepted, abs=1e-9)
     assert any((tmp_path / "run" / "tensorboard").iterdir())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from torch import Tensor
 from lae_fast.data import idx
 from lae_fast.data.idx import DataError
 
+N_CLASSES = 10  # of each data set here
 DOWNLOAD_TIMEOUT = 20  # seconds without an answer, per file
 
 
@@ -36,12 +38,21 @@ def _split(images: np.ndarray, labels: np.ndarray) -> Split:
 
 
 def _download_mnist(root: Path) -> None:
-    timeout = socket.getdefaulttimeout()
+    """Let torchvision download into a folder of its own, and move the files when they are whole: it takes cut ones for whole."""
+    timeout, raw = socket.getdefaulttimeout(), _folders(root)[0]
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
         from torchvision.datasets import MNIST  # the import fails if torchvision does not fit this torch
 
-        MNIST(root=str(root), download=True)
+        raw.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".download.", dir=root) as private:
+            MNIST(root=private, download=True)
+            files = idx.find(_folders(Path(private))[0])
+            if files is None:
+                raise RuntimeError("torchvision left no MNIST files")
+            _read(files)
+            for path in (path for paths in files.values() for path in paths):
+                path.replace(raw / path.name)
     except (ImportError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())  # on one line
         raise DataError(f"MNIST is not in {root} and cannot be downloaded: {reason}") from error
@@ -54,8 +65,9 @@ def has_mnist(root: Path) -> bool:
     return any(map(idx.find, _folders(root)))
 
 
-def _folders(root: Path) -> tuple[Path, Path]:
-    return root / "MNIST" / "raw", root
+def _folders(root: Path) -> tuple[Path, ...]:
+    """Where the files may lie: as torchvision has them, also if `root` is one of its own folders."""
+    return root / "MNIST" / "raw", root / "raw", root / "MNIST", root
 
 
 def mnist(root: Path) -> Source:
@@ -69,21 +81,32 @@ def mnist(root: Path) -> Source:
     if files is None:
         _download_mnist(root)
         files, source = idx.find(_folders(root)[0]), f"MNIST, downloaded to {root}"
-        if files is None:
-            raise DataError(f"torchvision left no MNIST files in {_folders(root)[0]}")
+    train, test = _read(files)
+    if train.images.shape[1] != test.images.shape[1]:
+        raise DataError(f"training and test images in {root} differ in size")
+    return Source(source, train, test, n_validation=5000)
+
+
+def _read(files: dict[str, tuple[Path, Path]]) -> list[Split]:
+    """Training and test images with their labels.
+
+    Raises:
+        DataError: a file is damaged, or two do not belong together.
+    """
     splits = []
     for split, (image_path, label_path) in files.items():
-        images, labels = idx.read(image_path), idx.read(label_path)
-        if images.ndim != 3 or labels.shape != images.shape[:1]:
+        images, labels = idx.read(image_path, n_axes=3), idx.read(label_path, n_axes=1)
+        if labels.shape != images.shape[:1]:
             raise DataError(
-                f"{split}: images {images.shape} and labels {labels.shape} do not belong together"
+                f"{split}: images {images.shape} and labels {labels.shape} do not belong together: "
+                f"{image_path}, {label_path}"
             )
         if images.size == 0 or images.shape[1] != images.shape[2]:
-            raise DataError(f"{split}: images are {images.shape}; expected square ones")
+            raise DataError(f"{image_path}: images are {images.shape}; expected square ones")
+        if labels.max() >= N_CLASSES:
+            raise DataError(f"{label_path} holds the label {labels.max()}; expected 0 to {N_CLASSES - 1}")
         splits.append(_split(images.reshape(len(images), -1), labels))
-    if splits[0].images.shape[1] != splits[1].images.shape[1]:
-        raise DataError(f"training and test images in {root} differ in size")
-    return Source(source, *splits, n_validation=5000)
+    return splits
 
 
 def digits(root: Path) -> Source:

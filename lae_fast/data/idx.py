@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import math
 import struct
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -13,42 +15,62 @@ FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
+MOST = 2**31  # bytes of a file: fifty times MNIST
+CURE = "Delete it to have it fetched anew"
 
 
 class DataError(RuntimeError):
     """A data set cannot be found or read; the message names the data set or file, and the reason."""
 
 
-def read(path: Path) -> np.ndarray:
-    """An array of unsigned bytes in the IDX format of MNIST, gzipped or not.
+def read(path: Path, n_axes: int) -> np.ndarray:
+    """An array of unsigned bytes in the IDX format of MNIST, gzipped or not. Never takes more memory than its header says.
 
     Raises:
         DataError: the file cannot be read, has another format, or is cut short.
     """
     try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-    if len(content) < 4 or content[:3] != b"\0\0\x08":
-        raise DataError(f"{path} is not an IDX file of unsigned bytes")
-    n_axes = content[3]
-    header = 4 + 4 * n_axes
-    shape = struct.unpack(f">{n_axes}I", content[4:header]) if len(content) >= header else ()
-    expected = header + int(np.prod(shape, dtype=np.int64))
-    if not shape or len(content) != expected:
-        raise DataError(
-            f"{path} holds {len(content)} bytes; expected {expected}. Delete it to have it fetched anew"
-        )
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+            return _read(file, path, n_axes)
+    except (OSError, EOFError, zlib.error, MemoryError) as error:
+        raise DataError(f"{path} cannot be read: {str(error) or type(error).__name__}. {CURE}") from error
+
+
+def _read(file: BinaryIO, path: Path, n_axes: int) -> np.ndarray:
+    start = file.read(4)
+    if start[:3] != b"\0\0\x08" or len(start) < 4:
+        raise DataError(f"{path} is not an IDX file of unsigned bytes. {CURE}")
+    if start[3] != n_axes:
+        raise DataError(f"{path} holds an array of {start[3]} axes; expected {n_axes}. {CURE}")
+    sizes = file.read(4 * n_axes)
+    if len(sizes) < 4 * n_axes:
+        raise DataError(f"{path} holds {4 + len(sizes)} bytes, less than its header. {CURE}")
+    shape = struct.unpack(f">{n_axes}I", sizes)
+    n, header = math.prod(shape), 4 + 4 * n_axes
+    if n > MOST:
+        raise DataError(f"{path} says that it holds {n} bytes; expected at most {MOST}. {CURE}")
+    there = path.stat().st_size
+    most = (
+        1100 * there if path.suffix == ".gz" else there - header
+    )  # gzip makes nothing smaller than a 1,030th
+    content = file.read(n + 1) if n <= most else b""
+    if len(content) != n:
+        held = header + len(content) if path.suffix == ".gz" else there
+        raise DataError(f"{path} holds {held} bytes; expected {header + n}. {CURE}")
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _names(name: str) -> tuple[str, ...]:
+    """What a file is called: at its origin, and on Kaggle."""
+    variants = name, name.replace("-idx", ".idx")
+    return *variants, *(f"{v}.gz" for v in variants)
 
 
 def find(folder: Path) -> dict[str, tuple[Path, Path]] | None:
     """The four IDX files in `folder`, or None when any is missing."""
     found = {}
     for split, names in FILES.items():
-        paths = [next((p for p in (folder / n, folder / f"{n}.gz") if p.is_file()), None) for n in names]
+        paths = [next((folder / v for v in _names(n) if (folder / v).is_file()), None) for n in names]
         if None in paths:
             return None
         found[split] = tuple(paths)

@@ -5,11 +5,13 @@ No data set is substituted silently: `auto` falls back to the digits, and the de
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from lae_fast import checks
 from lae_fast.data.datasets import DATASETS, Split, has_mnist
 from lae_fast.data.idx import DataError
 from lae_fast.data.minibatches import binarize
@@ -23,6 +25,15 @@ class Dataset(NamedTuple):
     train: Split
     validation: Split
     test: Split
+
+    def fingerprint(self) -> str:
+        """A hash of all images and labels: other data have another."""
+        found = hashlib.sha256()
+        for split in (self.train, self.validation, self.test):
+            for t in split:
+                found.update(f"{list(t.shape)} {t.dtype} ".encode())
+                found.update(t.cpu().contiguous().numpy())
+        return found.hexdigest()
 
 
 def load(
@@ -44,13 +55,19 @@ def load(
 
     Raises:
         ValueError: the name or the binarization is unknown, or the validation set leaves no training images.
+        TypeError: root is no path, or validation no whole number.
         DataError: the files are damaged, or they are missing and cannot be downloaded.
     """
-    if name != "auto" and name not in DATASETS:
-        raise ValueError(f"dataset is {name!r}; expected one of {', '.join(('auto', *DATASETS))}")
-    if binarization not in BINARIZATIONS:
-        raise ValueError(f"binarize is {binarization!r}; expected one of {', '.join(BINARIZATIONS)}")
-    root = Path(root).expanduser()
+    checks.choice("dataset", name, ("auto", *DATASETS))
+    checks.choice("binarize", binarization, BINARIZATIONS)
+    if validation is not None:
+        checks.count("validation", validation, least=0)
+    if not isinstance(root, (str, Path)):
+        raise TypeError(f"root is {checks.describe(root)}; expected a path")
+    try:
+        root = Path(root).expanduser()
+    except RuntimeError as error:  # ~name of nobody
+        raise ValueError(f"root is {root}; expected a folder: {error}") from error
     chosen = "mnist" if name == "auto" else name
     try:
         source = DATASETS[chosen](root)
@@ -63,7 +80,7 @@ def load(
     train, test = source.train, source.test
     n_validation = source.n_validation if validation is None else validation
     n_train = len(train.images) - n_validation
-    if n_validation < 0 or n_train < 1:
+    if n_train < 1:
         raise ValueError(f"validation is {n_validation}; expected 0 to {len(train.images) - 1} for {chosen}")
     splits = [Split(*(t[:n_train] for t in train)), Split(*(t[n_train:] for t in train)), test]
     if binarization != "none":

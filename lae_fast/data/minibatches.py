@@ -7,14 +7,29 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from lae_fast import checks
+
 
 def shuffled(n: int, size: int, seed: int, device: torch.device | str = "cpu") -> Iterator[Tensor]:
-    """One epoch of minibatches: indices [size] of n images, in an order that the seed decides; the rest is dropped."""
+    """One epoch of minibatches: indices [size] of n images, in an order that the seed decides; the rest is dropped.
+
+    Raises:
+        TypeError, ValueError: n or size is no whole number from 1, or the seed none from 0.
+    """
+    n, size = checks.count("n", n), checks.count("size", size)
+    checks.count("seed", seed, least=0, most=2**64 - 1)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(device)
     return iter(order[: n // size * size].split(size))
 
 
 def binarize(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """One Bernoulli draw per pixel of images [N, nx]: uint8 in 0..255 -> uint8, 0 or 255."""
-    draw = torch.rand(images.shape, generator=generator, device=images.device)
+    """One Bernoulli draw per pixel of images [N, nx]: uint8 in 0..255 -> uint8, 0 or 255.
+
+    Raises:
+        TypeError, ValueError: images are no uint8 [N, nx], or the generator is on another device.
+    """
+    checks.tensor("images", images, "N, nx", dtypes=(torch.uint8,))
+    checks.generator("generator", generator, images.device)
+    # in float32, whatever torch's default is: the same seed has to give the same images
+    draw = torch.rand(images.shape, generator=generator, device=images.device, dtype=torch.float32)
     return (draw * 255 < images).to(torch.uint8) * 255

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import io
 import os
 import shlex
 import sys
@@ -15,9 +16,10 @@ from typing import Literal
 
 import torch
 import tyro
-from tqdm import tqdm
 
-from lae_fast.checkpoint import CheckpointError
+from lae_fast import console, progress
+from lae_fast.checkpoint import CheckpointError, write_atomically
+from lae_fast.console import complain, say
 from lae_fast.data import DATASETS, DataError
 from lae_fast.experiments import drawings, render
 from lae_fast.experiments.claims import claims
@@ -159,15 +161,15 @@ class Experiments:
             measurements = [m for claim in self.claims for m in claim.measurements]
             parts["claims"] = ordered(r for m in measurements for r in (*m.minuend, *m.subtrahend))
         todo = [r for r in ordered(r for part in parts.values() for r in part) if not self.lab.has(r)]
-        print(f"data      {self.lab.source}")
+        say(f"data      {self.lab.source}")
         n_all = len(set().union(*parts.values()))
-        print(
+        say(
             f"work      {len(todo)} of {n_all} models and measurements to make, {self.workers} at a time; "
             f"kept in {self.options.cache}"
         )
         self._finish(parts)
         self._make(todo, lambda: self._finish(parts))
-        print(f"written   {self.folder}: report.md, report.csv and figures")
+        say(f"written   {self.folder}: report.md, report.csv and figures")
         return 1 if self.failed else 0
 
     def run_likelihood(self, part: str) -> int:
@@ -177,7 +179,7 @@ class Experiments:
             study = dataclasses.replace(study, n_seeds=self.options.seeds)
         likelihood = Likelihood(study, lambda r: DIVERGED if r in self.failed else self.metrics(r))
         self.folder.mkdir(parents=True, exist_ok=True)
-        print(f"data      {self.lab.source}")
+        say(f"data      {self.lab.source}")
 
         def wanted() -> list[Recipe]:
             return ordered(likelihood.recipes(part))
@@ -187,18 +189,20 @@ class Experiments:
 
         write()
         while todo := [r for r in wanted() if not self.lab.has(r) and r not in self.failed]:
-            print(f"work      {part}: {len(todo)} models and measurements to make, {self.workers} at a time")
+            say(f"work      {part}: {len(todo)} models and measurements to make, {self.workers} at a time")
             self._make(todo, write)
-        print(f"written   {self.folder}: likelihood_{part}.md, likelihood_{part}.csv")
+        say(f"written   {self.folder}: likelihood_{part}.md, likelihood_{part}.csv")
         return 1 if self.failed else 0
 
     def _make(self, todo: Sequence[Recipe], after_each: Callable[[], None]) -> None:
         """Make what is missing, under a bar."""
-        with tqdm(total=sum(r.cost() for r in todo), bar_format=BAR, disable=None) as bar:
+        total = sum(r.cost() for r in todo)
+        with progress.bar(total=total, unit=" s", bar_format=BAR) as bar:
             for recipe, failure in run(todo, self.open_lab, self.workers):
                 if failure:
                     self.failed[recipe] = failure
-                    bar.write(f"failed: {failure}", file=sys.stderr)
+                    with bar.external_write_mode(file=sys.stderr):
+                        complain(f"failed: {failure}")
                 bar.update(recipe.cost())
                 after_each()
 
@@ -220,7 +224,9 @@ class Experiments:
             return
         with matplotlib.rc_context(STYLE):
             figure = SKETCHES[name][1]() if name in SKETCHES else self.figures[name].draw(self.lab)
-            figure.savefig(self.folder / f"{name}.png", dpi=160, metadata={"Software": None})
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png", dpi=160, metadata={"Software": None})
+            write_atomically(self.folder / f"{name}.png", buffer.getvalue())
 
     def _origins(self, what: str) -> str:
         """All commits, machines or versions that made the known products; with counts if there are several."""
@@ -259,21 +265,22 @@ class Experiments:
         )
 
 
+def _run(argv: Sequence[str]) -> int:
+    options = tyro.cli(Options, args=argv, prog="python -m lae_fast.experiments")
+    experiments = Experiments(options, shlex.join(["python", "-m", "lae_fast.experiments", *argv]))
+    if options.artefacts[:1] == ("likelihood",):
+        return max(experiments.run_likelihood(part) for part in options.parts())
+    return experiments.run()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: a clear line instead of a traceback for whatever a user can mend."""
-    try:
-        options = tyro.cli(Options, args=argv, prog="python -m lae_fast.experiments")
-        arguments = sys.argv[1:] if argv is None else argv
-        experiments = Experiments(options, shlex.join(["python", "-m", "lae_fast.experiments", *arguments]))
-        if options.artefacts[:1] == ("likelihood",):
-            return max(experiments.run_likelihood(part) for part in options.parts())
-        return experiments.run()
-    except (DataError, CheckpointError, ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; what is finished is kept: the same command goes on from there", file=sys.stderr)
-        return 130
+    arguments = sys.argv[1:] if argv is None else argv
+    return console.run(
+        lambda: _run(arguments),
+        (DataError, CheckpointError, ValueError, OSError, RuntimeError),
+        "stopped; what is finished is kept: the same command goes on from there",
+    )
 
 
 if __name__ == "__main__":

@@ -22,11 +22,13 @@ from torch import Tensor
 
 from lae_fast import checkpoint, data, provenance
 from lae_fast._version import SCHEMA_VERSION
+from lae_fast.checkpoint import CheckpointError
 from lae_fast.data import Dataset, Split
 from lae_fast.experiments import sources
 from lae_fast.ops import library
 
 SIDE = 28
+CURE = "Delete it to have it made anew"
 
 
 class Product(NamedTuple):
@@ -140,6 +142,15 @@ class Lab:
             self.folder.mkdir(parents=True, exist_ok=True)
             checkpoint.save_weights(path, product.weights, facts)
         weights, facts = checkpoint.load_weights(path)
+        for name, kind in (("metrics", (int, float)), ("provenance", str)):
+            values = facts.get(name)
+            if not isinstance(values, dict) or not all(isinstance(v, kind) for v in values.values()):
+                raise CheckpointError(f"{path} is damaged: {name} is {values!r:.80}. {CURE}")
+        if (
+            "seconds" not in facts["metrics"]
+            or not self.provenance.keys() - {"kernels"} <= facts["provenance"].keys()
+        ):
+            raise CheckpointError(f"{path} is damaged: it lacks seconds or its origin. {CURE}")
         return Product(weights, facts["metrics"], facts["provenance"])
 
 

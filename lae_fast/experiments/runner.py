@@ -47,6 +47,7 @@ def run(
             context = multiprocessing.get_context("spawn")
             pool = ProcessPoolExecutor(workers, context, _start_worker, (open_lab,))
             stack.callback(pool.shutdown, cancel_futures=True)
+            stack.push(_end_workers)
             submit = pool.submit
         while waiting or running:
             for recipe in list(waiting):
@@ -68,6 +69,13 @@ def run(
                 except ArithmeticError as error:
                     failed[recipe] = str(error)
                 yield recipe, failed.get(recipe)
+
+
+def _end_workers(kind: type[BaseException] | None, *_: object) -> None:
+    """A signal that came to this process alone would wait for the workers; what they have not finished is not kept anyway."""
+    if kind is not None and not issubclass(kind, Exception):
+        for worker in multiprocessing.active_children():
+            worker.terminate()
 
 
 def _done(lab: Lab, recipe: Recipe) -> Future[None]:

@@ -14,7 +14,10 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = __name__.split(".")[0]
-LABELS = {f"{PACKAGE}.{name}" for name in ("_version", "checkpoint", "provenance", "experiments.sources")}
+LABELS = {
+    f"{PACKAGE}.{name}"
+    for name in ("_version", "checkpoint", "progress", "provenance", "experiments.sources")
+}
 
 
 def _origin(module: str) -> Path | None:
@@ -30,7 +33,7 @@ def _origin(module: str) -> Path | None:
 
 @cache
 def _text(path: Path) -> str:
-    return path.read_text()
+    return path.read_text(encoding="utf-8")
 
 
 def read_all() -> None:

@@ -11,6 +11,9 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from lae_fast.models.autoencoder import Autoencoder
 from lae_fast.models.hoffman import Hoffman
 from lae_fast.models.lae import LAE
@@ -87,6 +90,37 @@ def load(path: Path) -> Autoencoder:
         architecture = Architecture(**metadata)
     except (TypeError, ValueError) as error:
         raise checkpoint.CheckpointError(f"{path} is not of a model of this package: {error}") from error
-    model = build(architecture)
+    check_sizes(architecture, weights, path)
+    # An option that decides names of parameters: joint decisions, and those that start at the codes, have one s for all images.
+    is_constant = architecture.model == "lae" and "posterior_scale" in weights
+    model = build(architecture, **({"spread": False} if is_constant else {}))
     checkpoint.load_into(model, weights, path)
     return model.eval()
+
+
+def check_sizes(architecture: Architecture, weights: dict[str, Tensor], path: Path) -> None:
+    """Compare the networks of an architecture, which comes from a file, with that file's weights, before they take memory.
+
+    Raises:
+        CheckpointError: they do not fit.
+    """
+    from lae_fast import checkpoint
+
+    a, networks = architecture, ("encoder", "decoder")
+    for field in dataclasses.fields(a):
+        if type(value := getattr(a, field.name)) is not type(field.default):
+            raise checkpoint.CheckpointError(
+                f"{path} is not of a model of this package: {field.name} is {value!r}"
+            )
+    try:
+        if a.depth > len(weights):  # before that many layers are made
+            raise ValueError(f"depth is {a.depth}, and it holds {len(weights)} tensors")
+        with torch.device("meta"):
+            bodies = NETWORKS[a.network](a.nx, a.nz, a.nh, a.depth)
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise checkpoint.CheckpointError(f"{path} is not of a model of this package: {error}") from error
+    expected = {
+        f"{n}.{k}": t for n, body in zip(networks, bodies, strict=True) for k, t in body.state_dict().items()
+    }
+    given = {name: t for name, t in weights.items() if name.split(".")[0] in networks}
+    checkpoint.check_tensors(expected, given, path)

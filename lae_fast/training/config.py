@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import types
+import typing
 from pathlib import Path
 from typing import Any, Literal
 
+from lae_fast import checks, seeds
 from lae_fast.data import BINARIZATIONS, DATASETS
 from lae_fast.models import LAE, LIKELIHOODS, MODELS, NETWORKS, Architecture, Hoffman, options_of
 from lae_fast.models.precision import PRECISIONS, chosen_chain_precision
@@ -130,22 +134,33 @@ class Config:
     """Minibatches between checkpoints within an epoch; 0: only at its end."""
 
     def __post_init__(self) -> None:
-        positive = ("nz", "nh", "depth", "n_steps", "batch_size", "epochs", "patience", "log_every")
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected at least 1")
-        for name in ("checkpoint_every", "seed", "validation"):
+        for name, kind in _kinds().items():
             value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ValueError(f"--{name.replace('_', '-')} is {value}; expected 0 or more")
+            if not _fits(value, kind):
+                raise TypeError(f"{_flag(name)} is {checks.describe(value)}; expected {_words(kind)}")
+            if type(value) is int and float in _parts(kind):  # an integer may be too large for torch
+                object.__setattr__(self, name, _as_float(value))
+        for name in (
+            "nz",
+            "nh",
+            "depth",
+            "n_steps",
+            "batch_size",
+            "epochs",
+            "patience",
+            "log_every",
+            "memory",
+        ):
+            checks.count(_flag(name), getattr(self, name))
+        for name in ("checkpoint_every", "seed", "validation"):
+            if (value := getattr(self, name)) is not None:
+                checks.count(_flag(name), value, least=0, most=seeds.LARGEST)
         if self.lr != "auto" and not 0 < self.lr < math.inf:
             raise ValueError(f"--lr is {self.lr}; expected a positive finite number, or auto")
         if not 0 <= self.adaptation_rate < math.inf:
             raise ValueError(f"--adaptation-rate is {self.adaptation_rate}; expected a finite number >= 0")
-        if self.memory < 1 or not 0 <= self.ridge < math.inf:
-            raise ValueError(
-                f"--memory is {self.memory}, --ridge {self.ridge}; expected at least 1, and a finite number >= 0"
-            )
+        if not 0 <= self.ridge < math.inf:
+            raise ValueError(f"--ridge is {self.ridge}; expected a finite number >= 0")
         if self.model == "lae" and self.whiten and self.decisions != "joint":
             raise ValueError(
                 "--whiten moves phi, and --decisions datapoint do not; expected --decisions joint with it"
@@ -178,9 +193,7 @@ class Config:
         for field in dataclasses.fields(self):
             old, new = getattr(before, field.name), getattr(self, field.name)
             if field.name not in CHANGEABLE and old != new:
-                raise ValueError(
-                    f"--{field.name.replace('_', '-')} was {old}, now {new}: a run keeps it when it resumes"
-                )
+                raise ValueError(f"{_flag(field.name)} was {old}, now {new}: a run keeps it when it resumes")
 
     def to_json(self) -> dict[str, object]:
         """Plain values; `from_json` undoes it."""
@@ -196,3 +209,54 @@ class Config:
             values |= {"decisions": "joint", "decoder_window": window, "feature_window": window}
         paths = {"data_dir", "output_dir", "resume"}
         return cls(**{k: Path(v) if k in paths and v is not None else v for k, v in values.items()})
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+@functools.cache
+def _kinds() -> dict[str, Any]:
+    """The type of each option, as written above."""
+    return typing.get_type_hints(Config)
+
+
+def _parts(kind: Any) -> tuple[Any, ...]:
+    """The types that an option may have."""
+    return typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of a type, to the letter: a record of a run may hold anything, True for 1 and "8" for 8."""
+    for part in _parts(kind):
+        if typing.get_origin(part) is Literal:
+            if isinstance(value, str) and value in typing.get_args(part):
+                return True
+        elif (isinstance(value, part) and not (part is int and isinstance(value, bool))) or (
+            part is float and type(value) is int
+        ):
+            return True
+    return False
+
+
+def _as_float(value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def _words(kind: Any) -> str:
+    """A type for people."""
+    names = {
+        int: "a whole number",
+        float: "a number",
+        bool: "True or False",
+        str: "a name",
+        type(None): "None",
+    }
+    texts = [
+        ", ".join(typing.get_args(p)) if typing.get_origin(p) is Literal else names.get(p, "a path")
+        for p in _parts(kind)
+    ]
+    return " or ".join(texts)

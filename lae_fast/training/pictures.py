@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from lae_fast.checkpoint import write_atomically
 from lae_fast.models.autoencoder import Autoencoder
 
 
@@ -38,9 +40,9 @@ def save_picture(picture: Tensor, path: Path) -> None:
     """Save a picture [height, width] in [0, 1] as a grey PNG with 3 x 3 pixels for each of its pixels."""
     from matplotlib import image
 
-    image.imsave(
-        path, picture.repeat_interleave(3, 0).repeat_interleave(3, 1).numpy(), cmap="gray", vmin=0, vmax=1
-    )
+    large, buffer = picture.repeat_interleave(3, 0).repeat_interleave(3, 1), io.BytesIO()
+    image.imsave(buffer, large.numpy(), format="png", cmap="gray", vmin=0, vmax=1)
+    write_atomically(path, buffer.getvalue())
 
 
 @torch.no_grad()
@@ -56,4 +58,6 @@ def save_latent_plane(model: Autoencoder, x: Tensor, labels: Tensor, path: Path)
     )
     figure.colorbar(dots, ax=axes, ticks=range(10), label="class")
     axes.set(xlabel="$z_1$", ylabel="$z_2$", aspect="equal")
-    figure.savefig(path, dpi=150)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    write_atomically(path, buffer.getvalue())

@@ -1,38 +1,90 @@
-"""A run's folder: its creation, the check for free space, and the record of the run."""
+"""A run's folder: its creation, the lock on it, the check for free space, and the record of the run."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import itertools
 import json
+import shlex
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from torch import nn
 
-from lae_fast.checkpoint import write_atomically
+from lae_fast import checkpoint
 from lae_fast.training.config import Config, TrainingError
 
+LOCK = ".lock"
 
-def prepare(config: Config) -> Path:
-    """The run's folder, created if it does not exist.
+
+@contextlib.contextmanager
+def claimed(config: Config) -> Iterator[Path]:
+    """The run's folder, made if it does not exist, and locked: no other process has it, until this one has ended, however it
+    ends. If nothing was written to a new folder, it goes again.
 
     Raises:
-        TrainingError: the folder holds another run, or cannot be created.
+        TrainingError: the folder holds another run, another process has it, or it cannot be made.
     """
-    if config.resume is not None:
-        return config.resume
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = config.output_dir or Path("runs") / f"{config.model}-{stamp}"
-    if (folder / "config.json").exists():
-        raise TrainingError(
-            f"{folder} holds a run already; continue it with --resume {folder}, or choose another folder"
-        )
+    folder, is_new = _made(config)
+    lock = FileLock(folder / LOCK, timeout=0)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise TrainingError(
+            f"{folder} is in use by another process; wait for it, or choose another folder"
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        raise TrainingError(f"{folder / LOCK} cannot be locked: {error}") from error
+    try:
+        if config.resume is None and (found := _work(folder)):
+            raise TrainingError(
+                f"{folder} holds a run already; continue it with --resume {shlex.quote(str(folder))}, or choose "
+                f"another folder: {found} is there"
+            )
+        for place in (folder, folder / "checkpoints"):
+            checkpoint.sweep(place)
+        yield folder
+    finally:
+        with contextlib.suppress(OSError):
+            if is_new and not {p.name for p in folder.iterdir()} - {LOCK}:
+                (folder / LOCK).unlink(missing_ok=True)
+                folder.rmdir()
+        lock.release()
+
+
+def _made(config: Config) -> tuple[Path, bool]:
+    """The folder, and whether it is new."""
+    folder = config.resume or config.output_dir
+    try:
+        if folder is not None:
+            is_new = not folder.exists()
+            if config.resume is None:
+                folder.mkdir(parents=True, exist_ok=True)
+            return folder, is_new
+        stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+        first = folder = Path("runs") / f"{config.model}-{stamp}"
+        first.parent.mkdir(exist_ok=True)
+        for i in itertools.count(2):
+            with contextlib.suppress(FileExistsError):  # of a run that started in the same second
+                folder.mkdir()
+                return folder, True
+            folder = first.with_name(f"{first.name}-{i}")
     except OSError as error:
         raise TrainingError(f"--output-dir {folder} cannot be made: {error}") from error
-    return folder
+    raise AssertionError("there is always a next name")
+
+
+def _work(folder: Path) -> str | None:
+    """What a run has left in a folder that is worth keeping; None: it never came so far."""
+    records = folder / "metrics.jsonl"
+    found = [n for n in ("results.json", "best.safetensors") if (folder / n).exists()]
+    found += [f"checkpoints/{p.name}" for p in (folder / "checkpoints").glob("step-*")]
+    found += [records.name] if records.exists() and records.stat().st_size else []
+    return next(iter(found), None)
 
 
 def check_room(folder: Path, model: nn.Module) -> None:
@@ -48,17 +100,31 @@ def check_room(folder: Path, model: nn.Module) -> None:
 def write_record(folder: Path, config: Config, **facts: Any) -> None:
     """config.json: the options, and facts about data, command and versions."""
     content = json.dumps({"options": config.to_json(), **facts}, indent=2)
-    write_atomically(folder / "config.json", content.encode())
+    checkpoint.write_atomically(folder / "config.json", content.encode())
 
 
 def read_options(folder: Path) -> dict[str, Any]:
     """The options of the run in that folder; its data set by name, where older records say auto.
 
     Raises:
-        OSError, ValueError, KeyError, TypeError: it is not the folder of a run.
+        CheckpointError: it is not the folder of a run, or its record is damaged.
     """
-    record = json.loads((folder / "config.json").read_text())
-    options = record["options"]
-    if options["dataset"] == "auto":
-        options |= {"dataset": "mnist" if record["data"].startswith("MNIST") else "digits"}
+    path = folder / "config.json"
+    record = checkpoint.read_json(path)
+    options, source = record.get("options"), record.get("data")
+    if not isinstance(options, dict) or not isinstance(source, str):
+        raise checkpoint.CheckpointError(
+            f"{path} is damaged; expected a run's options, and its data in words"
+        )
+    if options.get("dataset") == "auto":
+        options |= {"dataset": "mnist" if source.startswith("MNIST") else "digits"}
     return options
+
+
+def check_data(folder: Path, fingerprint: str) -> None:
+    """Raise a TrainingError if the run in that folder has seen other data; older records do not say."""
+    found = checkpoint.read_json(folder / "config.json").get("fingerprint", fingerprint)
+    if found != fingerprint:
+        raise TrainingError(
+            f"{folder} was trained on other data: their fingerprint is {found!s:.80} in config.json, now {fingerprint}"
+        )

@@ -2,27 +2,52 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from lae_fast.checkpoint import write_atomically
+from lae_fast.checkpoint import CheckpointError, naming, write_atomically
 
 
-def _cut_back(path: Path, last_step: int) -> None:
-    """Drop the lines of a JSONL file that lie beyond `last_step`, and a line cut short by a crash."""
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            step = json.loads(line)["step"]
-        except (json.JSONDecodeError, KeyError, TypeError):
-            break
-        if step > last_step:
-            break
-        kept.append(line)
-    write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
+def _scalars(line: bytes) -> dict[str, Any] | None:
+    """A line of metrics.jsonl: its step, and finite numbers by name; None: it is damaged."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or type(found.get("step")) is not int:
+        return None
+    is_number = (type(v) in (int, float) and abs(v) < math.inf for v in found.values())
+    return found if all(is_number) else None
+
+
+def read(path: Path, last_step: int | None = None) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl up to `last_step` (None: all). Damaged ones at the end are left out: a crash may cut a line.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is damaged before its end.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} cannot be read: there is no such file")
+    found, damaged = [], 0
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        values = _scalars(line)
+        if values is None:
+            damaged = damaged or number
+        elif last_step is None or values["step"] <= last_step:
+            if damaged:
+                raise CheckpointError(
+                    f"{path}: line {damaged} is damaged; expected a step and finite numbers"
+                )
+            found.append(values)
+    return found
 
 
 class RunLog:
@@ -31,34 +56,64 @@ class RunLog:
     Args:
         folder: the run's folder.
         resume_step: continue after this step (-1: from the start), and drop later records. None: a new run.
+
+    Raises:
+        CheckpointError: the earlier records are damaged.
     """
 
     def __init__(self, folder: Path, resume_step: int | None = None) -> None:
-        path = folder / "metrics.jsonl"
-        if path.exists():
-            _cut_back(path, resume_step if resume_step is not None else -1)
-        self._file = path.open("a", buffering=1)
+        self._path, self._events = folder / "metrics.jsonl", folder / "tensorboard"
+        kept = read(self._path, -1 if resume_step is None else resume_step) if self._path.exists() else []
+        write_atomically(self._path, "".join(f"{json.dumps(line)}\n" for line in kept).encode())
         purge = None if resume_step is None else resume_step + 1
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
+        with naming(self._events):
+            self._board = SummaryWriter(str(self._events), purge_step=purge)
+        self._file = self._path.open("a", buffering=1)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Write one line of metrics.jsonl, and one TensorBoard tag for each value."""
-        self._file.write(json.dumps({"step": step} | values) + "\n")
-        for tag, value in values.items():
-            self._board.add_scalar(tag, value, step)
+        with naming(self._path):
+            self._file.write(json.dumps({"step": step} | values) + "\n")
+        with naming(self._events):
+            for tag, value in values.items():
+                self._board.add_scalar(tag, value, step)
 
     def picture(self, step: int, tag: str, picture: Tensor) -> None:
         """Write a grey picture [height, width] in [0, 1] to TensorBoard."""
-        self._board.add_image(tag, picture, step, dataformats="HW")
+        with naming(self._events):
+            self._board.add_image(tag, picture, step, dataformats="HW")
 
     def flush(self) -> None:
         """Write all records so far to disk."""
-        self._file.flush()
-        self._board.flush()
+        with naming(self._path):
+            self._file.flush()
+        with naming(self._events):
+            self._board.flush()
 
     def __enter__(self) -> RunLog:
+        self._closing = contextlib.ExitStack()
+        self._closing.enter_context(_quiet_threads())
+        self._closing.callback(self._close)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._board.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # What stops the run is told, not that the records could then not be closed.
+        with contextlib.suppress(*([OSError] if kind else [])):
+            self._closing.close()
+
+    def _close(self) -> None:
+        with naming(self._events), contextlib.closing(self._board):
+            pass
+        with naming(self._path):
+            self._file.close()
+
+
+@contextlib.contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """TensorBoard writes in a thread; an error of the system there is raised again here, and is not printed twice."""
+    hook = threading.excepthook
+    threading.excepthook = lambda facts: None if issubclass(facts.exc_type, OSError) else hook(facts)
+    try:
+        yield
+    finally:
+        threading.excepthook = hook

@@ -12,20 +12,21 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lae_fast import checkpoint, data, models, seeds
+from lae_fast import checkpoint, checks, data, models, seeds
 from lae_fast.checkpoint import Checkpoint, CheckpointError
 from lae_fast.data import Dataset
 from lae_fast.evaluation import Evaluation, evaluate, fit_posterior_scale, importance_bound
 from lae_fast.models import LAE, AutoencoderWithChain
+from lae_fast.models.registry import check_sizes
 from lae_fast.ops.columns import NONFINITE
 from lae_fast.sampling import acceptance_warning
 from lae_fast.training import pictures
-from lae_fast.training.config import Config, TrainingError
+from lae_fast.training.config import CHANGEABLE, Config, TrainingError
 from lae_fast.training.runlog import RunLog
 from lae_fast.training.step import TrainingStep, adam, cool_down
 
@@ -92,9 +93,16 @@ class Trainer:
         self.fit_images = self.train.images[:2000]  # what an LAE's s is fitted on
         if config.binarize == "dynamic":
             self.fit_images = data.binarize(self.fit_images, torch.Generator(device).manual_seed(0))
-        torch.manual_seed(config.seed)
         self.architecture = config.architecture(self.train.images.shape[1])
-        self.model = models.build(self.architecture, **config.model_options()).to(device)
+        self.is_resumed = resume
+        self.resumed_from = checkpoint.load_latest(folder / "checkpoints") if resume else None
+        if self.resumed_from:
+            self._check_architecture(self.resumed_from)  # before it takes memory
+        torch.manual_seed(config.seed)
+        try:
+            self.model = models.build(self.architecture, **config.model_options()).to(device)
+        except (RuntimeError, MemoryError, OverflowError) as error:
+            raise TrainingError(f"{self.architecture} cannot be built: {error}") from error
         self.chain = self.model if isinstance(self.model, AutoencoderWithChain) else None
         beta1 = self.model.beta1 if config.beta1 == "auto" else config.beta1
         self.lr = self.model.lr if config.lr == "auto" else config.lr
@@ -105,8 +113,6 @@ class Trainer:
         self.window, self.n_window = torch.zeros(3, dtype=torch.float64, device=device), 0
         self.has_warned = False
         self.seconds = time.perf_counter()
-        self.is_resumed = resume
-        self.resumed_from = checkpoint.load_latest(folder / "checkpoints") if resume else None
         if self.resumed_from:
             self._restore(self.resumed_from)
 
@@ -245,7 +251,8 @@ class Trainer:
         state = {
             "progress": dataclasses.asdict(self.progress),
             "optimizer": self.optimizer.state_dict(),
-            "chain": self.model.chain_state(),
+            "options": {n: v for n, v in self.config.to_json().items() if n not in CHANGEABLE},
+            "chain": self._chain_apart(),
             "torch_rng": torch.get_rng_state(),
             "device_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             "window": self.window,
@@ -255,38 +262,107 @@ class Trainer:
             self.folder / "checkpoints", self.progress.step, self.model.state_dict(), self.metadata(), state
         )
 
-    def _restore(self, saved: Checkpoint) -> None:
-        """Continue from a checkpoint exactly where it was written."""
+    def _chain_apart(self) -> dict[str, Tensor]:
+        """What the chain needs to go on, as far as it is not among the weights."""
+        weights = self.model.state_dict()
+        return {name: t for name, t in self._chain_state().items() if name not in weights}
+
+    def _chain_state(self) -> dict[str, Tensor]:
+        """What the chain needs to go on; {} without a chain."""
+        return getattr(self.model, "chain_state", dict)()
+
+    def _check_architecture(self, saved: Checkpoint) -> None:
+        """Raise a CheckpointError unless a checkpoint is of this run's model."""
         for name, value in self.metadata().items():
             if saved.metadata.get(name) != value:
                 raise CheckpointError(
                     f"{saved.path} is of another architecture: {name} is {saved.metadata.get(name)!r} there, "
                     f"{value!r} in this run"
                 )
-        checkpoint.load_into(self.model, saved.weights, saved.path)
-        state = saved.state
+        check_sizes(self.architecture, saved.weights, saved.path / "model.safetensors")
+
+    def _restore(self, saved: Checkpoint) -> None:
+        """Continue from a checkpoint exactly where it was written."""
+        checkpoint.load_into(self.model, saved.weights, saved.path / "model.safetensors")
+        path = saved.path / "state.pt"
         try:
-            self.progress = Progress(**state["progress"])
-            self.progress.is_finished = self._is_out_of_patience()
-            options = [group | {} for group in self.optimizer.param_groups]
-            self.optimizer.load_state_dict(state["optimizer"])
-            for group, own in zip(
-                self.optimizer.param_groups, options, strict=True
-            ):  # as this run's device asks
-                group.update(lr=own["lr"], capturable=own["capturable"])
-            self.model.load_chain_state(state["chain"])
-            torch.set_rng_state(state["torch_rng"])
-            if state["device_rng"] is not None and self.device.type == "cuda":
-                torch.cuda.set_rng_state(state["device_rng"], self.device)
-            self.window.copy_(state["window"])
-            self.n_window = state["n_window"]
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            self._restore_state(saved.state, path, saved.weights)
+        except CheckpointError:
+            raise
+        except Exception as error:  # the values of the state may be anything
+            raise CheckpointError(f"{path} is not a state of this training job: {error}") from error
+        if saved.path.name != f"step-{self.progress.step:09d}":
             raise CheckpointError(
-                f"{saved.path}/state.pt is not a state of this training job: {error}"
-            ) from error
+                f"{path} is not a state of this training job: it is of step {self.progress.step}"
+            )
+        best = self.folder / "best.safetensors"
+        if self.progress.best_epoch:  # now, and not after the epochs that are left
+            checkpoint.check_tensors(
+                self.model.state_dict(),
+                checkpoint.load_weights(best)[0],
+                best,
+                optional=self._chain_state(),
+                unbounded=["log_step_size"],
+            )
+
+    def _restore_state(self, state: dict[str, Any], path: Path, weights: dict[str, Tensor]) -> None:
+        needed = {"progress", "optimizer", "window", "n_window", "torch_rng", "device_rng"}
+        if missing := needed - state.keys():
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        if "options" in state:  # older checkpoints leave them to the record
+            free = {name: v for name, v in self.config.to_json().items() if name in CHANGEABLE}
+            self.config.check_resumed(Config.from_json({**state["options"], **free}))
+        chain = self._chain_state()
+        apart = {name: t for name, t in chain.items() if name not in weights}
+        given = {name: t for name, t in state.get("chain", {}).items() if name in apart or name not in chain}
+        checkpoint.check_tensors(apart, given, path, unbounded=["log_step_size"])
+        for name, value in given.items():
+            getattr(self.model, name).copy_(value)
+        if self.chain and min(self.chain.counters.min().item(), self.chain.n_decisions.item()) < 0:
+            raise ValueError("the chain has made less than no decisions")
+        self.progress = self._checked_progress(state["progress"])
+        self.progress.is_finished = self._is_out_of_patience()
+        self._restore_optimizer(state["optimizer"], path)
+        checkpoint.check_tensors({"window": self.window}, {"window": state["window"]}, path)
+        self.window.copy_(state["window"])
+        self.n_window = checks.count("n_window", state["n_window"], least=0)
+        torch.set_rng_state(state["torch_rng"])
+        if state["device_rng"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["device_rng"], self.device)
+
+    def _checked_progress(self, values: dict[str, Any]) -> Progress:
+        """Where a checkpoint stands, if a run of these options and data can stand there."""
+        found = Progress(**values)
+        for field in dataclasses.fields(found):
+            value, kind = getattr(found, field.name), type(field.default)
+            fits = type(value) is kind or (kind is float and type(value) is int)
+            if not fits or (kind is int and value < 0) or value != value:
+                raise ValueError(f"{field.name} is {checks.describe(value)}")
+        steps = found.epoch * self.n_batches + found.position
+        if found.position >= self.n_batches or found.step != steps or found.best_epoch > found.epoch:
+            raise ValueError(f"{found} cannot be, with {self.n_batches} minibatches in an epoch")
+        least = max(found.decisions, found.step)  # a step makes one decision or more
+        if self.chain and (made := self.chain.n_decisions.item()) < least:
+            raise ValueError(f"its chain has made {made} decisions; expected at least {least}")
+        return found
+
+    def _restore_optimizer(self, state: dict[str, Any], path: Path) -> None:
+        """Adam's moments; its options are this run's own, as its device asks."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for i, moments in state["state"].items():
+            step = torch.tensor(0, dtype=torch.float32)
+            expected = {"step": step, "exp_avg": parameters[i], "exp_avg_sq": parameters[i]}
+            checkpoint.check_tensors(expected, moments, path)
+        options = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state)
+        for group, own in zip(self.optimizer.param_groups, options, strict=True):
+            group.update(own)
 
     def _check_finite(self) -> None:
-        values = [self.window.sum(), *(p.detach().double().sum() for p in self.model.state_dict().values())]
+        weights = {n: t for n, t in self.model.state_dict().items() if n != "log_step_size"}
+        values = [self.window.sum(), *(t.detach().double().sum() for t in weights.values())]
+        if self.chain:
+            values.append(self.chain.log_step_size.exp().sum())  # a step size of 0 is the exponential of -inf
         if not torch.stack([v.double().cpu() for v in values]).isfinite().all():
             kept = sorted(p.name for p in (self.folder / "checkpoints").glob("step-*"))
             left = (

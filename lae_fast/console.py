@@ -1,0 +1,110 @@
+"""What all commands share: lines that cannot stop a run, signals that stop it well, and exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import TextIO
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and what schedulers send
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: all is as for Ctrl-C, but for the exit code."""
+
+
+def say(text: str, to: TextIO | None = None) -> None:
+    """Print a line, on stdout unless told otherwise. A closed pipe or a full disk silences the stream and stops nothing."""
+    stream = to or sys.stdout
+    try:
+        print(text, file=stream, flush=True)
+    except UnicodeEncodeError:
+        say(text.encode("ascii", "backslashreplace").decode(), stream)
+    except (OSError, ValueError):
+        _silence(stream)
+
+
+def complain(text: str) -> None:
+    """`say` on stderr."""
+    if sys.stderr is not None:
+        say(text, sys.stderr)
+
+
+def _silence(stream: TextIO) -> None:
+    """Let a stream that has failed lead nowhere; else Python tries it again at the end, and fails."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        descriptor = stream.fileno()
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), descriptor)
+
+
+class _Signals:
+    """Handlers that are in force while it is entered; none off the main thread, where Python allows none."""
+
+    def __enter__(self) -> _Signals:
+        on_main = threading.current_thread() is threading.main_thread()
+        self._previous = {s: signal.signal(s, self._handle) for s in SIGNALS} if on_main else {}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        while self._previous:
+            number, handler = self._previous.popitem()
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+
+class Interrupt(_Signals):
+    """A signal asks a loop to stop when it may: `requested` is then the signal's number. A second one stops at once."""
+
+    requested = 0
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.requested = number
+        self._restore()
+
+
+@contextlib.contextmanager
+def _streams() -> Iterator[None]:
+    """Streams that escape what their encoding lacks, and are empty at the end."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (OSError, ValueError):
+                _silence(stream)
+            except AttributeError:  # there is none
+                pass
+
+
+def run(body: Callable[[], int], errors: tuple[type[Exception], ...], stopped: str) -> int:
+    """The body of a command; returns its exit code: 2 after one line for an error, 130 after Ctrl-C, 143 after SIGTERM.
+
+    Args:
+        errors: what a user can mend. Others are faults of this package, and keep their traceback.
+        stopped: what to say when a signal came.
+    """
+    with _streams(), _Signals():
+        try:
+            return body()
+        except errors as error:
+            complain(f"error: {' '.join(str(error).splitlines()) or type(error).__name__}")
+            return 2
+        except KeyboardInterrupt as stop:
+            complain(stopped)
+            return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)

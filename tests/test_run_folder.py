@@ -1,0 +1,390 @@
+"""A run's folder belongs to one process, and a resumed run to what it was started with."""
+
+import contextlib
+import io
+import json
+import math
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+from lae_fast import checkpoint, data, score, seeds, train
+from lae_fast.training import run_folder, runlog
+from lae_fast.training.config import Config, TrainingError
+
+QUICK = [
+    "--device",
+    "cpu",
+    "--dataset",
+    "digits",
+    "--nh",
+    "16",
+    "--depth",
+    "1",
+    "--batch-size",
+    "100",
+    "--epochs",
+    "1",
+    "--log-every",
+    "5",
+    "--model",
+    "vae",
+]
+
+
+def run(*arguments):
+    """Exit code, stdout and stderr of the command in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), torch.random.fork_rng(devices=[]):
+        try:
+            code = train.main([*map(str, arguments)])
+        except SystemExit as stop:  # tyro's way, for what it finds while it parses
+            code = stop.code
+    return code, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "a run"
+    assert run(*QUICK, "--output-dir", folder)[0] == 0
+    return folder
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    folder = tmp_path / "copy"
+    subprocess.run(["cp", "-r", finished, folder], check=True)
+    return folder
+
+
+# ---- whose folder it is ----
+
+
+def test_starts_in_one_second_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    class Stopped(run_folder.datetime.datetime):
+        @classmethod
+        def now(cls):
+            return cls(2020, 1, 2, 3, 4, 5)
+
+    monkeypatch.setattr(run_folder.datetime, "datetime", Stopped)
+    with contextlib.ExitStack() as stack:
+        folders = [stack.enter_context(run_folder.claimed(Config())) for _ in range(3)]
+        for folder in folders:
+            (folder / "config.json").write_text("{}")
+    names = ["lae-20200102-030405", "lae-20200102-030405-2", "lae-20200102-030405-3"]
+    assert [str(f) for f in folders] == [f"runs/{name}" for name in names]
+
+
+@pytest.mark.parametrize("flag", ["--output-dir", "--resume"])
+def test_a_folder_in_use_is_refused_in_one_line(flag, copied):
+    before = {p: p.read_bytes() for p in copied.rglob("*") if p.is_file()}
+    with run_folder.claimed(Config(resume=copied)):
+        code, _, err = run(*(QUICK if flag == "--output-dir" else []), flag, copied)
+    assert code == 2
+    assert err == f"error: {copied} is in use by another process; wait for it, or choose another folder\n"
+    assert before == {p: p.read_bytes() for p in copied.rglob("*") if p.is_file()}
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from lae_fast.training import run_folder
+from lae_fast.training.config import Config
+with run_folder.claimed(Config(output_dir=Path(sys.argv[1]))):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_lock_dies_with_its_process(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    with (
+        pytest.raises(TrainingError, match="in use by another process"),
+        run_folder.claimed(Config(output_dir=tmp_path)),
+    ):
+        pass
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    with run_folder.claimed(Config(output_dir=tmp_path)):
+        pass
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        {},
+        {"config.json": "{}"},
+        {"config.json": "{", "metrics.jsonl": "", ".config.json.12345678.tmp": None, "checkpoints": None, "tensorboard": None},
+    ],
+)  # fmt: skip
+def test_what_never_started_is_in_nobody_s_way(left, tmp_path):
+    for name, content in left.items():
+        (tmp_path / name).mkdir() if content is None else (tmp_path / name).write_text(content)
+    code, _, err = run(*QUICK, "--output-dir", tmp_path)
+    assert code == 0, err
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize(
+    "name", ["results.json", "best.safetensors", "metrics.jsonl", "checkpoints/step-000000003"]
+)
+def test_what_is_worth_keeping_is_kept_with_and_without_a_record(name, tmp_path):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    code, _, err = run(*QUICK, "--output-dir", tmp_path)
+    assert code == 2
+    assert (
+        f"holds a run already; continue it with --resume {tmp_path}, or choose another folder: {name} is"
+        in err
+    )
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_start_that_fails_leaves_no_folder(tmp_path):
+    (tmp_path / "there").mkdir()
+    for name in ("new", "there"):
+        assert run(*QUICK, "--batch-size", "9999", "--output-dir", tmp_path / name)[0] == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["there"]
+
+
+def test_a_command_that_is_printed_can_be_pasted(tmp_path, monkeypatch):
+    folder = tmp_path / "a b; rm *"
+    monkeypatch.setattr(train, "_fit", lambda trainer: signal.SIGTERM)
+    code, out, _ = run(*QUICK, "--output-dir", folder)
+    assert code == 143
+    command = out.split("continue with: ")[1]
+    assert shlex.split(command) == ["python", "-m", "lae_fast.train", "--resume", str(folder)]
+
+
+# ---- seeds ----
+
+
+def test_the_largest_seed_trains_and_the_next_is_refused(tmp_path):
+    code, _, err = run(
+        *QUICK, "--model", "lae", "--seed", seeds.LARGEST, "--output-dir", tmp_path / "largest"
+    )
+    assert code == 0, err
+    code, _, err = run(*QUICK, "--seed", seeds.LARGEST + 1, "--output-dir", tmp_path / "more")
+    assert code == 2
+    assert "--seed is 9223372036854775808; expected at most 9223372036854775807" in " ".join(err.split())
+    assert not (tmp_path / "more").exists()
+
+
+def test_score_takes_the_same_seeds(finished, capsys):
+    quick = [
+        "--images",
+        "5",
+        "--n-temperatures",
+        "5",
+        "--n-chains",
+        "2",
+        "--n-draws",
+        "5",
+        "--simulated",
+        "5",
+    ]
+    assert score.main([str(finished), *quick, "--seed", str(seeds.LARGEST)]) == 0
+    capsys.readouterr()
+    for bad in (seeds.LARGEST + 1, -1):
+        with contextlib.suppress(SystemExit):  # tyro's way, for what it finds while it parses
+            assert score.main([str(finished), *quick, "--seed", str(bad)]) == 2
+        out, err = capsys.readouterr()
+        assert f"--seed is {bad}" in out + err
+        assert "-log p(x)" not in out
+
+
+def test_seeds_made_of_large_seeds_are_torch_s_and_differ():
+    made = [seeds.mixed(seeds.LARGEST - i, j) for i in range(9) for j in range(9)]
+    made += [seeds.apart(seeds.LARGEST - i) for i in range(9)]
+    assert len(set(made)) == len(made)
+    for seed in made:
+        torch.Generator().manual_seed(seed)
+    small = 9_000_000_000_000
+    assert (seeds.mixed(small, 5), seeds.apart(small)) == (small * seeds.STRIDE + 5, small + seeds.STRIDE)
+
+
+# ---- what a resumed run goes on with ----
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+@pytest.mark.parametrize("part", ["images", "labels"])
+def test_other_data_are_seen(split, part, copied, monkeypatch):
+    other = data.load("digits")
+    getattr(getattr(other, split), part)[0] += 1
+    monkeypatch.setattr(data, "load", lambda *_, **__: other)
+    code, _, err = run("--resume", copied, "--epochs", 2)
+    assert code == 2
+    assert "was trained on other data: their fingerprint is" in err
+
+
+def test_a_record_without_a_fingerprint_resumes_and_has_one_then(copied):
+    path = copied / "config.json"
+    record = json.loads(path.read_text())
+    fingerprint = record.pop("fingerprint")
+    path.write_text(json.dumps(record))
+    assert run("--resume", copied)[0] == 0
+    assert json.loads(path.read_text())["fingerprint"] == fingerprint
+
+
+def test_an_option_that_was_changed_in_the_record_is_seen(copied):
+    path = copied / "config.json"
+    record = json.loads(path.read_text())
+    record["options"]["seed"] = 3
+    path.write_text(json.dumps(record))
+    code, _, err = run("--resume", copied)
+    assert code == 2
+    assert "state.pt is not a state of this training job: --seed was 0, now 3: a run keeps it" in err
+
+
+def test_a_checkpoint_from_before_options_and_hashes_resumes(copied):
+    saved = checkpoint.load_latest(copied / "checkpoints")
+    del saved.state["options"]
+    torch.save(saved.state, saved.path / "state.pt")
+    checkpoint.save_weights(saved.path / "model.safetensors", saved.weights, saved.metadata)
+    assert run("--resume", copied, "--epochs", 2)[0] == 0
+
+
+# ---- the program around ----
+
+
+def test_off_the_main_thread_it_trains(tmp_path):
+    codes = []
+    thread = threading.Thread(target=lambda: codes.append(run(*QUICK, "--output-dir", tmp_path / "run")))
+    thread.start()
+    thread.join()
+    assert codes[0][0] == 0, codes[0][2]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_checkpoint(number, code, tmp_path, monkeypatch):
+    step = train.Trainer._step
+
+    def stopped(self, x):
+        if self.progress.step == 4:
+            os.kill(os.getpid(), number)
+        return step(self, x)
+
+    monkeypatch.setattr(train.Trainer, "_step", stopped)
+    assert run(*QUICK, "--output-dir", tmp_path / "run")[0] == code
+    assert checkpoint.load_latest(tmp_path / "run" / "checkpoints").state["progress"]["step"] == 5
+
+
+class ClosedPipe(io.StringIO):
+    def write(self, text):
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+def test_a_closed_pipe_does_not_end_a_training(tmp_path):
+    with contextlib.redirect_stdout(ClosedPipe()), contextlib.redirect_stderr(ClosedPipe()):
+        assert train.main([*QUICK, "--output-dir", str(tmp_path / "run")]) == 0
+    assert math.isfinite(json.loads((tmp_path / "run" / "results.json").read_text())["test_negative_elbo"])
+
+
+def test_a_score_is_written_before_it_is_shown(finished, tmp_path, monkeypatch):
+    def fails(text):
+        raise RuntimeError("shown")
+
+    monkeypatch.setattr(score, "say", fails)
+    quick = [
+        "--images",
+        "5",
+        "--n-temperatures",
+        "5",
+        "--n-chains",
+        "2",
+        "--n-draws",
+        "5",
+        "--simulated",
+        "5",
+    ]
+    with pytest.raises(RuntimeError, match="shown"):
+        score.main([str(finished), *quick, "--output", str(tmp_path / "table.csv")])
+    assert (tmp_path / "table.csv").read_text().count("\n") == 2
+
+
+def test_a_score_that_cannot_be_written_is_shown(finished, tmp_path, monkeypatch, capsys):
+    def full(path, content):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(checkpoint, "write_atomically", full)
+    quick = [
+        "--images",
+        "5",
+        "--n-temperatures",
+        "5",
+        "--n-chains",
+        "2",
+        "--n-draws",
+        "5",
+        "--simulated",
+        "5",
+    ]
+    assert score.main([str(finished), *quick, "--output", str(tmp_path / "table.csv")]) == 2
+    out, err = capsys.readouterr()
+    assert "-log p(x)" in out
+    assert "error: [Errno 28] No space left on device" in err
+    assert "table.csv" in err
+
+
+# ---- records ----
+
+
+def test_a_line_cut_by_a_crash_is_dropped_and_one_in_the_middle_is_told(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 5, "loss": 1.5}\n{"step": 10, "loss": 1.25}\n{"step": 1')
+    assert [line["step"] for line in runlog.read(path)] == [5, 10]
+    assert [line["step"] for line in runlog.read(path, last_step=5)] == [5]
+    for bad in ("[]", "7", '{"step": "5"}', '{"step": true}', '{"loss": 1}', '{"step": 5, "loss": "x"}', "\0" * 9,
+                '{"step": 5, "loss": NaN}', "[" * 100_000, '{"step": 5, "loss": null}'):  # fmt: skip
+        path.write_text(f'{{"step": 5, "loss": 1.5}}\n{bad}\n{{"step": 10, "loss": 1.25}}\n')
+        assert [line["step"] for line in runlog.read(path, last_step=5)] == [5]
+        with pytest.raises(checkpoint.CheckpointError, match=r"metrics.jsonl: line 2 is damaged"):
+            runlog.read(path)
+    path.write_bytes(b'\xff\xfe\n{"step": 5}\n')
+    with pytest.raises(checkpoint.CheckpointError, match="line 1 is damaged"):
+        runlog.read(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"nz": "8"}, "--nz is '8' (str); expected a whole number"),
+        ({"nz": 8.0}, "--nz is 8.0 (float); expected a whole number"),
+        ({"nz": True}, "--nz is True (bool)"),
+        ({"mh": 1}, "--mh is 1 (int); expected True or False"),
+        ({"validation": [1]}, "--validation is [1] (list); expected a whole number or None"),
+        ({"lr": "fast"}, "--lr is 'fast' (str); expected a number or auto"),
+        ({"model": "gan"}, "--model is 'gan' (str); expected lae, vae, hoffman"),
+        ({"model": ["lae"]}, "--model is ['lae'] (list)"),
+        ({"device": None}, "--device is None"),
+        ({"lr": 10**400}, "--lr is inf; expected a positive finite number"),
+        ({"adaptation_rate": -(10**400)}, "--adaptation-rate is -inf"),
+    ],
+)
+def test_options_have_their_types(options, message):
+    with pytest.raises((TypeError, ValueError)) as caught:
+        Config(**options)
+    assert message in str(caught.value)
+
+
+def test_a_model_that_is_too_large_is_refused(tmp_path):
+    code, _, err = run(*QUICK, "--nh", 2**40, "--output-dir", tmp_path / "run")
+    assert code == 2
+    assert "cannot be built" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_fingerprints_tell_shapes_apart():
+    images = torch.arange(12, dtype=torch.uint8)
+    splits = [data.Split(images.view(shape), torch.zeros(1, dtype=torch.int64)) for shape in ((3, 4), (4, 3))]
+    prints = {data.Dataset("x", "y", split, split, split).fingerprint() for split in splits}
+    assert len(prints) == 2
