@@ -39,6 +39,11 @@ def count(name: str, value: Any, least: int = 1, most: int = 2**63 - 1) -> int:
     return number
 
 
+def seed(name: str, value: Any) -> int:
+    """A seed, as PyTorch takes it and people give it."""
+    return count(name, value, 0, 2**64 - 1)
+
+
 def number(
     name: str, value: Any, *, least: float = -math.inf, above: float = -math.inf, below: float = math.inf
 ) -> float:

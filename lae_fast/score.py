@@ -126,9 +126,10 @@ def score(folder: Path, options: Options) -> Score:
         raise CheckpointError(f"{folder} is not the folder of a run: {error}") from error
     best = folder / "best.safetensors"
     model = models.load(best).to(options.device)
-    architecture = dataclasses.asdict(config.architecture(model.nx))
-    if (found := checkpoint.load_weights(best)[1]) != architecture:
-        raise CheckpointError(f"{best} holds {found}; expected {architecture}, as config.json says")
+    expected = dataclasses.asdict(config.architecture(model.nx))
+    found = {name: value for name, value in checkpoint.load_weights(best)[1].items() if name in expected}
+    if found != expected:
+        raise CheckpointError(f"{best} holds {found}; expected {expected}, as config.json says")
     # A model trained on binary images is scored on binary images, which are the same for every model.
     binarization = "none" if config.binarize == "none" else "fixed"
     dataset = data.load(

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from lae_fast import LAE, VAE, Gaussian, Hoffman, evaluate, importance_bound
+from lae_fast import LAE, VAE, Gaussian, Hoffman, checkpoint, evaluate, importance_bound
 from lae_fast.data import DATASETS, Source, Split, load
 from lae_fast.models import LIKELIHOODS, MODELS, NETWORKS, Architecture, Likelihood, build, options_of
+from lae_fast.models import load as load_model
 from lae_fast.models.decoder_pass import AutogradPass, RecomputingPass, decoder_pass
 from lae_fast.training.config import Config
 
@@ -29,6 +30,24 @@ def test_options_are_the_signature_s(model):
     kept = {"decisions", "memory", "ridge", "whiten", "n_steps", "mh", "gradient", "start", "precision"}
     for name in found.keys() & kept:
         assert getattr(built, name) == found[name]
+
+
+def test_a_file_of_weights_gives_the_model_with_its_options_and_its_chain(tmp_path):
+    options = dict(decisions="joint", n_steps=3, step_size=0.01)
+    architecture = Architecture(**SMALL)
+    torch.manual_seed(0)
+    model = build(architecture, **options)
+    model.loss(torch.rand(4, 16))
+    path, facts = tmp_path / "best.safetensors", dataclasses.asdict(architecture)
+    checkpoint.save_weights(path, model.state_dict(), facts | {"options": options})
+    loaded = load_model(path)
+    assert (loaded.decisions, loaded.n_steps, loaded.adaptation_rate) == ("joint", 3, 0.0)
+    assert all(torch.equal(v, loaded.chain_state()[k]) for k, v in model.chain_state().items())
+    checkpoint.save_weights(path, model.state_dict(), facts | {"options": {"n_steps": 0}})
+    with pytest.raises(
+        checkpoint.CheckpointError, match="holds options that its model does not take: n_steps is 0"
+    ):
+        load_model(path)
 
 
 def test_options_reach_the_model_and_strangers_are_refused():

@@ -49,6 +49,7 @@ def runs(tmp_path_factory):
 
 
 @pytest.mark.filterwarnings("ignore:p.x, z. of .* is sharper than the cells")  # of the Gaussian model
+@pytest.mark.filterwarnings("ignore:the weights of")  # so few temperatures
 def test_scores_of_several_runs(runs, tmp_path, capsys):
     table = tmp_path / "table.csv"
     arguments = [str(runs / "hoffman"), str(runs / "grey"), str(runs / "gaussian"), *QUICK]

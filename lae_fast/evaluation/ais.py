@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lae_fast import checks, ops, seeds
+from lae_fast import progress as bars
 from lae_fast.graphs import Replayed
 from lae_fast.isolation import differentiable
 from lae_fast.models.autoencoder import Autoencoder, asks, images_for
@@ -170,9 +171,9 @@ def fit_schedule(
         ("n_temperatures", n_temperatures, 2),
         ("n_chains", n_chains, 2),
         ("n_pilot", n_pilot, 1),
-        ("seed", seed, 0),
     ):
         checks.count(name, value, least)
+    checks.seed("seed", seed)
     checks.choice("base", base, BASES)
     images = images_for(model, images)[: max(1, ROWS // n_chains)]
     generator = torch.Generator(images.device).manual_seed(seed)
@@ -244,11 +245,9 @@ def annealed_log_likelihood(
     Raises:
         ValueError: images, draws or schedule have another form, fewer than 2 chains, or the pilot run's seed.
     """
-    from tqdm import tqdm
-
     images = images_for(model, images)
     _check_schedule(schedule, images.device)
-    if checks.count("seed", seed, 0) == schedule.seed:
+    if checks.seed("seed", seed) == schedule.seed:
         raise ValueError(f"seed is {seed}, the pilot run's; expected another")
     checks.count("n_chains", n_chains, 2)  # for a standard error
     if exact is not None:
@@ -261,9 +260,7 @@ def annealed_log_likelihood(
     growth = schedule.beta.diff()  # [K], steps of beta: growth[k] and growth[k + 1] lie around move k
     log_weights, acceptances = [], []
     batches = torch.arange(len(images)).split(max(1, ROWS // n_chains))
-    with tqdm(
-        total=len(batches) * n_moves, unit="step", desc="AIS", disable=None if progress else True
-    ) as bar:
+    with bars.bar(total=len(batches) * n_moves, unit="step", desc="AIS", shown=progress) as bar:
         for index in batches:
             x = images[index]
             chains, acceptance = _Annealing(model, x, schedule.base, n_chains, generator), x.new_zeros(len(x))
@@ -303,7 +300,7 @@ def simulated_gap(
     The reverse chains start at the z that the image was made from, an exact draw of p(z|x).
     """
     checks.count("n_images", n_images)
-    generator = torch.Generator(next(model.parameters()).device).manual_seed(checks.count("seed", seed, 0))
+    generator = torch.Generator(next(model.parameters()).device).manual_seed(checks.seed("seed", seed))
     images, z = model.simulate(n_images, generator)
     below, above = (
         annealed_log_likelihood(
@@ -337,7 +334,7 @@ def anneal(
     for base in bases:
         checks.choice("base", base, BASES)
     checks.count("n_temperatures", n_temperatures, 2)
-    checks.count("seed", seed, 0)
+    checks.seed("seed", seed)
     images = images_for(model, images)
     for base in bases:
         schedule = fit_schedule(

@@ -60,7 +60,7 @@ def evaluate(
     """
     totals = torch.zeros(3, dtype=torch.float64)
     checks.count("n_draws", n_draws)
-    checks.count("seed", seed, 0)
+    checks.seed("seed", seed)
     all_batches = batches(model, images, batch_size)
     generator = torch.Generator(images.device).manual_seed(seed)
     for x in all_batches:
@@ -93,7 +93,7 @@ def importance_bound(
         TypeError, ValueError: images have another form, or a number is not one.
     """
     checks.count("n_draws", n_draws)
-    checks.count("seed", seed, 0)
+    checks.seed("seed", seed)
     all_batches = batches(model, images, checks.count("rows", rows))
     generator = torch.Generator(images.device).manual_seed(seed)
     bounds = []
@@ -126,7 +126,7 @@ def fit_posterior_scale(model: Autoencoder, images: Tensor, *, seed: int = 0, n_
         return
     before = model.posterior_scale.clone()
     try:
-        _fit(model, images, checks.count("seed", seed, 0), checks.count("n_images", n_images))
+        _fit(model, images, checks.seed("seed", seed), checks.count("n_images", n_images))
     except BaseException:
         model.set_constant_std(before)
         raise

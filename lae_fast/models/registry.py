@@ -78,7 +78,8 @@ def build(architecture: Architecture, **options: Any) -> Autoencoder:
 
 
 def load(path: Path) -> Autoencoder:
-    """The model in a file of weights that training wrote (best.safetensors), on the CPU, in evaluation mode.
+    """The model in a file of weights that training wrote (best.safetensors), with its options and its chain, on the CPU, in
+    eval mode.
 
     Raises:
         CheckpointError: the file is missing or damaged, or holds no model of this package.
@@ -86,14 +87,21 @@ def load(path: Path) -> Autoencoder:
     from lae_fast import checkpoint  # here, as it needs safetensors
 
     weights, metadata = checkpoint.load_weights(path)
+    options = metadata.pop("options", None)  # older files hold none
     try:
         architecture = Architecture(**metadata)
     except (TypeError, ValueError) as error:
         raise checkpoint.CheckpointError(f"{path} is not of a model of this package: {error}") from error
     check_sizes(architecture, weights, path)
-    # An option that decides names of parameters: joint decisions, and those that start at the codes, have one s for all images.
-    is_constant = architecture.model == "lae" and "posterior_scale" in weights
-    model = build(architecture, **({"spread": False} if is_constant else {}))
+    if options is None:
+        # The one that decides names of parameters: joint decisions, and chains that start at the codes, have one s for all images.
+        options = {"spread": False} if architecture.model == "lae" and "posterior_scale" in weights else {}
+    try:
+        model = build(architecture, **options)
+    except (TypeError, ValueError) as error:
+        raise checkpoint.CheckpointError(
+            f"{path} holds options that its model does not take: {error}"
+        ) from error
     checkpoint.load_into(model, weights, path)
     return model.eval()
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lae_fast import checks, ops
+from lae_fast import checks, ops, progress
 from lae_fast.isolation import exactly
 from lae_fast.ops.columns import NONFINITE
 from lae_fast.sampling.acceptance import acceptance_warning
@@ -39,8 +39,6 @@ def _sample(
         kind: added to the samples' kind.
         phi: rows [R, D] -> the samples' phi.
     """
-    from tqdm import tqdm
-
     n_rows = start.shape[0]
     log_step_size = plan.log_step_sizes(n_rows, start.device)
 
@@ -85,7 +83,7 @@ def _sample(
 
     run = plan.prepared(step, start.device)
     try:
-        with tqdm(total=plan.n_steps, unit="step", disable=None if plan.progress else True) as bar:
+        with progress.bar(total=plan.n_steps, unit="step", shown=plan.progress) as bar:
             for t in range(plan.n_steps):
                 if t == plan.n_warmup:
                     chains.set_step_size(averaged(chains.adaptation) if plan.adapts else chains.log_step_size)

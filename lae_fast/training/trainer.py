@@ -243,7 +243,7 @@ class Trainer:
 
     def metadata(self) -> dict[str, object]:
         """What a file of weights says of itself."""
-        return dataclasses.asdict(self.architecture)
+        return dataclasses.asdict(self.architecture) | {"options": self.config.model_options()}
 
     def save(self) -> None:
         """Write a checkpoint; refuse to keep weights that are not finite."""
@@ -273,7 +273,7 @@ class Trainer:
 
     def _check_architecture(self, saved: Checkpoint) -> None:
         """Raise a CheckpointError unless a checkpoint is of this run's model."""
-        for name, value in self.metadata().items():
+        for name, value in dataclasses.asdict(self.architecture).items():
             if saved.metadata.get(name) != value:
                 raise CheckpointError(
                     f"{saved.path} is of another architecture: {name} is {saved.metadata.get(name)!r} there, "
