@@ -107,7 +107,7 @@ def _check(
             f"source is 'chain' for a {type(model).__name__}; expected an LAE, which has a phi to move"
         )
     checks.count("n", n, 0)
-    checks.number("scale", scale, least=0)
+    checks.number("scale", scale, least=0, below=1e6)
     if step_size is not None:
         checks.number("step_size", step_size, least=0)
     # Adaptation takes one step to find the size, and one to use it.
@@ -134,7 +134,7 @@ def _chain(
 
     log_step_size = model.log_step_size
     if step_size is not None:
-        log_step_size = torch.full_like(log_step_size, step_size).log()
+        log_step_size = torch.full_like(log_step_size, float(step_size)).log()
     chains = Chains(
         lambda rows: evaluate_potential(energy, rows, len(start)),
         start,

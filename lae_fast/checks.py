@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.float64)
+REAL = (*FLOATS, torch.float16, torch.bfloat16, torch.int32, torch.int64)
 
 
 def describe(value: Any) -> str:
@@ -109,6 +110,16 @@ def tensor(
     if not fits or not is_dense:
         raise ValueError(f"{name} {verb} {describe(value)}; expected {expected}")
     return value
+
+
+def step_sizes(name: str, value: Any, n: int) -> Tensor:
+    """Step sizes, a number or a tensor of 1 or n: float64 [1] or [n], on the tensor's device, not yet compared with 0."""
+    if not isinstance(value, Tensor):
+        return torch.tensor([number(name, value, least=0)], dtype=torch.float64)
+    tensor(name, value, dtypes=REAL)
+    if value.numel() not in (1, n) or value.dim() > 1 or value.is_meta:
+        raise ValueError(f"{name} is {describe(value)}; expected finite and >= 0, one number or {n}")
+    return value.detach().double().reshape(-1)
 
 
 def generator(name: str, value: Any, device: torch.device) -> torch.Generator | None:

@@ -33,14 +33,14 @@ class Call(NamedTuple):
 
     Attributes:
         make: returns a function and arguments that it accepts, anew for every try: no try sees what another has overwritten.
-        says: words that stand for an argument in messages, where the name itself does not: {"phi": "potential"}.
+        says: words that stand for an argument in messages, where the name itself does not: {"phi": ("potential", "energy")}.
         also: further hostile values, by argument.
         without: hostile values that are right here, by argument, or would take all the memory: {"n_steps": (2**31,)}.
         free: arguments whose values may make the result infinite or NaN, as the NaN of a tensor that is not checked may.
     """
 
     make: Callable[[], tuple[Callable, dict[str, Any]]]
-    says: Mapping[str, str] = MappingProxyType({})
+    says: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     also: Mapping[str, tuple] = MappingProxyType({})
     without: Mapping[str, tuple] = MappingProxyType({})
     free: tuple[str, ...] = ()
@@ -151,7 +151,8 @@ def hostile(value: Any, rng: random.Random, also: tuple = ()) -> tuple[str, Any]
     if isinstance(value, (list, tuple)) and value and rng.random() < 0.6:
         i = rng.randrange(len(value))
         name, bad = hostile(value[i], rng)
-        return f"at {i} {name}", type(value)([*value[:i], bad, *value[i + 1 :]])
+        parts = [*value[:i], bad, *value[i + 1 :]]
+        return f"at {i} {name}", type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     if rng.random() < 0.2:
         name, make = rng.choice(list(tensors_like(torch.rand(3, 4)).items()))
         return f"a tensor, {name}", make()
@@ -201,7 +202,7 @@ def complaint(call: Call, changed: dict[str, Any]) -> str | None:
             warnings.simplefilter("ignore")
             result = function(**arguments)
     except (TypeError, ValueError) as error:
-        names = [*changed, *(call.says[name] for name in changed if name in call.says)]
+        names = [*changed, *(word for name in changed for word in call.says.get(name, ()))]
         if not any(re.search(rf"\b{re.escape(name)}\b", str(error)) for name in names):
             return f"a message that names none of {', '.join(names)}: {type(error).__name__}: {error}"
         if ".cpp" in str(error) or ".h:" in str(error):

@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from fuzz import CALLABLES, Call
 
-from lae_fast import attacks, ops
+import lae_fast
+from lae_fast import attacks, data, ops
+from lae_fast.training import TrainingStep, adam
 
 CALLS: dict[str, Call] = {}
 
@@ -155,7 +157,7 @@ def _():
     return ops.norm_relu_sums, {name: normal(4, 6, seed=i) for i, name in enumerate(ROWS[:4])}
 
 
-@entry("ops.keep", says={"latest": "previous", "previous": "latest"})
+@entry("ops.keep", says={"latest": ("previous",), "previous": ("latest",)})
 def _():
     latest, previous = ([normal(4, 6, seed=s), normal(4, seed=s)] for s in (0, 1))
     return ops.keep, dict(
@@ -210,3 +212,250 @@ def _():
 @entry("attacks.robustness", **ATTACKED)
 def _():
     return attacks.robustness, images() | dict(eps=[0.0, 0.1], attack=attacks.fgsm, batch_size=3)
+
+
+# ---- one step, and samplers ----
+
+
+def bowl(z: torch.Tensor) -> torch.Tensor:
+    """[C, n, nz] -> [C, n]."""
+    return 0.5 * z.square().sum(-1)
+
+
+def whole_bowl(phi: torch.Tensor) -> torch.Tensor:
+    """[C, ...] -> [C]."""
+    return 0.5 * phi.square().flatten(1).sum(1)
+
+
+STEPPED = dict(
+    without=dict(potential=CALLABLES, energy=CALLABLES),
+    says=dict(
+        phi=("generator", "energy"), state=("phi", "generator", "noise", "energy", "grad", "potential", "rng", "step_size")
+    ),
+)
+
+
+@entry("ald_init", **STEPPED)
+def _():
+    own = dict(step_size=torch.full((C,), 0.1), mh=True, n_chains=C, generator=torch.Generator())
+    return lae_fast.ald_init, dict(potential=whole_bowl, phi=normal(C, 2, 3)) | own
+
+
+@entry("ald_step", **STEPPED, free=("noise", "step_size"))
+def _():
+    own = dict(step_size=0.1, mh=True, n_chains=C, generator=torch.Generator())
+    drawn = dict(noise=normal(C, 2, 3, seed=1), uniform=torch.full((C,), 0.5, dtype=F64))
+    return lae_fast.ald_step, dict(potential=whole_bowl, state=normal(C, 2, 3)) | own | drawn
+
+
+@entry("ald_step, a state", **STEPPED, free=("noise", "step_size", "state"))
+def _():
+    state = lae_fast.ald_init(whole_bowl, normal(C, 2, 3), 0.1, n_chains=C)
+    own = dict(step_size=None, mh=False, n_chains=None, generator=None, noise=None, uniform=None)
+    return lae_fast.ald_step, dict(potential=whole_bowl, state=state) | own
+
+
+def plan() -> dict[str, Any]:
+    return dict(
+        n_draws=2,
+        n_warmup=2,
+        thin=1,
+        step_size=None,
+        mh=True,
+        target_acceptance=0.6,
+        share_step_size=False,
+        generator=torch.Generator(),
+        progress=False,
+        capture=False,
+    )
+
+
+LONG = dict.fromkeys(
+    ("n_draws", "n_warmup", "thin", "n_chains", "nz"), (2**31, 2**63)
+)  # right, and too long to wait for
+
+
+def drawn(sampler: Callable) -> Callable:
+    def draw(**arguments: Any) -> list[Any]:
+        samples = sampler(**arguments)
+        return [samples.z, samples.potential, samples.acceptance_rate, samples.step_size]
+
+    return draw
+
+
+@entry("ald_sample", without=LONG | STEPPED["without"])
+def _():
+    own = dict(phi=None, nz=2, n_chains=2, whiten=True, batch_size=None)
+    return drawn(lae_fast.ald_sample), dict(energy=bowl, features=normal(3, 4)) | own | plan()
+
+
+@entry("ald_sample, given phi", without=LONG | STEPPED["without"], says=dict(phi=("energy",)))
+def _():
+    own = dict(phi=normal(2, 2, 4), nz=None, n_chains=None, whiten=False, batch_size=2)
+    given = dict(mh=False, step_size=0.1)
+    return drawn(lae_fast.ald_sample), dict(energy=batch_bowl, features=normal(3, 4)) | own | plan() | given
+
+
+def batch_bowl(z: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    return bowl(z)
+
+
+@entry("langevin_sample", without=LONG | STEPPED["without"], says=dict(z=("energy",)))
+def _():
+    return drawn(lae_fast.langevin_sample), dict(energy=bowl, z=normal(2, 3, 2)) | plan()
+
+
+# ---- models ----
+
+KINDS = {"LAE": lae_fast.LAE, "VAE": lae_fast.VAE, "Hoffman": lae_fast.Hoffman}
+
+
+def parts() -> dict[str, Any]:
+    encoder, decoder = torch.nn.Linear(6, 5), torch.nn.Linear(2, 6)
+    return dict(encoder=encoder, decoder=decoder, likelihood=lae_fast.Bernoulli(), nx=6, nz=2, d=5)
+
+
+def model(kind: str = "LAE", **options: Any) -> Any:
+    torch.manual_seed(0)
+    return KINDS[kind](**parts(), **options)
+
+
+def unit(*shape: int) -> torch.Tensor:
+    return normal(*shape).sigmoid()
+
+
+SIZES = dict.fromkeys(("nx", "nz", "d"), (2**31, 2**63))  # for the memory
+
+
+def constructed(cls: type) -> Callable:
+    def construct(**arguments: Any) -> list[Any]:
+        return [*cls(**arguments).state_dict().values()][:1]
+
+    return construct
+
+
+@entry("LAE", without=SIZES)
+def _():
+    own = dict(
+        decisions="joint",
+        decoder_window=None,
+        feature_window="after",
+        spread=True,
+        memory=3,
+        ridge=0.1,
+        whiten=True,
+        n_steps=2,
+        mh=True,
+        step_size=0.1,
+        adaptation_rate=0.1,
+        chain_precision="float32",
+        precision="float32",
+    )
+    return constructed(lae_fast.LAE), parts() | own
+
+
+@entry("VAE", without=SIZES)
+def _():
+    return constructed(lae_fast.VAE), parts() | dict(precision="bf16")
+
+
+@entry("Hoffman", without=SIZES)
+def _():
+    return constructed(lae_fast.Hoffman), parts() | dict(gradient="last", start="prior", n_steps=1, mh=False)
+
+
+@entry("Gaussian")
+def _():
+    return constructed(lae_fast.Gaussian), dict(scale=0.5)
+
+
+@entry("DiscretizedLogistic")
+def _():
+    return constructed(lae_fast.DiscretizedLogistic), dict(scale=0.5)
+
+
+def method(name: str, kind: str, **arguments: Any) -> Callable:
+    return lambda: (lambda **given: getattr(model(kind), name)(**given), dict(arguments))
+
+
+for _kind in KINDS:
+    entry(f"{_kind}.loss", says=dict(x=("images",)))(method("loss", _kind, x=unit(4, 6)))
+entry("sample")(method("sample", "LAE", n=3, generator=torch.Generator()))
+entry("simulate", without=dict(n=(2**31,)))(method("simulate", "VAE", n=3, generator=torch.Generator()))
+CALLS["sample"] = CALLS["sample"]._replace(without=dict(n=(2**31,)))
+
+
+# ---- evaluation and augmentation ----
+
+ASKED = dict(without=dict.fromkeys(("n_draws", "n_temperatures", "n_chains", "n_pilot", "n"), (2**31, 2**63)))
+
+
+@entry("evaluate", **ASKED)
+def _():
+    return lae_fast.evaluate, dict(model=model(), images=unit(4, 6), n_draws=2, seed=0, batch_size=3)
+
+
+@entry("importance_bound", **ASKED)
+def _():
+    return lae_fast.importance_bound, dict(model=model(), images=unit(4, 6), n_draws=2, seed=0, rows=3)
+
+
+@entry("fit_posterior_scale", **ASKED)
+def _():
+    arguments = dict(model=model(decisions="joint"), images=unit(4, 6), seed=0, n_images=3)
+    return lae_fast.fit_posterior_scale, arguments
+
+
+@entry("quadrature", **ASKED)
+def _():
+    return lae_fast.quadrature, dict(model=model(), images=unit(4, 6), half_width=4.0, n_cells=8)
+
+
+@entry("fit_schedule", **ASKED)
+def _():
+    own = dict(base="prior", n_temperatures=3, n_chains=2, seed=5, n_pilot=2, capture=None)
+    return lae_fast.fit_schedule, dict(model=model(), images=unit(4, 6)) | own
+
+
+@entry("annealed_log_likelihood", **ASKED, free=("exact",), says=dict(images=("exact",)))
+def _():
+    made = model()
+    schedule = lae_fast.fit_schedule(made, unit(4, 6), n_temperatures=3, n_chains=2, n_pilot=2)
+    own = dict(n_chains=2, seed=5, exact=normal(4, 2), progress=False, capture=None)
+    return lae_fast.annealed_log_likelihood, dict(model=made, images=unit(4, 6), schedule=schedule) | own
+
+
+@entry("augment", **ASKED, says=dict(x=("images", "labels")))
+def _():
+    own = dict(n=2, source="isotropic", scale=0.1, n_steps=None, step_size=None, generator=None)
+    return lae_fast.augment, dict(model=model(), x=unit(4, 6), labels=torch.arange(4)) | own
+
+
+@entry(
+    "augment, chain",
+    without=ASKED["without"] | dict(n_steps=(2**31, 2**63)),
+    says=dict(x=("images", "labels")),
+)
+def _():
+    own = dict(n=2, source="chain", n_steps=2, step_size=0.1, generator=torch.Generator())
+    return lae_fast.augment, dict(model=model(), x=unit(4, 6), labels=torch.arange(4)) | own
+
+
+@entry("data.binarize", says=dict(images=("generator",)))
+def _():
+    return data.binarize, dict(
+        images=torch.arange(24, dtype=torch.uint8).view(4, 6), generator=torch.Generator()
+    )
+
+
+@entry("data.shuffled", without=dict(n=(2**31,)))
+def _():
+    return lambda **given: list(data.shuffled(**given)), dict(n=7, size=3, seed=2, device="cpu")
+
+
+@entry("TrainingStep", says=dict(x=("images",)))
+def _():
+    def step(model: Any, lr: float, x: torch.Tensor) -> torch.Tensor:
+        return TrainingStep(model, adam(model, lr))(x)
+
+    return step, dict(model=model(), lr=1e-3, x=unit(4, 6))

@@ -14,11 +14,13 @@ def shuffled(n: int, size: int, seed: int, device: torch.device | str = "cpu") -
     """One epoch of minibatches: indices [size] of n images, in an order that the seed decides; the rest is dropped.
 
     Raises:
-        TypeError, ValueError: n or size is no whole number from 1, or the seed none from 0.
+        TypeError, ValueError: n or size is no whole number from 1, the seed none from 0, or there is no such device.
     """
     n, size = checks.count("n", n), checks.count("size", size)
-    checks.count("seed", seed, least=0, most=2**64 - 1)
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(device)
+    checks.seed("seed", seed)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(
+        checks.device("device", device)
+    )
     return iter(order[: n // size * size].split(size))
 
 

@@ -174,8 +174,10 @@ def fit_schedule(
     ):
         checks.count(name, value, least)
     checks.seed("seed", seed)
+    if capture is not None:
+        checks.flag("capture", capture)
     checks.choice("base", base, BASES)
-    images = images_for(model, images)[: max(1, ROWS // n_chains)]
+    images = images_for(model, images).detach()[: max(1, ROWS // n_chains)]
     generator = torch.Generator(images.device).manual_seed(seed)
     chains = _Annealing(model, images, base, n_chains, generator)
     move = _Moves(chains, capture)
@@ -204,6 +206,8 @@ def _check_schedule(schedule: Schedule, device: torch.device) -> None:
     if not isinstance(schedule, Schedule):
         raise TypeError(f"schedule is {checks.describe(schedule)}; expected a Schedule, from fit_schedule")
     checks.choice("schedule.base", schedule.base, BASES)
+    if not isinstance(schedule.seed, int):
+        raise TypeError(f"schedule.seed is {checks.describe(schedule.seed)}; expected a whole number")
     for name, value in (("beta", schedule.beta), ("step_size", schedule.step_size)):
         checks.tensor(f"schedule.{name}", value, "K", dtypes=(torch.float64,), device=device)
     beta, eta = schedule.beta, schedule.step_size
@@ -245,11 +249,14 @@ def annealed_log_likelihood(
     Raises:
         ValueError: images, draws or schedule have another form, fewer than 2 chains, or the pilot run's seed.
     """
-    images = images_for(model, images)
+    images = images_for(model, images).detach()
     _check_schedule(schedule, images.device)
     if checks.seed("seed", seed) == schedule.seed:
         raise ValueError(f"seed is {seed}, the pilot run's; expected another")
     checks.count("n_chains", n_chains, 2)  # for a standard error
+    checks.flag("progress", progress)
+    if capture is not None:
+        checks.flag("capture", capture)
     if exact is not None:
         checks.tensor("exact", exact, f"{len(images)}, {model.nz}", device=images.device)
         exact = exact.to(images.dtype)

@@ -39,8 +39,9 @@ def batches(model: Autoencoder, images: Tensor, size: int) -> Iterator[Tensor]:
         TypeError, ValueError: as `images_for`, before the first batch.
     """
     checks.count("batch_size", size)
-    images_for(model, images[:1] if isinstance(images, Tensor) and images.dim() else images)
-    return (images_for(model, batch) for batch in images.split(size))
+    checks.tensor("images", images, dtypes=None)
+    images_for(model, images[:1] if images.dim() else images)
+    return (images_for(model, batch) for batch in images.detach().split(size))
 
 
 @asks

@@ -41,7 +41,7 @@ def quadrature(
     if model.nz not in N_CELLS:
         raise ValueError(f"nz is {model.nz}; expected 1 or 2: cells grow with their number of dimensions")
     n_cells = N_CELLS[model.nz] if n_cells is None else checks.count("n_cells", n_cells, most=2**16)
-    checks.number("half_width", half_width, above=0)
+    half_width = checks.number("half_width", half_width, above=0, below=1e6)
     all_batches = batches(model, images, 1000)
     width = 2 * half_width / n_cells
     axis = torch.arange(n_cells, dtype=torch.float64) * width + (width - 2 * half_width) / 2

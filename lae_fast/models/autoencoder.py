@@ -39,6 +39,8 @@ def images_for(model: Autoencoder, x: Tensor) -> Tensor:
         raise ValueError(
             f"images are {checks.describe(x)}; expected floating point [n, {model.nx}] with n >= 1 on {like.device}, or uint8"
         )
+    if x.is_inference() and not torch.is_inference_mode_enabled():
+        x = x.clone()  # autograd refuses to save the other one
     if x.dtype == torch.uint8:
         return x.to(like.dtype) / 255
     x, bounds = x.to(like.dtype), getattr(model.likelihood, "bounds", (0.0, 1.0))

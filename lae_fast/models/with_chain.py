@@ -55,8 +55,8 @@ class AutoencoderWithChain(Autoencoder):
         **options: Any,
     ) -> None:
         super().__init__(encoder, decoder, likelihood, **options)
-        self.chain_precision = chosen_chain_precision(self.precision, chain_precision, mh)
         self.n_steps, self.mh = checks.count("n_steps", n_steps), checks.flag("mh", mh)
+        self.chain_precision = chosen_chain_precision(self.precision, chain_precision, mh)
         adaptation_rate = checks.number("adaptation_rate", adaptation_rate, least=0)
         self.adaptation_rate = adaptation_rate if mh and step_size is None else 0.0
         if step_size is None:

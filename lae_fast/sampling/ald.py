@@ -94,14 +94,7 @@ def _as_step_size(step_size: float | Tensor | None, phi: Tensor, n_chains: int |
     """[1] or [C], float64, on phi's device."""
     if step_size is None:
         return None
-    if not isinstance(step_size, Tensor):
-        step_size = checks.number("step_size", step_size, least=0)
-        return torch.full((1,), step_size, dtype=torch.float64, device=phi.device)
-    checks.tensor("step_size", step_size, dtypes=None)
-    if step_size.is_complex() or step_size.numel() not in (1, n_chains or 1) or step_size.dim() > 1:
-        wanted = "[]" if n_chains is None else f"[] or [{n_chains}]"
-        raise ValueError(f"step_size is {checks.describe(step_size)}; expected a number or a tensor {wanted}")
-    step_size = step_size.detach().to(phi.device, torch.float64).reshape(-1)
+    step_size = checks.step_sizes("step_size", step_size, n_chains or 1).to(phi.device)
     if _is_cheap_to_look_at(phi) and not ((step_size >= 0) & step_size.isfinite()).all():
         raise ValueError(f"step_size is {step_size.tolist()}; expected finite numbers >= 0")
     return step_size
@@ -142,6 +135,7 @@ def ald_init(
             not finite at phi, or V is not a function. On a GPU such a chain rejects every step as non-finite.
     """
     checks.function("potential", potential)
+    checks.flag("mh", mh)
     is_new = not isinstance(phi, ALDState)
     if is_new:
         checks.tensor("phi", phi)
@@ -170,8 +164,18 @@ def ald_init(
 
 def _chains_of(state: ALDState, n_chains: int | None, generator: torch.Generator | None) -> int | None:
     """The number of chains of a state; None for one chain without an axis of its own."""
+    for name, value in zip(state._fields[:4], state, strict=False):
+        if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_nested:
+            raise TypeError(
+                f"the state's {name} is {checks.describe(value)}; expected a tensor, as ald_init makes it"
+            )
+    if state.grad.shape != state.phi.shape or state.potential.dim() > 1:
+        raise ValueError(
+            f"the state's phi is {list(state.phi.shape)}, its grad {list(state.grad.shape)}, its potential "
+            f"{list(state.potential.shape)}; expected shapes as ald_init makes them"
+        )
     own = state.potential.shape[0] if state.potential.dim() else None
-    if n_chains is not None and n_chains != own:
+    if n_chains is not None and checks.count("n_chains", n_chains) != own:
         raise ValueError(
             f"n_chains is {n_chains} beside a state of {own or 'one chain'}; expected None, or {own}"
         )
@@ -227,6 +231,7 @@ def ald_step(
         ValueError: no step size is known, the step size is negative, or shapes, types or devices do not fit.
     """
     checks.function("potential", potential)
+    checks.flag("mh", mh)
     if isinstance(state, ALDState):
         n_chains = _chains_of(state, n_chains, generator)
     else:

@@ -58,7 +58,7 @@ class Plan:
         checks.number("target_acceptance", self.target_acceptance, above=0, below=1)
         if self.step_size is None and not self.mh:
             raise ValueError(
-                "step_size is None; expected a number: only Metropolis-Hastings tells how large it may be"
+                "step_size is None with mh=False; expected a number: only Metropolis-Hastings tells how large it may be"
             )
         if self.adapts and self.n_warmup < 1:
             raise ValueError("n_warmup is 0; expected more, or a step_size: it is found during warm-up")
@@ -79,14 +79,11 @@ class Plan:
         Raises:
             ValueError: a step size is not finite and >= 0, or their number does not fit.
         """
-        eta = self.step_size
-        if not isinstance(eta, Tensor):
-            eta = torch.tensor(1e-3 if eta is None else checks.number("step_size", eta, least=0))
-        checks.tensor("step_size", eta, dtypes=None)
-        eta, n = eta.detach().double(), 1 if self.share_step_size else n_chains
-        if eta.numel() not in (1, n) or not ((eta >= 0) & eta.isfinite()).all():
+        n = 1 if self.share_step_size else n_chains
+        eta = checks.step_sizes("step_size", 1e-3 if self.step_size is None else self.step_size, n)
+        if not ((eta >= 0) & eta.isfinite()).all():
             raise ValueError(f"step_size is {self.step_size}; expected finite and >= 0, one number or {n}")
-        return eta.to(device).reshape(-1).expand(n).log()
+        return eta.to(device).expand(n).log()
 
     def prepared(self, step: Callable[[], None], device: torch.device) -> Callable[[], None]:
         """`step` itself, or with `capture` its replay from a CUDA graph."""

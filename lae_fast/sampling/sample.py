@@ -51,7 +51,7 @@ def _sample(
         log_step_size,
         ops.make_rng(start.device, plan.generator),
         mh=plan.mh,
-        adaptation=dual_averaging(log_step_size, plan.target_acceptance) if plan.adapts else None,
+        adaptation=dual_averaging(log_step_size, float(plan.target_acceptance)) if plan.adapts else None,
     )
     check_start(chains.potential, chains.grad)
     if (
@@ -161,9 +161,9 @@ def _starts(
     checks.tensor("phi", phi, f"C, nz, {d}", dtypes=(features.dtype,), device=features.device)
     if phi.numel() == 0:
         raise ValueError(f"phi is {list(phi.shape)}; expected at least one chain and one row")
-    if nz not in (None, phi.shape[1]):
+    if nz is not None and checks.count("nz", nz) != phi.shape[1]:
         raise ValueError(f"nz is {nz} beside a phi with {phi.shape[1]} rows; expected None")
-    if n_chains not in (None, phi.shape[0]):
+    if n_chains is not None and checks.count("n_chains", n_chains) != phi.shape[0]:
         raise ValueError(f"n_chains is {n_chains} beside a phi of {phi.shape[0]} chains; expected None")
     return phi
 

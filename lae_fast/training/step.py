@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lae_fast import checks
 from lae_fast.graphs import Replayed
 from lae_fast.models.autoencoder import Autoencoder
 
@@ -17,6 +18,9 @@ def keep_freed_memory() -> None:
 
 def adam(model: nn.Module, lr: float, beta1: float = 0.9) -> torch.optim.Adam:
     """Fused Adam over the model's parameters. On a GPU a graph can capture it: its learning rate is on the device."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is {checks.describe(model)}; expected an nn.Module")
+    lr, beta1 = checks.number("lr", lr, least=0), checks.number("beta1", beta1, least=0, below=1)
     device = next(model.parameters()).device
     is_captured = device.type == "cuda"
     return torch.optim.Adam(
@@ -62,6 +66,14 @@ class TrainingStep:
     def __init__(
         self, model: Autoencoder, optimizer: torch.optim.Optimizer, *, capture: bool | None = None
     ) -> None:
+        if not isinstance(model, Autoencoder):
+            raise TypeError(f"model is {checks.describe(model)}; expected an LAE, VAE or Hoffman")
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(
+                f"optimizer is {checks.describe(optimizer)}; expected an optimizer of torch.optim"
+            )
+        if capture is not None:
+            checks.flag("capture", capture)
         self.model, self.optimizer = model, optimizer
         device = next(model.parameters()).device
         captures = device.type == "cuda" if capture is None else capture
