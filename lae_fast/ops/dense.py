@@ -211,3 +211,11 @@ def _expect_rows(op: str, name: str, value: Any) -> None:
     expect_floats(op, name, value, "n, d")
     if value.shape[1] == 0:
         raise ValueError(f"{op}: {name} is {describe(value)}; expected [n, d] with d >= 1")
+
+
+# For callers that own the tensors, outside autograd: contiguous tensors that fit, in the schema's order. A check here takes
+# longer than a small op; the compiled kernels check the forms anyway.
+norm_relu_unchecked = torch.ops.lae_fast.norm_relu
+norm_relu_backward_unchecked = torch.ops.lae_fast.norm_relu_backward
+norm_relu_sums_unchecked = torch.ops.lae_fast.norm_relu_sums
+keep_unchecked = torch.ops.lae_fast.keep
