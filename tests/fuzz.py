@@ -59,7 +59,7 @@ CALLABLES = (Thing, object, len, torch.zeros)
 
 def plain_values() -> list[Any]:
     """Hostile values that are no tensors."""
-    huge = [2**31, 2**63, -(2**63) - 1, 10**30, 1e300]
+    huge = [2**31, 2**63, -(2**63) - 1, 10**30, 10**400, 1e300]
     numbers = [True, False, -1, 0, 1.5, -0.5, math.nan, math.inf, -math.inf, 1j, *huge]
     others = [
         None,

@@ -695,6 +695,12 @@ def test_robustness_checks_what_a_foreign_attack_makes():
     ):
         with pytest.raises(error, match=message):
             robustness(**good, attack=answer)
+
+    def nan(x):
+        return x * math.nan
+
+    with pytest.raises(RuntimeError, match="the model's output is NaN for attacked images"):
+        robustness(**good | {"model": nan}, attack=lambda m, x, labels, eps: x[None])
     with pytest.raises(TypeError, match="attack is 'pgd'"):
         robustness(**good, attack="pgd")
 

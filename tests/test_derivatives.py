@@ -6,6 +6,7 @@ from fuzz_calls import CALLS
 from torch.autograd import forward_ad
 
 from lae_fast import ops
+from lae_fast.ops import torch_private
 
 # torch's own, of its forward mode
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
@@ -160,3 +161,13 @@ def test_what_is_overwritten_has_memory_of_its_own():
             function(**arguments)
         with torch.inference_mode():
             function(**arguments)
+
+
+def test_without_torch_s_private_names(monkeypatch):
+    t = torch.ones(2)
+    monkeypatch.delattr(torch._C, "_functorch")
+    assert not torch_private.is_batched(t)
+    assert not torch_private.is_differentiated(t)
+    assert not torch_private.has_tangent(t)
+    with forward_ad.dual_level():
+        assert torch_private.has_tangent(t)  # nobody knows

@@ -517,3 +517,15 @@ def test_numbers_and_names_of_another_kind_are_named():
         with pytest.raises((TypeError, ValueError), match=message):
             call()
     assert ops.is_compiled("cpu") == ops.is_compiled(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", [name for name in OPS if name not in ("ops.make_rng", "ops.in_unit_range")])
+def test_every_op_compiles_without_graph_breaks(name):
+    function, arguments = OPS[name].make()
+    expected = function(**arguments)
+    again = OPS[name].make()[1]
+    got = torch.compile(function, fullgraph=True, backend="aot_eager")(**again)
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
+    for key, value in arguments.items():
+        if isinstance(value, (torch.Tensor, list)):
+            torch.testing.assert_close(again[key], value, rtol=0, atol=0)

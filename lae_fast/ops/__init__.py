@@ -8,8 +8,25 @@ library    the implementation that serves a device, a compiled kernel or the ref
 """
 
 from lae_fast.ops import columns, library
-from lae_fast.ops.dense import keep, norm_relu, norm_relu_backward, norm_relu_sums
-from lae_fast.ops.energies import BERNOULLI, GAUSSIAN, LOGISTIC, energy, energy_, in_unit_range
+from lae_fast.ops.dense import (
+    keep,
+    keep_unchecked,
+    norm_relu,
+    norm_relu_backward,
+    norm_relu_backward_unchecked,
+    norm_relu_sums,
+    norm_relu_sums_unchecked,
+    norm_relu_unchecked,
+)
+from lae_fast.ops.energies import (
+    BERNOULLI,
+    GAUSSIAN,
+    LOGISTIC,
+    energy,
+    energy_,
+    energy_unchecked_,
+    in_unit_range,
+)
 from lae_fast.ops.langevin import decide, propose, transition, transition_unchecked
 from lae_fast.ops.library import is_compiled
 from lae_fast.ops.philox import ACCEPT, INTEGERS, NORMALS, UNIFORMS, make_rng, noise
@@ -28,15 +45,20 @@ __all__ = [
     "decide",
     "energy",
     "energy_",
+    "energy_unchecked_",
     "in_unit_range",
     "is_compiled",
     "keep",
+    "keep_unchecked",
     "library",
     "make_rng",
     "noise",
     "norm_relu",
     "norm_relu_backward",
+    "norm_relu_backward_unchecked",
     "norm_relu_sums",
+    "norm_relu_sums_unchecked",
+    "norm_relu_unchecked",
     "propose",
     "transition",
     "transition_unchecked",

@@ -178,7 +178,7 @@ def _is_kept_as_it_is(latest: Any, previous: Any, is_accepted: Any) -> bool:
         and (n_rows == 1 or all(shape[:1] == (n_rows,) for shape in shapes))
         and all(a.dtype is b.dtype for a, b in zip(latest, previous, strict=True))
         and all(t.device == device and t.is_contiguous() for t in tensors)
-        and not any(t.is_inference() for t in latest)
+        and (torch.compiler.is_compiling() or not any(t.is_inference() for t in latest))
     )
 
 
@@ -211,3 +211,11 @@ def _expect_rows(op: str, name: str, value: Any) -> None:
     expect_floats(op, name, value, "n, d")
     if value.shape[1] == 0:
         raise ValueError(f"{op}: {name} is {describe(value)}; expected [n, d] with d >= 1")
+
+
+# For callers that own the tensors, outside autograd: contiguous tensors that fit, in the schema's order. A check here takes
+# longer than a small op; the compiled kernels check the forms anyway.
+norm_relu_unchecked = torch.ops.lae_fast.norm_relu
+norm_relu_backward_unchecked = torch.ops.lae_fast.norm_relu_backward
+norm_relu_sums_unchecked = torch.ops.lae_fast.norm_relu_sums
+keep_unchecked = torch.ops.lae_fast.keep

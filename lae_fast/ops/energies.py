@@ -227,6 +227,10 @@ def energy_(
     return result
 
 
+# `energy_` for callers that own the output, outside autograd: contiguous tensors that fit, in the schema's order.
+energy_unchecked_ = torch.ops.lae_fast.energy_
+
+
 # ---- in_unit_range ----
 
 
