@@ -23,7 +23,7 @@ def say(text: str, to: TextIO | None = None) -> None:
     """Print a line, on stdout unless told otherwise. A closed pipe or a full disk silences the stream and stops nothing."""
     stream = to or sys.stdout
     try:
-        print(text, file=stream, flush=True)
+        print(f"{text}\n", end="", file=stream, flush=True)  # at once, also where nothing is buffered
     except UnicodeEncodeError:
         say(text.encode("ascii", "backslashreplace").decode(), stream)
     except (OSError, ValueError):
@@ -102,6 +102,8 @@ def run(body: Callable[[], int], errors: tuple[type[Exception], ...], stopped: s
     with _streams(), _Signals():
         try:
             return body()
+        except BrokenPipeError:  # of a help text, say: who reads no further wants no more
+            return 128 + 13  # as of SIGPIPE
         except errors as error:
             complain(f"error: {' '.join(str(error).splitlines()) or type(error).__name__}")
             return 2

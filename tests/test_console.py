@@ -42,8 +42,8 @@ open({str(tmp_path / "done")!r}, "w").close()
         command(body), stdout=write, stderr=subprocess.PIPE, pass_fds=[gate], text=True
     )
     os.close(write)
-    assert os.read(read, 4) == b"one\n"
-    os.close(read)
+    with open(read, "rb", buffering=0) as pipe:
+        assert pipe.readline() == b"one\n"
     os.write(release, b"x")
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
@@ -79,6 +79,11 @@ def test_errors_are_one_line_and_faults_keep_their_traceback():
     result = run_apart("raise ValueError('two\\nlines')")
     assert (result.returncode, result.stderr) == (2, "error: two lines\n")
     assert "Traceback" in run_apart("raise KeyError('ours')").stderr
+
+
+def test_a_text_that_nobody_reads_to_its_end_is_no_error():
+    result = run_apart("raise BrokenPipeError(32, 'Broken pipe')")
+    assert (result.returncode, result.stderr) == (141, "")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -229,3 +229,17 @@ def test_a_model_with_one_s_for_all_images_is_loaded_and_scored(options, tmp_pat
     assert run(train.main, *QUICK, *options, "--output-dir", folder)[0] == 0
     assert not models.load(folder / "best.safetensors").spreads
     assert run(score.main, folder, *SCORE.split())[0] == 0
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-9])]
+)
+def test_best_weights_that_are_gone_are_missed_before_training_goes_on(damage, finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    damage(folder / "best.safetensors")
+    records = (folder / "metrics.jsonl").read_bytes()
+    code, err = run(train.main, "--resume", folder, "--epochs", 2)
+    assert code == 2
+    assert f"error: {folder / 'best.safetensors'} cannot be read" in err
+    assert (folder / "metrics.jsonl").read_bytes() == records
