@@ -22,12 +22,12 @@ from subjects.step import step_calls
 WHOLE, REST = "whole step", "between these: autograd, small tensors, Python"
 PARTS = {
     (products, "linear"): "matrix products",
-    (ops, "norm_relu"): "layer norm and ReLU, forward",
-    (ops, "norm_relu_backward"): "layer norm and ReLU, backward",
-    (ops, "norm_relu_sums"): "gradients of layer norms' parameters",
-    (ops, "energy_"): "energies and their derivatives",
+    (ops, "norm_relu_unchecked"): "layer norm and ReLU, forward",
+    (ops, "norm_relu_backward_unchecked"): "layer norm and ReLU, backward",
+    (ops, "norm_relu_sums_unchecked"): "gradients of layer norms' parameters",
+    (ops, "energy_unchecked_"): "energies and their derivatives",
     (ops, "transition_unchecked"): "transitions",
-    (ops, "keep"): "selection of what a rejection leaves",
+    (ops, "keep_unchecked"): "selection of what a rejection leaves",
     (torch.optim.Adam, "step"): "Adam",
 }
 

@@ -86,7 +86,7 @@ class DecoderPass:
     def decide(self, is_accepted: Tensor) -> None:
         """Replace the current state by the latest evaluation where is_accepted [n] or [1]; what is rejected leaves no
         trace."""
-        ops.keep(self.latest.tensors(), self.current.tensors(), is_accepted)
+        ops.keep_unchecked(self.latest.tensors(), self.current.tensors(), is_accepted)
         self.current = self.latest
 
     def add_weight_gradients(self) -> None:
@@ -201,7 +201,7 @@ class DensePass(DecoderPass):
     def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
         with products_in(self.forward_context, z.device):
             out, trace = mlp.forward(self.layers, z)
-        energy, slope = ops.energy_(out, self.x, self.model.likelihood.kind, self.log_scale)
+        energy, slope = ops.energy_unchecked_(out, self.x, self.model.likelihood.kind, self.log_scale)
         with products_in(self.backward_context, z.device):
             # `out` now holds the energy's derivative by the output.
             z_grad, gradients = mlp.backward(self.layers, trace, out)

@@ -52,7 +52,7 @@ def forward(layers: list[Layer], x: Tensor) -> tuple[Tensor, Trace]:
         x = products.linear(x, layer.weight, layer.bias, layer.dtype)
         if layer.norm_weight is not None:
             normalized = x
-            x, rstd = ops.norm_relu(normalized, layer.norm_weight, layer.norm_bias, layer.eps)
+            x, rstd = ops.norm_relu_unchecked(normalized, layer.norm_weight, layer.norm_bias, layer.eps)
             trace.normalized.append(normalized)
             trace.rstd.append(rstd)
             trace.inputs.append(x)
@@ -69,7 +69,7 @@ def backward(
         layer = layers[i]
         if layer.norm_weight is not None:
             gradients.norms[i] = grad
-            grad = ops.norm_relu_backward(
+            grad = ops.norm_relu_backward_unchecked(
                 grad, trace.inputs[i + 1], trace.normalized[i], trace.rstd[i], layer.norm_weight
             )
         gradients.outputs[i] = grad
@@ -86,7 +86,7 @@ def parameter_gradients(layers: list[Layer], trace: Trace, gradients: Gradients)
         if layer.norm_weight is None:
             result += [weight, output_grad.sum(0)]
         else:
-            norm_weight, norm_bias, bias = ops.norm_relu_sums(
+            norm_weight, norm_bias, bias = ops.norm_relu_sums_unchecked(
                 gradients.norms[i], trace.inputs[i + 1], trace.normalized[i], output_grad
             )
             result += [weight, bias, norm_weight, norm_bias]
