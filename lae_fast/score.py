@@ -102,6 +102,7 @@ class Score:
     importance_bound: float  # upper bound of the negative log-likelihood
     ais: float  # negative log-likelihood, estimated by AIS
     standard_error: float
+    effective_sample_size: float  # of AIS's weights, mean over images: near 1 the standard error says nothing
     base: str  # the distribution from which `ais` was annealed
     gap: float  # reverse minus forward log-likelihood, on simulated images
     quadrature: float | None  # negative log-likelihood by quadrature; None: too many latent dimensions
@@ -168,6 +169,7 @@ def score(folder: Path, options: Options) -> Score:
         importance_bound=bound,
         ais=nll,
         standard_error=forward.standard_error.square().sum().sqrt().item() / len(x),
+        effective_sample_size=forward.effective_sample_size.mean().item(),
         base=schedule.base,
         gap=simulated_gap(model, schedule, options.simulated, **annealing),
         quadrature=exact,
@@ -182,7 +184,7 @@ def score(folder: Path, options: Options) -> Score:
 
 def _report(s: Score) -> str:
     label = "" if s.is_comparable else "   (no probability of these pixels: compare among themselves only)"
-    by_ais = f"{s.ais:.2f} ± {s.standard_error:.2f} by AIS (gap {s.gap:.2f} from the {s.base})"
+    by_ais = f"{s.ais:.2f} ± {s.standard_error:.2f} by AIS (gap {s.gap:.2f} from the {s.base}, effective sample size {s.effective_sample_size:.1f})"
     exact = "" if s.quadrature is None else f"{s.quadrature:.2f} by quadrature, "
     return (
         f"{s.run}: -log p(x) {exact}{by_ais}, {s.bits_per_dim:.4f} bits per dim; "

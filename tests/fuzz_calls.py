@@ -230,7 +230,8 @@ def whole_bowl(phi: torch.Tensor) -> torch.Tensor:
 STEPPED = dict(
     without=dict(potential=CALLABLES, energy=CALLABLES),
     says=dict(
-        phi=("generator", "energy"), state=("phi", "generator", "noise", "energy", "grad", "potential", "rng", "step_size")
+        phi=("generator", "energy"),
+        state=("phi", "generator", "noise", "energy", "grad", "potential", "rng", "step_size"),
     ),
 )
 
