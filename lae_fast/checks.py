@@ -6,7 +6,9 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -143,6 +145,13 @@ def device(name: str, value: Any) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise ValueError(f"{name} is {str(value)!r}; expected a device of this machine ({reason})") from None
+
+
+def path(name: str, value: Any) -> Path:
+    """A path, given as such or as text."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{name} is {describe(value)}; expected a path")
+    return Path(value)
 
 
 def function(name: str, value: Any) -> Any:

@@ -16,7 +16,7 @@ import torch
 from fuzz import CALLABLES, Call
 
 import lae_fast
-from lae_fast import attacks, data, ops
+from lae_fast import attacks, data, models, ops
 from lae_fast.training import TrainingStep, adam
 
 CALLS: dict[str, Call] = {}
@@ -460,3 +460,23 @@ def _():
         return TrainingStep(model, adam(model, lr))(x)
 
     return step, dict(model=model(), lr=1e-3, x=unit(4, 6))
+
+
+# ---- by name, and from files ----
+
+
+@entry("models.Architecture", without=dict.fromkeys(("nx", "nz", "nh", "depth"), (2**31, 2**63)))
+def _():
+    own = dict(model="lae", network="mlp", likelihood="gaussian", nx=6, nz=2, nh=5, depth=1)
+    return lambda **given: models.build(models.Architecture(**given)).phi, own
+
+
+@entry("models.build")
+def _():
+    architecture = models.Architecture(nx=6, nz=2, nh=5, depth=1)
+    return lambda **given: models.build(**given).phi, dict(architecture=architecture, n_steps=3, ridge=0.1)
+
+
+@entry("data.load", says=dict(root=("path",), name=("dataset",), binarization=("binarize",)))
+def _():
+    return data.load, dict(name="digits", root="nowhere", validation=3, binarization="fixed")

@@ -602,4 +602,6 @@ def test_all_evaluate_once_a_step(mh):
     for name, run in rivals_on_gaussians(energy, torch.randn(4, 6), mh):
         n_calls = 0
         run(10)
-        assert n_calls in (10, 11), name  # MH needs the start's energy too
+        assert n_calls in (10, 11, 12), (
+            name
+        )  # MH needs the start's energy too; our samplers look once whether it is a function

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lae_fast import checks
 from lae_fast.models.autoencoder import Autoencoder
 from lae_fast.models.hoffman import Hoffman
 from lae_fast.models.lae import LAE
@@ -43,11 +44,9 @@ class Architecture:
 
     def __post_init__(self) -> None:
         for name, known in (("model", MODELS), ("network", NETWORKS), ("likelihood", LIKELIHOODS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}")
+            checks.choice(name, getattr(self, name), known)
         for name in ("nx", "nz", "nh", "depth"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected a positive number")
+            checks.count(name, getattr(self, name))
 
 
 def options_of(model: str) -> dict[str, Any]:
@@ -67,6 +66,8 @@ def build(architecture: Architecture, **options: Any) -> Autoencoder:
     Raises:
         ValueError: the model does not take an option, or refuses its value.
     """
+    if not isinstance(architecture, Architecture):
+        raise TypeError(f"architecture is {checks.describe(architecture)}; expected an Architecture")
     a, known = architecture, options_of(architecture.model)
     if unknown := options.keys() - known.keys():
         raise ValueError(
@@ -77,15 +78,17 @@ def build(architecture: Architecture, **options: Any) -> Autoencoder:
     return MODELS[a.model](encoder, decoder, likelihood, nx=a.nx, nz=a.nz, d=a.nh, **options)
 
 
-def load(path: Path) -> Autoencoder:
+def load(path: str | Path) -> Autoencoder:
     """The model in a file of weights that training wrote (best.safetensors), with its options and its chain, on the CPU, in
     eval mode.
 
     Raises:
+        TypeError: path is not one.
         CheckpointError: the file is missing or damaged, or holds no model of this package.
     """
     from lae_fast import checkpoint  # here, as it needs safetensors
 
+    path = checks.path("path", path)
     weights, metadata = checkpoint.load_weights(path)
     options = metadata.pop("options", None)  # older files hold none
     try:

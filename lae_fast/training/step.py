@@ -54,7 +54,7 @@ class TrainingStep:
     they live on the device; a step does not wait for the device.
 
     Args:
-        model: any of this package's models.
+        model: any of this package's models, or a module with a `loss` of a minibatch.
         optimizer: an optimizer of the model's parameters. For capture it must be `capturable`, and its learning rate a
             tensor on the device: `adam` makes such an optimizer.
         capture: replay the step from a CUDA graph; default: if the model is on a GPU.
@@ -66,8 +66,8 @@ class TrainingStep:
     def __init__(
         self, model: Autoencoder, optimizer: torch.optim.Optimizer, *, capture: bool | None = None
     ) -> None:
-        if not isinstance(model, Autoencoder):
-            raise TypeError(f"model is {checks.describe(model)}; expected an LAE, VAE or Hoffman")
+        if not isinstance(model, nn.Module) or not callable(getattr(model, "loss", None)):
+            raise TypeError(f"model is {checks.describe(model)}; expected an nn.Module with a `loss`")
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(
                 f"optimizer is {checks.describe(optimizer)}; expected an optimizer of torch.optim"
