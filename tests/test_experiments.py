@@ -22,6 +22,9 @@ from lae_fast.experiments.report_rule import CountingReportLAE
 from lae_fast.experiments.runner import run
 from lae_fast.experiments.tables import Column, tables
 
+# Models that have hardly learned, and few temperatures.
+pytestmark = pytest.mark.filterwarnings("ignore:the weights of .* images have collapsed")
+
 TINY = dataclasses.replace(
     presets.QUICK,
     n_train=256,

@@ -26,6 +26,9 @@ from lae_fast.experiments.likelihood import (
 )
 from lae_fast.experiments.likelihood_document import Document, difference, mean_and_error
 
+# Models that have hardly learned, and few temperatures.
+pytestmark = pytest.mark.filterwarnings("ignore:the weights of .* images have collapsed")
+
 SMALL = dataclasses.replace(
     QUICK,
     dimensions=(3,),

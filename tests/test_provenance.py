@@ -15,6 +15,9 @@ from lae_fast.experiments import presets, recipes, sources
 from lae_fast.experiments.recipes import Lab, Product, Recipe
 from lae_fast.ops import library
 
+# Models that have hardly learned, and few temperatures.
+pytestmark = pytest.mark.filterwarnings("ignore:the weights of .* images have collapsed")
+
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
