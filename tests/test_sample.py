@@ -26,6 +26,7 @@ from lae_fast.experiments.toys import (
     conjugate_posterior,
     random_features,
 )
+from lae_fast.sampling.acceptance import acceptance_warning
 from lae_fast.sampling.chains import Chains
 
 N_CHAINS = 2000
@@ -506,6 +507,15 @@ def test_bad_arguments_of_ald_sample_are_named(options, message):
     options = dict(energy=PROBLEMS["Gaussian"].energy, features=H, nz=2, n_draws=2, progress=False) | options
     with pytest.raises(ValueError, match=message):
         lae_fast.ald_sample(**options)
+
+
+def test_a_warning_names_every_chain_that_deserves_one():
+    rates = torch.tensor([0.5, 0.01, 0.99, 0.6, 0.02, math.nan])
+    found = acceptance_warning(rates)
+    assert "2 of 6 chains accept less than 5%" in found
+    assert "1 of 6 chains accept more than 95%" in found
+    assert "1 of 6 chains accept a share of the proposals that is not a number" in found
+    assert acceptance_warning(rates[:1]) is None
 
 
 @pytest.mark.parametrize(
