@@ -50,7 +50,8 @@ def augment(
 
     Args:
         model: an LAE, a VAE or a Hoffman.
-        x: images [m, ...], floating point in [0, 1], `model.nx` elements each: [m, 1, 28, 28] or [m, 784].
+        x: images [m, ...] as all functions of a model take them (`images_for`), `model.nx` elements each: [m, 1, 28, 28] or
+            [m, 784].
         labels: [m, ...], of any type.
         n: variations of each image. 0: x and labels themselves are returned.
         source: one of the sources above.
@@ -77,7 +78,7 @@ def augment(
     if source is None:
         source = "isotropic" if isinstance(model, LAE) else "encoder"
     _check(model, n, source, scale, n_steps, step_size)
-    checks.tensor("images", x, dtypes=(torch.float16, torch.bfloat16, torch.float32, torch.float64))
+    checks.tensor("images", x, dtypes=None)
     flat = images_for(model, x.detach().flatten(1) if x.dim() > 2 else x.detach()).contiguous()  # [m, nx]
     checks.generator("generator", generator, x.device)
     m = len(x)
@@ -95,6 +96,8 @@ def augment(
         if source == "posterior":
             z = _mala(model, flat, z, n_steps or POSTERIOR_STEPS, step_size, generator)
     variations = model.decode(z.flatten(0, 1)).view(n * m, *x.shape[1:])
+    if x.dtype == torch.uint8:
+        variations = (variations.clamp(0, 1) * 255).round()
     return torch.cat((x, variations.to(x.dtype))), labels.repeat(n + 1, *[1] * (labels.dim() - 1))
 
 

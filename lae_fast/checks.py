@@ -117,7 +117,7 @@ def tensor(
 def step_sizes(name: str, value: Any, n: int) -> Tensor:
     """Step sizes, a number or a tensor of 1 or n: float64 [1] or [n], on the tensor's device, not yet compared with 0."""
     if not isinstance(value, Tensor):
-        return torch.tensor([number(name, value, least=0)], dtype=torch.float64)
+        return torch.tensor([number(name, value, least=0)], dtype=torch.float64, device="cpu")
     tensor(name, value, dtypes=REAL)
     if value.numel() not in (1, n) or value.dim() > 1 or value.is_meta:
         raise ValueError(f"{name} is {describe(value)}; expected finite and >= 0, one number or {n}")

@@ -52,8 +52,8 @@ def exactly(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _is_exact() -> bool:
-    is_rounding = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda") or _precisions[0] > 0
-    return not is_rounding and all(setting.fp32_precision not in ROUNDED for setting in _SETTINGS)
+    is_rounding = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda") or _callers[0] > 0
+    return not is_rounding and all(setting.fp32_precision not in ROUNDED for setting, _ in _settings())
 
 
 @contextlib.contextmanager
@@ -68,9 +68,8 @@ def _exact() -> Iterator[None]:
 
 # ---- eval mode ----
 
-_modes: WeakKeyDictionary[nn.Module, list[Any]] = (
-    WeakKeyDictionary()
-)  # [callers inside, the module's own mode]
+# module -> [callers inside, the module's own mode]
+_modes: WeakKeyDictionary[nn.Module, list[Any]] = WeakKeyDictionary()
 
 
 @contextlib.contextmanager
@@ -101,32 +100,54 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
 # ---- exact products ----
 
 ROUNDED = ("tf32", "bf16")
-_SETTINGS = (torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv)
-if torch.backends.cuda.is_built():
-    _SETTINGS += (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
-_precisions: list[Any] = [0, ()]  # callers inside, the program's own settings
+_cpu, _cuda = torch.backends.mkldnn, torch.backends.cudnn
+# PyTorch's settings, each with the one that it inherits from. cuDNN's are set together: its older interface expects so.
+_ON_CPU = ((_cpu.matmul, _cpu), (_cpu.conv, _cpu), (_cpu.rnn, _cpu))
+_ON_GPU = ((torch.backends.cuda.matmul, torch.backends), (_cuda.conv, _cuda), (_cuda.rnn, _cuda))
+_callers = [0]  # inside
+_own: list[Any] = []  # the program's settings, to be restored
+
+
+def _settings() -> tuple[Any, ...]:
+    """Those that matter: a program that has not used a GPU so far has no products there."""
+    return _ON_CPU + (_ON_GPU if torch.cuda.is_initialized() else ())
 
 
 @contextlib.contextmanager
 def _exact_products() -> Iterator[None]:
     with _lock:
-        if _precisions[0] == 0:
-            _precisions[1] = own = [setting.fp32_precision for setting in _SETTINGS]
-            _set_precisions(["ieee" if p in ROUNDED else p for p in own])
-        _precisions[0] += 1
+        if _callers[0] == 0:
+            _make_exact()
+        _callers[0] += 1
     try:
         yield
     finally:
         with _lock:
-            _precisions[0] -= 1
-            if _precisions[0] == 0:
-                _set_precisions(_precisions[1])
+            _callers[0] -= 1
+            if _callers[0] == 0:
+                _restore()
 
 
-def _set_precisions(values: list[str]) -> None:
-    for setting, value in zip(_SETTINGS, values, strict=True):
-        if setting.fp32_precision != value:
-            setting.fp32_precision = value
+def _make_exact() -> None:
+    try:
+        older = torch.get_float32_matmul_precision()
+    except RuntimeError:  # the program uses the newer interface, and the older one refuses to be read
+        older = "highest"
+    _own[:] = [older]
+    if older != "highest":  # by the older interface, so that it can be read inside, too
+        torch.set_float32_matmul_precision("highest")
+    for setting, parent in _settings():
+        if (value := setting.fp32_precision) in ROUNDED:
+            _own.append((setting, parent, value))
+            setting.fp32_precision = "ieee"
+
+
+def _restore() -> None:
+    older, *settings = _own
+    for setting, parent, value in settings:
+        setting.fp32_precision = "none" if value == parent.fp32_precision else value  # "none": it inherits
+    if older != "highest":
+        torch.set_float32_matmul_precision(older)
 
 
 # ---- derivatives inside inference mode ----

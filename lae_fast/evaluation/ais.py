@@ -226,6 +226,18 @@ def _check_schedule(schedule: Schedule, device: torch.device) -> None:
         raise ValueError("schedule: expected temperatures that rise from 0 to 1, and finite step sizes >= 0")
 
 
+def _warn(estimate: AISEstimate, n_chains: int, side: str = "low") -> None:
+    """Warn the caller of the function that calls this one, if many images' weights have collapsed."""
+    is_collapsed = estimate.effective_sample_size < COLLAPSED
+    if n_chains > COLLAPSED and is_collapsed.double().mean() > MANY:
+        warnings.warn(
+            f"the weights of {int(is_collapsed.sum())} of {len(is_collapsed)} images have collapsed: of {n_chains} chains less "
+            f"than {COLLAPSED:g} count, and log p(x) can be too {side} by far more than the standard error; take more "
+            "temperatures, or the other base",
+            stacklevel=4,
+        )
+
+
 @asks
 def annealed_log_likelihood(
     model: Autoencoder,
@@ -249,6 +261,24 @@ def annealed_log_likelihood(
     Raises:
         ValueError: images, draws or schedule have another form, fewer than 2 chains, or the pilot run's seed.
     """
+    estimate = _annealed(
+        model, images, schedule, n_chains=n_chains, seed=seed, exact=exact, progress=progress, capture=capture
+    )
+    _warn(estimate, n_chains, "low" if exact is None else "high")
+    return estimate
+
+
+def _annealed(
+    model: Autoencoder,
+    images: Tensor,
+    schedule: Schedule,
+    *,
+    n_chains: int = 16,
+    seed: int = 0,
+    exact: Tensor | None = None,
+    progress: bool = True,
+    capture: bool | None = None,
+) -> AISEstimate:
     images = images_for(model, images).detach()
     _check_schedule(schedule, images.device)
     if checks.seed("seed", seed) == schedule.seed:
@@ -266,7 +296,7 @@ def annealed_log_likelihood(
     is_forward, n_moves = exact is None, len(schedule.step_size)
     growth = schedule.beta.diff()  # [K], steps of beta: growth[k] and growth[k + 1] lie around move k
     log_weights, acceptances = [], []
-    batches = torch.arange(len(images)).split(max(1, ROWS // n_chains))
+    batches = torch.arange(len(images), device="cpu").split(max(1, ROWS // n_chains))
     with bars.bar(total=len(batches) * n_moves, unit="step", desc="AIS", shown=progress) as bar:
         for index in batches:
             x = images[index]
@@ -288,13 +318,6 @@ def annealed_log_likelihood(
     weights = (sign * log_w - log_mean).exp()  # their mean is 1
     error = weights.std(0) / math.sqrt(n_chains)
     effective = weights.sum(0).square() / weights.square().sum(0)
-    if n_chains > COLLAPSED and (effective < COLLAPSED).double().mean() > MANY:
-        warnings.warn(
-            f"the weights of {int((effective < COLLAPSED).sum())} of {len(images)} images have collapsed: of {n_chains} chains "
-            f"less than {COLLAPSED:g} count, and log p(x) can be too {'low' if is_forward else 'high'} by far more than the "
-            "standard error; take more temperatures, or the other base",
-            stacklevel=3,
-        )
     return AISEstimate(sign * log_mean, error, torch.cat(acceptances), effective)
 
 
@@ -310,14 +333,14 @@ def simulated_gap(
     generator = torch.Generator(next(model.parameters()).device).manual_seed(checks.seed("seed", seed))
     images, z = model.simulate(n_images, generator)
     below, above = (
-        annealed_log_likelihood(
-            model, images, schedule, n_chains=n_chains, seed=seed, exact=exact, progress=False
-        )
+        _annealed(model, images, schedule, n_chains=n_chains, seed=seed, exact=exact, progress=False)
         for exact in (None, z)
     )
+    _warn(below, n_chains)
     return (above.log_likelihood - below.log_likelihood).mean().item()
 
 
+@asks
 def anneal(
     model: Autoencoder,
     images: Tensor,
@@ -352,8 +375,8 @@ def anneal(
             n_pilot=min(200, n_temperatures),
             seed=seeds.apart(seed),
         )
-        estimate = annealed_log_likelihood(
-            model, images, schedule, n_chains=n_chains, seed=seed, progress=progress
-        )
+        estimate = _annealed(model, images, schedule, n_chains=n_chains, seed=seed, progress=progress)
         found.append((estimate, schedule))
-    return max(found, key=lambda f: f[0].log_likelihood.mean())
+    best = max(found, key=lambda f: f[0].log_likelihood.mean())
+    _warn(best[0], n_chains)
+    return best

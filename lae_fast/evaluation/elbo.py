@@ -59,19 +59,19 @@ def evaluate(
     Raises:
         TypeError, ValueError: images have another form, or a number is not one.
     """
-    totals = torch.zeros(3, dtype=torch.float64)
     checks.count("n_draws", n_draws)
     checks.seed("seed", seed)
     all_batches = batches(model, images, batch_size)
     generator = torch.Generator(images.device).manual_seed(seed)
+    totals = torch.zeros(3, dtype=torch.float64, device=images.device)
     for x in all_batches:
         mean, std = model.posterior(x)
         for _ in range(n_draws):
             eps = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
             energy = model.reconstruction(x, mean + std * eps).sum()
-            totals[0] += energy.cpu() / n_draws
-        totals[1] += gaussian_rate(mean, std).sum().cpu()
-        totals[2] += (model.decode(mean) - x).square().mean(1, dtype=torch.float64).sum().cpu()
+            totals[0] += energy / n_draws
+        totals[1] += gaussian_rate(mean, std).sum()
+        totals[2] += (model.decode(mean) - x).square().mean(1, dtype=torch.float64).sum()
     reconstruction, rate, mse = (totals / images.shape[0]).tolist()
     return Evaluation(reconstruction + rate, reconstruction, rate, mse)
 
@@ -101,7 +101,7 @@ def importance_bound(
     for x in all_batches:
         mean, std = model.posterior(x)
         total = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
-        for chunk in torch.arange(n_draws).split(max(1, rows // len(x))):
+        for chunk in torch.arange(n_draws, device="cpu").split(max(1, rows // len(x))):
             shape = (len(chunk), *mean.shape)
             eps = torch.randn(shape, generator=generator, device=mean.device, dtype=mean.dtype)
             log_q = -negative_log_prior(eps) - std.log().sum(-1, dtype=torch.float64)
@@ -144,7 +144,7 @@ def _fit(model: LAE, images: Tensor, seed: int, n_images: int) -> None:
 
     low, high = math.log(0.01), math.log(2.0)
     for _ in range(2):
-        grid = torch.linspace(low, high, 12, dtype=torch.float64)
+        grid = torch.linspace(low, high, 12, dtype=torch.float64, device="cpu")
         best = min(grid, key=loss_at)
         low, high = max(low, best - (grid[1] - grid[0])), min(high, best + (grid[1] - grid[0]))
     found = [best.to(images.device).expand(model.nz)]

@@ -44,11 +44,13 @@ def quadrature(
     half_width = checks.number("half_width", half_width, above=0, below=1e6)
     all_batches = batches(model, images, 1000)
     width = 2 * half_width / n_cells
-    axis = torch.arange(n_cells, dtype=torch.float64) * width + (width - 2 * half_width) / 2
     like = next(model.parameters())
+    axis = (
+        torch.arange(n_cells, dtype=torch.float64, device=like.device) * width + (width - 2 * half_width) / 2
+    )
     z = torch.cartesian_prod(*[axis] * model.nz).view(-1, model.nz).to(like)  # [cells, nz]
     is_edge = (z.abs() > half_width - max(width, half_width / 64)).any(1)
-    numbers = torch.cartesian_prod(*[torch.arange(n_cells)] * model.nz).view(-1, model.nz).to(like.device)
+    numbers = torch.cartesian_prod(*[torch.arange(n_cells, device=like.device)] * model.nz).view(-1, model.nz)
     is_white = numbers.sum(1) % 2 == 0
     parts = {"white": is_white, "black": ~is_white, "edge": is_edge}
     found: dict[str, list[Tensor]] = {name: [] for name in parts}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from lae_fast import checks, ops
 from lae_fast.isolation import isolated
 from lae_fast.models.likelihood import gaussian_rate, negative_log_prior
 from lae_fast.models.precision import check_precision, products_in
+from lae_fast.ops.torch_private import is_transformed
 
 
 def images_for(model: Autoencoder, x: Tensor) -> Tensor:
@@ -39,12 +41,12 @@ def images_for(model: Autoencoder, x: Tensor) -> Tensor:
         raise ValueError(
             f"images are {checks.describe(x)}; expected floating point [n, {model.nx}] with n >= 1 on {like.device}, or uint8"
         )
-    if x.is_inference() and not torch.is_inference_mode_enabled():
+    if not torch.compiler.is_compiling() and x.is_inference() and not torch.is_inference_mode_enabled():
         x = x.clone()  # autograd refuses to save the other one
     if x.dtype == torch.uint8:
         return x.to(like.dtype) / 255
     x, bounds = x.to(like.dtype), getattr(model.likelihood, "bounds", (0.0, 1.0))
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+    if x.device.type == "cpu" and not torch.compiler.is_compiling() and not is_transformed():
         values = x.detach().float().contiguous()
         if not (values.isfinite().all() if bounds is None else ops.in_unit_range(values)):  # a NaN fails too
             low, high = (v.item() for v in values.aminmax())
@@ -125,6 +127,8 @@ class Autoencoder(nn.Module):
             ValueError: images have another form (`images_for`).
         """
         x = images_for(self, x)
+        if x.requires_grad:
+            raise ValueError("images require a gradient; expected none: the loss has no derivative by them")
         return self.training_loss(x) if self.training else self.negative_elbo(x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -147,8 +151,12 @@ class Autoencoder(nn.Module):
         """The likelihood's input for latent variables: [..., nz] -> [..., nx]. A decoder may return images of any shape.
 
         Raises:
-            ValueError: the decoder does not return nx elements for each z.
+                TypeError, ValueError: z has another form, or the decoder does not return nx elements for each z.
         """
+        like = next(self.parameters(), z)
+        checks.tensor("z", z, dtypes=(like.dtype,), device=like.device)
+        if z.dim() < 2 or z.shape[-1] != self.nz or z.numel() == 0:
+            raise ValueError(f"z is {checks.describe(z)}; expected [..., n, {self.nz}] with n >= 1")
         rows = z.flatten(0, -2)
         out = self.decoder(rows)
         if not isinstance(out, Tensor) or out.shape[:1] != rows.shape[:1] or out[0].numel() != self.nx:
@@ -167,10 +175,20 @@ class Autoencoder(nn.Module):
 
         Raises:
             KeyError: names are missing, or belong to another chain.
+            TypeError, ValueError: values have another form, or are not finite. Nothing has changed then.
         """
         own = self.chain_state()
+        if not isinstance(state, dict):
+            raise TypeError(f"state is {checks.describe(state)}; expected what `chain_state` returned")
         if state.keys() != own.keys():
             raise KeyError(f"the chain's state holds {sorted(state)}; expected {sorted(own)}")
+        for name, value in state.items():
+            shape = ", ".join(map(str, own[name].shape))
+            checks.tensor(f"the chain's {name}", value, shape, dtypes=(own[name].dtype,))
+            if (
+                value.is_floating_point() and not (value < math.inf).all()
+            ):  # log_step_size may be -inf, none may be NaN
+                raise ValueError(f"the chain's {name} holds values that are not finite")
         for name, value in state.items():
             getattr(self, name).copy_(value)
 
@@ -180,7 +198,7 @@ class Autoencoder(nn.Module):
 
     def reconstruction(self, x: Tensor, z: Tensor) -> Tensor:
         """-log p(x|z) of images [n, nx] and z [..., n, nz]: float64 [..., n], nats per image."""
-        return self.likelihood.energy(self.output(z), x)
+        return self.likelihood.energy(self.output(z), images_for(self, x))
 
     def encode(self, x: Tensor) -> Tensor:
         """The mean of q(z|x) for each image: [n, nx] -> [n, nz]."""
@@ -216,6 +234,8 @@ class Autoencoder(nn.Module):
     def interpolate(self, start: Tensor, end: Tensor, n_steps: int) -> Tensor:
         """Decoded straight lines between the codes of two image batches: 2 x [n, nx] -> [n, n_steps, nx]."""
         checks.count("n_steps", n_steps)
+        if isinstance(end, Tensor) and len(start) != len(end):
+            raise ValueError(f"end holds {len(end)} images; expected {len(start)}, as start")
         with isolated(self):
             a, b = self.encode(start)[:, None], self.encode(end)[:, None]  # [n, 1, nz]
             t = torch.linspace(0, 1, n_steps, device=a.device, dtype=a.dtype)[:, None]  # [n_steps, 1]

@@ -34,8 +34,15 @@ def decoder_pass(model: AutoencoderWithChain, x: Tensor, *, by_row: bool = False
 
     by_row: each of the n datapoints has an energy and a decision of its own, V [n]; else the minibatch has one, V [1].
     """
+    if is_dense(model, x):
+        return DensePass(model, x, by_row)
+    return RecomputingPass(model, x, by_row) if by_row else AutogradPass(model, x, by_row)
+
+
+def is_dense(model: AutoencoderWithChain, x: Tensor) -> bool:
+    """Whether the potential of images x [n, nx] is known to the letter: an `MLP` under a likelihood with a kernel."""
     decoder, kind = model.decoder, type(model)
-    is_dense = (
+    return (
         type(decoder) is MLP  # a subclass may have changed anything
         and decoder.is_whole()
         and not any(has_hooks(m) for m in (decoder, *decoder))
@@ -44,9 +51,6 @@ def decoder_pass(model: AutoencoderWithChain, x: Tensor, *, by_row: bool = False
         and x.dtype in (torch.float32, torch.float64)
         and all(p.dtype == x.dtype and p.requires_grad for p in decoder.own_parameters())
     )
-    if is_dense:
-        return DensePass(model, x, by_row)
-    return RecomputingPass(model, x, by_row) if by_row else AutogradPass(model, x, by_row)
 
 
 class DecoderPass:

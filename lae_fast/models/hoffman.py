@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lae_fast import checks
+from lae_fast.models.decoder_pass import is_dense
 from lae_fast.models.likelihood import gaussian_rate
 from lae_fast.models.precision import chain_context, products_in
 from lae_fast.models.vae import VAE
@@ -82,6 +83,8 @@ class Hoffman(AutoencoderWithChain, VAE):
             with products_in(self.chain_precision, x.device):
                 return evaluate_potential(lambda z: self.potential(x, z), rows, n)
 
+        if self.mh and not is_dense(self, x):
+            self._check_function(x, z, by_row=True)
         start = z if self.start == "encoder" else torch.randn_like(z)
         chains = Chains(
             evaluate,
@@ -91,8 +94,6 @@ class Hoffman(AutoencoderWithChain, VAE):
             mh=self.mh,
             adaptation=self.adaptation if self.mh else None,
         )
-        if self.mh:
-            self._check_function(x, start, chains.potential)
         slope = chains.grad - z if self.start == "encoder" else evaluate(z)[1] - z
         visited, acceptance = [], torch.zeros_like(chains.potential)
         has_moved = torch.zeros_like(chains.is_accepted)

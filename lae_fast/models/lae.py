@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lae_fast import checks
+from lae_fast.models.autoencoder import images_for
 from lae_fast.models.coordinates import DatapointCoordinates, JointCoordinates, Memory
-from lae_fast.models.decoder_pass import DecoderPass, decoder_pass
+from lae_fast.models.decoder_pass import DecoderPass, decoder_pass, is_dense
 from lae_fast.models.precision import chain_context, products_in
 from lae_fast.models.with_chain import AutoencoderWithChain
 from lae_fast.sampling.chains import Chains
@@ -149,7 +150,7 @@ class LAE(AutoencoderWithChain):
         return super().chain_state() | {name: getattr(self, name).clone() for name in own}
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        h = self.encoder(x)
+        h = self.encoder(images_for(self, x))
         mean = h @ self.phi.T
         if self.spreads:
             return mean, self.log_std(h).exp()
@@ -157,8 +158,18 @@ class LAE(AutoencoderWithChain):
 
     @torch.no_grad()
     def set_constant_std(self, s: float | Tensor) -> None:
-        """Make s of q(z|x) = N(phi g(x), diag(s^2)) the same for all images: a number or [nz]."""
-        s = torch.as_tensor(s)
+        """Make s of q(z|x) = N(phi g(x), diag(s^2)) the same for all images: a number or [nz].
+
+        Raises:
+            TypeError, ValueError: s is not positive and finite, or of another shape.
+        """
+        s = (
+            s
+            if isinstance(s, Tensor)
+            else torch.tensor(checks.number("s", s, above=0), device=self.phi.device)
+        )
+        if s.shape not in ((), (self.nz,)) or not (s.is_meta or ((s > 0) & s.isfinite()).all()):
+            raise ValueError(f"s is {s.tolist()}; expected positive finite numbers, [] or [{self.nz}]")
         if self.spreads:
             self.log_std.weight.zero_()
             self.log_std.bias.copy_(s.log())
@@ -174,17 +185,15 @@ class LAE(AutoencoderWithChain):
         proposals.
 
         Raises:
-            ValueError: images require a gradient; or the potential is not a function (a decoder with Dropout) or, with
+            ValueError: the potential is not a function (a decoder with Dropout) or, with
                 datapoint decisions, an image's potential depends on other images (BatchNorm in train mode).
         """
-        if x.requires_grad:
-            raise ValueError(
-                "images require a gradient; expected none: the chain's loss has no derivative by them"
-            )
         with products_in(self.precision, x.device):
             h = self.encoder(x).to(x.dtype)  # [n, d]
             log_std = self.log_std(h).to(x.dtype) if self.spreads else None  # [n, nz]
         with torch.no_grad(), chain_context(self.mh, x.device):
+            if self.mh and not is_dense(self, x):
+                self._check_function(x, h.detach() @ self.phi.T, by_row=not self.is_joint)
             decoder = decoder_pass(self, x.contiguous(), by_row=not self.is_joint)
             value, known = self._run_chain(decoder, self.coordinates(h.detach(), log_std))
         inputs = [h, *decoder.parameters] if log_std is None else [h, log_std, *decoder.parameters]
@@ -237,8 +246,6 @@ class LAE(AutoencoderWithChain):
             adaptation=self.adaptation,
         )
         decoder.start()
-        if self.mh:
-            self._check_function(decoder.x, coordinates.z(chain.phi), chain.potential)
         value, acceptance = torch.zeros_like(chain.potential), torch.zeros_like(chain.potential)
         has_moved = torch.zeros_like(chain.is_accepted)
         # The derivative by log s of the negative ELBO: s u dU/dz at the start, and -1 of the entropy.

@@ -49,6 +49,9 @@ class Likelihood(nn.Module):
 
     def energy(self, output: Tensor, x: Tensor) -> Tensor:
         """-log p(x|z) for output [..., n, nx] and images x [n, nx]: float64 [..., n], nats per image."""
+        for name, t in (("output", output), ("x", x)):
+            if not isinstance(t, Tensor) or not t.is_floating_point():
+                raise TypeError(f"{name} is {checks.describe(t)}; expected a floating point tensor")
         if output.dtype in (torch.float16, torch.bfloat16):
             output = output.float()
         x = x.to(output.dtype)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lae_fast import ops
+from lae_fast import checks, ops
 from lae_fast.models import products
 from lae_fast.ops.once import differentiable_once
 from lae_fast.ops.torch_private import backward_reaches, has_hooks, is_transformed, own_parameters
@@ -140,6 +140,12 @@ class MLP(nn.Sequential):
             )
         if any(m.bias is None for m in modules if not isinstance(m, nn.ReLU)):
             raise ValueError("MLP got a layer without bias, or a norm that is not affine; expected both")
+        sizes = [n for m in modules for n in _sizes(m)]
+        for before, after in zip(sizes[1::2], sizes[2::2], strict=False):
+            if before != after:
+                raise ValueError(
+                    f"MLP got a layer of {after} features after one of {before}; expected the same number"
+                )
         self._kinds = kinds
 
     def layers(
@@ -186,9 +192,21 @@ class MLP(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, k] -> [n, m]."""
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x is {checks.describe(x)}; expected a tensor [n, {self[0].in_features}]")
         if not self.takes_fast_path(x):
             return super().forward(x)
         return _MLPFunction.apply(self, autocast_dtype(x.device), x.contiguous(), *self.own_parameters())
+
+
+def _sizes(module: nn.Module) -> tuple[Any, ...]:
+    """How many features a layer takes and gives; () where it does not matter."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    if isinstance(module, nn.LayerNorm):
+        n = module.normalized_shape[0] if len(module.normalized_shape) == 1 else module.normalized_shape
+        return n, n
+    return ()
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:

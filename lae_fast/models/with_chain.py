@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from lae_fast import checks, ops
 from lae_fast.models.autoencoder import Autoencoder
-from lae_fast.models.mlp import MLP
 from lae_fast.models.precision import chosen_chain_precision
 from lae_fast.ops.columns import COUNTERS
 from lae_fast.sampling.adaptation import TARGET_ACCEPTANCE, robbins_monro
@@ -72,32 +71,32 @@ class AutoencoderWithChain(Autoencoder):
         self.register_buffer("acceptance_rate", torch.zeros((), dtype=torch.float64), persistent=False)
         self.register_buffer("unmoved", torch.zeros((), dtype=torch.float64), persistent=False)
         self.register_load_state_dict_pre_hook(_take_weights)
-        self.register_load_state_dict_post_hook(lambda model, _: model._settle())
-        self._is_checked = False
+        self.register_load_state_dict_post_hook(_settle)
+        self._checked: list[tuple[int, bool]] | None = None
 
     def _adaptation(self) -> Tensor:
         """[1, 2]: the rule by which the step size adapts."""
         return robbins_monro(1, self.adaptation_rate, TARGET_ACCEPTANCE, self.log_step_size.device)
 
-    def train(self, mode: bool = True) -> AutoencoderWithChain:
-        self._is_checked = False
-        return super().train(mode)
-
-    def _check_function(self, x: Tensor, z: Tensor, potential: Tensor) -> None:
-        """Raise a ValueError unless the potential is a function of z, the first time after `train` has been called.
+    def _check_function(self, x: Tensor, z: Tensor, *, by_row: bool) -> None:
+        """Raise a ValueError unless the potential is a function of z; once, and again when modules or their modes change.
 
         Args:
-            x, z: images [n, nx] and latent variables [n, nz] where the chains start.
-            potential: the potential there, [n]: then that of each datapoint has to be a function of its own z; or [1].
+            x, z: images [n, nx] and latent variables [n, nz].
+            by_row: each datapoint decides, so that its potential has to be a function of its own z alone.
         """
-        if self._is_checked or isinstance(self.decoder, MLP) or torch.compiler.is_compiling():
+        parts = [*self.decoder.modules(), *self.likelihood.modules()]
+        modes = [(id(module), module.training) for module in parts]
+        is_waiting_refused = x.is_cuda and torch.cuda.is_current_stream_capturing()
+        if modes == self._checked or torch.compiler.is_compiling() or is_waiting_refused:
             return
-        if x.is_cuda and torch.cuda.is_current_stream_capturing():
-            return
-        n = len(x) if len(potential) == 1 else (len(x) + 1) // 2  # without the other half
-        again = self.potential(x[:n], z[:n].to(x.dtype))
-        check_function(potential[:n], again.sum(0, keepdim=True) if len(potential) == 1 else again)
-        self._is_checked = True
+        buffers = [(b, b.clone()) for module in parts for b in module.buffers(recurse=False)]
+        n = (len(x) + 1) // 2 if by_row else len(x)  # without the other half
+        first, again = self.potential(x, z)[:n], self.potential(x[:n], z[:n])
+        for buffer, before in buffers:  # as BatchNorm's averages
+            buffer.copy_(before)
+        check_function(first, again) if by_row else check_function(first.sum(), again.sum())
+        self._checked = modes
 
     def convert(self, weights: dict[str, Tensor], prefix: str) -> None:
         """Turn weights that an older or a differently configured model has saved into this model's, in place."""
@@ -141,6 +140,10 @@ class AutoencoderWithChain(Autoencoder):
         for name in ("acceptance_rate", "unmoved"):
             if is_empty or getattr(self, name).device != device:
                 setattr(self, name, torch.zeros((), dtype=torch.float64, device=device))
+
+
+def _settle(model: AutoencoderWithChain, _: Any) -> None:
+    model._settle()
 
 
 def _take_weights(model: AutoencoderWithChain, weights: dict[str, Tensor], prefix: str, *_: Any) -> None:

@@ -55,6 +55,12 @@ class Plan:
             checks.count(name, getattr(self, name), least)
         for name in ("mh", "share_step_size", "progress", "capture"):
             checks.flag(name, getattr(self, name))
+        if self.step_size is not None and not isinstance(self.step_size, Tensor):
+            checks.number("step_size", self.step_size, least=0)
+        if self.generator is not None:
+            checks.generator(
+                "generator", self.generator, getattr(self.generator, "device", torch.device("cpu"))
+            )
         checks.number("target_acceptance", self.target_acceptance, above=0, below=1)
         if self.step_size is None and not self.mh:
             raise ValueError(
@@ -80,7 +86,10 @@ class Plan:
             ValueError: a step size is not finite and >= 0, or their number does not fit.
         """
         n = 1 if self.share_step_size else n_chains
-        eta = checks.step_sizes("step_size", 1e-3 if self.step_size is None else self.step_size, n)
+        given = 1e-3 if self.step_size is None else self.step_size
+        if isinstance(given, Tensor) and given.shape == (n_chains,) and (given == given[0]).all():
+            given = given[:1]  # as in the samples of chains that have shared it
+        eta = checks.step_sizes("step_size", given, n)
         if not ((eta >= 0) & eta.isfinite()).all():
             raise ValueError(f"step_size is {self.step_size}; expected finite and >= 0, one number or {n}")
         return eta.to(device).expand(n).log()

@@ -52,7 +52,9 @@ class SamplingInterrupted(KeyboardInterrupt):
     """
 
     def __init__(self, samples: Samples, n_draws: int) -> None:
-        super().__init__(
-            f"stopped after {samples.z.shape[1]} of {n_draws} draws, which this exception holds as .samples"
-        )
-        self.samples = samples
+        super().__init__(samples, n_draws)  # as arguments, so that it can be pickled
+        self.samples, self.n_draws = samples, n_draws
+
+    def __str__(self) -> str:
+        n = self.samples.z.shape[1]
+        return f"stopped after {n} of {self.n_draws} draws, which this exception holds as .samples"
