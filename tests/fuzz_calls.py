@@ -231,6 +231,7 @@ STEPPED = dict(
     without=dict(potential=CALLABLES, energy=CALLABLES),
     says=dict(
         phi=("generator", "energy"),
+        n_chains=("step_size", "phi", "potential", "noise", "uniform"),
         state=("phi", "generator", "noise", "energy", "grad", "potential", "rng", "step_size"),
     ),
 )
@@ -297,7 +298,7 @@ def _():
     return drawn(lae_fast.ald_sample), dict(energy=batch_bowl, features=normal(3, 4)) | own | plan() | given
 
 
-def batch_bowl(z: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+def batch_bowl(z: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
     return bowl(z)
 
 

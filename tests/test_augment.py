@@ -385,7 +385,10 @@ BAD = [
     ),
     ({"x": torch.rand(16)}, r"images are float32 \[16\] on cpu; expected floating point \[n, 16\]"),
     ({"x": torch.rand(0, 16), "labels": torch.arange(0)}, r"\[0, 16\] on cpu; expected .* with n >= 1"),
-    ({"x": torch.zeros(6, 16, dtype=torch.uint8)}, r"images are uint8 \[6, 16\] on cpu; expected float16"),
+    (
+        {"x": torch.zeros(6, 16, dtype=torch.int16)},
+        r"images are int16 \[6, 16\] on cpu; expected floating point",
+    ),
     ({"x": torch.full((6, 16), 1.5)}, r"values from 1.5 to 1.5; expected all in \[0, 1\]"),
     ({"x": torch.full((6, 16), -0.5), "n": 0}, r"values from -0.5 to -0.5; expected all in \[0, 1\]"),
     ({"scale": -0.1}, "scale is -0.1; expected a finite number >= 0"),

@@ -87,6 +87,8 @@ class Plan:
         """
         n = 1 if self.share_step_size else n_chains
         given = 1e-3 if self.step_size is None else self.step_size
+        if isinstance(given, Tensor):
+            checks.tensor("step_size", given, dtypes=checks.REAL)
         if isinstance(given, Tensor) and given.shape == (n_chains,) and (given == given[0]).all():
             given = given[:1]  # as in the samples of chains that have shared it
         eta = checks.step_sizes("step_size", given, n)
