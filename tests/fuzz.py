@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 LIMIT = 20  # seconds for one call: none that is right takes one
-TRIES = int(os.environ.get("LAE_FAST_FUZZ", "300"))  # for each function
+TRIES = int(os.environ.get("LAE_FAST_FUZZ", "150"))  # for each function
 
 
 class Call(NamedTuple):

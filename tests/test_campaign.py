@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 MINUTES = float(os.environ.get("LAE_FAST_CAMPAIGN", 0))
-TRIALS = 8  # at least
+TRIALS = 5  # at least
 
 
 def test_runs_survive_signals_and_full_disks(tmp_path):
