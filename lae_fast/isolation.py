@@ -36,7 +36,10 @@ def isolated(*models: object) -> Iterator[None]:
 
 
 def exact() -> contextlib.AbstractContextManager[None]:
-    """No autocast, and float32 products that nothing rounds. Where nothing would round them, this costs next to nothing."""
+    """No autocast, and float32 products that nothing rounds. Where nothing would round them, this costs next to nothing.
+
+    Compiled code is left alone: it cannot change PyTorch's settings.
+    """
     return contextlib.nullcontext() if torch.compiler.is_compiling() or _is_exact() else _exact()
 
 
@@ -84,17 +87,17 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         with _lock:
-            own = {module: False for module in modules}  # while others are inside
+            own = {}  # of the modules that nobody else is inside of
             for module in modules:
                 entry = _modes[module]
                 entry[0] -= 1
                 if entry[0] == 0:
                     own[module] = entry[1]
                     del _modes[module]
-            if any(own.values()):
+            if len(own) == len(modules) and any(own.values()):
                 model.train(own[model])  # some modules do more in train() than set a flag
-                for module, mode in own.items():
-                    module.training = mode
+            for module, mode in own.items():
+                module.training = mode
 
 
 # ---- exact products ----

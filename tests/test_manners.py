@@ -161,6 +161,26 @@ def test_many_threads_may_ask_at_once():
     assert all(m.training for m in model.modules())
 
 
+def test_a_part_that_another_model_is_asked_with_stays_in_eval_mode():
+    """Not for a moment may it be in train mode, as a call of the whole model's `train` would have it."""
+    seen = []
+
+    class Shared(nn.Linear):
+        def train(self, mode=True):
+            seen.append(mode)
+            return super().train(mode)
+
+    part = Shared(2, 2)
+    one, other = nn.Sequential(part, nn.Dropout()), nn.Sequential(part)
+    with isolated(other):
+        seen.clear()
+        with isolated(one):
+            pass
+        assert True not in seen
+        assert (part.training, one.training, one[1].training) == (False, True, True)
+    assert part.training
+
+
 def test_an_attack_that_ends_does_not_disturb_another_one():
     model, seen, started, goes_on = (
         nn.Sequential(nn.Dropout(0.5), nn.Linear(NX, 3)),

@@ -12,7 +12,7 @@ from lae_fast import VAE, Bernoulli, Hoffman
 from lae_fast.graphs import WARMUP
 from lae_fast.models import nets
 from lae_fast.models.decoder_pass import decoder_pass
-from lae_fast.models.precision import LIMIT, ROOT_MEAN_SQUARE
+from lae_fast.models.precision import LIMIT, ROOT_MEAN_SQUARE, chain_context
 from lae_fast.training.step import TrainingStep
 
 aten = torch.ops.aten
@@ -145,6 +145,22 @@ def test_a_precision_too_coarse_for_decisions_is_refused():
     assert build("lae", precision="bf16").chain_precision == "float32"
     assert build("lae", precision="bf16", mh=False).chain_precision == "bf16"
     assert build("lae", precision="bf16", mh=False, chain_precision="float32").chain_precision == "float32"
+
+
+def test_a_compiled_chain_keeps_autocast_out_and_refuses_rounded_products(monkeypatch):
+    """It cannot change PyTorch's settings, as an eager one does."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    with torch.autocast("cpu", torch.bfloat16), chain_context(True, torch.device("cpu")):
+        assert not torch.is_autocast_enabled("cpu")
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with pytest.raises(
+            ValueError, match="float32 matmul precision is medium, with mh, in a compiled loss"
+        ):
+            chain_context(True, torch.device("cpu"))
+        chain_context(False, torch.device("cpu"))
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 @torch.no_grad()  # as within a step

@@ -261,9 +261,7 @@ def annealed_log_likelihood(
     Raises:
         ValueError: images, draws or schedule have another form, fewer than 2 chains, or the pilot run's seed.
     """
-    estimate = _annealed(
-        model, images, schedule, n_chains=n_chains, seed=seed, exact=exact, progress=progress, capture=capture
-    )
+    estimate = _annealed(model, images, schedule, n_chains, seed, exact, progress, capture)
     _warn(estimate, n_chains, "low" if exact is None else "high")
     return estimate
 
@@ -272,13 +270,13 @@ def _annealed(
     model: Autoencoder,
     images: Tensor,
     schedule: Schedule,
-    *,
-    n_chains: int = 16,
-    seed: int = 0,
+    n_chains: int,
+    seed: int,
     exact: Tensor | None = None,
-    progress: bool = True,
+    progress: bool = False,
     capture: bool | None = None,
 ) -> AISEstimate:
+    """`annealed_log_likelihood`, without its warning: callers give theirs, which names the line that called them."""
     images = images_for(model, images).detach()
     _check_schedule(schedule, images.device)
     if checks.seed("seed", seed) == schedule.seed:
@@ -332,10 +330,7 @@ def simulated_gap(
     checks.count("n_images", n_images)
     generator = torch.Generator(next(model.parameters()).device).manual_seed(checks.seed("seed", seed))
     images, z = model.simulate(n_images, generator)
-    below, above = (
-        _annealed(model, images, schedule, n_chains=n_chains, seed=seed, exact=exact, progress=False)
-        for exact in (None, z)
-    )
+    below, above = (_annealed(model, images, schedule, n_chains, seed, exact) for exact in (None, z))
     _warn(below, n_chains)
     return (above.log_likelihood - below.log_likelihood).mean().item()
 
@@ -375,7 +370,7 @@ def anneal(
             n_pilot=min(200, n_temperatures),
             seed=seeds.apart(seed),
         )
-        estimate = _annealed(model, images, schedule, n_chains=n_chains, seed=seed, progress=progress)
+        estimate = _annealed(model, images, schedule, n_chains, seed, progress=progress)
         found.append((estimate, schedule))
     best = max(found, key=lambda f: f[0].log_likelihood.mean())
     _warn(best[0], n_chains)

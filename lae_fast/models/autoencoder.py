@@ -151,7 +151,7 @@ class Autoencoder(nn.Module):
         """The likelihood's input for latent variables: [..., nz] -> [..., nx]. A decoder may return images of any shape.
 
         Raises:
-                TypeError, ValueError: z has another form, or the decoder does not return nx elements for each z.
+            TypeError, ValueError: z has another form, or the decoder does not return nx elements for each z.
         """
         like = next(self.parameters(), z)
         checks.tensor("z", z, dtypes=(like.dtype,), device=like.device)
@@ -185,9 +185,8 @@ class Autoencoder(nn.Module):
         for name, value in state.items():
             shape = ", ".join(map(str, own[name].shape))
             checks.tensor(f"the chain's {name}", value, shape, dtypes=(own[name].dtype,))
-            if (
-                value.is_floating_point() and not (value < math.inf).all()
-            ):  # log_step_size may be -inf, none may be NaN
+            # The logarithm of a step size may be -inf; nothing may be a NaN.
+            if value.is_floating_point() and not (value < math.inf).all():
                 raise ValueError(f"the chain's {name} holds values that are not finite")
         for name, value in state.items():
             getattr(self, name).copy_(value)

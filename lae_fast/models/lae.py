@@ -163,11 +163,8 @@ class LAE(AutoencoderWithChain):
         Raises:
             TypeError, ValueError: s is not positive and finite, or of another shape.
         """
-        s = (
-            s
-            if isinstance(s, Tensor)
-            else torch.tensor(checks.number("s", s, above=0), device=self.phi.device)
-        )
+        if not isinstance(s, Tensor):
+            s = torch.tensor(checks.number("s", s, above=0), device=self.phi.device)
         if s.shape not in ((), (self.nz,)) or not (s.is_meta or ((s > 0) & s.isfinite()).all()):
             raise ValueError(f"s is {s.tolist()}; expected positive finite numbers, [] or [{self.nz}]")
         if self.spreads:

@@ -54,9 +54,10 @@ def chosen_chain_precision(precision: str, asked: str | None, mh: bool) -> str:
 def chain_context(mh: bool, device: torch.device) -> contextlib.AbstractContextManager[None]:
     """The context in which a chain runs: never under the program's autocast and, where it decides, without products that
     PyTorch's own settings round."""
-    if torch.compiler.is_compiling():
-        _check_float32(mh)
-    return exact() if mh else torch.autocast(device.type, enabled=False)
+    if mh and not torch.compiler.is_compiling():
+        return exact()
+    _check_float32(mh)  # a compiled loss cannot change the settings
+    return torch.autocast(device.type, enabled=False)
 
 
 def _check_float32(mh: bool) -> None:
