@@ -52,7 +52,7 @@ class Study:
     n_scored: int = 1000
     n_temperatures: int = 100
     nh: int = 256
-    paper_updates: int = 2750
+    paper_updates: int = 11_000  # of 100 images: twenty epochs
     paper_nh: int = 1024
 
 
