@@ -19,11 +19,12 @@ import traceback
 from pathlib import Path
 
 import torch
+from commands import SMALL_RUN
 
 from lae_fast import checkpoint, train
 from lae_fast.training import trainer
 
-OPTIONS = "--device cpu --dataset digits --nh 16 --depth 1 --batch-size 100 --epochs 2 --log-every 5"
+OPTIONS = [*SMALL_RUN, *["--batch-size", "100", "--epochs", "2", "--log-every", "5"]]
 VARIANTS = (
     "--model lae --checkpoint-every 3",
     "--model lae --decisions joint --binarize dynamic",
@@ -130,7 +131,7 @@ def resumed(folder, options, log):
 
 def trial(folder, draw, variant, whole, seconds, strikes):
     """Disturb a run once or more and let it end; a sentence on what went wrong, or None."""
-    options, log, run = [*OPTIONS.split(), *variant.split()], folder / "log", folder / "run"
+    options, log, run = [*OPTIONS, *variant.split()], folder / "log", folder / "run"
     arguments = [*options, "--output-dir", run]
     for _ in range(draw.randrange(1, 4)):
         if wrong := disturbed(draw, arguments, log, seconds, strikes):
@@ -154,7 +155,7 @@ def main(folder, seconds, n_trials, seed=0):
     whole, took = {}, {}
     for i, variant in enumerate(VARIANTS):
         start, run = time.monotonic(), folder / f"whole-{i}"
-        arguments = [*OPTIONS.split(), *variant.split(), "--output-dir", run]
+        arguments = [*OPTIONS, *variant.split(), "--output-dir", run]
         assert ended(started(arguments, folder / "log")) == 0, (folder / "log").read_text()
         whole[variant], took[variant] = records(run), time.monotonic() - start
     done = 0

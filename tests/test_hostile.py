@@ -11,30 +11,14 @@ import shutil
 
 import pytest
 import torch
+from commands import SHORT_SCORE, SMALL_RUN
 
 from lae_fast import checkpoint, models, score, train
 from lae_fast.training import trainer
 
-QUICK = [
-    "--device",
-    "cpu",
-    "--dataset",
-    "digits",
-    "--nh",
-    "16",
-    "--depth",
-    "1",
-    "--nz",
-    "3",
-    "--batch-size",
-    "300",
-    "--epochs",
-    "1",
-    "--log-every",
-    "2",
-]
+QUICK = [*SMALL_RUN, *["--nz", "3", "--batch-size", "300", "--epochs", "1", "--log-every", "2"]]
 FREE = "--epochs 2 --patience 9 --lr auto --cooldown 0.2 --log-every 2 --checkpoint-every 0 --device cpu --data-dir /nowhere"
-SCORE = "--images 5 --n-temperatures 5 --n-chains 2 --n-draws 5 --simulated 5 --data-dir /nowhere"
+SCORE = [*SHORT_SCORE, "--data-dir", "/nowhere"]
 N_SEEDS = 15  # mutations of each kind
 
 VALUES = (None, True, -1, 0, 7, 0.5, 10**9, 10**30, 1e300, math.inf, -math.inf, math.nan, "", "x", "8", "a\0b", "\ud800", [], [1],
@@ -175,7 +159,7 @@ def test_a_changed_folder_is_used_or_refused_in_one_line(change, seed, finished,
     shutil.copytree(finished, folder)
     change(random.Random(f"{change.__name__} {seed}"), folder)
     for main, arguments in (
-        (score.main, [folder, *SCORE.split()]),
+        (score.main, [folder, *SCORE]),
         (train.main, ["--resume", folder, *FREE.split()]),
     ):
         code, err = run(main, *arguments)
@@ -228,7 +212,7 @@ def test_a_model_with_one_s_for_all_images_is_loaded_and_scored(options, tmp_pat
     folder = tmp_path / "run"
     assert run(train.main, *QUICK, *options, "--output-dir", folder)[0] == 0
     assert not models.load(folder / "best.safetensors").spreads
-    assert run(score.main, folder, *SCORE.split())[0] == 0
+    assert run(score.main, folder, *SCORE)[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -13,29 +13,13 @@ import threading
 
 import pytest
 import torch
+from commands import SHORT_SCORE, SMALL_RUN
 
 from lae_fast import checkpoint, data, score, seeds, train
 from lae_fast.training import run_folder, runlog
 from lae_fast.training.config import Config, TrainingError
 
-QUICK = [
-    "--device",
-    "cpu",
-    "--dataset",
-    "digits",
-    "--nh",
-    "16",
-    "--depth",
-    "1",
-    "--batch-size",
-    "100",
-    "--epochs",
-    "1",
-    "--log-every",
-    "5",
-    "--model",
-    "vae",
-]
+QUICK = [*SMALL_RUN, *["--batch-size", "100", "--epochs", "1", "--log-every", "5", "--model", "vae"]]
 
 
 def run(*arguments):
@@ -180,23 +164,11 @@ def test_the_largest_seed_trains_and_the_next_is_refused(tmp_path):
 
 
 def test_score_takes_the_same_seeds(finished, capsys):
-    quick = [
-        "--images",
-        "5",
-        "--n-temperatures",
-        "5",
-        "--n-chains",
-        "2",
-        "--n-draws",
-        "5",
-        "--simulated",
-        "5",
-    ]
-    assert score.main([str(finished), *quick, "--seed", str(seeds.LARGEST)]) == 0
+    assert score.main([str(finished), *SHORT_SCORE, "--seed", str(seeds.LARGEST)]) == 0
     capsys.readouterr()
     for bad in (seeds.LARGEST + 1, -1):
         with contextlib.suppress(SystemExit):  # tyro's way, for what it finds while it parses
-            assert score.main([str(finished), *quick, "--seed", str(bad)]) == 2
+            assert score.main([str(finished), *SHORT_SCORE, "--seed", str(bad)]) == 2
         out, err = capsys.readouterr()
         assert f"--seed is {bad}" in out + err
         assert "-log p(x)" not in out
@@ -294,20 +266,8 @@ def test_a_score_is_written_before_it_is_shown(finished, tmp_path, monkeypatch):
         raise RuntimeError("shown")
 
     monkeypatch.setattr(score, "say", fails)
-    quick = [
-        "--images",
-        "5",
-        "--n-temperatures",
-        "5",
-        "--n-chains",
-        "2",
-        "--n-draws",
-        "5",
-        "--simulated",
-        "5",
-    ]
     with pytest.raises(RuntimeError, match="shown"):
-        score.main([str(finished), *quick, "--output", str(tmp_path / "table.csv")])
+        score.main([str(finished), *SHORT_SCORE, "--output", str(tmp_path / "table.csv")])
     assert (tmp_path / "table.csv").read_text().count("\n") == 2
 
 
@@ -316,19 +276,7 @@ def test_a_score_that_cannot_be_written_is_shown(finished, tmp_path, monkeypatch
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(checkpoint, "write_atomically", full)
-    quick = [
-        "--images",
-        "5",
-        "--n-temperatures",
-        "5",
-        "--n-chains",
-        "2",
-        "--n-draws",
-        "5",
-        "--simulated",
-        "5",
-    ]
-    assert score.main([str(finished), *quick, "--output", str(tmp_path / "table.csv")]) == 2
+    assert score.main([str(finished), *SHORT_SCORE, "--output", str(tmp_path / "table.csv")]) == 2
     out, err = capsys.readouterr()
     assert "-log p(x)" in out
     assert "error: [Errno 28] No space left on device" in err

@@ -4,24 +4,12 @@ import csv
 
 import pytest
 import torch
+from commands import SMALL_RUN
 
 from lae_fast import score, train
 from lae_fast.models import Architecture, build, load
 
-RUN = [
-    "--dataset",
-    "digits",
-    "--nh",
-    "16",
-    "--depth",
-    "1",
-    "--nz",
-    "2",
-    "--batch-size",
-    "100",
-    "--epochs",
-    "1",
-]
+RUN = [*SMALL_RUN, *["--nz", "2", "--batch-size", "100", "--epochs", "1"]]
 QUICK = [
     "--images",
     "20",

@@ -20,28 +20,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import SMALL_RUN
 
 from lae_fast import checkpoint, data, train
 from lae_fast.training import run_folder, trainer
 from lae_fast.training.config import Config, TrainingError
 from lae_fast.training.trainer import Trainer
 
-QUICK = [
-    "--device",
-    "cpu",  # where runs resume bit for bit
-    "--dataset",
-    "digits",
-    "--nh",
-    "16",
-    "--depth",
-    "1",
-    "--batch-size",
-    "100",
-    "--epochs",
-    "2",
-    "--log-every",
-    "5",
-]
+QUICK = [*SMALL_RUN, *["--batch-size", "100", "--epochs", "2", "--log-every", "5"]]
 
 
 def with_quick(arguments):
