@@ -1,0 +1,57 @@
+"""The command: from a run's folder to its page."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import tyro
+
+from lae_fast import console, data, models
+from lae_fast.checkpoint import CheckpointError
+from lae_fast.data import DataError
+from lae_fast.training import run_folder
+from lae_fast.training.config import Config
+from lae_fast.view import page
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Write a trained run as one page for a browser: view.html in its folder."""
+
+    run: tyro.conf.Positional[Path]
+    """A folder that `python -m lae_fast.train` has written."""
+    table: Path | None = None
+    """A table of `python -m lae_fast.score --output`; default: the one in the run's folder, if there is one."""
+    data_dir: Path | None = None
+    """Folder of the data; default: the folder that the run used."""
+
+
+def view(options: Options) -> int:
+    """Write the page; the exit code."""
+    folder = options.run
+    try:
+        config = Config.from_json(run_folder.read_options(folder))
+    except (CheckpointError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{folder} is not the folder of a run: {error}") from error
+    model = models.load(folder / "best.safetensors")
+    dataset = data.load(
+        config.dataset,
+        options.data_dir or config.data_dir,
+        validation=config.validation,
+        binarization="none" if config.binarize == "none" else "fixed",
+    )
+    path = page.write(folder, model, dataset.test, options.table)
+    console.say(f"written   {path}, {path.stat().st_size / 1e6:.1f} MB: open it in a browser")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit code."""
+    return console.run(
+        lambda: view(tyro.cli(Options, args=arguments, prog="python -m lae_fast.view")),
+        (CheckpointError, DataError, ValueError, OSError, torch.OutOfMemoryError),
+        "stopped; no page was written",
+    )

@@ -1,0 +1,129 @@
+"""The page of a run: what it shows, gathered from the run's folder, its model and test images, and put into the templates."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lae_fast import checkpoint
+from lae_fast.data import Split
+from lae_fast.models.autoencoder import Autoencoder, asks
+from lae_fast.training import runlog
+from lae_fast.view import records
+from lae_fast.view.network import CannotRun, network
+from lae_fast.view.pixels import Pixels, data_uri
+
+TEMPLATES = Path(__file__).parent
+SCRIPTS = ("decoder.js", "charts.js", "explorer.js")
+NAME = "view.html"
+N_SAMPLES, N_PAIRS = 64, 40
+MOST_CODES = 500  # in the plane
+BYTES_OF_ORIGINALS = 600_000  # of their test images, before compression
+
+
+def write(folder: Path, model: Autoencoder, test: Split, table: Path | None = None) -> Path:
+    """Write a run's page, `view.html`, into its folder.
+
+    Args:
+        folder: a run's folder, with config.json and metrics.jsonl; results.json is shown where it is there.
+        model: the run's model, with the weights to show.
+        test: test images, and labels where there are some.
+        table: a table that `lae_fast.score --output` wrote; None: one that lies in the folder.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        CheckpointError: the folder holds no run, or the table has no row of it.
+        OSError: the page cannot be written.
+    """
+    record, lines = checkpoint.read_json(folder / "config.json"), runlog.read(folder / "metrics.jsonl")
+    results = folder / "results.json"
+    values = (checkpoint.read_json(results) if results.exists() else {}) | records.row_of(folder, table)
+    pixels = Pixels.of(test.images)
+    z, samples = _samples(model)
+    n = max(N_PAIRS, min(MOST_CODES, BYTES_OF_ORIGINALS // math.prod(pixels.shape)))
+    originals, labels = pixels.pictures(test.images[:n]), test.labels
+    codes, reconstructions = _codes(model, test.images[:n])
+    try:
+        decoder, problem = network(model), ""
+    except CannotRun as error:
+        decoder, problem = None, f"Decoding does not run in this page: {error}."
+    data = {
+        "shape": pixels.shape,
+        "range": [pixels.low, pixels.high],
+        "network": decoder,
+        "samples": _rounded(z),
+        "codes": _rounded(codes),
+        "labels": None if labels is None else labels[:n].tolist(),
+        "originals": data_uri(originals.transpose(0, 1).flatten(1, 2)),  # one below the other
+        "axes": _axes(codes),
+        "curves": records.curves(record, lines),
+    }
+    pairs = zip(originals, pixels.pictures(reconstructions), strict=False)
+    page = {
+        "name": html.escape(folder.resolve().name),
+        "summary": html.escape(records.summary(record, lines, model)),
+        "scores": records.scores(model, record, values),
+        "samples": "".join(map(_tile, pixels.pictures(samples))),
+        "reconstructions": "".join(f"<span>{_tile(a)}{_tile(b)}</span>" for a, b in pairs),
+        "problem": html.escape(problem),
+        "epochs": records.epochs(lines),
+        "making": records.making(record),
+        "style": _template("style.css"),
+        "script": "\n".join(map(_template, SCRIPTS)),
+        "data": json.dumps(data, allow_nan=False).replace("<", "\\u003c"),  # no tag may end it
+    }
+    text = re.sub(r"\{\{(\w+)\}\}", lambda found: page[found[1]], _template("page.html"))
+    checkpoint.write_atomically(folder / NAME, text.encode("utf-8", "backslashreplace"))
+    return folder / NAME
+
+
+def _template(name: str) -> str:
+    return (TEMPLATES / name).read_text(encoding="utf-8")
+
+
+def _tile(picture: Tensor) -> str:
+    """A small picture [c, h, w] as an element of the page."""
+    _, height, width = picture.shape
+    return f'<img src="{data_uri(picture)}" width="{width}" height="{height}" alt="">'
+
+
+@asks
+def _samples(model: Autoencoder) -> tuple[Tensor, Tensor]:
+    """Draws z [n, nz] of the prior, and their mean images: the same as in samples.png."""
+    like = next(model.parameters())
+    generator = torch.Generator(like.device).manual_seed(0)
+    z = torch.randn(N_SAMPLES, model.nz, generator=generator, device=like.device, dtype=like.dtype)
+    return z, model.decode(z)
+
+
+@asks
+def _codes(model: Autoencoder, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The codes [n, nz] of images, on the CPU, and mean images of the first of them."""
+    z = torch.cat([model.encode(x) for x in images.to(next(model.parameters()).device).split(100)])
+    return z.cpu(), model.decode(z[:N_PAIRS])
+
+
+def _axes(codes: Tensor) -> list[dict[str, Any]]:
+    """Directions that the plane can show, of codes [n, nz]: the latent dimensions by falling variance, then, where there are more
+    than two, both principal components."""
+    codes = codes.double()
+    named = [(f"z{i + 1}", e) for i, e in enumerate(torch.eye(codes.shape[1], dtype=torch.float64))]
+    named.sort(key=lambda axis: -(codes @ axis[1]).var().item())
+    if len(named) > 2:
+        vectors = torch.linalg.eigh(torch.cov(codes.T)).eigenvectors  # in columns, by rising variance
+        signed = [v * v[v.abs().argmax()].sign() for v in (vectors[:, -1], vectors[:, -2])]
+        named += [(f"principal component {k}", v) for k, v in enumerate(signed, 1)]
+    return [{"name": n, "variance": (codes @ v).var().item(), "direction": v.tolist()} for n, v in named]
+
+
+def _rounded(t: Tensor) -> list[list[float]]:
+    return [[round(v, 4) for v in row] for row in t.tolist()]

@@ -1,0 +1,62 @@
+"""How images become pictures, and pictures PNG in the page's own text: what every browser shows, and the standard library writes."""
+
+from __future__ import annotations
+
+import base64
+import math
+import struct
+import zlib
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_COLOURS = {1: 0, 3: 2}  # channels: PNG's name for grey and for RGB
+
+
+class Pixels(NamedTuple):
+    """How images become pictures."""
+
+    shape: tuple[int, int, int]  # channels, height, width of an image
+    low: float  # the value shown as black
+    high: float  # the value shown as white
+
+    @classmethod
+    def of(cls, images: Tensor) -> Pixels:
+        """Of test images [n, c, h, w], or flat [n, nx] and square: uint8, or floating point."""
+        if images.dim() == 4:
+            shape = tuple(images.shape[1:])
+        else:
+            nx = math.prod(images.shape[1:])
+            side = math.isqrt(nx)
+            shape = (1, side, side) if side * side == nx else (1, 1, nx)
+        if images.dtype == torch.uint8:
+            return cls(shape, 0.0, 1.0)
+        low, high = (v.item() for v in images.float().aminmax())
+        return cls(shape, min(low, 0.0), max(high, 1.0))
+
+    def pictures(self, images: Tensor) -> Tensor:
+        """Images, uint8 or floating point, n of them -> uint8 [n, 1 or 3, h, w]; of two channels, or four, the first is shown."""
+        images = images.reshape(len(images), *self.shape)
+        if images.dtype != torch.uint8:
+            scaled = (images.float() - self.low) / (self.high - self.low)
+            images = (scaled.clamp(0, 1) * 255).round().to(torch.uint8)
+        return images if self.shape[0] == 3 else images[:, :1]
+
+
+def png(pixels: Tensor) -> bytes:
+    """A picture [c, h, w], uint8, grey or RGB, as a PNG file."""
+    channels, height, width = pixels.shape
+    rows = pixels.permute(1, 2, 0).reshape(height, width * channels).cpu().numpy()
+    filtered = b"".join(b"\0" + row.tobytes() for row in rows)  # 0: each row as it is
+    header = struct.pack(">2I5B", width, height, 8, _COLOURS[channels], 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(filtered, 9)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in chunks
+    )
+
+
+def data_uri(pixels: Tensor) -> str:
+    """The same as an address that holds the file itself."""
+    return f"data:image/png;base64,{base64.b64encode(png(pixels)).decode()}"

@@ -1,0 +1,175 @@
+"""What a run's records say, as parts of the page: the run in a sentence, its scores, curves and epochs, how it was made."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import html
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from lae_fast.checkpoint import CheckpointError
+from lae_fast.models.autoencoder import Autoencoder
+from lae_fast.sampling.adaptation import TARGET_ACCEPTANCE
+
+KINDS = {"lae": "Langevin autoencoder", "vae": "Variational autoencoder", "hoffman": "Hoffman's method"}
+MOST_POINTS = 400  # of a curve
+Lines = list[dict[str, Any]]  # of metrics.jsonl
+
+
+def summary(record: dict[str, Any], lines: Lines, model: Autoencoder) -> str:
+    """The run in a sentence."""
+    options = record["options"]
+    kind = KINDS.get(options.get("model", ""), type(model).__name__)
+    epochs = next((line["epoch"] for line in reversed(lines) if "epoch" in line), 0)
+    data = re.split(r", (?=found|downloaded|because)", str(record.get("data", "images")))[0]
+    return f"{kind} with {_counted(model.nz, 'latent dimension')}, trained for {_counted(epochs, 'epoch')} on {data}."
+
+
+def _counted(number: float, noun: str) -> str:
+    return f"{number:.3g} {noun}{'' if number == 1 else 's'}"
+
+
+def row_of(folder: Path, table: Path | None) -> dict[str, str]:
+    """The run's row in a table of `lae_fast.score`, by default one that lies in the folder; {}: there is none.
+
+    Raises:
+        CheckpointError: the table that was asked for cannot be read, or has no row of the run.
+    """
+    for path in [table] if table else sorted(folder.glob("*.csv")):
+        try:
+            rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}") from error
+        for row in rows:
+            if row.get("run") == folder.resolve().name and _number(row.get("ais")) is not None:
+                return row
+    if table:
+        raise CheckpointError(
+            f"{table} has no row of {folder.resolve().name}; expected a table of lae_fast.score"
+        )
+    return {}
+
+
+def scores(model: Autoencoder, record: dict[str, Any], values: dict[str, Any]) -> str:
+    """The scores as a list of definitions, from results.json and a row of `lae_fast.score`."""
+    n = {name: _number(value) for name, value in values.items()}
+
+    def text(name: str, places: int = 2) -> str:
+        return "unknown" if n.get(name) is None else f"{n[name]:.{places}f}"
+
+    images = f"{text('images', 0)} test images"
+    about = {
+        "test_negative_elbo": (
+            "Negative ELBO",
+            f"reconstruction {text('test_reconstruction')} + rate {text('test_rate')}",
+        ),
+        "test_importance_bound": (
+            "Importance bound",
+            "-log p(x) is at most this, on average; 100 test images",
+        ),
+        "ais": (
+            "-log p(x), annealed",
+            f"± {text('standard_error')}, gap {text('gap')} between forward and reverse; {images}",
+        ),
+        "quadrature": ("-log p(x), exact", f"by quadrature; {images}"),
+    }
+    items = "".join(
+        f"<div><dt>{name}</dt><dd>{text(key)}<small>{note}</small></dd></div>"
+        for key, (name, note) in about.items()
+        if n.get(key) is not None
+    )
+    if not items:
+        return "<p>This run has no scores yet: it is tested when its training ends.</p>"
+    pixels = "grey" if record["options"].get("binarize", "none") == "none" else "binary"
+    note = "Nats per image; lower is better."
+    if getattr(model.likelihood, "density_of", None) != pixels:
+        note += " No probability of these pixels: compare with models of the same data and likelihood only."
+    return f'<dl class="scores">{items}</dl><p class="note">{note}</p>'
+
+
+def _number(value: object) -> float | None:
+    """A finite number, also as text; None: it is none."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        return None
+    return found if math.isfinite(found) else None
+
+
+def curves(record: dict[str, Any], lines: Lines) -> list[dict[str, Any]]:
+    """Charts for charts.js: series of points [epoch, value], those that this run has."""
+    options = record["options"]
+
+    def series(name: str, key: str) -> dict[str, Any]:
+        points = [
+            [line["epoch"], float(f"{line[key]:.5g}")] for line in lines if {key, "epoch"} <= line.keys()
+        ]
+        return {"name": name, "points": points[:: max(1, -(-len(points) // MOST_POINTS))]}
+
+    aim = {"value": TARGET_ACCEPTANCE, "name": f"{TARGET_ACCEPTANCE}, the aim"}
+    adapts = options.get("step_size") == "auto" and options.get("mh", True)
+    charts = [
+        {
+            "title": "Loss, nats per image",
+            "series": [series("training", "loss"), series("validation", "validation_negative_elbo")],
+        },
+        {
+            "title": "Proposals of the chain",
+            "series": [series("accepted", "acceptance_rate"), series("chains unmoved", "unmoved")],
+            "range": [0, 1],
+            "aim": aim if adapts else None,
+        },
+        {"title": "Step size", "series": [series("step size", "step_size")], "log": True},
+    ]
+    for chart in charts:
+        chart["series"] = [s for s in chart["series"] if s["points"]]
+    return [chart for chart in charts if chart["series"]]
+
+
+COLUMNS = {
+    "epoch": ("Epoch", ".0f"),
+    "loss": ("Training loss", ".2f"),
+    "validation_negative_elbo": ("Validation, negative ELBO", ".2f"),
+    "epoch_acceptance_rate": ("Accepted", ".2f"),
+    "step_size": ("Step size", ".3g"),
+}
+
+
+def epochs(lines: Lines) -> str:
+    """A table with a row for each epoch that has ended: its validation, and the last line of the log before."""
+    rows, latest = [], {}
+    for line in lines:
+        latest = latest | line
+        if "loss" not in line:  # the line that ends an epoch
+            rows.append(latest)
+            latest = {}
+    columns = {key: about for key, about in COLUMNS.items() if any(key in row for row in rows)}
+    head = "".join(f'<th scope="col">{name}</th>' for name, _ in columns.values())
+    body = "".join(f"<tr>{_cells(row, columns)}</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _cells(row: dict[str, Any], columns: dict[str, tuple[str, str]]) -> str:
+    return "".join(f"<td>{format(row[key], f) if key in row else ''}</td>" for key, (_, f) in columns.items())
+
+
+def making(record: dict[str, Any]) -> str:
+    """How the run was made, as a list of definitions: command, data, machine, versions, options."""
+    versions, options = record.get("versions", {}), record["options"]
+    facts = {
+        "Command": record.get("command"),
+        "Data": record.get("data"),
+        "Machine": versions.get("processor"),
+        "GPU": versions.get("gpu"),
+        "Versions": ", ".join(
+            f"{name} {versions[name]}" for name in ("lae_fast", "torch") if name in versions
+        ),
+        "Options": ", ".join(f"{name} {value}" for name, value in options.items() if value is not None),
+        "Page written": f"{datetime.datetime.now():%Y-%m-%d %H:%M}",
+    }
+    return "".join(
+        f"<dt>{name}</dt><dd>{html.escape(str(value))}</dd>" for name, value in facts.items() if value
+    )
