@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import tyro
 
-from lae_fast import console, data, info, progress
+from lae_fast import console, data, info, progress, view
 from lae_fast.checkpoint import CheckpointError
 from lae_fast.console import complain, say
 from lae_fast.data import DataError
@@ -102,6 +102,16 @@ def _print_end(trainer: Trainer) -> None:
             f"{nonfinite} not finite; step size {step_size:.2g}"
         )
     say(f"written   {trainer.folder}: best.safetensors, metrics.jsonl, results.json, tensorboard, pictures")
+    _write_page(trainer)
+
+
+def _write_page(trainer: Trainer) -> None:
+    """The run as a page for a browser. The run is done: whatever hinders the page is said, and stops nothing."""
+    try:
+        path = view.write(trainer.folder, trainer.model, trainer.test)
+        say(f"view      {path}: open it in a browser")
+    except Exception as error:
+        say(f"view      no page was written: {' '.join(str(error).split()) or type(error).__name__}")
 
 
 def _fit(trainer: Trainer) -> int:

@@ -23,7 +23,7 @@ FLOORS = (
     ("models",),
     ("augmentation", "evaluation"),
     ("training",),
-    ("info",),
+    ("info", "view"),
     ("experiments", "score", "train"),
     ("lae_fast",),  # the package's own names: for users, not for its rooms
 )

@@ -458,6 +458,27 @@ def test_arviz_reads_the_samples(sampler):
 
 
 @both_samplers
+def test_a_plot_shows_every_chain(sampler):
+    from matplotlib import pyplot
+
+    samples = short_run(sampler, n_draws=20)
+    figure = samples.plot()
+    pyplot.close(figure)
+    acceptance, step_size, energy = figure.axes
+    assert [ax.get_ylabel() for ax in figure.axes] == ["acceptance rate", "step size", "energy V, nats"]
+    n_chains = len(samples.z)
+    means = samples.potential.flatten(2).mean(2) if sampler == "langevin" else samples.potential
+    for k, line in enumerate(energy.lines):
+        torch.testing.assert_close(torch.from_numpy(line.get_ydata()), means[k])
+    assert (
+        len(energy.lines) == len(step_size.lines) == len(acceptance.lines) - 1 == n_chains
+    )  # and the target
+    assert len(energy.collections) == (n_chains if sampler == "langevin" else 0)  # bands over the datapoints
+    expected = samples.step_size[0].mean().expand(20)
+    torch.testing.assert_close(torch.from_numpy(step_size.lines[0].get_ydata()), expected)
+
+
+@both_samplers
 def test_the_bar_is_for_terminals(sampler, capfd, monkeypatch):
     short_run(sampler, progress=False)
     short_run(sampler, progress=True)  # stderr is no terminal here
@@ -541,6 +562,12 @@ def test_a_missing_arviz_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "arviz_base", None)
     with pytest.raises(ImportError, match=r'pip install "lae_fast\[diag\]"'):
         short_run().to_arviz()
+
+
+def test_a_missing_matplotlib_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match="pip install matplotlib"):
+        short_run().plot()
 
 
 def test_a_frozen_step_size_replaces_the_pending_proposal():

@@ -98,6 +98,7 @@ def test_a_run_leaves_its_records(finished):
         "reconstructions.png",
         "latent_plane.png",
         "tensorboard",
+        "view.html",
     ):
         assert (folder / name).exists(), name
     assert "scikit-learn's bundled digits" in result.stdout
@@ -657,6 +658,19 @@ def test_a_small_file_system(tmp_path):
         assert "MB free; this run needs about" in result.stderr
     finally:
         subprocess.run(["umount", str(mount)], check=True)
+
+
+def test_tensorboard_compares_runs_by_their_options(finished):
+    from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+    from tensorboard.plugins.hparams import metadata
+
+    folder, _ = finished
+    runs = EventMultiplexer({"whole": str(folder / "tensorboard")}).Reload()
+    tags = runs.PluginRunToTagToContent(metadata.PLUGIN_NAME)["whole"]
+    options = metadata.parse_session_start_info_plugin_data(tags[metadata.SESSION_START_INFO_TAG]).hparams
+    assert (options["nz"].number_value, options["model"].string_value) == (2, "lae")
+    measures = metadata.parse_experiment_plugin_data(tags[metadata.EXPERIMENT_TAG]).metric_infos
+    assert {m.name.tag for m in measures} <= set(runs.GetAccumulator("whole").Tags()["scalars"])
 
 
 def test_a_joint_chain_with_too_few_features_says_so(tmp_path):

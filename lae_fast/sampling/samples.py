@@ -1,11 +1,14 @@
-"""`Samples`: the result of a sampler, and its conversion for arviz."""
+"""`Samples`: the result of a sampler, its conversion for arviz, and a plot of how it went."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
 
+import numpy as np
 from torch import Tensor
+
+from lae_fast.sampling.adaptation import TARGET_ACCEPTANCE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +45,46 @@ class Samples:
             | dict.fromkeys(stats, ["datapoint"][: self.potential.dim() - 2]),
             check_conventions=False,  # more chains than draws is not a mistake
         )
+
+    def plot(self) -> Any:
+        """Acceptance, step size and energy over the draws, a line for each chain.
+
+        Where datapoints decide for themselves a line is their mean, and the band around it holds nine in ten of them.
+
+        Returns:
+            A matplotlib figure: `samples.plot().savefig("samples.png")`, or shown as it is by a notebook.
+
+        Raises:
+            ImportError: matplotlib is missing.
+        """
+        try:
+            from matplotlib import pyplot
+        except ImportError as error:
+            raise ImportError("plot needs matplotlib: pip install matplotlib") from error
+        figure, axes = pyplot.subplots(3, 1, sharex=True, figsize=(7, 6), layout="constrained")
+        step_size = self.step_size[:, None].expand_as(self.potential)
+        rows = {
+            "acceptance rate": self.acceptance_rate,
+            "step size": step_size,
+            "energy V, nats": self.potential,
+        }
+        for ax, (name, values) in zip(axes, rows.items(), strict=True):
+            for k, chain in enumerate(values.cpu().double().numpy()):  # [draw], or [draw, n]
+                colour = f"C{k % 10}"
+                if chain.ndim == 2:
+                    low, high = np.quantile(chain, (0.05, 0.95), axis=1)
+                    ax.fill_between(range(len(chain)), low, high, color=colour, alpha=0.15, linewidth=0)
+                    chain = chain.mean(1)
+                ax.plot(chain, color=colour, linewidth=1)
+            ax.set_ylabel(name)
+            ax.spines[["top", "right"]].set_visible(False)
+        axes[0].set_ylim(0, 1)
+        if self.kind == "Metropolis-Hastings":
+            axes[0].axhline(TARGET_ACCEPTANCE, color="0.5", linewidth=0.8, linestyle="--")
+        if (self.step_size > 0).all():
+            axes[1].set_yscale("log")
+        axes[2].set_xlabel("draw")
+        return figure
 
 
 class SamplingInterrupted(KeyboardInterrupt):

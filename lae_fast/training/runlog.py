@@ -6,14 +6,17 @@ import contextlib
 import json
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from lae_fast.checkpoint import CheckpointError, naming, write_atomically
+
+MEASURES = ("validation_negative_elbo", "loss")  # that TensorBoard compares runs by
 
 
 def _scalars(line: bytes) -> dict[str, Any] | None:
@@ -56,18 +59,25 @@ class RunLog:
     Args:
         folder: the run's folder.
         resume_step: continue after this step (-1: from the start), and drop later records. None: a new run.
+        options: the run's options, for TensorBoard's page of hyperparameters, beside the measures of `MEASURES`.
 
     Raises:
         CheckpointError: the earlier records are damaged.
     """
 
-    def __init__(self, folder: Path, resume_step: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, resume_step: int | None = None, options: Mapping[str, object] | None = None
+    ) -> None:
         self._path, self._events = folder / "metrics.jsonl", folder / "tensorboard"
         kept = read(self._path, -1 if resume_step is None else resume_step) if self._path.exists() else []
         write_atomically(self._path, "".join(f"{json.dumps(line)}\n" for line in kept).encode())
         purge = None if resume_step is None else resume_step + 1
         with naming(self._events):
             self._board = SummaryWriter(str(self._events), purge_step=purge)
+            # Not `add_hparams`: it would write them as a run of their own, in a folder within this one.
+            shown = {k: v if type(v) in (bool, int, float) else str(v) for k, v in (options or {}).items()}
+            for summary in hparams(shown, dict.fromkeys(MEASURES, 0)) if shown else ():
+                self._board.file_writer.add_summary(summary)
         self._file = self._path.open("a", buffering=1)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:

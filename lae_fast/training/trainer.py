@@ -124,7 +124,7 @@ class Trainer:
         `on_step` is called after every minibatch.
         """
         resume_step = self.progress.step or (-1 if self.is_resumed else None)
-        with RunLog(self.folder, resume_step) as self.log:
+        with RunLog(self.folder, resume_step, self.config.to_json()) as self.log:
             while not self.is_over():
                 for x in self.batches():
                     metrics, messages = self._step(x), ()

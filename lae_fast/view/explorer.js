@@ -20,7 +20,7 @@ const state = { z: page.codes[0], code: 0, a: 0, b: 0, t: 0, axes: [0, Math.min(
 state.b = Math.max(1, page.labels ? page.labels.findIndex((label) => label !== page.labels[0]) : 1);
 const axes = page.axes.map((axis) => ({ ...axis, name: axisName(axis.name) }));
 if (nz > 2) state.axes = [nz, nz + 1]; // the principal components
-const extent = 1.06 * Math.max(2, ...page.codes.flatMap((z) => axes.map(({ direction }) => Math.abs(dot(z, direction)))));
+let extent = 2; // of the plane, from its middle
 
 function dot(a, b) {
   return a.reduce((sum, v, i) => sum + v * b[i], 0);
@@ -105,7 +105,7 @@ const across = (z) => 50 + (50 * dot(z, axes[state.axes[0]].direction)) / extent
 const up = (z) => (nz === 1 ? 50 : 50 - (50 * dot(z, axes[state.axes[1]].direction)) / extent);
 const at = (z) => [across(z), up(z)].map((v) => Math.min(Math.max(v, 1.5), 98.5));
 
-const rings = [1, 2].map((r) => add(plane, "circle", { class: "ring", cx: 50, cy: 50, r: (50 * r) / extent }));
+const rings = [1, 2].map(() => add(plane, "circle", { class: "ring", cx: 50, cy: 50 }));
 const path = add(plane, "line", { class: "path live" });
 const dots = page.codes.map((_, i) => add(plane, "circle", { class: "dot", r: 0.95, fill: colourOf(i) }));
 const halo = add(plane, "circle", { class: "halo", r: 2.1 });
@@ -122,7 +122,11 @@ function place(circle, [x, y]) {
   circle.setAttribute("cy", y.toFixed(2));
 }
 
+/** Put all dots where the two axes that are shown have them. */
 function arrange() {
+  const shown = state.axes.map((i) => axes[i].direction);
+  extent = 1.06 * Math.max(2, ...page.codes.flatMap((z) => shown.map((direction) => Math.abs(dot(z, direction)))));
+  rings.forEach((ring, i) => ring.setAttribute("r", (50 * (i + 1)) / extent));
   dots.forEach((circle, i) => place(circle, at(page.codes[i])));
   const share = (axis) => axis.variance / axes.slice(0, nz).reduce((sum, { variance }) => sum + variance, 0);
   const [a, b] = state.axes.map((i) => `${axes[i].name} (${Math.round(100 * share(axes[i]))} %)`);
@@ -149,10 +153,11 @@ function nearest(distance) {
 /** The next code from here in the direction of an arrow key: near, and not far off to the side. */
 function codeTowards([dx, dy]) {
   const [x, y] = at(state.z);
-  return nearest((p, i) => {
+  const next = nearest((p, i) => {
     const along = (p[0] - x) * dx + (p[1] - y) * dy, aside = Math.abs((p[0] - x) * dy - (p[1] - y) * dx);
     return i === state.code || along <= 0.01 || aside > along ? Infinity : along + 2 * aside;
   });
+  return next ?? state.code ?? nearest((p) => Math.hypot(p[0] - x, p[1] - y));
 }
 
 let highlighted = null;
@@ -275,7 +280,7 @@ if (decode) {
   for (let i = 0; i < nz; i++) {
     const label = add(byId("sliders"), "label");
     add(label, "span", {}, `z${subscript(i + 1)}`);
-    const slider = add(label, "input", { type: "range", min: -reach, max: reach, step: "any" });
+    const slider = add(label, "input", { type: "range", min: -reach, max: reach, step: 0.05 });
     add(label, "output");
     slider.oninput = () => show(state.z.map((v, k) => (k === i ? +slider.value : v)));
   }

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from lae_fast.models.autoencoder import Autoencoder, asks
 from lae_fast.models.likelihood import Bernoulli, DiscretizedLogistic, Gaussian
@@ -72,7 +71,9 @@ def network(model: Autoencoder) -> dict[str, Any]:
 
 def _flops(model: Autoencoder) -> int:
     """Multiplications and additions that one image takes."""
-    z = torch.zeros(1, model.nz, device=next(model.parameters()).device, dtype=next(model.parameters()).dtype)
+    from torch.utils.flop_counter import FlopCounterMode  # here, as it brings a compiler
+
+    z = next(model.parameters()).new_zeros(1, model.nz)
     with FlopCounterMode(display=False) as counter:
         model.output(z)
     return counter.get_total_flops()

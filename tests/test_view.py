@@ -1,0 +1,503 @@
+"""The page of a run: one file with nothing beside it, whose decoder is PyTorch's up to the rounding of its weights; and the same
+page in a browser, where there is one."""
+
+import base64
+import html.parser
+import io
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+import torch
+import torch.nn.functional as F
+from commands import SMALL_RUN
+from torch import nn
+
+from lae_fast import VAE, models, train, view
+from lae_fast.data import Split
+from lae_fast.models.likelihood import Bernoulli, DiscretizedLogistic, Gaussian, Likelihood
+from lae_fast.view import page
+from lae_fast.view.network import CannotRun, network
+from lae_fast.view.pixels import Pixels, data_uri
+
+ARGUMENTS = [*SMALL_RUN, "--nz", "3", "--batch-size", "100", "--epochs", "2", "--log-every", "2"]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+NODE = shutil.which("node")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run on the digits, which leaves its page."""
+    folder = tmp_path_factory.mktemp("runs") / "first <run>"
+    assert train.main([*ARGUMENTS, "--output-dir", str(folder)]) == 0
+    return folder
+
+
+def read(folder):
+    """A page, and the data within."""
+    text = (folder / "view.html").read_text(encoding="utf-8")
+    return text, json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text)[1])
+
+
+def rounded(model):
+    """The model with the weights that the page has."""
+    with torch.no_grad():
+        for p in (*model.parameters(), *model.buffers()):
+            p.copy_(p.half() if p.is_floating_point() else p)
+    return model
+
+
+def test_the_end_of_training_writes_the_page(run):
+    text, data = read(run)
+    assert "<h1>first &lt;run&gt;</h1>" in text
+    results = json.loads((run / "results.json").read_text())
+    assert f"<dd>{results['test_negative_elbo']:.2f}<" in text
+    assert f"<dd>{results['test_importance_bound']:.2f}<" in text
+    assert [chart["title"] for chart in data["curves"]] == [
+        "Loss, nats per image",
+        "Proposals of the chain",
+        "Step size",
+    ]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    accepted = data["curves"][1]["series"][0]["points"]
+    expected = [[line["epoch"], line["acceptance_rate"]] for line in lines if "acceptance_rate" in line]
+    torch.testing.assert_close(torch.tensor(accepted), torch.tensor(expected), rtol=1e-4, atol=0)
+    assert "<td>2</td>" in text  # the second epoch, in numbers
+
+
+def test_the_page_needs_nothing_beside_it(run):
+    text, _ = read(run)
+    assert len(text) < 2e6
+    addresses = re.findall(r'(?:src|href|action)\s*=\s*"([^"]*)"', text)
+    assert addresses
+    assert all(a.startswith("data:") for a in addresses)
+    assert not re.search(r"@import|url\(|\bfetch\(|XMLHttpRequest|import\(", text)
+    assert "{{" not in text
+
+
+def test_the_tags_of_the_page_are_closed(run):
+    open_tags = []
+
+    class Parser(html.parser.HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            if tag not in ("meta", "link", "img", "input"):
+                open_tags.append(tag)
+
+        def handle_endtag(self, tag):
+            assert open_tags.pop() == tag
+
+    Parser().feed(read(run)[0])
+    assert open_tags == []
+
+
+def test_the_weights_in_the_page_are_those_of_the_model(run):
+    """Walked here by PyTorch's functions, they decode as the model with weights rounded to 16 bits does."""
+    model, (_, data) = rounded(models.load(run / "best.safetensors")), read(run)
+    z = value = torch.tensor(data["codes"])
+    content, at = (
+        torch.frombuffer(bytearray(base64.b64decode(data["network"]["weights"])), dtype=torch.half),
+        0,
+    )
+    for layer in data["network"]["layers"]:
+        own = {}
+        for name, shape in layer["weights"].items():
+            size = torch.Size(shape).numel()
+            own[name], at = content[at : at + size].float().view(shape), at + size
+        value = {
+            "linear": lambda v, own=own: F.linear(v, **own),
+            "layer_norm": lambda v, own=own, layer=layer: F.layer_norm(
+                v, v.shape[1:], **own, eps=layer["eps"]
+            ),
+            "relu": F.relu,
+            "sigmoid": torch.sigmoid,
+        }[layer["kind"]](value)
+    assert at == len(content) == data["network"]["n_weights"]
+    torch.testing.assert_close(value, model.decode(z).detach(), rtol=0, atol=1e-5)
+
+
+def test_the_codes_in_the_page_are_those_of_the_test_images(run):
+    from matplotlib import image
+
+    model, (_, data) = models.load(run / "best.safetensors"), read(run)
+    sprite = image.imread(io.BytesIO(base64.b64decode(data["originals"].split(",")[1])), format="png")
+    originals = torch.from_numpy(sprite).view(-1, 64)  # grey, in [0, 1]
+    assert len(originals) == len(data["codes"]) == len(data["labels"]) == 360
+    torch.testing.assert_close(
+        torch.tensor(data["codes"]), model.encode(originals).detach(), rtol=0, atol=1e-3
+    )
+    axes = {axis["name"]: axis for axis in data["axes"]}
+    assert list(axes) == [*sorted(list(axes)[:3], key=lambda n: -axes[n]["variance"]), *list(axes)[3:]]
+    components = torch.tensor([axes[f"principal component {k}"]["direction"] for k in (1, 2)])
+    torch.testing.assert_close(components @ components.T, torch.eye(2))
+    assert axes["principal component 1"]["variance"] >= max(axes[f"z{k}"]["variance"] for k in (1, 2, 3))
+
+
+def test_the_command_writes_the_page_anew_with_scores(run, tmp_path, capsys):
+    before = (run / "view.html").read_text()
+    table = tmp_path / "table.csv"
+    table.write_text(f"run,images,ais,standard_error,gap,quadrature\n{run.name},500,12.345,0.1,0.2,\n")
+    assert view.main([str(run), "--table", str(table)]) == 0
+    assert "view.html" in capsys.readouterr().out
+    after, data = read(run)
+    assert "<dd>12.35<small>± 0.10, gap 0.20 between forward and reverse; 500 test images<" in after
+    assert "12.35" not in before
+    assert data["codes"] == json.loads(re.search(r'id="data">(.*?)</script>', before)[1])["codes"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{tmp}/nothing"], "nothing is not the folder of a run"),
+        (["{run}", "--table", "{tmp}/none.csv"], "none.csv cannot be read"),
+        (["{run}", "--table", "{run}/config.json"], "has no row of first <run>; expected a table of lae_fast.score"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_shown_is_named(arguments, message, run, tmp_path, capsys):
+    before = (run / "view.html").read_bytes()
+    assert view.main([a.format(tmp=tmp_path, run=run) for a in arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert (run / "view.html").read_bytes() == before
+
+
+def test_a_page_that_cannot_be_written_stops_no_run(tmp_path, monkeypatch, capsys):
+    def fails(*_):
+        raise KeyError("no page\ntoday")
+
+    monkeypatch.setattr(view, "write", fails)
+    assert train.main([*ARGUMENTS, "--epochs", "1", "--output-dir", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == r"view      no page was written: 'no page\ntoday'"
+
+
+def own_model(decoder, likelihood, shape, nz=3):
+    """A VAE around a decoder, in eval mode."""
+    nx = torch.Size(shape).numel()
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(nx, 4))
+    return VAE(encoder, decoder, likelihood, nx=nx, nz=nz, d=4).eval()
+
+
+def small_decoders():
+    torch.manual_seed(0)
+    rgb = nn.Sequential(
+        nn.Linear(3, 2 * 3 * 5),
+        nn.Unflatten(1, (2, 3, 5)),
+        nn.BatchNorm2d(2),
+        nn.LeakyReLU(0.1),
+        nn.Sequential(nn.ConvTranspose2d(2, 4, 4, stride=2, padding=1), nn.SiLU(), nn.Dropout(0.5)),  # 6 x 10
+        nn.ConvTranspose2d(4, 3, (3, 2), stride=(2, 3), padding=(0, 1), output_padding=(1, 0), bias=False),  # 14 x 27
+        nn.LayerNorm([14, 27]),
+        nn.Conv2d(3, 3, (4, 3), stride=(2, 1), padding=(1, 0)),  # 7 x 25
+        nn.Tanh(),
+    )  # fmt: skip
+    with torch.no_grad():
+        rgb[2].running_mean.normal_()
+        rgb[2].running_var.uniform_(0.5, 2)
+    return {
+        "mlp": (models.build(models.Architecture(nx=20, nz=3, nh=8, depth=2)).eval(), (20,)),
+        "conv": (models.build(models.Architecture(network="conv", nx=64, nz=3, nh=8, depth=2)).eval(), (64,)),
+        "rgb": (own_model(rgb, Gaussian(), (3, 7, 25)), (3, 7, 25)),
+        "levels": (
+            own_model(nn.Sequential(nn.Linear(3, 6), nn.Sigmoid()), DiscretizedLogistic(), (6,)),
+            (6,),
+        ),
+        "plain": (own_model(nn.Linear(3, 6, bias=False), DiscretizedLogistic(), (6,)), (6,)),
+    }
+
+
+@pytest.mark.skipif(NODE is None, reason="no node here, which runs JavaScript")
+@pytest.mark.parametrize("name", ["mlp", "conv", "rgb", "levels", "plain"])
+def test_the_page_s_decoder_is_pytorch_s(name):
+    model, _ = small_decoders()[name]
+    z = 2 * torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
+    source = (page.TEMPLATES / "decoder.js").read_text()
+    question = json.dumps({"network": network(model), "z": z.tolist()})
+    script = f"{source}\nconst q = {question}, decode = decoderOf(q.network);\nconsole.log(JSON.stringify(q.z.map((z) => [...decode(z)])));"
+    answer = subprocess.run([NODE, "-"], input=script, capture_output=True, text=True, check=True, timeout=60)
+    expected = rounded(model).decode(z).detach().flatten(1)
+    atol = 2e-3 if name == "rgb" else 1e-5  # the page rounds a BatchNorm's scale and shift
+    torch.testing.assert_close(torch.tensor(json.loads(answer.stdout)), expected, rtol=0, atol=atol)
+    assert expected.std(0).max() > 0.01  # z matters
+
+
+class Own(Likelihood):
+    log_scale = None
+
+    def mean(self, output):
+        return output
+
+
+class Swish(nn.SiLU):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("decoder", "likelihood", "message"),
+    [
+        (nn.Linear(3, 6), Own(), "does not know the likelihood Own"),
+        (nn.Sequential(nn.Linear(3, 6), Swish()), Bernoulli(), "does not know the layer Swish"),
+        (nn.Sequential(nn.Unflatten(1, (3, 1, 1)), nn.Conv2d(3, 6, 1, dilation=2)), Bernoulli(), "knows no Conv2d"),
+        (nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6, track_running_stats=False)), Bernoulli(), "layer BatchNorm1d"),
+        (nn.Sequential(nn.Linear(3, 400_000), nn.Linear(400_000, 6)), Bernoulli(), "4,000,006 weights"),
+        (
+            nn.Sequential(nn.Unflatten(1, (3, 1, 1)), nn.ConvTranspose2d(3, 64, 65), nn.Conv2d(64, 64, 5)),
+            Bernoulli(),
+            "an image takes it [0-9,]* operations",
+        ),
+    ],
+)  # fmt: skip
+def test_a_decoder_that_the_page_cannot_run_is_named(decoder, likelihood, message):
+    with torch.no_grad():
+        shape = decoder(torch.zeros(2, 3)).shape[1:]
+    with pytest.raises(CannotRun, match=message):
+        network(own_model(decoder, likelihood, shape))
+
+
+def test_weights_beyond_16_bits_and_hooks_are_named():
+    model = own_model(nn.Linear(3, 6), Bernoulli(), (6,))
+    hook = model.decoder.register_forward_hook(lambda *_: None)
+    with pytest.raises(CannotRun, match="a hook changes its Linear"):
+        network(model)
+    hook.remove()
+    with torch.no_grad():
+        model.decoder.weight[0, 0] = 1e5
+    with pytest.raises(CannotRun, match="too large for 16 bits"):
+        network(model)
+
+
+def test_pictures_of_all_forms():
+    assert Pixels.of(torch.zeros(2, 64, dtype=torch.uint8)) == ((1, 8, 8), 0, 1)
+    assert Pixels.of(torch.zeros(2, 6)) == ((1, 1, 6), 0, 1)
+    signed = Pixels.of(torch.tensor([-1.0, 0, 3]).expand(2, 3, 1, 3))
+    assert signed == ((3, 1, 3), -1, 3)
+    assert signed.pictures(torch.tensor([-1.0, 0, 3]).expand(2, 3, 1, 3))[0, 0].tolist() == [[0, 64, 255]]
+    assert Pixels((4, 1, 1), 0, 1).pictures(torch.rand(5, 4)).shape == (5, 1, 1, 1)
+
+
+def test_the_picture_s_file_holds_its_pixels():
+    from matplotlib import image
+
+    pixels = torch.randint(256, (3, 4, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for p in (pixels, pixels[:1]):
+        read_back = image.imread(io.BytesIO(base64.b64decode(data_uri(p).split(",")[1])), format="png")
+        found = (torch.from_numpy(read_back) * 255).round().to(torch.uint8).view(4, 5, -1).permute(2, 0, 1)
+        assert torch.equal(found, p)
+
+
+# ---- in a browser ----
+
+FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
+FLAGS += ["--disable-background-networking", "--disable-component-update"]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here")
+    driver = pytest.importorskip("playwright.sync_api", reason="no playwright here, which drives a browser")
+    with driver.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def opened(browser, run):
+    """Opens a page at a window's size, and has seen no word on the console in the end."""
+    said, pages = [], []
+
+    def open_page(folder=run, width=1280, height=900, **options):
+        tab = browser.new_page(
+            viewport={"width": width, "height": height}, reduced_motion="reduce", **options
+        )
+        tab.on("console", lambda message: said.append(message.text))
+        tab.on("pageerror", lambda error: said.append(str(error)))
+        tab.on("request", lambda asked: asked.url.startswith(("file:", "data:")) or said.append(asked.url))
+        tab.goto((folder / "view.html").as_uri())
+        tab.wait_for_function("originals.complete && due === 0")
+        pages.append(tab)
+        return tab
+
+    yield open_page
+    for tab in pages:
+        tab.close()
+    assert said == []
+
+
+def settle(tab):
+    tab.wait_for_function("due === 0")
+
+
+def picture(tab, name="picture"):
+    return tab.evaluate(f"byId('{name}').toDataURL()")
+
+
+def z_of(tab):
+    return torch.tensor(tab.evaluate("state.z"))
+
+
+def test_a_browser_decodes_as_pytorch_does(opened, run):
+    tab, model = opened(), rounded(models.load(run / "best.safetensors"))
+    z = 2 * torch.randn(5, 3, generator=torch.Generator().manual_seed(2))
+    found = torch.tensor(tab.evaluate("(all) => all.map((z) => [...decode(z)])", z.tolist()))
+    torch.testing.assert_close(found, model.decode(z).detach(), rtol=0, atol=1e-5)
+    grey = "[...byId('picture').getContext('2d').getImageData(0, 0, 8, 8).data].filter((_, i) => i % 4 === 0)"
+    shown = torch.tensor(tab.evaluate(grey)) / 255
+    torch.testing.assert_close(shown, model.decode(z_of(tab)[None])[0].detach(), rtol=0, atol=0.51 / 255)
+
+
+def test_sliders_and_buttons_change_the_picture(opened):
+    tab = opened()
+    before, z = picture(tab), z_of(tab)
+    tab.get_by_role("slider", name="z₂").focus()
+    for _ in range(5):
+        tab.keyboard.press("PageUp")
+    settle(tab)
+    moved = z_of(tab) - z
+    assert moved[1] > 0.1
+    assert moved[[0, 2]].tolist() == [0, 0]
+    assert picture(tab) != before
+    assert tab.inner_text("#caption") == "no test image"
+    tab.get_by_text("All zero").click()
+    settle(tab)
+    assert z_of(tab).tolist() == [0, 0, 0]
+    tab.get_by_text("Draw from the prior").click()
+    settle(tab)
+    assert z_of(tab).abs().min() > 0
+    samples = tab.get_attribute("#samples img", "src")
+    tab.get_by_text("Draw again").click()
+    assert tab.get_attribute("#samples img", "src") != samples
+
+
+def dot_of(tab, code):
+    """Where on the screen a code's dot is."""
+    box = tab.locator("#plane .dot").nth(code).bounding_box()
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def test_a_dot_shows_its_code_and_a_drag_interpolates(opened):
+    tab = opened()
+    codes = torch.tensor(tab.evaluate("page.codes"))
+    tab.locator("#plane").scroll_into_view_if_needed()
+    low, high = (int(v) for v in (codes @ torch.tensor(tab.evaluate("axes[3].direction"))).argsort()[[0, -1]])
+    before = picture(tab, "original")
+    tab.mouse.click(*dot_of(tab, low))
+    settle(tab)
+    assert torch.equal(z_of(tab), codes[low])
+    assert picture(tab, "original") != before
+    assert tab.inner_text("#caption") == f"test image {low + 1}, class {tab.evaluate('page.labels')[low]}"
+    tab.mouse.move(*dot_of(tab, low))
+    tab.mouse.down()
+    tab.mouse.move(*dot_of(tab, high), steps=4)
+    tab.mouse.up()
+    settle(tab)
+    assert tab.evaluate("[state.a, state.b]") == [low, high]
+    tab.locator("#between").fill("0.25")
+    settle(tab)
+    torch.testing.assert_close(z_of(tab), codes[low] + 0.25 * (codes[high] - codes[low]))
+    third = tab.evaluate("(i) => byId('strip').children[i].toDataURL()", 2)  # of nine: a quarter of the way
+    assert third == picture(tab)
+
+
+def test_the_keyboard_alone_reaches_everything(opened):
+    tab = opened()
+    tab.locator("#samples").focus()
+    for key in ("ArrowRight", "ArrowDown", "Enter"):
+        tab.keyboard.press(key)
+    settle(tab)
+    assert tab.evaluate("state.z") == tab.evaluate("page.samples[9]")
+    tab.locator("#plane").focus()
+    tab.keyboard.press("ArrowRight")
+    settle(tab)
+    first = tab.evaluate("state.code")
+    tab.keyboard.press("a")
+    tab.keyboard.press("ArrowDown")
+    tab.keyboard.press("b")
+    settle(tab)
+    assert tab.evaluate("[state.a, state.b]") == [first, tab.evaluate("state.code")]
+    assert first != tab.evaluate("state.code")
+    assert tab.inner_text("#said").endswith("is B")
+    stops = set()
+    tab.evaluate("document.activeElement.blur()")
+    for _ in range(60):
+        tab.keyboard.press("Tab")
+        stops.add(tab.evaluate("document.activeElement.id || document.activeElement.tagName"))
+    wanted = {"samples", "again", "reconstructions", "across", "up", "plane", "INPUT", "random", "origin"}
+    assert wanted | {"between", "mark-a", "mark-b", "SUMMARY"} <= stops
+
+
+def test_one_class_alone_and_other_axes(opened):
+    tab = opened()
+    tab.get_by_role("button", name="3", exact=True).click()
+    labels = tab.evaluate("page.labels")
+    assert tab.locator(".dot.faded").count() == sum(label != 3 for label in labels)
+    tab.locator("#plane").click()
+    settle(tab)
+    assert labels[tab.evaluate("state.code")] == 3
+    before = dot_of(tab, 0)
+    tab.select_option("#across", "0")
+    settle(tab)
+    assert dot_of(tab, 0) != before
+    assert tab.evaluate("page.axes[0].name") in tab.inner_text("#shown").replace("₁", "1").replace(
+        "₂", "2"
+    ).replace("₃", "3")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_narrow_screen_needs_no_sideways_scroll(opened, scheme):
+    tab = opened(width=360, height=740, color_scheme=scheme)
+    for summary in tab.locator("summary").all():
+        summary.click()
+    assert tab.evaluate("document.documentElement.scrollWidth") == 360
+    background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (background == "rgb(251, 250, 248)") == (scheme == "light")
+
+
+def test_every_control_has_a_name(opened):
+    tab = opened()
+    nameless = tab.evaluate(
+        "[...document.querySelectorAll('button, select, input, [tabindex], [role=img]')].filter((e) =>"
+        " !(e.getAttribute('aria-label') || e.labels?.[0]?.textContent || e.textContent).trim()).map((e) => e.outerHTML)"
+    )
+    assert nameless == []
+
+
+def own_page(run, folder, model, images):
+    """The page of another model, with the records of a run that has no scores yet."""
+    for name in ("config.json", "metrics.jsonl"):
+        shutil.copy(run / name, folder)
+    page.write(folder, model, Split(images, None))
+
+
+def test_a_page_without_its_decoder_shows_everything_else(opened, run, tmp_path):
+    model = own_model(nn.Sequential(nn.Linear(1, 64), nn.Softplus()), Gaussian(), (64,), nz=1)
+    own_page(run, tmp_path, model, torch.randint(256, (30, 64), dtype=torch.uint8))
+    tab = opened(tmp_path)
+    assert "it does not know the layer Softplus" in tab.inner_text("#problem")
+    assert tab.locator("#sliders").is_hidden()
+    assert tab.locator("#charts svg").count() == 3
+    tab.locator("#plane").click()
+    settle(tab)
+    assert tab.inner_text("#caption").startswith("test image ")
+    assert "no scores yet" in tab.inner_text("main")
+
+
+class Flattening(VAE):
+    """Takes images [n, c, h, w]."""
+
+    def posterior(self, x):
+        return super().posterior(x.flatten(1))
+
+
+def test_colour_images_and_values_beyond_0_to_1(opened, run, tmp_path):
+    nx = 3 * 4 * 6
+    model = Flattening(nn.Linear(nx, 4), nn.Linear(2, nx), Gaussian(), nx=nx, nz=2, d=4).eval()
+    images = torch.rand(30, 3, 4, 6, generator=torch.Generator().manual_seed(0)) * 4 - 2  # -2 to 2
+    own_page(run, tmp_path, model, images)
+    tab = opened(tmp_path)
+    low, high = images.min(), images.max()
+    rgba = "(id) => [...byId(id).getContext('2d').getImageData(0, 0, 6, 4).data]"
+    for name, expected in {"picture": rounded(model).decode(z_of(tab)[None]), "original": images[:1]}.items():
+        shown = torch.tensor(tab.evaluate(rgba, name)).view(4, 6, 4)[..., :3].permute(2, 0, 1)
+        scaled = 255 * ((expected.detach().view(3, 4, 6) - low) / (high - low)).clamp(0, 1)
+        torch.testing.assert_close(shown.float(), scaled, rtol=0, atol=0.51)
