@@ -670,7 +670,7 @@ def test_tensorboard_compares_runs_by_their_options(finished):
     options = metadata.parse_session_start_info_plugin_data(tags[metadata.SESSION_START_INFO_TAG]).hparams
     assert (options["nz"].number_value, options["model"].string_value) == (2, "lae")
     measures = metadata.parse_experiment_plugin_data(tags[metadata.EXPERIMENT_TAG]).metric_infos
-    assert {m.name.tag for m in measures} <= set(runs.GetAccumulator("whole").Tags()["scalars"])
+    assert {m.name.tag for m in measures} <= set(runs.GetAccumulator("whole").Tags()["tensors"])
 
 
 def test_a_joint_chain_with_too_few_features_says_so(tmp_path):
