@@ -29,7 +29,7 @@ function logTicks(low, high) {
   const powers = Array.from({ length: Math.ceil(high) - Math.floor(low) + 1 }, (_, i) => 10 ** (Math.floor(low) + i));
   const choices = [[1], [1, 2, 5], [1, 2, 3, 4, 5, 6, 7, 8, 9]].map((digits) =>
     powers.flatMap((p) => digits.map((d) => +(d * p).toPrecision(1))).filter((v) => Math.log10(v) >= low && Math.log10(v) <= high));
-  return choices.find((found) => found.length >= 3) ?? choices.at(-1);
+  return choices.find((found) => found.length >= 2) ?? choices.at(-1);
 }
 
 /** The values that a chart has room for: all but the highest, which the first minibatches have. */
@@ -37,7 +37,7 @@ function rangeOf({ series, range, log }) {
   if (range) return range;
   const values = series.flatMap((s) => s.points.map((p) => p[1])).sort((a, b) => a - b);
   let low = values[0], high = values[Math.floor(0.98 * (values.length - 1))];
-  if (log) return low < high / 1.5 ? [low / 1.1, high * 1.1] : [low / 2, high * 2];
+  if (log) return [low / 1.15, high * 1.15];
   const room = 0.06 * (high - low) || Math.abs(high) || 1;
   return [low - room, high + room];
 }

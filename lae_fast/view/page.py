@@ -113,12 +113,12 @@ def _codes(model: Autoencoder, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _axes(codes: Tensor) -> list[dict[str, Any]]:
-    """Directions that the plane can show, of codes [n, nz]: the latent dimensions by falling variance, then, where there are more
-    than two, both principal components."""
+    """Directions that the plane can show, of codes [n, nz]: the latent dimensions; of more than two those by falling variance, and
+    then two principal components."""
     codes = codes.double()
     named = [(f"z{i + 1}", e) for i, e in enumerate(torch.eye(codes.shape[1], dtype=torch.float64))]
-    named.sort(key=lambda axis: -(codes @ axis[1]).var().item())
     if len(named) > 2:
+        named.sort(key=lambda axis: -(codes @ axis[1]).var().item())
         vectors = torch.linalg.eigh(torch.cov(codes.T)).eigenvectors  # in columns, by rising variance
         signed = [v * v[v.abs().argmax()].sign() for v in (vectors[:, -1], vectors[:, -2])]
         named += [(f"principal component {k}", v) for k, v in enumerate(signed, 1)]

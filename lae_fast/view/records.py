@@ -125,6 +125,8 @@ def curves(record: dict[str, Any], lines: Lines) -> list[dict[str, Any]]:
         {"title": "Step size", "series": [series("step size", "step_size")], "log": True},
     ]
     for chart in charts:
+        for found in chart["series"] if chart.get("log") else ():
+            found["points"] = [p for p in found["points"] if p[1] > 0]
         chart["series"] = [s for s in chart["series"] if s["points"]]
     return [chart for chart in charts if chart["series"]]
 
