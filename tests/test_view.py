@@ -242,7 +242,7 @@ class Swish(nn.SiLU):
         (
             nn.Sequential(nn.Unflatten(1, (3, 1, 1)), nn.ConvTranspose2d(3, 64, 65), nn.Conv2d(64, 64, 5)),
             Bernoulli(),
-            "takes 381,030,400 multiplications an image",
+            "takes 381,841,600 multiplications an image",
         ),
     ],
 )  # fmt: skip
