@@ -257,12 +257,19 @@ def _():
     return lae_fast.ald_step, dict(potential=whole_bowl, state=state) | own
 
 
+@entry("adapt_step_size", free=("state", "info"))
+def _():
+    state, info = lae_fast.ald_step(whole_bowl, normal(C, 2, 3), 0.1, n_chains=C)
+    return lae_fast.adapt_step_size, dict(state=state, info=info, rate=0.05, target=0.6)
+
+
 def plan() -> dict[str, Any]:
     return dict(
         n_draws=2,
         n_warmup=2,
         thin=1,
         step_size=None,
+        initial_step_size=1e-2,
         mh=True,
         target_acceptance=0.6,
         share_step_size=False,
