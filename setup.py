@@ -155,7 +155,9 @@ class BuildLibraries(build_ext):
 
 
 class CleanBuild(build):
-    """Without files that an earlier build has left, and the package has no longer."""
+    """Without files that an earlier build has left, and the package has no longer; at the end it says what is left out."""
+
+    sub_commands = (*build.sub_commands, ("left_out", None))
 
     def run(self) -> None:
         shutil.rmtree(Path(self.build_lib, "lae_fast"), ignore_errors=True)
@@ -223,7 +225,6 @@ class TellingEditable(editable_wheel):
             path.rename(path.with_name(path.name.replace("0.editable", f"{PLAN.build_tag()}.editable")))
 
 
-build.sub_commands.append(("left_out", None))
 setup(
     ext_modules=[Extension(name, SOURCES[name], depends=HEADERS) for name in PLAN.modules()],
     cmdclass={
