@@ -264,3 +264,7 @@ def test_an_installation_asks_for_no_certain_torch():
     listed = re.search(r"\ndependencies = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL)[1]
     assert '"torch>=2.11"' in listed
     assert "torchvision" not in listed
+
+
+def test_the_citation_is_of_this_version():
+    assert re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1] == __version__
