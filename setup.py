@@ -72,7 +72,7 @@ class BuildLibraries(build_ext):
             error = self._ninja(f"_lae_fast_{name}")
             if error:
                 PLAN.libraries.remove(name)
-                PLAN.leave_out(name, f"it did not compile as `pip install -v .` shows: {error}")
+                PLAN.leave_out(name, f"it did not compile; `pip install -v .` shows the whole log: {error}")
         error = self._ninja("_lae_fast_build") if PLAN.libraries else None
         if error:  # most likely Python.h is missing
             for name in PLAN.libraries:
