@@ -53,8 +53,9 @@ def _as(kind: type[Config], options: Config) -> Config:
 
 def _parse(arguments: Sequence[str]) -> Config:
     """Flags to options, on top of the defaults, of the file after --config, or of the run after --resume."""
+    prog = " ".join(console.typed("train"))
     # These two alone at first: flags that their options allow may contradict the defaults.
-    bases = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    bases = argparse.ArgumentParser(prog, f"{prog} [OPTIONS]", add_help=False, allow_abbrev=False)
     bases.add_argument("--resume", type=Path)
     bases.add_argument("--config", type=Path)
     given = bases.parse_known_args(arguments)[0]
@@ -69,7 +70,7 @@ def _parse(arguments: Sequence[str]) -> Config:
         Flags,
         args=arguments,
         default=_as(Flags, base),
-        prog=" ".join(console.typed("train")),
+        prog=prog,
         description=Config.__doc__,
     )
     config = _as(Config, flags)

@@ -165,6 +165,13 @@ def test_a_bad_file_is_named(name, content, message, parsed, tmp_path, capsys, m
     assert not Path("hacked").exists()
 
 
+def test_a_flag_without_its_file_is_told_by_the_command_as_typed(parsed, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["lae-fast"])
+    with pytest.raises(SystemExit):
+        parsed("--config")
+    assert capsys.readouterr().err.startswith("usage: lae-fast train [OPTIONS]\n")
+
+
 def test_a_file_and_a_run_to_resume_exclude_each_other(parsed, tmp_path, capsys):
     assert parsed("--config", tmp_path / "x.yaml", "--resume", tmp_path) == 2
     assert "x.yaml beside --resume: a run goes on with its own options" in capsys.readouterr().err
