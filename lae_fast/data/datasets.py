@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -12,11 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lae_fast.data import idx
+from lae_fast.data import idx, mnist_download
 from lae_fast.data.idx import DataError
 
 N_CLASSES = 10  # of each data set here
-DOWNLOAD_TIMEOUT = 20  # seconds without an answer, per file
 
 
 class Split(NamedTuple):
@@ -37,29 +34,6 @@ def _split(images: np.ndarray, labels: np.ndarray) -> Split:
     return Split(torch.from_numpy(images.copy()), torch.from_numpy(labels.astype(np.int64)))
 
 
-def _download_mnist(root: Path) -> None:
-    """Let torchvision download into a folder of its own, and move the files when they are whole: it takes cut ones for whole."""
-    timeout, raw = socket.getdefaulttimeout(), _folders(root)[0]
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
-    try:
-        from torchvision.datasets import MNIST  # the import fails if torchvision does not fit this torch
-
-        raw.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".download.", dir=root) as private:
-            MNIST(root=private, download=True)
-            files = idx.find(_folders(Path(private))[0])
-            if files is None:
-                raise RuntimeError("torchvision left no MNIST files")
-            _read(files)
-            for path in (path for paths in files.values() for path in paths):
-                path.replace(raw / path.name)
-    except (ImportError, RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())  # on one line
-        raise DataError(f"MNIST is not in {root} and cannot be downloaded: {reason}") from error
-    finally:
-        socket.setdefaulttimeout(timeout)
-
-
 def has_mnist(root: Path) -> bool:
     """Whether MNIST's files lie in `root`, intact or damaged."""
     return any(map(idx.find, _folders(root)))
@@ -71,7 +45,7 @@ def _folders(root: Path) -> tuple[Path, ...]:
 
 
 def mnist(root: Path) -> Source:
-    """MNIST from IDX files in `root`; if there are none, torchvision downloads them.
+    """MNIST from IDX files in `root`; if there are none, they are downloaded.
 
     Raises:
         DataError: the files are damaged, or they are missing and cannot be downloaded.
@@ -79,7 +53,10 @@ def mnist(root: Path) -> Source:
     files = next(filter(None, map(idx.find, _folders(root))), None)
     source = f"MNIST, found in {root}"
     if files is None:
-        _download_mnist(root)
+        try:
+            mnist_download.download(_folders(root)[0])
+        except (DataError, OSError) as error:
+            raise DataError(f"MNIST is not in {root} and cannot be downloaded: {error}") from error
         files, source = idx.find(_folders(root)[0]), f"MNIST, downloaded to {root}"
     train, test = _read(files)
     if train.images.shape[1] != test.images.shape[1]:
