@@ -116,7 +116,7 @@ def read_options(folder: Path) -> dict[str, Any]:
         raise checkpoint.CheckpointError(
             f"{path} is damaged; expected a run's options, and its data in words"
         )
-    if options.get("dataset") == "auto":
+    if options.get("dataset") == "auto" and options.get("data") is None:
         options |= {"dataset": "mnist" if source.startswith("MNIST") else "digits"}
     return options
 
