@@ -504,6 +504,10 @@ def test_a_run_keeps_what_its_past_depends_on(option, copied_run, capsys, monkey
         record = json.loads((folder / "config.json").read_text())
         record["options"]["decisions"] = "joint"
         (folder / "config.json").write_text(json.dumps(record))
+    if option == "data":  # beside a data set by name it would be refused
+        record = json.loads((folder / "config.json").read_text())
+        record["options"] |= {"dataset": "auto", "data": "here"}
+        (folder / "config.json").write_text(json.dumps(record))
     flag = f"--{option.replace('_', '-')}"
     given = {True: [flag], False: [flag.replace("--", "--no-")]}.get(
         OTHERS[option], [flag, str(OTHERS[option])]
@@ -516,6 +520,7 @@ def test_a_run_keeps_what_its_past_depends_on(option, copied_run, capsys, monkey
         "cooldown",
         "patience",
         "device",
+        "data",
         "data_dir",
         "log_every",
         "checkpoint_every",

@@ -28,6 +28,7 @@ SPLITS = {
     "test": "test",
 }
 IMAGES = {"images", "image", "imgs", "x", "data"}
+KINDS = {1: "grey", 3: "RGB"}  # by the number of channels
 LABELS = {"labels", "label", "targets", "target", "y"}
 
 
@@ -46,24 +47,19 @@ def read(path: Path) -> Source:
     Raises:
         DataError: there is no such thing, it is damaged, or it holds no images, or ones of several sizes.
     """
-    if path.is_dir():
-        splits = _folder(path)
-    elif not path.is_file():
+    if not path.exists():
         raise DataError(f"{path} is not there; expected a folder of pictures, or a file {_endings()}")
-    elif path.suffix.lower() in (*ARRAYS, *TENSORS):
-        try:
-            splits = _file(path)
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{path}: {error}") from error
-    else:
-        raise DataError(
-            f"{path} is a file {path.suffix or 'without ending'}; expected a folder of pictures, or {_endings()}"
-        )
-    train = splits["train"]
-    c, h, w = train.images.shape[1:]
-    kind = {1: "grey", 3: "RGB"}[c]
-    labels = "no labels" if train.labels is None else f"{len(train.labels.unique())} classes"
-    return parted(f"{path} ({kind}, {h} x {w}, {labels})", **splits)
+    if not path.is_dir() and path.suffix.lower() not in (*ARRAYS, *TENSORS):
+        ending = path.suffix or "without ending"
+        raise DataError(f"{path} is a file {ending}; expected a folder of pictures, or {_endings()}")
+    try:
+        splits = _folder(path) if path.is_dir() else _file(path)
+        train = splits["train"]
+        c, h, w = train.images.shape[1:]
+        labels = "no labels" if train.labels is None else f"{len(train.labels.unique())} classes"
+        return parted(f"{path} ({KINDS[c]}, {h} x {w}, {labels})", **splits)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path}: {error}") from error
 
 
 def _endings() -> str:
@@ -106,10 +102,12 @@ def _content(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about foreign pickles, and refuses them
             return torch.load(path, map_location="cpu", weights_only=True)
-    content = np.load(path, mmap_mode="c", allow_pickle=False)  # takes no more memory than the file has
-    if isinstance(content, np.ndarray):
-        return np.asarray(content)
-    with content as archive:
+    if path.suffix.lower() == ".npy":
+        return np.asarray(np.lib.format.open_memmap(path, mode="c"))  # takes no more memory than the file has
+    with path.open("rb") as file:
+        archive = np.load(file, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("it is no archive of arrays")
         names = [name for name in archive if _place(name) or len(archive) == 1]
         return {name: archive[name] for name in names} or dict.fromkeys(archive)
 
@@ -154,8 +152,13 @@ def _folder(folder: Path) -> dict[str, Split]:
 def _members(folder: Path) -> dict[str, list[Path]]:
     """The pictures in a folder by class, in the order of names; of the class "" where there are no sub-folders."""
     found: dict[str, list[Path]] = {}
+    seen: set[str] = set()
     for place, folders, names in os.walk(folder, onerror=_fail, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if (real := os.path.realpath(place)) in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add(real)
         inner = Path(place).relative_to(folder).parts
         paths = [
             Path(place, n) for n in sorted(names) if n.lower().endswith(PICTURES) and not n.startswith(".")

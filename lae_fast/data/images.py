@@ -21,7 +21,7 @@ EXPECTED = (
 )
 
 
-def as_split(images: Any, labels: Any = None) -> Split:
+def as_split(images: Any, labels: Any = None, name: str = "images") -> Split:
     """Images, and labels if there are any.
 
     Args:
@@ -29,6 +29,7 @@ def as_split(images: Any, labels: Any = None) -> Split:
             channel or three, or flat grey squares [n, nx]. Or a `torch.utils.data.Dataset` or sequence of such images or
             of pairs (image, label); an image may be PIL's.
         labels: whole numbers [n]; default: those of a data set's pairs, if they are whole numbers.
+        name: what errors call the images.
 
     Raises:
         TypeError, ValueError: they are something else, they differ in size, or a value is not finite.
@@ -36,9 +37,9 @@ def as_split(images: Any, labels: Any = None) -> Split:
     if isinstance(images, IterableDataset):
         images = list(images)
     if not isinstance(images, (Tensor, np.ndarray)):
-        images, own = _gathered(images)
+        images, own = _gathered(name, images)
         labels = own if labels is None else labels
-    found = _in_layout(_tensor("images", images))
+    found = _in_layout(name, _tensor(name, images))
     return Split(found, None if labels is None else _as_labels(labels, len(found)))
 
 
@@ -52,7 +53,8 @@ def _tensor(name: str, value: Any) -> Tensor:
             native = value.astype(np.float32 if value.dtype.kind == "f" else value.dtype, copy=False)
         value = torch.from_numpy(np.require(native, requirements="CW"))
     checks.tensor(name, value, dtypes=None)
-    if value.dtype not in (torch.uint8, torch.bool) and not value.is_floating_point():
+    is_pixels = value.dtype in (torch.uint8, torch.bool) or value.is_floating_point()
+    if not is_pixels or value.is_meta:
         raise ValueError(f"{name} {verb} {checks.describe(value)}; expected {EXPECTED}")
     value = value.detach().cpu()
     if value.dtype == torch.bool:
@@ -66,7 +68,7 @@ def _tensor(name: str, value: Any) -> Tensor:
     return value
 
 
-def _in_layout(t: Tensor) -> Tensor:
+def _in_layout(name: str, t: Tensor) -> Tensor:
     """[n, nx], [n, h, w], [n, c, h, w] or [n, h, w, c] -> [n, c, h, w]."""
     if t.numel():
         if t.dim() == 2 and (side := math.isqrt(t.shape[1])) ** 2 == t.shape[1]:
@@ -77,31 +79,33 @@ def _in_layout(t: Tensor) -> Tensor:
             is_first, is_last = t.shape[1] in CHANNELS, t.shape[3] in CHANNELS
             if is_first and is_last:
                 raise ValueError(
-                    f"images are {checks.describe(t)}: the channels may be first or last; expected one of both"
+                    f"{name} are {checks.describe(t)}: the channels may be first or last; expected one of both"
                 )
             if is_first or is_last:
                 return (t if is_first else t.permute(0, 3, 1, 2)).contiguous()
-    raise ValueError(f"images are {checks.describe(t)}; expected {EXPECTED}, with n >= 1")
+    raise ValueError(f"{name} are {checks.describe(t)}; expected {EXPECTED}, with n >= 1")
 
 
 def _as_labels(value: Any, n: int) -> Tensor:
     """Whole numbers [n] or [n, 1] -> [n] int64."""
+    expected = f"expected whole numbers [{n}], one for each of the images"
     try:
-        t = torch.as_tensor(np.array(value) if not isinstance(value, Tensor) else value).detach().cpu()
+        t = value.detach().cpu() if isinstance(value, Tensor) else torch.as_tensor(np.array(value))
     except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"labels are {checks.describe(value)}; expected whole numbers [{n}]") from None
-    if t.is_floating_point() or t.is_complex() or t.shape not in ((n,), (n, 1)):
-        raise ValueError(f"labels are {checks.describe(t)}; expected whole numbers [{n}]")
+        raise TypeError(f"labels are {checks.describe(value)}; {expected}") from None
+    is_whole = t.layout == torch.strided and not t.is_floating_point() and not t.is_complex()
+    if not is_whole or t.shape not in ((n,), (n, 1)):
+        raise ValueError(f"labels are {checks.describe(t)}; {expected}")
     return t.reshape(n).to(torch.int64)
 
 
-def _gathered(items: Sequence[Any]) -> tuple[Tensor, list[int] | None]:
+def _gathered(name: str, items: Sequence[Any]) -> tuple[Tensor, list[int] | None]:
     """The images of a data set or sequence, as they are [n, ...], and their labels if all have a whole number."""
     if isinstance(items, (str, bytes, dict)) or not (
         hasattr(items, "__len__") and hasattr(items, "__getitem__")
     ):
         raise TypeError(
-            f"images are {checks.describe(items)}; expected a tensor, an array, or a Dataset with a length"
+            f"{name} are {checks.describe(items)}; expected a tensor, an array, or a Dataset with a length"
         )
     images, labels = None, []
     for i in range(len(items)):
@@ -120,7 +124,7 @@ def _gathered(items: Sequence[Any]) -> tuple[Tensor, list[int] | None]:
         images[i] = t
         labels.append(_whole(label))
     if images is None:
-        raise ValueError(f"images are {checks.describe(items)}; expected at least one")
+        raise ValueError(f"{name} are {checks.describe(items)}; expected at least one")
     return images, None if None in labels else labels
 
 

@@ -98,14 +98,14 @@ def from_images(
         torch.Size([81, 3, 32, 32])
 
     Raises:
-        TypeError, ValueError: images or labels are something else, images differ in size, a value is not finite, or as in `load`.
-        DataError: there are too few images.
+        TypeError, ValueError: images or labels are something else, images differ in size, a value is not finite, there are fewer
+            than 20 images, or as in `load`.
     """
     _check(validation, binarization)
     if test is None and test_labels is not None:
         raise ValueError("test_labels are given without test images")
     train = as_split(images, labels)
-    own_test = None if test is None else as_split(test, test_labels)
+    own_test = None if test is None else as_split(test, test_labels, "test images")
     c, h, w = train.images.shape[1:]
     what = f"{len(train.images):,} images from memory ({c} x {h} x {w})"
     return _dataset("images", parted(what, train, test=own_test), validation, binarization)

@@ -40,5 +40,10 @@ def binarize(images: Tensor, generator: torch.Generator | None = None) -> Tensor
 
 
 def pixels(images: Tensor) -> Tensor:
-    """Images as models compute with them: uint8 in 0..255 -> floating point in [0, 1]; floating point stays what it is."""
+    """Images as models compute with them: uint8 in 0..255 -> floating point in [0, 1]; floating point stays what it is.
+
+    Raises:
+        TypeError, ValueError: images are of another type.
+    """
+    checks.tensor("images", images, dtypes=(torch.uint8, *checks.FLOATS))
     return images / 255 if images.dtype == torch.uint8 else images

@@ -81,17 +81,17 @@ def parted(
     each, after they have been put into an order that is always the same.
 
     Raises:
-        DataError: there are too few images, or those of two parts differ in shape or type.
+        ValueError: there are too few images, or those of two parts differ in shape or type.
     """
     for part in filter(None, (validation, test)):
         if (part.images.shape[1:], part.images.dtype) != (train.images.shape[1:], train.images.dtype):
-            raise DataError(
-                f"{description}: training images are {checks.describe(train.images)}, others are "
+            raise ValueError(
+                f"training images are {checks.describe(train.images)}, others are "
                 f"{checks.describe(part.images)}; expected one shape and type"
             )
     n = len(train.images)
     if n < LEAST:
-        raise DataError(f"{description}: there are {n} training images; expected at least {LEAST}")
+        raise ValueError(f"there are {n} training images; expected at least {LEAST}")
     train = train.at(torch.randperm(n, generator=torch.Generator().manual_seed(0)))
     if test is None:
         n -= min(MOST_TEST, max(LEAST // 2, n // 10))

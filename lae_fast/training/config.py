@@ -197,12 +197,14 @@ class Config:
         size = self.batch_size
         if size == "auto":  # a power of 2, or all images
             size = min(n, BATCH_SIZE, max(LEAST_BATCH, 1 << max(0, (n // LEAST_BATCHES).bit_length() - 1)))
-        longer = max(1.0, LEAST_UPDATES / (EPOCHS * max(1, n // size)))
+        n_batches = max(1, n // size)
+        longer = max(EPOCHS, -(-LEAST_UPDATES // n_batches))
+        wait = max(PATIENCE, -(-LEAST_UPDATES * PATIENCE // (EPOCHS * n_batches)))
         return dataclasses.replace(
             self,
             batch_size=size,
-            epochs=math.ceil(EPOCHS * longer) if self.epochs == "auto" else self.epochs,
-            patience=math.ceil(PATIENCE * longer) if self.patience == "auto" else self.patience,
+            epochs=longer if self.epochs == "auto" else self.epochs,
+            patience=wait if self.patience == "auto" else self.patience,
         )
 
     def architecture(self, nx: int) -> Architecture:
