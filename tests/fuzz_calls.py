@@ -482,7 +482,7 @@ def _():
     "data.from_images",
     says=dict(
         images=("image ",),
-        test=("images",),
+        test=("image",),
         test_labels=("labels", "whole numbers"),
         binarization=("binarize",),
     ),

@@ -107,19 +107,19 @@ def _gathered(name: str, items: Sequence[Any]) -> tuple[Tensor, list[int] | None
         raise TypeError(
             f"{name} are {checks.describe(items)}; expected a tensor, an array, or a Dataset with a length"
         )
-    images, labels = None, []
+    images, labels, one = None, [], name.removesuffix("s")
     for i in range(len(items)):
         image, label = items[i], None
         if isinstance(image, (tuple, list)) and image:
             image, label = image[0], image[1] if len(image) > 1 else None
         t = _tensor(
-            f"image {i}", np.asarray(image) if hasattr(image, "getbands") else image
+            f"{one} {i}", np.asarray(image) if hasattr(image, "getbands") else image
         )  # the method of PIL's
         if images is None:
             images = t.new_empty(len(items), *t.shape)
         elif (t.shape, t.dtype) != (images.shape[1:], images.dtype):
             raise ValueError(
-                f"image {i} is {checks.describe(t)}, image 0 {checks.describe(images[0])}; expected one size and type"
+                f"{one} {i} is {checks.describe(t)}, {one} 0 {checks.describe(images[0])}; expected one size and type"
             )
         images[i] = t
         labels.append(_whole(label))
