@@ -235,7 +235,7 @@ ERRORS = (CheckpointError, DataError, ValueError, OSError, torch.OutOfMemoryErro
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code."""
     return console.run(
-        lambda: _score_all(tyro.cli(Options, args=argv, prog="python -m lae_fast.score")),
+        lambda: _score_all(tyro.cli(Options, args=argv, prog=" ".join(console.typed("score")))),
         ERRORS,
         "stopped; the runs scored so far are in the table",
     )

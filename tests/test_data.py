@@ -1,18 +1,22 @@
 """Data sets: IDX files as they come, splits, binarisation, and clear words when there is nothing to read."""
 
+import contextlib
 import gzip
+import hashlib
 import os
-import shutil
 import struct
 import subprocess
 import sys
 import types
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 import torch
 
 from lae_fast import data, seeds
+from lae_fast.data import mnist_download
 
 N_TRAIN, N_TEST, SIDE = 60, 20, 4
 
@@ -169,39 +173,63 @@ def test_labels_are_of_the_classes(mnist_folder):
         data.load("mnist", mnist_folder)
 
 
-def torchvision(monkeypatch, download):
-    """Let a download of MNIST be this function of the folder it goes to."""
+@pytest.fixture
+def mirrors(mnist_folder, tmp_path, monkeypatch):
+    """Two mirrors of the tiny data set, folders of this machine; the package knows their hashes for those of MNIST."""
+    folders = [tmp_path / "mirror", tmp_path / "other-mirror"]
+    facts = {}
+    for path in (mnist_folder / "MNIST" / "raw").iterdir():
+        content = gzip.compress(path.read_bytes())
+        facts[f"{path.name}.gz"] = len(content), hashlib.sha256(content).hexdigest()
+        for folder in folders:
+            folder.mkdir(exist_ok=True)
+            (folder / f"{path.name}.gz").write_bytes(content)
+    monkeypatch.setattr(mnist_download, "FILES", facts)
+    monkeypatch.setattr(mnist_download, "MIRRORS", [f"{folder.as_uri()}/" for folder in folders])
+    return folders
 
-    class MNIST:
-        def __init__(self, root, download):
-            fetch(root)
 
-    fetch = download
-    monkeypatch.setitem(sys.modules, "torchvision.datasets", types.SimpleNamespace(MNIST=MNIST))
-
-
-def test_a_download_is_there_as_a_whole_or_not_at_all(mnist_folder, tmp_path, monkeypatch):
+def test_mnist_is_downloaded_without_torchvision(mirrors, mnist_folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    (mirrors[0] / "train-images-idx3-ubyte.gz").unlink()  # the next mirror has it
     root = tmp_path / "data"
-    raw = mnist_folder / "MNIST" / "raw"
-
-    def cut(to):
-        shutil.copytree(raw, f"{to}/MNIST/raw")
-        with open(f"{to}/MNIST/raw/t10k-images-idx3-ubyte", "r+b") as file:
-            file.truncate(100)
-
-    def broken(to):
-        cut(to)
-        raise ConnectionResetError("gone")
-
-    for attempt in (cut, broken, lambda to: None):
-        torchvision(monkeypatch, attempt)
-        with pytest.raises(data.DataError, match="cannot be downloaded"):
-            data.load("mnist", root)
-        assert data.load("auto", root).name == "digits"  # nothing is in the way
-    torchvision(monkeypatch, lambda to: shutil.copytree(raw, f"{to}/MNIST/raw"))
     found, expected = (data.load("mnist", place, validation=10) for place in (root, mnist_folder))
     assert found.fingerprint() == expected.fingerprint()
-    assert [p.name for p in root.iterdir()] == ["MNIST"]
+    assert found.source == f"MNIST, downloaded to {root}"
+    assert data.load("mnist", root, validation=10).source == f"MNIST, found in {root}"
+    assert {p.name for p in (root / "MNIST" / "raw").iterdir()} == set(mnist_download.FILES)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [Path.unlink, lambda p: os.truncate(p, 100), lambda p: p.write_bytes(p.read_bytes() + b"x"),
+     lambda p: p.write_bytes(gzip.compress(b"another file"))],
+)  # fmt: skip
+def test_a_download_is_there_as_a_whole_or_not_at_all(mirrors, tmp_path, damage):
+    root = tmp_path / "data"
+    for mirror in mirrors:
+        damage(mirror / "t10k-images-idx3-ubyte.gz")
+    reasons = r"t10k-images-idx3-ubyte.gz at .*: .*; t10k-images-idx3-ubyte.gz at .*: ."
+    with pytest.raises(data.DataError, match=f"MNIST is not in .*data and cannot be downloaded: {reasons}"):
+        data.load("mnist", root)
+    assert data.load("auto", root).name == "digits"  # nothing is in the way
+    assert not list((root / "MNIST" / "raw").iterdir())
+
+
+def test_a_mirror_that_sends_without_end_is_left(tmp_path, monkeypatch):
+    endless = contextlib.nullcontext(types.SimpleNamespace(read=bytes))  # n -> n zeros
+    monkeypatch.setattr(mnist_download, "FILES", {"zeros": (1000, "")})
+    monkeypatch.setattr(mnist_download.urllib.request, "urlopen", lambda url, timeout: endless)
+    with pytest.raises(data.DataError, match=r"zeros at .*: is another file, or cut; zeros at "):
+        mnist_download.download(tmp_path)
+
+
+def test_the_originals_are_known():
+    names = {f"{s}-{k}-ubyte.gz" for s in ("train", "t10k") for k in ("images-idx3", "labels-idx1")}
+    assert names == mnist_download.FILES.keys()
+    assert all(
+        urlsplit(mirror).scheme == "https" and mirror.endswith("/") for mirror in mnist_download.MIRRORS
+    )
 
 
 def test_images_and_labels_must_belong_together(mnist_folder):
@@ -212,7 +240,7 @@ def test_images_and_labels_must_belong_together(mnist_folder):
 
 
 def test_without_mnist_auto_says_why_it_takes_the_digits(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)  # as beside a torch it does not fit
+    monkeypatch.setattr(mnist_download, "MIRRORS", ["file:///nowhere/"])
     d = data.load("auto", tmp_path)
     assert d.name == "digits"
     assert "because MNIST is not in" in d.source

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lae_fast.data import idx
+from lae_fast.data import idx, mnist_download
 from lae_fast.data.images import as_split
 from lae_fast.data.splits import DataError, Source, Split
 from lae_fast.data.torchvision_sets import celeba, cifar10, datasets, downloading, svhn
@@ -71,9 +71,12 @@ def has_mnist(root: Path) -> bool:
 
 
 def _download(what: IDXSet, root: Path) -> None:
-    """Let torchvision download into a folder of its own, and move the files when they are whole: it takes cut ones for whole."""
+    """MNIST by this package's own means. Else let torchvision download into a folder of its own, and move the files when they are
+    whole: it takes cut ones for whole."""
     raw = _folders(what, root)[0]
     with downloading(what.title, root):
+        if what is MNIST:
+            return mnist_download.download(raw)
         raw.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".download.", dir=root) as private:
             getattr(datasets(), what.kind)(root=private, download=True, **dict(what.options))
@@ -86,7 +89,7 @@ def _download(what: IDXSet, root: Path) -> None:
 
 
 def idx_set(what: IDXSet, root: Path) -> Source:
-    """A data set from IDX files in `root`; if there are none, torchvision downloads them.
+    """A data set from IDX files in `root`; if there are none, they are downloaded.
 
     Raises:
         DataError: the files are damaged, or they are missing and cannot be downloaded.

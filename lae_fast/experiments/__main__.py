@@ -266,8 +266,9 @@ class Experiments:
 
 
 def _run(argv: Sequence[str]) -> int:
-    options = tyro.cli(Options, args=argv, prog="python -m lae_fast.experiments")
-    experiments = Experiments(options, shlex.join(["python", "-m", "lae_fast.experiments", *argv]))
+    typed = console.typed("experiments")
+    options = tyro.cli(Options, args=argv, prog=" ".join(typed))
+    experiments = Experiments(options, shlex.join([*typed, *argv]))
     if options.artefacts[:1] == ("likelihood",):
         return max(experiments.run_likelihood(part) for part in options.parts())
     return experiments.run()

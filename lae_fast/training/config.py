@@ -235,8 +235,8 @@ class Config:
         if "window" in values:  # from before decisions were a choice, and windows two
             window = values.pop("window")
             values |= {"decisions": "joint", "decoder_window": window, "feature_window": window}
-        paths = {"data", "data_dir", "output_dir", "resume"}
-        return cls(**{k: Path(v) if k in paths and v is not None else v for k, v in values.items()})
+        paths = {name for name, kind in _kinds().items() if Path in _parts(kind)}
+        return cls(**{k: Path(v) if k in paths and isinstance(v, str) else v for k, v in values.items()})
 
 
 def _flag(name: str) -> str:

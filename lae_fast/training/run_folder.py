@@ -103,22 +103,31 @@ def write_record(folder: Path, config: Config, **facts: Any) -> None:
     checkpoint.write_atomically(folder / "config.json", content.encode())
 
 
+def options_in(record: dict[str, Any]) -> dict[str, Any]:
+    """The options in a run's record; its data set by name, where older records say auto.
+
+    Raises:
+        ValueError: the record is damaged.
+    """
+    options, source = record.get("options"), record.get("data")
+    if not isinstance(options, dict) or not isinstance(source, str):
+        raise ValueError("expected a run's options, and its data in words")
+    if options.get("dataset") == "auto" and options.get("data") is None:
+        options |= {"dataset": "mnist" if source.startswith("MNIST") else "digits"}
+    return options
+
+
 def read_options(folder: Path) -> dict[str, Any]:
-    """The options of the run in that folder; its data set by name, where older records say auto.
+    """The options of the run in that folder.
 
     Raises:
         CheckpointError: it is not the folder of a run, or its record is damaged.
     """
     path = folder / "config.json"
-    record = checkpoint.read_json(path)
-    options, source = record.get("options"), record.get("data")
-    if not isinstance(options, dict) or not isinstance(source, str):
-        raise checkpoint.CheckpointError(
-            f"{path} is damaged; expected a run's options, and its data in words"
-        )
-    if options.get("dataset") == "auto" and options.get("data") is None:
-        options |= {"dataset": "mnist" if source.startswith("MNIST") else "digits"}
-    return options
+    try:
+        return options_in(checkpoint.read_json(path))
+    except ValueError as error:
+        raise checkpoint.CheckpointError(f"{path} is damaged; {error}") from error
 
 
 def check_data(folder: Path, fingerprint: str) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from lae_fast.checkpoint import CheckpointError, naming, write_atomically
 
@@ -50,8 +50,28 @@ def read(path: Path, last_step: int | None = None) -> list[dict[str, Any]]:
     return found
 
 
+def has_tensorboard() -> bool:
+    """Whether TensorBoard is installed, the extra `lae_fast[tensorboard]`."""
+    return importlib.util.find_spec("tensorboard") is not None
+
+
+class _NoBoard:
+    """What takes TensorBoard's place where it is not installed, and keeps nothing."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_, **__: None
+
+
+def _board(folder: Path, purge_step: int | None) -> Any:
+    if not has_tensorboard():
+        return _NoBoard()
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=purge_step)
+
+
 class RunLog:
-    """Scalars go to both records, pictures to TensorBoard. A context manager that closes both.
+    """Scalars go to both records, pictures to TensorBoard, if there is one. A context manager that closes both.
 
     Args:
         folder: the run's folder.
@@ -67,7 +87,7 @@ class RunLog:
         write_atomically(self._path, "".join(f"{json.dumps(line)}\n" for line in kept).encode())
         purge = None if resume_step is None else resume_step + 1
         with naming(self._events):
-            self._board = SummaryWriter(str(self._events), purge_step=purge)
+            self._board = _board(self._events, purge)
         self._file = self._path.open("a", buffering=1)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
