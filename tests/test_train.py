@@ -673,6 +673,17 @@ def test_a_joint_chain_with_too_few_features_says_so(tmp_path):
         assert ("with q(z|x) = N(f(x), diag(s^2)), s = " in result.stdout) == says
 
 
+def test_a_chain_whose_step_size_still_adapts_is_not_warned_of(tmp_path):
+    """After an epoch of twelve minibatches it accepts nearly all proposals, and nobody can mend that."""
+    result = run("--output-dir", tmp_path / "run", "--step-size", "auto", "--epochs", 2)
+    assert [
+        line["epoch_acceptance_rate"] > 0.95
+        for line in metrics(tmp_path / "run")
+        if "epoch_acceptance_rate" in line
+    ] == [True] * 2
+    assert "the chain accepts" not in result.stderr
+
+
 @pytest.mark.parametrize(("step_size", "message"), [("1e5", "less than 5%"), ("1e-9", "more than 95%")])
 def test_a_frozen_or_timid_chain_is_warned_of_once(step_size, message, tmp_path):
     result = run("--output-dir", tmp_path / "run", "--step-size", step_size)
