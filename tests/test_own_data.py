@@ -4,6 +4,7 @@ none of them can be downloaded by a test."""
 import hashlib
 import json
 import pickle
+import random
 import sys
 import types
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from commands import SMALL_RUN
 from PIL import Image
 from test_data import idx_bytes
+from test_hostile import bytes_of
 from torch.utils.data import IterableDataset, TensorDataset
 
 from lae_fast import data, train
@@ -340,6 +342,24 @@ def test_a_bad_folder_is_named(change, message, tmp_path):
     with pytest.raises(DataError, match=message) as caught:
         data.load(tmp_path)
     assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [*FILES, "folder"])
+def test_changed_bytes_are_read_or_refused_in_words_that_name_them(name, tmp_path):
+    target = path = tmp_path / name
+    if name == "folder":
+        for i, image in enumerate(RGB[:21]):
+            save(image, path / f"{i}.png")
+        target = path / "3.png"
+    else:
+        FILES[name](path)
+    whole = target.read_bytes()
+    for seed in range(8):
+        target.write_bytes(bytes_of(random.Random(f"{name} {seed}"), whole))
+        try:
+            assert data.load(path).train.images.dtype in (torch.uint8, torch.float32)
+        except DataError as error:
+            assert str(target) in str(error)
 
 
 def test_what_is_not_there_is_named(tmp_path, monkeypatch):
