@@ -62,8 +62,10 @@ class Options:
     """Seed of all draws; the pilot run that fixes the AIS schedule uses separate noise."""
     device: str = "cpu"
     """cpu, cuda, cuda:1, ..."""
+    data: Path | None = None
+    """Images of your own, where they lie now; default: where the run found them (for runs on --data)."""
     data_dir: Path | None = None
-    """Folder of MNIST; default: the folder that the run used."""
+    """Folder of the data sets by name; default: the folder that the run used."""
     output: Path | None = None
     """CSV file to write, one line a run."""
 
@@ -133,13 +135,14 @@ def score(folder: Path, options: Options) -> Score:
         raise CheckpointError(f"{best} holds {found}; expected {expected}, as config.json says")
     # A model trained on binary images is scored on binary images, which are the same for every model.
     binarization = "none" if config.binarize == "none" else "fixed"
+    own = config.data and (options.data or config.data)
     dataset = data.load(
-        config.dataset,
+        own or config.dataset,
         options.data_dir or config.data_dir,
         validation=config.validation,
         binarization=binarization,
     )
-    x = dataset.test.images[: options.images].to(options.device) / 255
+    x = data.pixels(dataset.test.images[: options.images].flatten(1).to(options.device))
     quality = evaluate(model, x, n_draws=20, seed=options.seed)
     bound = -importance_bound(model, x, n_draws=options.n_draws, seed=options.seed).mean().item()
     annealing = dict(n_chains=options.n_chains, seed=options.seed)

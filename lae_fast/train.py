@@ -1,4 +1,4 @@
-"""`python -m lae_fast.train`: train a model on MNIST, watch it, stop and resume it."""
+"""`python -m lae_fast.train`: train a model on MNIST or images of your own, watch it, stop and resume it."""
 
 from __future__ import annotations
 
@@ -172,19 +172,30 @@ def train(config: Config, command: str = "") -> int:
     device = _device(config)
     with run_folder.claimed(config) as folder:
         dataset = data.load(
-            config.dataset, config.data_dir, validation=config.validation, binarization=config.binarize
+            config.data or config.dataset,
+            config.data_dir,
+            validation=config.validation,
+            binarization=config.binarize,
         )
         fingerprint = dataset.fingerprint()
         if config.resume:
             run_folder.check_data(folder, fingerprint)
-        # A resumed run has to find the data set that auto was.
-        config = dataclasses.replace(config, dataset=dataset.name)
+        # A resumed run has to find the data set that auto was, and files from any folder.
+        if config.data is None:
+            config = dataclasses.replace(config, dataset=dataset.name)
+        else:
+            config = dataclasses.replace(config, data=config.data.expanduser().absolute())
         trainer = Trainer(config, dataset, folder, device, resume=config.resume is not None)
         run_folder.check_room(folder, trainer.model)
         facts = info.report()
         _print_start(trainer, dataset.source, facts)
         run_folder.write_record(
-            folder, config, data=dataset.source, fingerprint=fingerprint, command=command, versions=facts
+            folder,
+            trainer.config,
+            data=dataset.source,
+            fingerprint=fingerprint,
+            command=command,
+            versions=facts,
         )
         if stopped := _fit(trainer):
             again = shlex.join([*console.typed("train"), "--resume", str(folder)])

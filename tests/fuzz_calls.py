@@ -485,6 +485,31 @@ def _():
     return lambda **given: models.build(**given).phi, dict(architecture=architecture, n_steps=3, ridge=0.1)
 
 
+@entry(
+    "data.from_images",
+    says=dict(
+        images=("image ",),
+        test=("image",),
+        test_labels=("labels", "whole numbers"),
+        binarization=("binarize",),
+    ),
+)
+def _():
+    own = dict(
+        validation=3,
+        binarization="fixed",
+        labels=torch.arange(30),
+        test=unit(4, 3, 2),
+        test_labels=torch.arange(4),
+    )
+    return data.from_images, dict(images=unit(30, 3, 2)) | own
+
+
+@entry("data.pixels", free=("images",))
+def _():
+    return data.pixels, dict(images=unit(4, 6))
+
+
 @entry("data.load", says=dict(root=("path",), name=("dataset",), binarization=("binarize",)))
 def _():
     return data.load, dict(name="digits", root="nowhere", validation=3, binarization="fixed")

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from lae_fast import data, seeds
-from lae_fast.data import idx, mnist_download
+from lae_fast.data import mnist_download
 
 N_TRAIN, N_TEST, SIDE = 60, 20, 4
 
@@ -46,9 +46,10 @@ def test_mnist_files_and_splits(mnist_folder):
     assert d.name == "mnist"
     assert "found in" in d.source
     assert [len(s.images) for s in (d.train, d.validation, d.test)] == [50, 10, 20]
-    assert d.train.images.shape == (50, SIDE**2)
+    assert d.train.images.shape == (50, 1, SIDE, SIDE)
+    assert d.shape == (1, SIDE, SIDE)
     assert d.train.images.dtype == torch.uint8
-    assert d.validation.images[:, 0].tolist() == list(range(50, 60))  # the last ones
+    assert d.validation.images[:, 0, 0, 0].tolist() == list(range(50, 60))  # the last ones
     assert d.validation.labels.tolist() == [i % 10 for i in range(50, 60)]
     everything = data.load("auto", mnist_folder, validation=0)
     assert len(everything.train.images) == 60
@@ -67,7 +68,7 @@ def test_gzipped_files(mnist_folder):
 def test_digits():
     d = data.load("digits")
     assert [len(s.images) for s in (d.train, d.validation, d.test)] == [1237, 200, 360]
-    assert d.train.images.shape[1] == 64
+    assert d.shape == (1, 8, 8)
     assert d.train.images.max() == 255
     assert set(d.test.labels.tolist()) == set(range(10))
 
@@ -224,7 +225,8 @@ def test_a_mirror_that_sends_without_end_is_left(tmp_path, monkeypatch):
 
 
 def test_the_originals_are_known():
-    assert {f"{n}.gz" for names in idx.FILES.values() for n in names} == mnist_download.FILES.keys()
+    names = {f"{s}-{k}-ubyte.gz" for s in ("train", "t10k") for k in ("images-idx3", "labels-idx1")}
+    assert names == mnist_download.FILES.keys()
     assert all(
         urlsplit(mirror).scheme == "https" and mirror.endswith("/") for mirror in mnist_download.MIRRORS
     )
@@ -280,20 +282,19 @@ def test_binarisation(mnist_folder):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: data.load("cifar"), "dataset is 'cifar'; expected one of auto, mnist, digits"),
+        (lambda: data.load("cifar"), "dataset is 'cifar'; expected one of auto, mnist, .*, digits, or the path of a folder"),
         (lambda: data.load("digits", binarization="yes"), "binarize is 'yes'"),
         (lambda: data.load("digits", validation=1437), "validation is 1437; expected 0 to 1436"),
         (lambda: data.load("digits", validation=-1), "validation is -1"),
         (lambda: data.load("digits", validation=2.5), r"validation is 2.5 \(float\); expected a whole number"),
         (lambda: data.load("digits", validation=True), r"validation is True \(bool\); expected a whole number"),
-        (lambda: data.load(7), "dataset is 7; expected one of auto, mnist, digits"),
+        (lambda: data.load(7), "dataset is 7; expected one of auto, mnist, fashion-mnist"),
         (lambda: data.load(["digits"]), r"dataset is \['digits'\]"),
         (lambda: data.load("digits", binarization=None), "binarize is None"),
         (lambda: data.load("mnist", 7), r"root is 7 \(int\); expected a path"),
         (lambda: data.load("mnist", "~nobody-of-this-name/x"), "root is ~nobody-of-this-name/x; expected a folder"),
-        (lambda: data.binarize([[1, 2]]), r"images is .* \(list\); expected uint8 \[N, nx\]"),
-        (lambda: data.binarize(torch.rand(2, 3)), r"images are float32 \[2, 3\] on cpu; expected uint8 \[N, nx\]"),
-        (lambda: data.binarize(torch.zeros(3, dtype=torch.uint8)), r"images are uint8 \[3\]"),
+        (lambda: data.binarize([[1, 2]]), r"images is .* \(list\); expected uint8 or float32 or float64"),
+        (lambda: data.binarize(torch.zeros(2, 3, dtype=torch.int64)), r"images are int64 \[2, 3\] on cpu; expected uint8"),
         (lambda: data.binarize(torch.zeros(1, 3, dtype=torch.uint8), 5), r"generator is 5 \(int\)"),
         (lambda: data.shuffled(0, 1, 0), "n is 0; expected at least 1"),
         (lambda: data.shuffled(5, 0, 0), "size is 0; expected at least 1"),

@@ -5,6 +5,7 @@ import re
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -25,6 +26,7 @@ def python_in(page):
 FULL_LOOP, SAMPLING = python_in("docs/sampling.md")
 (VARIATIONS,) = python_in("docs/variations.md")
 (LOADING,) = python_in("docs/training.md")
+(DATA,) = python_in("docs/data.md")
 
 
 def test_the_loop_of_ten_lines_is_no_longer():
@@ -81,6 +83,14 @@ def test_a_run_is_loaded(tmp_path, monkeypatch):
     exec(LOADING, names)
     assert torch.equal(names["model"].phi, model.phi)
     assert not names["model"].training
+
+
+def test_data_are_loaded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez("pictures.npz", images=np.zeros((30, 5, 4, 3), np.uint8), labels=np.zeros(30, int))
+    names = {}
+    exec(DATA, names)
+    assert names["dataset"].shape == (3, 5, 4)
 
 
 def test_the_readme_sampling_samples():

@@ -112,7 +112,7 @@ def options_in(record: dict[str, Any]) -> dict[str, Any]:
     options, source = record.get("options"), record.get("data")
     if not isinstance(options, dict) or not isinstance(source, str):
         raise ValueError("expected a run's options, and its data in words")
-    if options.get("dataset") == "auto":
+    if options.get("dataset") == "auto" and options.get("data") is None:
         options |= {"dataset": "mnist" if source.startswith("MNIST") else "digits"}
     return options
 
