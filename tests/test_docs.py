@@ -8,6 +8,8 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
+from lae_fast.models import Architecture, build
+
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 TUTORIALS = sorted(DOCS.glob("tutorials/*.md"))
@@ -17,7 +19,8 @@ def cells(page):
     """The code of a tutorial, cell by cell, each with its place for error messages."""
     text = page.read_text()
     for found in re.finditer(r"```{code-cell} ipython3\n(.*?)```", text, flags=re.DOTALL):
-        yield compile("\n" * text[: found.start(1)].count("\n") + found[1], str(page), "exec")
+        code = re.sub(r"^:.*$", "", found[1], flags=re.MULTILINE)  # a cell's options are not code
+        yield compile("\n" * text[: found.start(1)].count("\n") + code, str(page), "exec")
 
 
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
@@ -51,3 +54,21 @@ def test_every_page_is_in_a_table_of_contents():
         ROOT / "CHANGELOG.md",
     }
     assert set(pages_of(DOCS / "index.md")) == expected - {DOCS / "index.md"}
+
+
+@pytest.mark.parametrize(
+    ("row", "model", "options"),
+    [
+        ("`LAE`, datapoint decisions", "lae", {}),
+        ("the same with `spread=False`", "lae", {"spread": False}),
+        ("`LAE`, joint decisions", "lae", {"decisions": "joint"}),
+        ("`Hoffman`", "hoffman", {}),
+    ],
+)
+def test_the_first_step_sizes_are_those_of_the_page(row, model, options):
+    section = (DOCS / "mathematics.md").read_text().partition("This package starts from")[2]
+    (line,) = re.findall(rf"^\| {re.escape(row)}.*$", section, flags=re.MULTILINE)
+    printed = [float(cell.split(",")[0]) for cell in line.strip("| ").split(" | ")[1:]]
+    small = Architecture(model=model, nx=4, nz=2, nh=4, depth=1)
+    built = [build(small, mh=mh, **options).log_step_size.exp().item() for mh in (True, False)]
+    assert built == pytest.approx(printed)
