@@ -57,6 +57,7 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 60
 nb_execution_in_temp = True
 nb_merge_streams = True
+nb_output_stderr = "remove"  # bars
 
 html_math_renderer = "mathml"
 html_theme = "furo"

@@ -18,6 +18,7 @@ from typing import Any
 from sphinx.application import Sphinx
 
 SECTION = re.compile(r"(Args.*|Attributes|Returns|Raises|Warns|Yields|Example|Examples):$")
+LITERAL = ".. code-block:: text"
 BEYOND = re.compile(r"Args \((.*)\):$")
 
 
@@ -69,7 +70,7 @@ def _with_formulas(lines: list[str]) -> list[str]:
         if line and not line.startswith(" "):
             is_literal = False
         if line.startswith("    ") and not before and not is_literal and ">>>" not in line:
-            result += ["::", ""]
+            result += [LITERAL, ""]
             is_literal = True
         result.append(line)
     return result + lines[end:] if lines[:end] else lines
@@ -94,7 +95,7 @@ def read(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: lis
         return
     literal, result = False, []
     for line in _with_formulas(_with_comments(thing, lines)):
-        literal = line == "::" or (literal and (not line or line.startswith(" ")))
+        literal = line == LITERAL or (literal and (not line or line.startswith(" ")))
         result += [line] if literal or ">>>" in line else _beyond(_escaped(line))
     lines[:] = result
 

@@ -19,8 +19,7 @@ def cells(page):
     """The code of a tutorial, cell by cell, each with its place for error messages."""
     text = page.read_text()
     for found in re.finditer(r"```{code-cell} ipython3\n(.*?)```", text, flags=re.DOTALL):
-        code = re.sub(r"^:.*$", "", found[1], flags=re.MULTILINE)  # a cell's options are not code
-        yield compile("\n" * text[: found.start(1)].count("\n") + code, str(page), "exec")
+        yield compile("\n" * text[: found.start(1)].count("\n") + found[1], str(page), "exec")
 
 
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)

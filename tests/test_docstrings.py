@@ -3,6 +3,8 @@
 import doctest
 import importlib
 import inspect
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -70,3 +72,13 @@ def test_an_example_shows_what_it_says(test):
 
 def test_every_public_name_has_an_example():
     assert {name for name in NAMES if not examples_of(name)} == set(WITHOUT.split())
+
+
+def test_every_public_name_is_in_the_reference():
+    pages = (Path(__file__).parent.parent / "docs" / "reference").glob("*.md")
+    shown = set(
+        re.findall(
+            r"^\.\. auto\w+:: (?:[\w.]+\.)?(\w+)$", "\n".join(p.read_text() for p in pages), re.MULTILINE
+        )
+    )
+    assert {name for name in NAMES if name.split(".")[-1] not in shown} == set()
