@@ -138,7 +138,7 @@ class LAE(AutoencoderWithChain):
 
     @property
     def beta1(self) -> float:
-        """0.5 for features that learn from V after each step: the chain has undone part of what momentum remembers."""
+        """Adam's momentum, 0.5 for features that learn from V after each step, as the chain undoes part of what it remembers."""
         return 0.5 if self.feature_window == "after" else 0.9
 
     @property

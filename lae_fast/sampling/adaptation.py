@@ -37,10 +37,7 @@ def averaged(adaptation: Tensor) -> Tensor:
 def adapt_step_size(
     state: ALDState, info: ALDInfo, *, rate: float = 0.05, target: float = TARGET_ACCEPTANCE
 ) -> ALDState:
-    """The state with a step size that follows the acceptance of the step that led to it, in a loop of `ald_step`:
-
-        state, info = lae_fast.ald_step(potential, state)
-        state = lae_fast.adapt_step_size(state, info)
+    """The state with a step size that follows the acceptance of the step that led to it, in a loop of `ald_step`.
 
     log eta += rate (acceptance - target), the rule of Robbins and Monro by which the models adapt theirs; all on the device.
     One step size for several chains follows their mean acceptance. A chain whose step size moves has exp(-V) as its law
@@ -54,6 +51,16 @@ def adapt_step_size(
     Raises:
         TypeError: an argument is of another kind.
         ValueError: the state has no step size, the info is of another number of chains, or a number is out of range.
+
+    Example:
+        >>> def potential(phi):  # [C, D] -> [C], nats: a normal with deviation 0.01
+        ...     return 0.5 * (phi / 0.01).square().sum(1)
+        >>> state = lae_fast.ald_init(potential, torch.zeros(64, 3), step_size=1e-6, n_chains=64)
+        >>> for _ in range(200):  # towards an acceptance of 0.574
+        ...     state, info = lae_fast.ald_step(potential, state)
+        ...     state = lae_fast.adapt_step_size(state, info)
+        >>> 5e-5 < state.step_size.item() < 5e-4
+        True
     """
     if not isinstance(state, ALDState) or not isinstance(info, ALDInfo):
         given = checks.describe(info if isinstance(state, ALDState) else state)

@@ -210,7 +210,7 @@ def ald_sample(
         batch_size: m of SGALD: every step takes the gradient of n/m times the sum over m fresh datapoints. SGALD
             has no decision, so it requires `mh=False`; the reported potential is the same estimate. All chains see
             the same minibatches: the chains are not independent of each other.
-        n_draws and all others: the fields of `lae_fast.sampling.Plan`, which says what they mean.
+        n_draws: as all others, a field of `lae_fast.sampling.Plan`, which says what they mean.
 
     Returns:
         `Samples`. Memory grows with `n_draws`, not with the number of steps.
@@ -228,6 +228,17 @@ def ald_sample(
     Warns:
         UserWarning: the rank is below n; a chain accepts less than 5 % or more than 95 % of 100 or more proposals; an
             unadjusted chain diverges.
+
+    Example:
+        >>> x = torch.tensor([[-1.0, 0.0], [2.0, 1.0]])  # [n, nz]: x = z + noise of variance 1
+        >>> def energy(z):  # [C, n, nz] -> [C, n], nats
+        ...     return 0.5 * (x - z).square().sum(-1) + 0.5 * z.square().sum(-1)
+        >>> features = torch.randn(2, 16)  # [n, d]
+        >>> samples = lae_fast.ald_sample(energy, features, nz=2, n_draws=1000, n_warmup=300, progress=False)
+        >>> samples.z.shape, samples.phi.shape
+        (torch.Size([4, 1000, 2, 2]), torch.Size([4, 2, 16]))
+        >>> (samples.z.mean((0, 1)) - x / 2).abs().max() < 0.2  # posteriors: N(x / 2, 1 / 2)
+        tensor(True)
     """
     checks.function("energy", energy)
     plan = Plan(
@@ -307,10 +318,20 @@ def langevin_sample(
     Args:
         energy: U(x_i, z_i) in nats, z [C, n, nz] -> [C, n].
         z: the start of the chains, [C, n, nz], float32 or float64.
-        n_draws and all others: as for `ald_sample`; a step size is a number, or [C n].
+        step_size: a number, or [C n]; this and all others as for `ald_sample`.
 
     Result, errors and warnings are those of `ald_sample`, except the warning about the rank. To go on with chains, start at
     `samples.z[:, -1]` with `step_size=samples.step_size.flatten()` and `n_warmup=0`.
+
+    Example:
+        >>> x = torch.tensor([[-1.0, 0.0], [2.0, 1.0]])  # [n, nz]: x = z + noise of variance 1
+        >>> def energy(z):  # [C, n, nz] -> [C, n], nats
+        ...     return 0.5 * (x - z).square().sum(-1) + 0.5 * z.square().sum(-1)
+        >>> samples = lae_fast.langevin_sample(energy, torch.zeros(8, 2, 2), n_draws=500, n_warmup=200, progress=False)
+        >>> samples.acceptance_rate.shape, samples.step_size.shape
+        (torch.Size([8, 500, 2]), torch.Size([8, 2]))
+        >>> (samples.z.mean((0, 1)) - x / 2).abs().max() < 0.2  # posteriors: N(x / 2, 1 / 2)
+        tensor(True)
     """
     checks.function("energy", energy)
     plan = Plan(
