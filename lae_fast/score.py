@@ -127,8 +127,8 @@ def score(folder: Path, options: Options) -> Score:
         raise CheckpointError(f"{folder} is not the folder of a run: {error}") from error
     best = folder / "best.safetensors"
     model = models.load(best).to(options.device)
-    expected = dataclasses.asdict(config.architecture(model.nx))
-    found = {name: value for name, value in checkpoint.load_weights(best)[1].items() if name in expected}
+    expected = config.architecture(model.shape)
+    found = models.architecture_in(checkpoint.load_weights(best)[1], best)
     if found != expected:
         raise CheckpointError(f"{best} holds {found}; expected {expected}, as config.json says")
     # A model trained on binary images is scored on binary images, which are the same for every model.
