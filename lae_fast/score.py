@@ -129,8 +129,8 @@ def score(folder: Path, options: Options) -> Score:
         raise CheckpointError(f"{folder} is not the folder of a run: {error}") from error
     best = folder / "best.safetensors"
     model = models.load(best).to(options.device)
-    expected = dataclasses.asdict(config.architecture(model.nx))
-    found = {name: value for name, value in checkpoint.load_weights(best)[1].items() if name in expected}
+    expected = config.architecture(model.shape)
+    found = models.architecture_in(checkpoint.load_weights(best)[1], best)
     if found != expected:
         raise CheckpointError(f"{best} holds {found}; expected {expected}, as config.json says")
     # A model trained on binary images is scored on binary images, which are the same for every model.
@@ -142,7 +142,7 @@ def score(folder: Path, options: Options) -> Score:
         validation=config.validation,
         binarization=binarization,
     )
-    x = data.pixels(dataset.test.images[: options.images].flatten(1).to(options.device))
+    x = data.pixels(dataset.test.images[: options.images].to(options.device))
     quality = evaluate(model, x, n_draws=20, seed=options.seed)
     bound = -importance_bound(model, x, n_draws=options.n_draws, seed=options.seed).mean().item()
     annealing = dict(n_chains=options.n_chains, seed=options.seed)

@@ -382,7 +382,7 @@ def test_config_survives_json():
         (["--device", "meta"], "--device is meta"),
         (["--device", "cpu", "--precision", "tf32"], "--precision tf32 on cpu; expected a GPU"),
         (["--chain-precision", "bf16"], "chain_precision is 'bf16' with mh"),
-        (["--network", "conv", "--depth", "5"], "divisible by 32"),
+        (["--network", "conv", "--depth", "5"], "depth is 5; expected at most 3"),
         (["--resume", "/nonexistent"], "--resume /nonexistent is not the folder of a run"),
     ],
 )  # fmt: skip

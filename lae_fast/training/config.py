@@ -7,6 +7,7 @@ import functools
 import math
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,7 +56,10 @@ class Config:
     depth: int = 3
     """Blocks of Linear, LayerNorm, ReLU (conv: halvings of the image) on each side."""
     network: Literal[tuple(NETWORKS)] = "mlp"
-    """mlp: the report's fully connected network; conv: a small convolutional one."""
+    """mlp: the report's fully connected network, and with --nh 1024 the paper's for images of any size; conv: a small
+    convolutional one."""
+    channels: int = 32
+    """Channels of conv's first halving; each further one doubles them."""
     likelihood: Literal[tuple(LIKELIHOODS)] = "bernoulli"
     """p(x|z). bernoulli: on logits; gaussian, logistic (256 levels): with a learned scale."""
 
@@ -154,6 +158,7 @@ class Config:
             "nz",
             "nh",
             "depth",
+            "channels",
             "n_steps",
             "batch_size",
             "epochs",
@@ -207,9 +212,18 @@ class Config:
             patience=wait if self.patience == "auto" else self.patience,
         )
 
-    def architecture(self, nx: int) -> Architecture:
-        """The model's part of the options, for images of nx pixels."""
-        return Architecture(self.model, self.network, self.likelihood, nx, self.nz, self.nh, self.depth)
+    def architecture(self, shape: Sequence[int]) -> Architecture:
+        """The model's part of the options, for images of this shape: (c, h, w), or (nx,) for flat ones."""
+        return Architecture(
+            self.model,
+            self.network,
+            self.likelihood,
+            nz=self.nz,
+            nh=self.nh,
+            depth=self.depth,
+            shape=tuple(shape),
+            channels=self.channels,
+        )
 
     def model_options(self) -> dict[str, Any]:
         """What the model's signature asks for; auto leaves an option to the model."""

@@ -99,9 +99,9 @@ class RunLog:
                 self._board.add_scalar(tag, value, step)
 
     def picture(self, step: int, tag: str, picture: Tensor) -> None:
-        """Write a grey picture [height, width] in [0, 1] to TensorBoard."""
+        """Write a picture [height, width] or [height, width, 3] in [0, 1] to TensorBoard."""
         with naming(self._events):
-            self._board.add_image(tag, picture, step, dataformats="HW")
+            self._board.add_image(tag, picture, step, dataformats="HW" if picture.dim() == 2 else "HWC")
 
     def flush(self) -> None:
         """Write all records so far to disk."""

@@ -22,7 +22,7 @@ from lae_fast.checkpoint import Checkpoint, CheckpointError
 from lae_fast.data import Dataset
 from lae_fast.evaluation import Evaluation, evaluate, fit_posterior_scale, importance_bound
 from lae_fast.models import LAE, LIKELIHOODS, AutoencoderWithChain
-from lae_fast.models.registry import check_sizes
+from lae_fast.models.registry import architecture_in, check_sizes
 from lae_fast.ops.columns import NONFINITE
 from lae_fast.sampling import acceptance_warning
 from lae_fast.training import pictures
@@ -83,8 +83,7 @@ class Trainer:
         self.folder, self.device = folder, device
         _check_values(dataset, config.likelihood)
         self.train, self.validation, self.test = (
-            split._replace(images=split.images.flatten(1)).to(device)
-            for split in (dataset.train, dataset.validation, dataset.test)
+            split.to(device) for split in (dataset.train, dataset.validation, dataset.test)
         )
         self.n_batches = len(self.train.images) // config.batch_size
         if self.n_batches < 1:
@@ -98,7 +97,7 @@ class Trainer:
         self.fit_images = self.train.images[:2000]  # what an LAE's s is fitted on
         if config.binarize == "dynamic":
             self.fit_images = data.binarize(self.fit_images, torch.Generator(device).manual_seed(0))
-        self.architecture = config.architecture(self.train.images.shape[1])
+        self.architecture = config.architecture(dataset.shape)
         self.is_resumed = resume
         self.resumed_from = checkpoint.load_latest(folder / "checkpoints") if resume else None
         if self.resumed_from:
@@ -149,7 +148,7 @@ class Trainer:
         return self.progress.epoch >= self.config.epochs or self.progress.is_finished
 
     def batches(self) -> Iterator[Tensor]:
-        """The rest of the current epoch's minibatches, float [n, nx] in [0, 1]; the order depends on seed and epoch."""
+        """The rest of the current epoch's minibatches, float [n, c, h, w] in [0, 1]; the order depends on seed and epoch."""
         seed = seeds.mixed(self.config.seed, self.progress.epoch)
         order = data.shuffled(len(self.train.images), self.config.batch_size, seed, self.device)
         for index in itertools.islice(order, self.progress.position, None):
@@ -281,11 +280,13 @@ class Trainer:
 
     def _check_architecture(self, saved: Checkpoint) -> None:
         """Raise a CheckpointError unless a checkpoint is of this run's model."""
+        found = architecture_in(saved.metadata, saved.path)
+        if found.shape == (self.architecture.nx,):  # also of runs from before images had a shape
+            found = dataclasses.replace(found, shape=self.architecture.shape)
         for name, value in dataclasses.asdict(self.architecture).items():
-            if saved.metadata.get(name) != value:
+            if (there := getattr(found, name)) != value:
                 raise CheckpointError(
-                    f"{saved.path} is of another architecture: {name} is {saved.metadata.get(name)!r} there, "
-                    f"{value!r} in this run"
+                    f"{saved.path} is of another architecture: {name} is {there!r} there, {value!r} in this run"
                 )
         check_sizes(self.architecture, saved.weights, saved.path / "model.safetensors")
 
