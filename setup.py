@@ -1,14 +1,14 @@
-"""Builds the compiled kernels, as far as the machine allows, and says what it leaves out and why.
+"""Builds the compiled kernels, as far as the machine allows (`build_backend.py`), and says what it leaves out and why.
 
-The kernel libraries use LibTorch's stable ABI, so the torch they are built against (pip's isolated build
-environment brings one) need not be the torch they run with. They are installed as top-level modules beside
-the package: whoever runs from the repository root imports `./lae_fast`, and it still finds them.
+The kernel libraries use LibTorch's stable ABI, so the torch they are built against need not be the torch they run with. They
+are installed as top-level modules beside the package: whoever runs from the repository root imports `./lae_fast`, and it still
+finds them.
 
 LAE_FAST_BUILD   auto (default): what the machine can build; cpu, cuda: that or an error; none: no kernels
 CXX, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS   as for any torch extension
 """
 
-import importlib.util
+import contextlib
 import os
 import re
 import shlex
@@ -18,16 +18,24 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Command, Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
+from setuptools.command.editable_wheel import editable_wheel
+
+from build_backend import (
+    TORCH_TARGET,
+    Plan,
+    architectures,
+    find_torch,
+    gencode_flags,
+    nvcc_version,
+    torch_version,
+)
 
 ROOT = Path(__file__).parent.resolve()
 SCHEMA_VERSION = re.search(r"SCHEMA_VERSION = (\d+)", (ROOT / "lae_fast/_version.py").read_text())[1]
-TORCH_TARGET = "2.11"
-# Turing (T4), Ampere (runs on Ada too), Hopper, and PTX for all that come after.
-CUDA_ARCHITECTURES = "7.5;8.0;9.0+PTX"
-MINIMUM_NVCC = (12, 0)
 
 SOURCES = {
     "_lae_fast_cpu": ["csrc/cpu/langevin.cpp", "csrc/cpu/energy.cpp", "csrc/cpu/dense.cpp"],
@@ -43,98 +51,17 @@ NVCC_FLAGS = "-std=c++20 -O3 --fmad=false --threads 2 -Xcompiler -fPIC,-fvisibil
 TARGET_FLAG = "-DTORCH_TARGET_VERSION=0x{:02x}{:02x}000000000000".format(*map(int, TORCH_TARGET.split(".")))
 
 
-def find_cxx() -> str | None:
-    if sys.platform == "win32":
-        return None
-    candidates = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
-    return next((c for c in candidates if c and shutil.which(shlex.split(c)[0])), None)
-
-
-def find_nvcc() -> str | None:
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    candidates = [f"{home}/bin/nvcc"] if home else ["nvcc", "/usr/local/cuda/bin/nvcc"]
-    return next(filter(None, map(shutil.which, candidates)), None)
-
-
-def nvcc_version(nvcc: str) -> tuple[int, int]:
-    out = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
-    found = re.search(r"release (\d+)\.(\d+)", out)
-    return (int(found[1]), int(found[2])) if found else (0, 0)
-
-
-def architectures() -> str:
-    return os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHITECTURES
-
-
-def gencode_flags() -> str:
-    """nvcc's flags for the architectures. A ValueError names an entry that it does not know."""
-    flags = []
-    for arch in filter(None, re.split(r"[;\s]+", architectures())):
-        number = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", arch)
-        if not number:
-            raise ValueError(f"TORCH_CUDA_ARCH_LIST holds {arch!r}; expected entries like 8.0 or 9.0+PTX")
-        n = number[1] + number[2] + number[3]
-        code = f"[sm_{n},compute_{n}]" if number[4] else f"sm_{n}"
-        flags.append(f"-gencode arch=compute_{n},code={code}")
-    return " ".join(flags)
+PLAN = Plan()
 
 
 def torch_folder() -> Path:
-    spec = importlib.util.find_spec("torch")  # its headers and libtorch.so: torch itself is never imported
-    if spec is None:
+    folder = find_torch()
+    if folder is None:
         raise SystemExit(
-            "lae_fast: the build needs torch's headers but finds no torch; "
+            f"lae_fast: the build needs the headers of a torch >= {TORCH_TARGET} but finds none; "
             "install without --no-build-isolation, or torch first"
         )
-    return Path(spec.origin).parent
-
-
-class Plan:
-    """What LAE_FAST_BUILD and the machine's compilers allow: `libraries`; and `left_out`, with the reasons."""
-
-    def __init__(self) -> None:
-        self.request = os.environ.get("LAE_FAST_BUILD", "auto")
-        if self.request not in ("auto", "cpu", "cuda", "none"):
-            raise SystemExit(f"lae_fast: LAE_FAST_BUILD={self.request!r}; expected auto, cpu, cuda or none")
-        self.cxx, self.nvcc = find_cxx(), find_nvcc()
-        self.left_out: dict[str, str] = {}
-        self.libraries = [name for name in ("cpu", "cuda") if self._wants(name)]
-
-    def _wants(self, name: str) -> bool:
-        if self.request == "none" or (self.request == "cpu" and name == "cuda"):
-            reason = f"LAE_FAST_BUILD={self.request} asked for none; reinstall without it"
-        elif not self.cxx:
-            reason = "no C++ compiler was found; install g++ or clang++ (or set CXX) and reinstall"
-        elif name == "cuda" and not self.nvcc:
-            reason = "nvcc was not found; install the CUDA toolkit (or set CUDA_HOME) and reinstall"
-        elif name == "cuda" and nvcc_version(self.nvcc) < MINIMUM_NVCC:
-            found = ".".join(map(str, nvcc_version(self.nvcc)))
-            reason = f"nvcc {found} is older than {MINIMUM_NVCC[0]}.{MINIMUM_NVCC[1]}; install a newer CUDA toolkit and reinstall"
-        else:
-            try:
-                gencode_flags()
-                return True
-            except ValueError as error:
-                if name != "cuda":
-                    return True
-                reason = str(error)
-        self.leave_out(name, reason)
-        return False
-
-    def leave_out(self, name: str, reason: str) -> None:
-        """Say so, or stop when this very library was asked for."""
-        if self.request == name or (self.request == "cuda" and name == "cpu"):
-            raise SystemExit(
-                f"lae_fast: LAE_FAST_BUILD={self.request}, but the {name} kernels cannot be built: {reason}"
-            )
-        print(
-            f"lae_fast: the {name} kernels are left out, plain PyTorch serves instead: {reason}",
-            file=sys.stderr,
-        )
-        self.left_out[name] = reason
-
-
-PLAN = Plan()
+    return folder
 
 
 class BuildLibraries(build_ext):
@@ -145,7 +72,7 @@ class BuildLibraries(build_ext):
             error = self._ninja(f"_lae_fast_{name}")
             if error:
                 PLAN.libraries.remove(name)
-                PLAN.leave_out(name, f"it did not compile (full log above): {error}")
+                PLAN.leave_out(name, f"it did not compile; `pip install -v .` shows the whole log: {error}")
         error = self._ninja("_lae_fast_build") if PLAN.libraries else None
         if error:  # most likely Python.h is missing
             for name in PLAN.libraries:
@@ -153,8 +80,7 @@ class BuildLibraries(build_ext):
                     name, f"their pybind11 module did not compile; install Python's headers: {error}"
                 )
             PLAN.libraries.clear()
-        kept = {f"_lae_fast_{name}" for name in PLAN.libraries} | {"_lae_fast_build"}
-        self.extensions = [e for e in self.extensions if PLAN.libraries and e.name in kept]
+        self.extensions = [e for e in self.extensions if e.name in PLAN.modules()]
 
     def _ninja(self, name: str) -> str | None:
         """Build one library. Returns the first line of the compiler's complaint, or None."""
@@ -178,10 +104,11 @@ class BuildLibraries(build_ext):
     def _write_graph(self, path: Path) -> None:
         from ninja.ninja_syntax import Writer
 
-        torch_flags = f"{TARGET_FLAG} -isystem {shlex.quote(str(torch_folder() / 'include'))}"
+        torch = torch_folder()
+        torch_flags = f"{TARGET_FLAG} -isystem {shlex.quote(str(torch / 'include'))}"
         # libtorch.so brings the CPU symbols and, if there are any, the CUDA symbols of the torch that is already
         # loaded. It defines none of them itself, hence --no-as-needed. No path is recorded.
-        libtorch = f"-L{shlex.quote(str(torch_folder() / 'lib'))} -Wl,--no-as-needed -ltorch"
+        libtorch = f"-L{shlex.quote(str(torch / 'lib'))} -Wl,--no-as-needed -ltorch"
         is_mac = sys.platform == "darwin"
         link = f"{PLAN.cxx} " + (
             "-bundle -undefined dynamic_lookup $in" if is_mac else f"-shared $in {libtorch}"
@@ -214,12 +141,10 @@ class BuildLibraries(build_ext):
     def _build_info_flags(self) -> str:
         import pybind11
 
-        version = (torch_folder() / "version.py").read_text()
-        headers = re.search(r"__version__ = '([^']+)'", version)
         has_cuda = "cuda" in PLAN.libraries
         facts = {
             "TORCH_TARGET": TORCH_TARGET,
-            "TORCH_HEADERS": headers[1] if headers else "unknown",
+            "TORCH_HEADERS": torch_version(torch_folder()),
             "CUDA_VERSION": "{}.{}".format(*nvcc_version(PLAN.nvcc)) if has_cuda else "",
             "CUDA_ARCHITECTURES": architectures() if has_cuda else "",
         }
@@ -229,21 +154,84 @@ class BuildLibraries(build_ext):
         return " ".join(defines + [f"-isystem {shlex.quote(folder)}" for folder in folders])
 
 
-class BuildAndTell(build):
-    """Leave a note of what was left out beside the package, for `python -m lae_fast.info`."""
+class CleanBuild(build):
+    """Without files that an earlier build has left, and the package has no longer; at the end it says what is left out."""
+
+    sub_commands = (*build.sub_commands, ("left_out", None))
 
     def run(self) -> None:
-        Path(self.build_lib).mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(Path(self.build_lib, "lae_fast"), ignore_errors=True)  # files that have moved since
-        for stale in Path(self.build_lib).glob("_lae_fast_*"):  # from an earlier build that left out less
-            stale.unlink()
+        shutil.rmtree(Path(self.build_lib, "lae_fast"), ignore_errors=True)
         super().run()
+
+
+class LeftOut(Command):
+    """The last step of a build, editable or not: say what was left out, and leave a note of it beside the installed package, for
+    `python -m lae_fast.info`."""
+
+    user_options = ()
+    editable_mode = False
+
+    def initialize_options(self) -> None:
+        self.build_lib = None
+
+    def finalize_options(self) -> None:
+        self.set_undefined_options("build_py", ("build_lib", "build_lib"))
+
+    def run(self) -> None:
+        libraries = ROOT if self.editable_mode else Path(self.build_lib)
+        libraries.mkdir(parents=True, exist_ok=True)
+        for path in libraries.glob("_lae_fast_*"):  # from an earlier build that left out less
+            if path.name.split(".")[0] not in PLAN.modules():
+                path.unlink()
+        # An editable wheel holds what the folder of `install` holds, and not what lies in build_lib.
+        place = self.get_finalized_command("install").install_lib if self.editable_mode else libraries
         note = f'"""Written by setup.py: kernels this installation lacks, and why."""\n\nLEFT_OUT = {PLAN.left_out!r}\n'
-        Path(self.build_lib, "_lae_fast_left_out.py").write_text(note)
+        Path(place, "_lae_fast_left_out.py").write_text(note)
+        if PLAN.left_out:
+            tell(PLAN.sentence())
+
+    def get_source_files(self) -> list[str]:
+        return []
+
+    def get_outputs(self) -> list[str]:
+        return []
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {}
 
 
-names = [f"_lae_fast_{name}" for name in [*PLAN.libraries, "build"]] if PLAN.libraries else []
+def tell(text: str) -> None:
+    """Print to the terminal as well: pip shows nothing of what a build prints, unless it fails or has -v."""
+    print(text, file=sys.stderr)
+    with contextlib.suppress(OSError), open("/dev/tty", "w") as terminal:  # there is none in a log
+        terminal.write(f"\n{text}\n")
+
+
+class TellingWheel(bdist_wheel):
+    """A wheel whose name says which kernels it has: pip always shows that name."""
+
+    def run(self) -> None:
+        self.run_command("build")  # what does not compile is known only then
+        self.build_number = self.build_number or PLAN.build_tag()
+        super().run()
+
+
+class TellingEditable(editable_wheel):
+    """The same for an editable installation."""
+
+    def run(self) -> None:
+        super().run()
+        for path in self.dist_dir.glob("*-0.editable-*.whl"):
+            path.rename(path.with_name(path.name.replace("0.editable", f"{PLAN.build_tag()}.editable")))
+
+
 setup(
-    ext_modules=[Extension(name, SOURCES[name], depends=HEADERS) for name in names],
-    cmdclass={"build_ext": BuildLibraries, "build": BuildAndTell},
+    ext_modules=[Extension(name, SOURCES[name], depends=HEADERS) for name in PLAN.modules()],
+    cmdclass={
+        "bdist_wheel": TellingWheel,
+        "build": CleanBuild,
+        "build_ext": BuildLibraries,
+        "editable_wheel": TellingEditable,
+        "left_out": LeftOut,
+    },
 )

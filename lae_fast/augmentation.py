@@ -50,8 +50,7 @@ def augment(
 
     Args:
         model: an LAE, a VAE or a Hoffman.
-        x: images [m, ...] as all functions of a model take them (`images_for`), `model.nx` elements each: [m, 1, 28, 28] or
-            [m, 784].
+        x: images [m, ...] as all functions of a model take them (`images_for`): [m, *model.shape] or flat [m, nx].
         labels: [m, ...], of any type.
         n: variations of each image. 0: x and labels themselves are returned.
         source: one of the sources above.
@@ -79,7 +78,7 @@ def augment(
         source = "isotropic" if isinstance(model, LAE) else "encoder"
     _check(model, n, source, scale, n_steps, step_size)
     checks.tensor("images", x, dtypes=None)
-    flat = images_for(model, x.detach().flatten(1) if x.dim() > 2 else x.detach()).contiguous()  # [m, nx]
+    flat = images_for(model, x.detach()).contiguous()  # [m, nx]
     checks.generator("generator", generator, x.device)
     m = len(x)
     checks.tensor("labels", labels, dtypes=None)
@@ -95,7 +94,7 @@ def augment(
         z = mean + std * torch.randn((n, *mean.shape), generator=generator, device=x.device, dtype=mean.dtype)
         if source == "posterior":
             z = _mala(model, flat, z, n_steps or POSTERIOR_STEPS, step_size, generator)
-    variations = model.decode(z.flatten(0, 1)).view(n * m, *x.shape[1:])
+    variations = model.decode(z.flatten(0, 1)).reshape(n * m, *x.shape[1:])
     if x.dtype == torch.uint8:
         variations = (variations.clamp(0, 1) * 255).round()
     return torch.cat((x, variations.to(x.dtype))), labels.repeat(n + 1, *[1] * (labels.dim() - 1))
@@ -126,7 +125,7 @@ def _chain(
     model: LAE, x: Tensor, n: int, n_steps: int, step_size: float | None, generator: torch.Generator | None
 ) -> Tensor:
     """z [n, m, nz], from n runs of the model's own chain for images x [m, nx]."""
-    h = model.encoder(x).to(x.dtype)  # [m, d]
+    h = model.features(x).to(x.dtype)  # [m, d]
     coordinates = model.coordinates(h, model.log_std(h) if model.spreads else None)
     start = coordinates.start(n, generator)
 

@@ -114,6 +114,22 @@ def tensor(
     return value
 
 
+def image_shape(shape: Any, nx: Any) -> tuple[int, ...]:
+    """The shape of one image, from a shape, from its number of elements nx, or from both."""
+    if shape is None:
+        if nx is None:
+            raise TypeError(
+                "neither shape nor nx is given; expected one: shape=(c, h, w), or nx for flat images"
+            )
+        return (count("nx", nx),)
+    if not isinstance(shape, (tuple, list)) or not 1 <= len(shape) <= 8:
+        raise TypeError(f"shape is {describe(shape)}; expected that of one image, as (c, h, w)")
+    shape = tuple(count("a size of the shape", size) for size in shape)
+    if nx is not None and count("nx", nx) != math.prod(shape):
+        raise ValueError(f"nx is {nx} beside the shape {shape}; expected its product, {math.prod(shape)}")
+    return shape
+
+
 def step_sizes(name: str, value: Any, n: int) -> Tensor:
     """Step sizes, a number or a tensor of 1 or n: float64 [1] or [n], on the tensor's device, not yet compared with 0."""
     if not isinstance(value, Tensor):

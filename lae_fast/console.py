@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
@@ -42,6 +43,17 @@ def _silence(stream: TextIO) -> None:
         descriptor = stream.fileno()
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), descriptor)
+
+
+def typed(command: str = "COMMAND") -> list[str]:
+    """What starts a command of the package, as this one was started: `lae-fast train`, `python -m lae_fast train`, else
+    `python -m lae_fast.train`; for usage lines, records and advice."""
+    program = Path(sys.argv[0])
+    if program.stem == "lae-fast":
+        return ["lae-fast", command]
+    if program.name == "__main__.py" and program.parent.name == "lae_fast":
+        return ["python", "-m", "lae_fast", command]
+    return ["python", "-m", f"lae_fast.{command}"]
 
 
 class _Signals:

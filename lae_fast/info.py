@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -54,7 +56,12 @@ def _print() -> int:
     return 0
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line, which has no options. Returns the exit code."""
+    prog = " ".join(console.typed("info"))
+    argparse.ArgumentParser(prog, description="Versions, and the kernels that serve each device.").parse_args(
+        argv
+    )
     return console.run(_print, (), "stopped")
 
 

@@ -7,12 +7,15 @@ import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _lock = threading.RLock()
 
@@ -43,11 +46,11 @@ def exact() -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext() if torch.compiler.is_compiling() or _is_exact() else _exact()
 
 
-def exactly(function: Callable[..., Any]) -> Callable[..., Any]:
+def exactly(function: Callable[P, R]) -> Callable[P, R]:
     """Of a function that returns numbers and no graph: without gradients, and `exact`."""
 
     @functools.wraps(function)
-    def exact_call(*args: Any, **kwargs: Any) -> Any:
+    def exact_call(*args: P.args, **kwargs: P.kwargs) -> R:
         with torch.no_grad(), exact():
             return function(*args, **kwargs)
 

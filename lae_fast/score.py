@@ -62,8 +62,10 @@ class Options:
     """Seed of all draws; the pilot run that fixes the AIS schedule uses separate noise."""
     device: str = "cpu"
     """cpu, cuda, cuda:1, ..."""
+    data: Path | None = None
+    """Images of your own, where they lie now; default: where the run found them (for runs on --data)."""
     data_dir: Path | None = None
-    """Folder of MNIST; default: the folder that the run used."""
+    """Folder of the data sets by name; default: the folder that the run used."""
     output: Path | None = None
     """CSV file to write, one line a run."""
 
@@ -127,19 +129,12 @@ def score(folder: Path, options: Options) -> Score:
         raise CheckpointError(f"{folder} is not the folder of a run: {error}") from error
     best = folder / "best.safetensors"
     model = models.load(best).to(options.device)
-    expected = dataclasses.asdict(config.architecture(model.nx))
-    found = {name: value for name, value in checkpoint.load_weights(best)[1].items() if name in expected}
+    expected = config.architecture(model.shape)
+    found = models.architecture_in(checkpoint.load_weights(best)[1], best)
     if found != expected:
         raise CheckpointError(f"{best} holds {found}; expected {expected}, as config.json says")
-    # A model trained on binary images is scored on binary images, which are the same for every model.
-    binarization = "none" if config.binarize == "none" else "fixed"
-    dataset = data.load(
-        config.dataset,
-        options.data_dir or config.data_dir,
-        validation=config.validation,
-        binarization=binarization,
-    )
-    x = dataset.test.images[: options.images].to(options.device) / 255
+    dataset = run_folder.data_to_evaluate(config, options.data, options.data_dir)
+    x = data.pixels(dataset.test.images[: options.images].to(options.device))
     quality = evaluate(model, x, n_draws=20, seed=options.seed)
     bound = -importance_bound(model, x, n_draws=options.n_draws, seed=options.seed).mean().item()
     annealing = dict(n_chains=options.n_chains, seed=options.seed)
@@ -232,7 +227,7 @@ ERRORS = (CheckpointError, DataError, ValueError, OSError, torch.OutOfMemoryErro
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code."""
     return console.run(
-        lambda: _score_all(tyro.cli(Options, args=argv, prog="python -m lae_fast.score")),
+        lambda: _score_all(tyro.cli(Options, args=argv, prog=" ".join(console.typed("score")))),
         ERRORS,
         "stopped; the runs scored so far are in the table",
     )

@@ -1,4 +1,4 @@
-"""`python -m lae_fast.train`: train a model on MNIST, watch it, stop and resume it."""
+"""`python -m lae_fast.train`: train a model on MNIST or images of your own, watch it, stop and resume it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lae_fast.console import complain, say
 from lae_fast.data import DataError
 from lae_fast.models import LAE
 from lae_fast.ops.columns import NONFINITE, REJECTED
-from lae_fast.training import run_folder
+from lae_fast.training import config_file, run_folder, runlog
 from lae_fast.training.config import Config, TrainingError
 from lae_fast.training.trainer import N_BOUND, Event, Trainer
 
@@ -39,25 +39,56 @@ def _device(config: Config) -> torch.device:
     return device
 
 
+@dataclasses.dataclass(frozen=True)
+class Flags(Config):
+    """What the command line takes: all options, and a file of them."""
+
+    config: Path | None = None
+    """File of options, YAML or JSON, by their names here (batch_size: 64); a run's config.json is one. Flags beside it win."""
+
+
+def _as(kind: type[Config], options: Config) -> Config:
+    return kind(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Config)})
+
+
 def _parse(arguments: Sequence[str]) -> Config:
-    """Flags to options; with --resume, the options of that run with the flags given now on top."""
-    # Alone at first: flags that the run's own options allow may contradict the defaults.
-    only_resume = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    only_resume.add_argument("--resume", type=Path)
-    resume = only_resume.parse_known_args(arguments)[0].resume
-    if resume is None:
-        return tyro.cli(Config, args=arguments, prog="python -m lae_fast.train")
-    try:
-        saved = run_folder.read_options(resume)
-        base = Config.from_json(saved | {"output_dir": None, "resume": str(resume)})
-    except (CheckpointError, ValueError, TypeError) as error:
-        record = resume / "config.json"
-        raise TrainingError(f"--resume {resume} is not the folder of a run: {record}: {error}") from error
-    config = tyro.cli(Config, args=arguments, default=base, prog="python -m lae_fast.train")
-    if config.dataset == "auto":  # the run's record knows which
-        config = dataclasses.replace(config, dataset=base.dataset)
-    config.check_resumed(base)
+    """Flags to options, on top of the defaults, of the file after --config, or of the run after --resume."""
+    prog = " ".join(console.typed("train"))
+    # These two alone at first: flags that their options allow may contradict the defaults.
+    bases = argparse.ArgumentParser(prog, f"{prog} [OPTIONS]", add_help=False, allow_abbrev=False)
+    bases.add_argument("--resume", type=Path)
+    bases.add_argument("--config", type=Path)
+    given = bases.parse_known_args(arguments)[0]
+    if given.resume and given.config:
+        raise TrainingError(f"--config {given.config} beside --resume: a run goes on with its own options")
+    base = Config()
+    if given.resume:
+        base = _resumed(given.resume)
+    elif given.config:
+        base = config_file.read(given.config)
+    flags = tyro.cli(
+        Flags,
+        args=arguments,
+        default=_as(Flags, base),
+        prog=prog,
+        description=Config.__doc__,
+    )
+    config = _as(Config, flags)
+    if given.resume:
+        if config.dataset == "auto":  # the run's record knows which
+            config = dataclasses.replace(config, dataset=base.dataset)
+        config.check_resumed(base)
     return config
+
+
+def _resumed(folder: Path) -> Config:
+    """The options of the run in that folder, which is to go on."""
+    try:
+        saved = run_folder.read_options(folder)
+        return Config.from_json(saved | {"output_dir": None, "resume": str(folder)})
+    except (CheckpointError, ValueError, TypeError) as error:
+        record = folder / "config.json"
+        raise TrainingError(f"--resume {folder} is not the folder of a run: {record}: {error}") from error
 
 
 def _print_start(trainer: Trainer, source: str, facts: dict[str, str]) -> None:
@@ -72,6 +103,10 @@ def _print_start(trainer: Trainer, source: str, facts: dict[str, str]) -> None:
             f"note      {config.nh} features for minibatches of {config.batch_size}: with fewer features than images the law of"
         )
         say("          joint decisions is close to, but not, the product of the posteriors")
+    if not runlog.has_tensorboard():
+        say(
+            'note      no curves for TensorBoard, which is not installed: pip install "lae_fast[tensorboard]"'
+        )
     if trainer.resumed_from:
         say(f"resume    from {trainer.resumed_from.path}")
     elif trainer.is_resumed:
@@ -101,7 +136,8 @@ def _print_end(trainer: Trainer) -> None:
             f"chain     {1 - (rejected + nonfinite) / proposals:.2f} of {proposals:,} proposals accepted, "
             f"{nonfinite} not finite; step size {step_size:.2g}"
         )
-    say(f"written   {trainer.folder}: best.safetensors, metrics.jsonl, results.json, tensorboard, pictures")
+    board = ", tensorboard" if runlog.has_tensorboard() else ""
+    say(f"written   {trainer.folder}: best.safetensors, metrics.jsonl, results.json{board}, pictures")
     _write_page(trainer)
 
 
@@ -146,22 +182,33 @@ def train(config: Config, command: str = "") -> int:
     device = _device(config)
     with run_folder.claimed(config) as folder:
         dataset = data.load(
-            config.dataset, config.data_dir, validation=config.validation, binarization=config.binarize
+            config.data or config.dataset,
+            config.data_dir,
+            validation=config.validation,
+            binarization=config.binarize,
         )
         fingerprint = dataset.fingerprint()
         if config.resume:
             run_folder.check_data(folder, fingerprint)
-        # A resumed run has to find the data set that auto was.
-        config = dataclasses.replace(config, dataset=dataset.name)
+        # A resumed run has to find the data set that auto was, and files from any folder.
+        if config.data is None:
+            config = dataclasses.replace(config, dataset=dataset.name)
+        else:
+            config = dataclasses.replace(config, data=config.data.expanduser().absolute())
         trainer = Trainer(config, dataset, folder, device, resume=config.resume is not None)
         run_folder.check_room(folder, trainer.model)
         facts = info.report()
         _print_start(trainer, dataset.source, facts)
         run_folder.write_record(
-            folder, config, data=dataset.source, fingerprint=fingerprint, command=command, versions=facts
+            folder,
+            trainer.config,
+            data=dataset.source,
+            fingerprint=fingerprint,
+            command=command,
+            versions=facts,
         )
         if stopped := _fit(trainer):
-            again = shlex.join(["python", "-m", "lae_fast.train", "--resume", str(folder)])
+            again = shlex.join([*console.typed("train"), "--resume", str(folder)])
             say(f"stopped at step {trainer.progress.step}; continue with: {again}")
             return 128 + stopped
         _print_end(trainer)
@@ -171,7 +218,7 @@ def train(config: Config, command: str = "") -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: a clear line instead of a traceback for whatever a user can mend."""
     arguments = sys.argv[1:] if argv is None else argv
-    command = shlex.join(["python", "-m", "lae_fast.train", *arguments])
+    command = shlex.join([*console.typed("train"), *arguments])
     return console.run(
         lambda: train(_parse(arguments), command),
         (TrainingError, DataError, CheckpointError, ValueError, OSError, torch.OutOfMemoryError),

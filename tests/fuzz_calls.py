@@ -257,12 +257,19 @@ def _():
     return lae_fast.ald_step, dict(potential=whole_bowl, state=state) | own
 
 
+@entry("adapt_step_size", free=("state", "info"))
+def _():
+    state, info = lae_fast.ald_step(whole_bowl, normal(C, 2, 3), 0.1, n_chains=C)
+    return lae_fast.adapt_step_size, dict(state=state, info=info, rate=0.05, target=0.6)
+
+
 def plan() -> dict[str, Any]:
     return dict(
         n_draws=2,
         n_warmup=2,
         thin=1,
         step_size=None,
+        initial_step_size=1e-2,
         mh=True,
         target_acceptance=0.6,
         share_step_size=False,
@@ -476,6 +483,31 @@ def _():
 def _():
     architecture = models.Architecture(nx=6, nz=2, nh=5, depth=1)
     return lambda **given: models.build(**given).phi, dict(architecture=architecture, n_steps=3, ridge=0.1)
+
+
+@entry(
+    "data.from_images",
+    says=dict(
+        images=("image ",),
+        test=("image",),
+        test_labels=("labels", "whole numbers"),
+        binarization=("binarize",),
+    ),
+)
+def _():
+    own = dict(
+        validation=3,
+        binarization="fixed",
+        labels=torch.arange(30),
+        test=unit(4, 3, 2),
+        test_labels=torch.arange(4),
+    )
+    return data.from_images, dict(images=unit(30, 3, 2)) | own
+
+
+@entry("data.pixels", free=("images",))
+def _():
+    return data.pixels, dict(images=unit(4, 6))
 
 
 @entry("data.load", says=dict(root=("path",), name=("dataset",), binarization=("binarize",)))

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lae_fast
 from lae_fast import ops
+from lae_fast.sampling import TARGET_ACCEPTANCE, Chains, evaluate_potential, robbins_monro
 
 
 def run_chains(target, start, step_size, n_steps, mh, seed):
@@ -249,6 +250,14 @@ def test_seeds_and_generators():
     torch.testing.assert_close(zero, phi - 0.01 * phi)
 
 
+def mixed():
+    """A state and an info that do not belong together."""
+    steps = [
+        lae_fast.ald_step(lambda p: p.square().sum(1), torch.ones(n, 2), 0.1, n_chains=n) for n in (3, 2)
+    ]
+    return steps[0][0], steps[1][1]
+
+
 def test_shapes():
     def per_chain(phi):
         return (phi**2).flatten(1)  # [C, n]
@@ -262,6 +271,42 @@ def test_shapes():
     assert state.potential.shape == info.acceptance_rate.shape == ()
     with torch.no_grad():
         assert not lae_fast.ald_step(quadratic, phi, 0.1)[0].potential.requires_grad
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_the_step_size_of_a_loop_adapts_as_that_of_the_models(is_shared):
+    """ald_step and adapt_step_size, against the fused transition that adapts by itself, on the same noise."""
+    target, n = Gaussian(), 5
+    first = torch.full((1 if is_shared else n,), 0.3, dtype=torch.float64)
+    state = lae_fast.ald_init(target, target.draw(n, torch.Generator().manual_seed(1)), first, n_chains=n)
+    chains = Chains(
+        lambda phi: evaluate_potential(target, phi, n),
+        state.phi,
+        first.log(),
+        state.rng,
+        adaptation=robbins_monro(len(first), 0.2, TARGET_ACCEPTANCE, first.device),
+    )
+    seen = [first]
+    for _ in range(20):
+        state, info = lae_fast.ald_step(target, state)
+        state = lae_fast.adapt_step_size(state, info, rate=0.2)
+        chains.step()
+        seen.append(state.step_size)
+        torch.testing.assert_close(state.step_size.log(), chains.log_step_size, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(state.phi, chains.phi, rtol=1e-9, atol=1e-9)
+    assert len(torch.stack(seen).unique()) > 20
+
+
+def test_the_step_size_of_a_loop_finds_the_acceptance_asked_for():
+    target = Gaussian()
+    start = target.draw(2000, torch.Generator().manual_seed(2))
+    state = lae_fast.ald_init(target, start, 1e-6, n_chains=2000, generator=torch.Generator().manual_seed(3))
+    for _ in range(150):
+        state, info = lae_fast.ald_step(target, state)
+        state = lae_fast.adapt_step_size(state, info, rate=0.3, target=0.7)
+    # The acceptance rates of 2,000 chains have a standard error below 0.01; the last step sizes move with them.
+    assert abs(info.acceptance_rate.mean().item() - 0.7) < 0.05
+    assert state.step_size.shape == (1,)
 
 
 @pytest.mark.parametrize(
@@ -280,6 +325,10 @@ def test_shapes():
         (lambda: lae_fast.ald_init(quadratic, torch.full((3,), math.nan)), "energy is nan where the chains start"),
         (lambda: lae_fast.ald_step(quadratic, torch.ones(3, 2), torch.ones(2), n_chains=None), "step_size is float32"),
         (lambda: lae_fast.ald_step(quadratic, torch.ones(3), 0.1, noise=torch.ones(4)), "noise is float32"),
+        (lambda: lae_fast.adapt_step_size(torch.ones(3), torch.ones(3)), r"adapt_step_size got float32 \[3\]"),
+        (lambda: lae_fast.adapt_step_size(*mixed()), "info is of 2 chains, the state of 3"),
+        (lambda: lae_fast.adapt_step_size(*lae_fast.ald_step(quadratic, torch.ones(3), 0.1), target=1), "target is 1"),
+        (lambda: lae_fast.adapt_step_size(lae_fast.ald_init(quadratic, torch.ones(3)), mixed()[1]), "step_size is None"),
     ],
 )  # fmt: skip
 def test_bad_input_is_named(call, message):

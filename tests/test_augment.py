@@ -381,7 +381,7 @@ BAD = [
     ({"x": torch.rand(6, 15)}, r"images are float32 \[6, 15\] on cpu; expected floating point \[n, 16\]"),
     (
         {"x": torch.rand(6, 2, 4, 4)},
-        r"images are float32 \[6, 32\] on cpu; expected floating point \[n, 16\]",
+        r"images are float32 \[6, 2, 4, 4\] on cpu; expected floating point \[n, 16\]",
     ),
     ({"x": torch.rand(16)}, r"images are float32 \[16\] on cpu; expected floating point \[n, 16\]"),
     ({"x": torch.rand(0, 16), "labels": torch.arange(0)}, r"\[0, 16\] on cpu; expected .* with n >= 1"),

@@ -5,14 +5,16 @@ import importlib.util
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
-from lae_fast._version import SCHEMA_VERSION
+from lae_fast._version import SCHEMA_VERSION, __version__
 from lae_fast.ops import library
 
 ROOT = Path(__file__).parent.parent
@@ -61,7 +63,17 @@ def test_info_tells_what_a_bug_report_needs(facts):
 
 
 def test_importing_the_package_imports_torch_and_numpy_only(tmp_path):
-    heavy = ["torchvision", "tyro", "tqdm", "tensorboard", "safetensors", "matplotlib", "sklearn", "scipy"]
+    heavy = [
+        "torchvision",
+        "tyro",
+        "tqdm",
+        "tensorboard",
+        "safetensors",
+        "matplotlib",
+        "sklearn",
+        "scipy",
+        "yaml",
+    ]
     code = f"import torch, sys; before = set(sys.modules); import lae_fast; print([m for m in {heavy} if m in set(sys.modules) - before])"
     assert python(code, tmp_path).stdout.strip() == "[]"
 
@@ -138,14 +150,121 @@ def test_a_build_that_cannot_be_had_fails_loudly(environment, message):
     assert message in result.stderr
 
 
-def test_an_automatic_build_says_what_it_leaves_out():
-    pytest.importorskip("setuptools")
-    environment = os.environ | {"PATH": "", "CUDA_HOME": "/nonexistent", "LAE_FAST_BUILD": "auto", "CXX": ""}
-    command = [sys.executable, "setup.py", "--version"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120)
+# ---- what a build leaves out is visible ----
+
+WITHOUT_COMPILERS = {
+    "PATH": "",
+    "CUDA_HOME": "/nonexistent",
+    "LAE_FAST_BUILD": "auto",
+    "CXX": "/nonexistent/g++",
+}
+NO_COMPILER = "no C++ compiler was found; install g++ or clang++ (or set CXX) and reinstall"
+
+
+@pytest.fixture(scope="module")
+def builds(tmp_path_factory):
+    """A wheel and an editable wheel, built without compilers in a terminal: folder, standard error, what the terminal shows."""
+    pytest.importorskip("setuptools", minversion="77")
+    termios, fcntl = pytest.importorskip("termios"), pytest.importorskip("fcntl")
+    tree = tmp_path_factory.mktemp("tree")
+    for name in ("csrc", "lae_fast"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "build_backend.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    (tree / "_lae_fast_cpu.so").write_text("from an earlier editable installation")
+    screen, terminal = os.openpty()
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import build_backend as b; b.build_wheel('wheel'); b.build_editable('editable')",
+        ],
+        cwd=tree,
+        env=os.environ | WITHOUT_COMPILERS | {"PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(terminal, termios.TIOCSCTTY, 0),
+        pass_fds=[terminal],
+    )
     assert result.returncode == 0, result.stderr
-    for name in ("cpu", "cuda"):
-        assert (
-            f"the {name} kernels are left out, plain PyTorch serves instead: no C++ compiler was found"
-            in result.stderr
-        )
+    os.set_blocking(screen, False)
+    shown = ""
+    with contextlib.suppress(BlockingIOError):
+        shown = os.read(screen, 2**16).decode()
+    os.close(screen)
+    os.close(terminal)
+    return tree, result.stderr, shown
+
+
+@pytest.mark.parametrize("name", ["cpu", "cuda"])
+def test_a_terminal_shows_what_is_left_out(builds, name):
+    """pip shows nothing of what a build prints, but cannot hide the terminal from it."""
+    _, printed, shown = builds
+    sentence = f"lae_fast: the {name} kernels are left out, plain PyTorch serves instead: {NO_COMPILER}"
+    assert shown.count(sentence) == 2
+    assert printed.count(sentence) == 2
+
+
+@pytest.mark.parametrize(("kind", "tag"), [("wheel", "0.no_kernels"), ("editable", "0.no_kernels.editable")])
+def test_an_installation_knows_what_it_lacks(builds, kind, tag):
+    tree, _, _ = builds
+    (wheel,) = (tree / kind).glob("*.whl")
+    assert wheel.name == f"lae_fast-{__version__}-{tag}-py3-none-any.whl"  # pip always shows this name
+    names = {}
+    with zipfile.ZipFile(wheel) as file:
+        exec(file.read("_lae_fast_left_out.py"), names)
+        assert not [n for n in file.namelist() if n.endswith(".so")]
+    assert names["LEFT_OUT"] == {"cpu": NO_COMPILER, "cuda": NO_COMPILER}
+    assert not (tree / "_lae_fast_cpu.so").exists()
+
+
+# ---- the torch that is there ----
+
+
+@pytest.fixture
+def backend():
+    pytest.importorskip("setuptools", minversion="77")
+    spec = importlib.util.spec_from_file_location("build_backend", ROOT / "build_backend.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("version", "serves"),
+    [("2.10.1", False), ("2.11.0", True), ("2.14.1+cpu", True), ("3.0.0a0+git12", True), (None, False)],
+)
+def test_a_build_takes_the_headers_of_the_torch_that_is_there(
+    version, serves, backend, tmp_path, monkeypatch
+):
+    """pip hides it from the build, which must not download another one for that."""
+    if version:
+        headers = tmp_path / "torch" / "include" / "torch" / "csrc" / "stable"
+        headers.mkdir(parents=True)
+        (headers / "library.h").touch()
+        (tmp_path / "torch" / "version.py").write_text(f"__version__ = '{version}'\ndebug = False\n")
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(backend.site, "getsitepackages", lambda: [str(tmp_path)])
+    monkeypatch.setattr(backend.site, "getusersitepackages", lambda: "/nonexistent")
+    assert backend.find_torch() == (tmp_path / "torch" if serves else None)
+    for name in ("wheel", "editable"):
+        monkeypatch.setattr(backend.build_meta, f"get_requires_for_build_{name}", lambda settings: ["x"])
+        requires = getattr(backend, f"get_requires_for_build_{name}")
+        monkeypatch.setenv("LAE_FAST_BUILD", "auto")
+        monkeypatch.setenv("CXX", sys.executable)  # something to compile with
+        assert requires() == (["x"] if serves else ["x", "torch>=2.11"])
+        monkeypatch.setenv("LAE_FAST_BUILD", "none")
+        assert requires() == ["x"]
+
+
+def test_an_installation_asks_for_no_certain_torch():
+    """torchvision does, each version for one: it is left to the extra `data`."""
+    listed = re.search(r"\ndependencies = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL)[1]
+    assert '"torch>=2.11"' in listed
+    assert "torchvision" not in listed
+
+
+def test_the_citation_is_of_this_version():
+    assert re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1] == __version__

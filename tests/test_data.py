@@ -1,18 +1,22 @@
 """Data sets: IDX files as they come, splits, binarisation, and clear words when there is nothing to read."""
 
+import contextlib
 import gzip
+import hashlib
 import os
-import shutil
 import struct
 import subprocess
 import sys
 import types
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 import torch
 
 from lae_fast import data, seeds
+from lae_fast.data import mnist_download
 
 N_TRAIN, N_TEST, SIDE = 60, 20, 4
 
@@ -42,9 +46,10 @@ def test_mnist_files_and_splits(mnist_folder):
     assert d.name == "mnist"
     assert "found in" in d.source
     assert [len(s.images) for s in (d.train, d.validation, d.test)] == [50, 10, 20]
-    assert d.train.images.shape == (50, SIDE**2)
+    assert d.train.images.shape == (50, 1, SIDE, SIDE)
+    assert d.shape == (1, SIDE, SIDE)
     assert d.train.images.dtype == torch.uint8
-    assert d.validation.images[:, 0].tolist() == list(range(50, 60))  # the last ones
+    assert d.validation.images[:, 0, 0, 0].tolist() == list(range(50, 60))  # the last ones
     assert d.validation.labels.tolist() == [i % 10 for i in range(50, 60)]
     everything = data.load("auto", mnist_folder, validation=0)
     assert len(everything.train.images) == 60
@@ -63,7 +68,7 @@ def test_gzipped_files(mnist_folder):
 def test_digits():
     d = data.load("digits")
     assert [len(s.images) for s in (d.train, d.validation, d.test)] == [1237, 200, 360]
-    assert d.train.images.shape[1] == 64
+    assert d.shape == (1, 8, 8)
     assert d.train.images.max() == 255
     assert set(d.test.labels.tolist()) == set(range(10))
 
@@ -168,39 +173,63 @@ def test_labels_are_of_the_classes(mnist_folder):
         data.load("mnist", mnist_folder)
 
 
-def torchvision(monkeypatch, download):
-    """Let a download of MNIST be this function of the folder it goes to."""
+@pytest.fixture
+def mirrors(mnist_folder, tmp_path, monkeypatch):
+    """Two mirrors of the tiny data set, folders of this machine; the package knows their hashes for those of MNIST."""
+    folders = [tmp_path / "mirror", tmp_path / "other-mirror"]
+    facts = {}
+    for path in (mnist_folder / "MNIST" / "raw").iterdir():
+        content = gzip.compress(path.read_bytes())
+        facts[f"{path.name}.gz"] = len(content), hashlib.sha256(content).hexdigest()
+        for folder in folders:
+            folder.mkdir(exist_ok=True)
+            (folder / f"{path.name}.gz").write_bytes(content)
+    monkeypatch.setattr(mnist_download, "FILES", facts)
+    monkeypatch.setattr(mnist_download, "MIRRORS", [f"{folder.as_uri()}/" for folder in folders])
+    return folders
 
-    class MNIST:
-        def __init__(self, root, download):
-            fetch(root)
 
-    fetch = download
-    monkeypatch.setitem(sys.modules, "torchvision.datasets", types.SimpleNamespace(MNIST=MNIST))
-
-
-def test_a_download_is_there_as_a_whole_or_not_at_all(mnist_folder, tmp_path, monkeypatch):
+def test_mnist_is_downloaded_without_torchvision(mirrors, mnist_folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    (mirrors[0] / "train-images-idx3-ubyte.gz").unlink()  # the next mirror has it
     root = tmp_path / "data"
-    raw = mnist_folder / "MNIST" / "raw"
-
-    def cut(to):
-        shutil.copytree(raw, f"{to}/MNIST/raw")
-        with open(f"{to}/MNIST/raw/t10k-images-idx3-ubyte", "r+b") as file:
-            file.truncate(100)
-
-    def broken(to):
-        cut(to)
-        raise ConnectionResetError("gone")
-
-    for attempt in (cut, broken, lambda to: None):
-        torchvision(monkeypatch, attempt)
-        with pytest.raises(data.DataError, match="cannot be downloaded"):
-            data.load("mnist", root)
-        assert data.load("auto", root).name == "digits"  # nothing is in the way
-    torchvision(monkeypatch, lambda to: shutil.copytree(raw, f"{to}/MNIST/raw"))
     found, expected = (data.load("mnist", place, validation=10) for place in (root, mnist_folder))
     assert found.fingerprint() == expected.fingerprint()
-    assert [p.name for p in root.iterdir()] == ["MNIST"]
+    assert found.source == f"MNIST, downloaded to {root}"
+    assert data.load("mnist", root, validation=10).source == f"MNIST, found in {root}"
+    assert {p.name for p in (root / "MNIST" / "raw").iterdir()} == set(mnist_download.FILES)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [Path.unlink, lambda p: os.truncate(p, 100), lambda p: p.write_bytes(p.read_bytes() + b"x"),
+     lambda p: p.write_bytes(gzip.compress(b"another file"))],
+)  # fmt: skip
+def test_a_download_is_there_as_a_whole_or_not_at_all(mirrors, tmp_path, damage):
+    root = tmp_path / "data"
+    for mirror in mirrors:
+        damage(mirror / "t10k-images-idx3-ubyte.gz")
+    reasons = r"t10k-images-idx3-ubyte.gz at .*: .*; t10k-images-idx3-ubyte.gz at .*: ."
+    with pytest.raises(data.DataError, match=f"MNIST is not in .*data and cannot be downloaded: {reasons}"):
+        data.load("mnist", root)
+    assert data.load("auto", root).name == "digits"  # nothing is in the way
+    assert not list((root / "MNIST" / "raw").iterdir())
+
+
+def test_a_mirror_that_sends_without_end_is_left(tmp_path, monkeypatch):
+    endless = contextlib.nullcontext(types.SimpleNamespace(read=bytes))  # n -> n zeros
+    monkeypatch.setattr(mnist_download, "FILES", {"zeros": (1000, "")})
+    monkeypatch.setattr(mnist_download.urllib.request, "urlopen", lambda url, timeout: endless)
+    with pytest.raises(data.DataError, match=r"zeros at .*: is another file, or cut; zeros at "):
+        mnist_download.download(tmp_path)
+
+
+def test_the_originals_are_known():
+    names = {f"{s}-{k}-ubyte.gz" for s in ("train", "t10k") for k in ("images-idx3", "labels-idx1")}
+    assert names == mnist_download.FILES.keys()
+    assert all(
+        urlsplit(mirror).scheme == "https" and mirror.endswith("/") for mirror in mnist_download.MIRRORS
+    )
 
 
 def test_images_and_labels_must_belong_together(mnist_folder):
@@ -211,7 +240,7 @@ def test_images_and_labels_must_belong_together(mnist_folder):
 
 
 def test_without_mnist_auto_says_why_it_takes_the_digits(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)  # as beside a torch it does not fit
+    monkeypatch.setattr(mnist_download, "MIRRORS", ["file:///nowhere/"])
     d = data.load("auto", tmp_path)
     assert d.name == "digits"
     assert "because MNIST is not in" in d.source
@@ -253,20 +282,19 @@ def test_binarisation(mnist_folder):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: data.load("cifar"), "dataset is 'cifar'; expected one of auto, mnist, digits"),
+        (lambda: data.load("cifar"), "dataset is 'cifar'; expected one of auto, mnist, .*, digits, or the path of a folder"),
         (lambda: data.load("digits", binarization="yes"), "binarize is 'yes'"),
         (lambda: data.load("digits", validation=1437), "validation is 1437; expected 0 to 1436"),
         (lambda: data.load("digits", validation=-1), "validation is -1"),
         (lambda: data.load("digits", validation=2.5), r"validation is 2.5 \(float\); expected a whole number"),
         (lambda: data.load("digits", validation=True), r"validation is True \(bool\); expected a whole number"),
-        (lambda: data.load(7), "dataset is 7; expected one of auto, mnist, digits"),
+        (lambda: data.load(7), "dataset is 7; expected one of auto, mnist, fashion-mnist"),
         (lambda: data.load(["digits"]), r"dataset is \['digits'\]"),
         (lambda: data.load("digits", binarization=None), "binarize is None"),
         (lambda: data.load("mnist", 7), r"root is 7 \(int\); expected a path"),
         (lambda: data.load("mnist", "~nobody-of-this-name/x"), "root is ~nobody-of-this-name/x; expected a folder"),
-        (lambda: data.binarize([[1, 2]]), r"images is .* \(list\); expected uint8 \[N, nx\]"),
-        (lambda: data.binarize(torch.rand(2, 3)), r"images are float32 \[2, 3\] on cpu; expected uint8 \[N, nx\]"),
-        (lambda: data.binarize(torch.zeros(3, dtype=torch.uint8)), r"images are uint8 \[3\]"),
+        (lambda: data.binarize([[1, 2]]), r"images is .* \(list\); expected uint8 or float32 or float64"),
+        (lambda: data.binarize(torch.zeros(2, 3, dtype=torch.int64)), r"images are int64 \[2, 3\] on cpu; expected uint8"),
         (lambda: data.binarize(torch.zeros(1, 3, dtype=torch.uint8), 5), r"generator is 5 \(int\)"),
         (lambda: data.shuffled(0, 1, 0), "n is 0; expected at least 1"),
         (lambda: data.shuffled(5, 0, 0), "size is 0; expected at least 1"),

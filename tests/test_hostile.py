@@ -175,11 +175,13 @@ def test_a_changed_folder_is_used_or_refused_in_one_line(change, seed, finished,
     ("sizes", "message"),
     [
         ({"nh": 10**9}, r"encoder.0.weight is \[16, 64\] there, \[1000000000, 64\] in this model"),
-        ({"nx": 10**12}, r"encoder.0.weight is \[16, 64\] there"),
+        ({"nx": 10**12, "shape": None}, r"encoder.0.weight is \[16, 64\] there"),
         ({"nz": 10**12}, r"decoder.0.weight is \[16, 3\] there"),
         ({"nh": 10**30}, "is not of a model of this package"),
         ({"depth": 10**12}, "depth is 1000000000000, and it holds"),
-        ({"network": "conv", "nx": 2**80, "depth": 1}, "is not of a model of this package"),
+        ({"nx": 10**12}, "nx is 1000000000000 beside the shape"),
+        ({"shape": [2] * 99}, "is not of a model of this package"),
+        ({"network": "conv", "nx": 2**80, "shape": None, "depth": 1}, "is not of a model of this package"),
         ({"nh": 16.0}, "nh is 16.0"),
         ({"nh": True}, "nh is True"),
         ({"nh": "16"}, "is not of a model of this package"),
@@ -197,7 +199,7 @@ def test_sizes_are_compared_before_they_take_memory(sizes, message, finished, tm
     shutil.rmtree(saved.path)
     checkpoint.save(folder / "checkpoints", int(saved.path.name[5:]), weights, metadata | sizes, saved.state)
     record = json.loads((folder / "config.json").read_text())
-    record["options"] |= {name: size for name, size in sizes.items() if name != "nx"}
+    record["options"] |= {name: size for name, size in sizes.items() if name not in ("nx", "shape")}
     (folder / "config.json").write_text(json.dumps(record))
     code, err = run(train.main, "--resume", folder, *FREE.split())
     assert code == 2

@@ -25,6 +25,7 @@ FLOORS = (
     ("training",),
     ("info", "view"),
     ("experiments", "score", "train"),
+    ("__main__",),
     ("lae_fast",),  # the package's own names: for users, not for its rooms
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

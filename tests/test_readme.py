@@ -5,6 +5,7 @@ import re
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -25,6 +26,8 @@ def python_in(page):
 FULL_LOOP, SAMPLING = python_in("docs/sampling.md")
 (VARIATIONS,) = python_in("docs/variations.md")
 (LOADING,) = python_in("docs/training.md")
+(DATA,) = python_in("docs/data.md")
+START = python_in("docs/quickstart.md")
 
 
 def test_the_loop_of_ten_lines_is_no_longer():
@@ -36,7 +39,8 @@ def test_the_readme_is_a_shop_window():
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+    "page",
+    ["README.md", "CONTRIBUTING.md", *(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))],
 )
 def test_links_and_pictures_are_there(page):
     text = (ROOT / page).read_text()
@@ -81,6 +85,31 @@ def test_a_run_is_loaded(tmp_path, monkeypatch):
     exec(LOADING, names)
     assert torch.equal(names["model"].phi, model.phi)
     assert not names["model"].training
+
+
+def test_data_are_loaded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez("pictures.npz", images=np.zeros((30, 5, 4, 3), np.uint8), labels=np.zeros(30, int))
+    names = {}
+    exec(DATA, names)
+    assert names["dataset"].shape == (3, 5, 4)
+
+
+def test_the_quickstart_runs(tmp_path, monkeypatch):
+    folder = tmp_path / "runs" / "first"
+    folder.mkdir(parents=True)
+    architecture = Architecture(nz=2, nh=8, depth=1)
+    weights = build(architecture).state_dict()
+    checkpoint.save_weights(folder / "best.safetensors", weights, dataclasses.asdict(architecture))
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names = dict(x=torch.rand(3, 784))
+    code = "\n".join(START)
+    assert "n_draws=1000" in code
+    exec(code.replace("n_draws=1000", "n_draws=20, n_warmup=20"), names)
+    assert names["samples"].z.shape == (4, 20, 3, 2)
+    assert names["state"].phi.shape == (64, 8)
+    assert 0.5 < names["state"].phi.std() < 1.5  # of a standard normal
 
 
 def test_the_readme_sampling_samples():

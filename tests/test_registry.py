@@ -188,7 +188,7 @@ def test_a_data_set_is_a_function_and_an_entry(monkeypatch, tmp_path):
 
 def test_architecture_is_what_files_of_weights_say():
     """The names of old files stay readable."""
-    names = ["model", "network", "likelihood", "nx", "nz", "nh", "depth"]
+    names = ["model", "network", "likelihood", "nx", "nz", "nh", "depth", "shape", "channels"]
     assert [f.name for f in dataclasses.fields(Architecture)] == names
 
 

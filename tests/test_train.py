@@ -23,6 +23,7 @@ import torch
 from commands import SMALL_RUN
 
 from lae_fast import checkpoint, data, train
+from lae_fast.data import mnist_download
 from lae_fast.training import run_folder, trainer
 from lae_fast.training.config import Config, TrainingError
 from lae_fast.training.trainer import Trainer
@@ -382,7 +383,7 @@ def test_config_survives_json():
         (["--device", "meta"], "--device is meta"),
         (["--device", "cpu", "--precision", "tf32"], "--precision tf32 on cpu; expected a GPU"),
         (["--chain-precision", "bf16"], "chain_precision is 'bf16' with mh"),
-        (["--network", "conv", "--depth", "5"], "divisible by 32"),
+        (["--network", "conv", "--depth", "5"], "depth is 5; expected at most 3"),
         (["--resume", "/nonexistent"], "--resume /nonexistent is not the folder of a run"),
     ],
 )  # fmt: skip
@@ -493,7 +494,7 @@ OTHERS = {  # a value of every option that differs from that of the finished run
     "feature_window": "before", "spread": False, "memory": 5, "ridge": 0.1, "whiten": True, "gradient": "last", "start": "prior",
     "precision": "bf16", "chain_precision": "float32", "batch_size": 50, "epochs": 9, "lr": 0.1, "beta1": 0.3,
     "cooldown": 0.5, "patience": 3, "seed": 3, "device": "auto", "dataset": "mnist", "data_dir": "elsewhere",
-    "validation": 7, "binarize": "fixed", "log_every": 2, "checkpoint_every": 2,
+    "data": "elsewhere", "validation": 7, "binarize": "fixed", "log_every": 2, "checkpoint_every": 2,
 }  # fmt: skip
 
 
@@ -504,6 +505,10 @@ def test_a_run_keeps_what_its_past_depends_on(option, copied_run, capsys, monkey
     if option == "whiten":  # only joint decisions know it
         record = json.loads((folder / "config.json").read_text())
         record["options"]["decisions"] = "joint"
+        (folder / "config.json").write_text(json.dumps(record))
+    if option == "data":  # beside a data set by name it would be refused
+        record = json.loads((folder / "config.json").read_text())
+        record["options"] |= {"dataset": "auto", "data": "here"}
         (folder / "config.json").write_text(json.dumps(record))
     flag = f"--{option.replace('_', '-')}"
     given = {True: [flag], False: [flag.replace("--", "--no-")]}.get(
@@ -517,6 +522,7 @@ def test_a_run_keeps_what_its_past_depends_on(option, copied_run, capsys, monkey
         "cooldown",
         "patience",
         "device",
+        "data",
         "data_dir",
         "log_every",
         "checkpoint_every",
@@ -544,7 +550,7 @@ def test_adam_is_the_model_s_unless_told_otherwise(options, beta1, lr, tmp_path)
 
 
 def test_a_run_records_which_data_auto_was(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)  # no way to MNIST
+    monkeypatch.setattr(mnist_download, "MIRRORS", ["file:///nowhere/"])
     folder = tmp_path / "run"
     options = [*QUICK, "--dataset", "auto", "--data-dir", str(tmp_path), "--epochs", "1"]
     assert train.main([*options, "--output-dir", str(folder)]) == 0
@@ -679,6 +685,17 @@ def test_a_joint_chain_with_too_few_features_says_so(tmp_path):
         result = run("--output-dir", tmp_path / decisions, "--decisions", decisions, "--epochs", 1)
         assert (message in result.stdout) == says
         assert ("with q(z|x) = N(f(x), diag(s^2)), s = " in result.stdout) == says
+
+
+def test_a_chain_whose_step_size_still_adapts_is_not_warned_of(tmp_path):
+    """After an epoch of twelve minibatches it accepts nearly all proposals, and nobody can mend that."""
+    result = run("--output-dir", tmp_path / "run", "--step-size", "auto", "--epochs", 2)
+    assert [
+        line["epoch_acceptance_rate"] > 0.95
+        for line in metrics(tmp_path / "run")
+        if "epoch_acceptance_rate" in line
+    ] == [True] * 2
+    assert "the chain accepts" not in result.stderr
 
 
 @pytest.mark.parametrize(("step_size", "message"), [("1e5", "less than 5%"), ("1e-9", "more than 95%")])

@@ -482,16 +482,10 @@ def test_a_page_without_its_decoder_shows_everything_else(opened, run, tmp_path)
     assert "no scores yet" in tab.inner_text("main")
 
 
-class Flattening(VAE):
-    """Takes images [n, c, h, w]."""
-
-    def posterior(self, x):
-        return super().posterior(x.flatten(1))
-
-
 def test_colour_images_and_values_beyond_0_to_1(opened, run, tmp_path):
     nx = 3 * 4 * 6
-    model = Flattening(nn.Linear(nx, 4), nn.Linear(2, nx), Gaussian(), nx=nx, nz=2, d=4).eval()
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(nx, 4))
+    model = VAE(encoder, nn.Linear(2, nx), Gaussian(), shape=(3, 4, 6), nz=2).eval()
     images = torch.rand(30, 3, 4, 6, generator=torch.Generator().manual_seed(0)) * 4 - 2  # -2 to 2
     own_page(run, tmp_path, model, images)
     tab = opened(tmp_path)

@@ -73,7 +73,7 @@ def training_images(s: Setting, n_images: int) -> tuple[Tensor, str]:
     if s.data_dir is None:
         return synthetic_images(n_images).to(s.device), "random bytes"
     dataset = data.load("mnist", s.data_dir, validation=0)
-    return dataset.train.images[:n_images].to(s.device), dataset.name
+    return dataset.train.images[:n_images].flatten(1).to(s.device), dataset.name
 
 
 def whole_epoch(

@@ -1,9 +1,9 @@
-"""Data sets as uint8 tensors, with a sentence about their origin."""
+"""Data sets, by name, from files or from memory, as tensors of images with a sentence about their origin."""
 
-from lae_fast.data.datasets import DATASETS, Source, Split
-from lae_fast.data.idx import DataError
-from lae_fast.data.loading import BINARIZATIONS, Dataset, load
-from lae_fast.data.minibatches import binarize, shuffled
+from lae_fast.data.datasets import DATASETS
+from lae_fast.data.loading import BINARIZATIONS, from_images, load
+from lae_fast.data.minibatches import binarize, pixels, shuffled
+from lae_fast.data.splits import DataError, Dataset, Source, Split
 
 __all__ = [
     "BINARIZATIONS",
@@ -13,6 +13,8 @@ __all__ = [
     "Source",
     "Split",
     "binarize",
+    "from_images",
     "load",
+    "pixels",
     "shuffled",
 ]

@@ -2,92 +2,109 @@
 
 from __future__ import annotations
 
-import socket
+import functools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from lae_fast.data import idx
-from lae_fast.data.idx import DataError
+from lae_fast.data import idx, mnist_download
+from lae_fast.data.images import as_split
+from lae_fast.data.splits import DataError, Source, Split
+from lae_fast.data.torchvision_sets import celeba, cifar10, datasets, downloading, svhn
 
-N_CLASSES = 10  # of each data set here
-DOWNLOAD_TIMEOUT = 20  # seconds without an answer, per file
-
-
-class Split(NamedTuple):
-    images: Tensor  # [N, nx] uint8
-    labels: Tensor  # [N] int64
+N_CLASSES = 10  # of MNIST and its kin, and of the digits
 
 
-class Source(NamedTuple):
-    """A data set as read, before validation images are split off."""
+class IDXSet(NamedTuple):
+    """A data set in MNIST's format.
 
-    description: str  # content and origin, for people and records
-    train: Split
-    test: Split
-    n_validation: int  # default number of validation images, the last of the training images
+    Attributes:
+        title: its name for people.
+        kind: torchvision's class, and the folder that torchvision puts it in.
+        prefixes: what names of files begin with: those of the training images, and of the test images.
+        options: what torchvision's class takes beside a folder.
+        is_transposed: whether rows of the files are columns of the images.
+    """
+
+    title: str
+    kind: str
+    prefixes: tuple[str, str] = ("train", "t10k")
+    options: tuple[tuple[str, str], ...] = ()
+    is_transposed: bool = False
 
 
-def _split(images: np.ndarray, labels: np.ndarray) -> Split:
-    return Split(torch.from_numpy(images.copy()), torch.from_numpy(labels.astype(np.int64)))
+MNIST = IDXSet("MNIST", "MNIST")
+IDX_SETS = {
+    "mnist": MNIST,
+    "fashion-mnist": IDXSet("Fashion-MNIST", "FashionMNIST"),
+    "kmnist": IDXSet("KMNIST", "KMNIST"),
+    "emnist-digits": IDXSet(
+        "EMNIST digits",
+        "EMNIST",
+        ("emnist-digits-train", "emnist-digits-test"),
+        (("split", "digits"),),
+        is_transposed=True,
+    ),
+}
 
 
-def _download_mnist(root: Path) -> None:
-    """Let torchvision download into a folder of its own, and move the files when they are whole: it takes cut ones for whole."""
-    timeout, raw = socket.getdefaulttimeout(), _folders(root)[0]
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
-    try:
-        from torchvision.datasets import MNIST  # the import fails if torchvision does not fit this torch
+def _folders(what: IDXSet, root: Path) -> tuple[Path, ...]:
+    """Where the files may lie: as torchvision has them, also if `root` is one of its own folders. In a folder of any other
+    name MNIST is expected: files of Fashion-MNIST and KMNIST are called the same."""
+    others = {other.kind for other in IDX_SETS.values()} - {what.kind}
+    places = root / what.kind / "raw", root / "raw", root / what.kind, root
+    return tuple(
+        p for p in places if what.kind in p.parts or (what is MNIST and not others.intersection(p.parts))
+    )
 
-        raw.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".download.", dir=root) as private:
-            MNIST(root=private, download=True)
-            files = idx.find(_folders(Path(private))[0])
-            if files is None:
-                raise RuntimeError("torchvision left no MNIST files")
-            _read(files)
-            for path in (path for paths in files.values() for path in paths):
-                path.replace(raw / path.name)
-    except (ImportError, RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())  # on one line
-        raise DataError(f"MNIST is not in {root} and cannot be downloaded: {reason}") from error
-    finally:
-        socket.setdefaulttimeout(timeout)
+
+def _find(what: IDXSet, root: Path) -> dict[str, tuple[Path, Path]] | None:
+    return next(filter(None, (idx.find(p, *what.prefixes) for p in _folders(what, root))), None)
 
 
 def has_mnist(root: Path) -> bool:
     """Whether MNIST's files lie in `root`, intact or damaged."""
-    return any(map(idx.find, _folders(root)))
+    return _find(MNIST, root) is not None
 
 
-def _folders(root: Path) -> tuple[Path, ...]:
-    """Where the files may lie: as torchvision has them, also if `root` is one of its own folders."""
-    return root / "MNIST" / "raw", root / "raw", root / "MNIST", root
+def _download(what: IDXSet, root: Path) -> None:
+    """MNIST by this package's own means. Else let torchvision download into a folder of its own, and move the files when they are
+    whole: it takes cut ones for whole."""
+    raw = _folders(what, root)[0]
+    with downloading(what.title, root):
+        if what is MNIST:
+            return mnist_download.download(raw)
+        raw.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".download.", dir=root) as private:
+            getattr(datasets(), what.kind)(root=private, download=True, **dict(what.options))
+            files = _find(what, Path(private))
+            if files is None:
+                raise RuntimeError(f"torchvision left no {what.title} files")
+            _read(what, files)
+            for path in (path for paths in files.values() for path in paths):
+                path.replace(raw / path.name)
 
 
-def mnist(root: Path) -> Source:
-    """MNIST from IDX files in `root`; if there are none, torchvision downloads them.
+def idx_set(what: IDXSet, root: Path) -> Source:
+    """A data set from IDX files in `root`; if there are none, they are downloaded.
 
     Raises:
         DataError: the files are damaged, or they are missing and cannot be downloaded.
     """
-    files = next(filter(None, map(idx.find, _folders(root))), None)
-    source = f"MNIST, found in {root}"
+    files, source = _find(what, root), f"{what.title}, found in {root}"
     if files is None:
-        _download_mnist(root)
-        files, source = idx.find(_folders(root)[0]), f"MNIST, downloaded to {root}"
-    train, test = _read(files)
-    if train.images.shape[1] != test.images.shape[1]:
+        _download(what, root)
+        files, source = _find(what, root), f"{what.title}, downloaded to {root}"
+    train, test = _read(what, files)
+    if train.images.shape[1:] != test.images.shape[1:]:
         raise DataError(f"training and test images in {root} differ in size")
     return Source(source, train, test, n_validation=5000)
 
 
-def _read(files: dict[str, tuple[Path, Path]]) -> list[Split]:
+def _read(what: IDXSet, files: dict[str, tuple[Path, Path]]) -> list[Split]:
     """Training and test images with their labels.
 
     Raises:
@@ -105,23 +122,31 @@ def _read(files: dict[str, tuple[Path, Path]]) -> list[Split]:
             raise DataError(f"{image_path}: images are {images.shape}; expected square ones")
         if labels.max() >= N_CLASSES:
             raise DataError(f"{label_path} holds the label {labels.max()}; expected 0 to {N_CLASSES - 1}")
-        splits.append(_split(images.reshape(len(images), -1), labels))
+        splits.append(as_split(images.transpose(0, 2, 1) if what.is_transposed else images, labels))
     return splits
 
 
 def digits(root: Path) -> Source:
     """scikit-learn's bundled digits, 17 grey levels; `root` is not read."""
-    from sklearn.datasets import load_digits
-
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise DataError(f"the digits are scikit-learn's: {error}; expected it installed") from error
     bunch = load_digits()
-    images = np.round(bunch.data * (255 / 16)).astype(np.uint8)
+    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)
     n_test = 360
     return Source(
         "scikit-learn's bundled digits (1,797 real images of 8 x 8)",
-        _split(images[:-n_test], bunch.target[:-n_test]),
-        _split(images[-n_test:], bunch.target[-n_test:]),
+        as_split(images[:-n_test], bunch.target[:-n_test]),
+        as_split(images[-n_test:], bunch.target[-n_test:]),
         n_validation=200,
     )
 
 
-DATASETS: dict[str, Callable[[Path], Source]] = {"mnist": mnist, "digits": digits}
+DATASETS: dict[str, Callable[[Path], Source]] = {
+    **{name: functools.partial(idx_set, what) for name, what in IDX_SETS.items()},
+    "cifar10": cifar10,
+    "svhn": svhn,
+    "celeba": celeba,
+    "digits": digits,
+}

@@ -11,16 +11,10 @@ from typing import BinaryIO
 
 import numpy as np
 
-FILES = {
-    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
-    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
-}
+from lae_fast.data.splits import DataError
+
 MOST = 2**31  # bytes of a file: fifty times MNIST
 CURE = "Delete it to have it fetched anew"
-
-
-class DataError(RuntimeError):
-    """A data set cannot be found or read; the message names the data set or file, and the reason."""
 
 
 def read(path: Path, n_axes: int) -> np.ndarray:
@@ -66,10 +60,15 @@ def _names(name: str) -> tuple[str, ...]:
     return *variants, *(f"{v}.gz" for v in variants)
 
 
-def find(folder: Path) -> dict[str, tuple[Path, Path]] | None:
-    """The four IDX files in `folder`, or None when any is missing."""
+def find(folder: Path, train: str = "train", test: str = "t10k") -> dict[str, tuple[Path, Path]] | None:
+    """The four IDX files in `folder`, images and labels of each split, or None when any is missing.
+
+    Args:
+        train, test: what the names of the files begin with.
+    """
     found = {}
-    for split, names in FILES.items():
+    for split, start in (("train", train), ("test", test)):
+        names = f"{start}-images-idx3-ubyte", f"{start}-labels-idx1-ubyte"
         paths = [next((folder / v for v in _names(n) if (folder / v).is_file()), None) for n in names]
         if None in paths:
             return None

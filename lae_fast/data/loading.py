@@ -1,43 +1,29 @@
-"""`load`: a data set by name, split into training, validation and test images, grey or binary.
+"""`load` and `from_images`: data sets by name, from files or from memory, split into training, validation and test images,
+grey or binary.
 
 No data set is substituted silently: `auto` falls back to the digits, and the description says so.
 """
 
 from __future__ import annotations
 
-import hashlib
+import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
 
 from lae_fast import checks
-from lae_fast.data.datasets import DATASETS, Split, has_mnist
-from lae_fast.data.idx import DataError
+from lae_fast.data import files
+from lae_fast.data.datasets import DATASETS, has_mnist
+from lae_fast.data.images import as_split
 from lae_fast.data.minibatches import binarize
+from lae_fast.data.splits import DataError, Dataset, Source, Split, parted
 
 BINARIZATIONS = ("none", "fixed", "dynamic")
 
 
-class Dataset(NamedTuple):
-    name: str
-    source: str  # content and origin, for people and records
-    train: Split
-    validation: Split
-    test: Split
-
-    def fingerprint(self) -> str:
-        """A hash of all images and labels: other data have another."""
-        found = hashlib.sha256()
-        for split in (self.train, self.validation, self.test):
-            for t in split:
-                found.update(f"{list(t.shape)} {t.dtype} ".encode())
-                found.update(t.cpu().contiguous().numpy())
-        return found.hexdigest()
-
-
 def load(
-    name: str = "auto",
+    name: str | Path = "auto",
     root: str | Path = "~/.cache/lae_fast",
     *,
     validation: int | None = None,
@@ -46,28 +32,33 @@ def load(
     """Read a data set.
 
     Args:
-        name: one of `DATASETS`; or auto: MNIST, or the digits if MNIST is missing and cannot be downloaded.
-        root: the folder of MNIST, also for the download, in torchvision's layout.
-        validation: number of validation images, the last of the training set; default: the data set's own number
-            (MNIST 5,000, digits 200).
-        binarization: none: grey; fixed: every image is drawn once, always with the same seed; dynamic: as fixed, but
+        name: one of `DATASETS`; or auto: MNIST, or the digits if MNIST is missing and cannot be downloaded; or the path of images
+            of your own, a folder or a file: see `files.read`.
+        root: the folder of data sets, also for downloads, in torchvision's layout.
+        validation: number of validation images, the last of the training set; default: the data set's own number (MNIST
+            5,000, digits 200; of your own images a tenth).
+        binarization: none: as they are; fixed: every image is drawn once, always with the same seed; dynamic: as fixed, but
             the training images stay grey, so that `binarize` can draw them again at each use.
 
+    Example:
+        >>> data.load("digits").shape
+        (1, 8, 8)
+
     Raises:
-        ValueError: the name or the binarization is unknown, or the validation set leaves no training images.
+        ValueError: the name or the binarization is unknown, the validation set leaves no training images, or images that are
+            not grey are to be binarized.
         TypeError: root is no path, or validation no whole number.
         DataError: the files are damaged, or they are missing and cannot be downloaded.
     """
-    checks.choice("dataset", name, ("auto", *DATASETS))
-    checks.choice("binarize", binarization, BINARIZATIONS)
-    if validation is not None:
-        checks.count("validation", validation, least=0)
-    if not isinstance(root, (str, Path)):
-        raise TypeError(f"root is {checks.describe(root)}; expected a path")
+    _check(validation, binarization)
+    root = _folder("root", root)
+    if isinstance(name, Path) or (isinstance(name, str) and name not in DATASETS and os.path.exists(name)):
+        path = _folder("dataset", name).absolute()
+        return _dataset(path.name, files.read(path), validation, binarization)
     try:
-        root = Path(root).expanduser()
-    except RuntimeError as error:  # ~name of nobody
-        raise ValueError(f"root is {root}; expected a folder: {error}") from error
+        checks.choice("dataset", name, ("auto", *DATASETS))
+    except ValueError as error:
+        raise ValueError(f"{error}, or the path of a folder or file of images") from None
     chosen = "mnist" if name == "auto" else name
     try:
         source = DATASETS[chosen](root)
@@ -77,14 +68,88 @@ def load(
             raise
         chosen, source = "digits", DATASETS["digits"](root)
         source = source._replace(description=f"{source.description}, because {error}")
-    train, test = source.train, source.test
+    return _dataset(chosen, source, validation, binarization)
+
+
+def from_images(
+    images: Any,
+    labels: Any = None,
+    *,
+    test: Any = None,
+    test_labels: Any = None,
+    validation: int | None = None,
+    binarization: str = "none",
+) -> Dataset:
+    """A data set of images in memory.
+
+    They are put into an order that is always the same. A tenth of them are test images, if none are given, and a tenth of the rest
+    are validation images.
+
+    Args:
+        images: a tensor or array, uint8 in 0..255, bool or floating point: [n, h, w], [n, c, h, w] or [n, h, w, c], grey or RGB, or
+            flat grey squares [n, nx]. Or any `torch.utils.data.Dataset` or sequence of such images, tensors, arrays or PIL's, or of
+            pairs (image, label). Floating point values stay what they are.
+        labels: whole numbers [n]; default: those of the pairs, if there are any.
+        test, test_labels: the same for test images.
+        validation, binarization: as in `load`.
+
+    Example:
+        >>> data.from_images(torch.rand(100, 3, 32, 32)).train.images.shape
+        torch.Size([81, 3, 32, 32])
+
+    Raises:
+        TypeError, ValueError: images or labels are something else, images differ in size, a value is not finite, there are fewer
+            than 20 images, or as in `load`.
+    """
+    _check(validation, binarization)
+    if test is None and test_labels is not None:
+        raise ValueError("test_labels are given without test images")
+    train = as_split(images, labels)
+    own_test = None if test is None else as_split(test, test_labels, "test images")
+    c, h, w = train.images.shape[1:]
+    what = f"{len(train.images):,} images from memory ({c} x {h} x {w})"
+    return _dataset("images", parted(what, train, test=own_test), validation, binarization)
+
+
+def _check(validation: int | None, binarization: str) -> None:
+    checks.choice("binarize", binarization, BINARIZATIONS)
+    if validation is not None:
+        checks.count("validation", validation, least=0)
+
+
+def _folder(name: str, value: str | Path) -> Path:
+    if not isinstance(value, (str, Path)):
+        raise TypeError(f"{name} is {checks.describe(value)}; expected a path")
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:  # ~name of nobody
+        raise ValueError(f"{name} is {value}; expected a folder: {error}") from error
+
+
+def _dataset(name: str, source: Source, validation: int | None, binarization: str) -> Dataset:
+    """A source with its validation images split off, and binarized."""
+    train, test = (as_split(*split) for split in (source.train, source.test))
     n_validation = source.n_validation if validation is None else validation
     n_train = len(train.images) - n_validation
     if n_train < 1:
-        raise ValueError(f"validation is {n_validation}; expected 0 to {len(train.images) - 1} for {chosen}")
-    splits = [Split(*(t[:n_train] for t in train)), Split(*(t[n_train:] for t in train)), test]
+        raise ValueError(f"validation is {n_validation}; expected 0 to {len(train.images) - 1} for {name}")
+    splits = [train.at(slice(n_train)), train.at(slice(n_train, None)), test]
     if binarization != "none":
         generator = torch.Generator().manual_seed(0)
-        drawn = [Split(binarize(s.images, generator), s.labels) for s in splits]
+        drawn = [_binary(split, binarization, generator) for split in splits]
         splits = [splits[0] if binarization == "dynamic" else drawn[0], *drawn[1:]]
-    return Dataset(chosen, source.description, *splits)
+    return Dataset(name, source.description, *splits)
+
+
+def _binary(split: Split, binarization: str, generator: torch.Generator) -> Split:
+    images = split.images
+    if images.shape[1] != 1:
+        raise ValueError(
+            f"binarize is {binarization}, and images have {images.shape[1]} channels; expected grey ones, or none"
+        )
+    if images.is_floating_point() and len(images) and not (images.min() >= 0 and images.max() <= 1):
+        raise ValueError(
+            f"binarize is {binarization}, and images have values from {images.min():g} to {images.max():g}; expected all in "
+            "[0, 1], or none"
+        )
+    return split._replace(images=binarize(images, generator))

@@ -25,13 +25,25 @@ def shuffled(n: int, size: int, seed: int, device: torch.device | str = "cpu") -
 
 
 def binarize(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """One Bernoulli draw per pixel of images [N, nx]: uint8 in 0..255 -> uint8, 0 or 255.
+    """One Bernoulli draw per pixel of images [N, ...]: uint8 in 0..255 -> uint8, 0 or 255; floating point in [0, 1] -> 0.0 or 1.0.
 
     Raises:
-        TypeError, ValueError: images are no uint8 [N, nx], or the generator is on another device.
+        TypeError, ValueError: images are of another type, or the generator is on another device.
     """
-    checks.tensor("images", images, "N, nx", dtypes=(torch.uint8,))
+    checks.tensor("images", images, dtypes=(torch.uint8, *checks.FLOATS))
     checks.generator("generator", generator, images.device)
     # in float32, whatever torch's default is: the same seed has to give the same images
     draw = torch.rand(images.shape, generator=generator, device=images.device, dtype=torch.float32)
+    if images.is_floating_point():
+        return (draw < images).to(images.dtype)
     return (draw * 255 < images).to(torch.uint8) * 255
+
+
+def pixels(images: Tensor) -> Tensor:
+    """Images as models compute with them: uint8 in 0..255 -> floating point in [0, 1]; floating point stays what it is.
+
+    Raises:
+        TypeError, ValueError: images are of another type.
+    """
+    checks.tensor("images", images, dtypes=(torch.uint8, *checks.FLOATS))
+    return images / 255 if images.dtype == torch.uint8 else images

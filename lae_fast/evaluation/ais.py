@@ -149,7 +149,7 @@ def fit_schedule(
     n_pilot: int = 200,
     capture: bool | None = None,
 ) -> Schedule:
-    """Temperatures and step sizes from a pilot run on some images [n, nx] in [0, 1], with noise of its own.
+    """Temperatures and step sizes from a pilot run on some images [n, *shape] in [0, 1], with noise of its own.
 
     Temperatures lie dense where the chains' weights would diverge fastest: their spacing is uniform in the
     thermodynamic length, the integral over beta of the standard deviation of log p(x, z) - log r(z|x). The step size
@@ -250,7 +250,7 @@ def annealed_log_likelihood(
     progress: bool = True,
     capture: bool | None = None,
 ) -> AISEstimate:
-    """log p(x) of images [n, nx] in [0, 1], estimated by `n_chains` annealed chains for each image.
+    """log p(x) of images [n, *shape] in [0, 1], estimated by `n_chains` annealed chains for each image.
 
     Args:
         schedule: from `fit_schedule` with another seed.
@@ -346,7 +346,7 @@ def anneal(
     seed: int = 0,
     progress: bool = True,
 ) -> tuple[AISEstimate, Schedule]:
-    """log p(x) of images [n, nx] in [0, 1], annealed from each base: the estimate with the higher mean, and its
+    """log p(x) of images [n, *shape] in [0, 1], annealed from each base: the estimate with the higher mean, and its
     schedule.
 
     For each base, `fit_schedule` runs on the first 50 images (with at most 200 pilot temperatures), then

@@ -33,7 +33,7 @@ class Evaluation(NamedTuple):
 
 
 def batches(model: Autoencoder, images: Tensor, size: int) -> Iterator[Tensor]:
-    """Batches [size, nx] of images [N, nx] (see `images_for`), as the model computes with them.
+    """Flat batches [size, nx] of images [N, *shape] (see `images_for`), as the model computes with them.
 
     Raises:
         TypeError, ValueError: as `images_for`, before the first batch.
@@ -54,7 +54,7 @@ def evaluate(
     depend on `seed` alone.
 
     Args:
-        images: [N, nx], float in [0, 1] or uint8 in 0..255.
+        images: [N, *shape] or [N, nx], float in [0, 1] or uint8 in 0..255.
 
     Raises:
         TypeError, ValueError: images have another form, or a number is not one.
@@ -71,7 +71,7 @@ def evaluate(
             energy = model.reconstruction(x, mean + std * eps).sum()
             totals[0] += energy / n_draws
         totals[1] += gaussian_rate(mean, std).sum()
-        totals[2] += (model.decode(mean) - x).square().mean(1, dtype=torch.float64).sum()
+        totals[2] += (model.decode(mean).flatten(1) - x).square().mean(1, dtype=torch.float64).sum()
     reconstruction, rate, mse = (totals / images.shape[0]).tolist()
     return Evaluation(reconstruction + rate, reconstruction, rate, mse)
 
@@ -88,7 +88,7 @@ def importance_bound(
     computed at a time.
 
     Args:
-        images: [N, nx], float in [0, 1] or uint8 in 0..255.
+        images: [N, *shape] or [N, nx], float in [0, 1] or uint8 in 0..255.
 
     Raises:
         TypeError, ValueError: images have another form, or a number is not one.
@@ -115,7 +115,7 @@ def importance_bound(
 def fit_posterior_scale(model: Autoencoder, images: Tensor, *, seed: int = 0, n_images: int = 2000) -> None:
     """Set the standard deviations s [nz] of q(z|x) = N(f(x), diag(s^2)), of an LAE that does not train them.
 
-    Uses the first `n_images` of (training) images [N, nx], and the same draws in all evaluations of the negative ELBO. One s
+    Uses the first `n_images` of (training) images [N, *shape], and the same draws in all evaluations of the negative ELBO. One s
     for all dimensions comes first, by two grids of log s; the second grid lies between the neighbours of the first grid's
     best point. Then s_j is divided by the root of E[s_j eps_j dU/dz_j], which is 1 where the negative ELBO is stationary,
     a few times; of all these s the best one stays. Models that train their q have nothing to fit.

@@ -29,7 +29,7 @@ def quadrature(
     rule with every other cell, as on a chessboard, shows whether the cells are small enough.
 
     Args:
-        images: [N, nx], float in [0, 1] or uint8 in 0..255.
+        images: [N, *shape] or [N, nx], float in [0, 1] or uint8 in 0..255.
         n_cells: along each axis.
 
     Raises:

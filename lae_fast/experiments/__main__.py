@@ -20,7 +20,7 @@ import tyro
 from lae_fast import console, progress
 from lae_fast.checkpoint import CheckpointError, write_atomically
 from lae_fast.console import complain, say
-from lae_fast.data import DATASETS, DataError
+from lae_fast.data import DataError
 from lae_fast.experiments import drawings, render
 from lae_fast.experiments.claims import claims
 from lae_fast.experiments.design import Design
@@ -61,7 +61,7 @@ class Options:
     """Folder of report.md, report.csv and the figures; default results, with quick runs/quick."""
     cache: Path = Path("runs/experiments")
     """Folder of what has been trained and measured. Nothing in it is computed twice: the same command goes on where it was stopped."""
-    dataset: Literal[("auto", *DATASETS)] = "auto"
+    dataset: Literal["auto", "mnist", "fashion-mnist", "kmnist", "emnist-digits", "digits"] = "auto"
     """auto: MNIST, found or downloaded; without a network scikit-learn's digits, enlarged to 28 x 28."""
     data_dir: Path = Path("~/.cache/lae_fast")
     """Where MNIST lies or goes (torchvision's layout: MNIST/raw inside)."""
@@ -266,8 +266,9 @@ class Experiments:
 
 
 def _run(argv: Sequence[str]) -> int:
-    options = tyro.cli(Options, args=argv, prog="python -m lae_fast.experiments")
-    experiments = Experiments(options, shlex.join(["python", "-m", "lae_fast.experiments", *argv]))
+    typed = console.typed("experiments")
+    options = tyro.cli(Options, args=argv, prog=" ".join(typed))
+    experiments = Experiments(options, shlex.join([*typed, *argv]))
     if options.artefacts[:1] == ("likelihood",):
         return max(experiments.run_likelihood(part) for part in options.parts())
     return experiments.run()

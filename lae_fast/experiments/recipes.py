@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -64,12 +63,10 @@ class Recipe:
 
 
 def enlarged(images: Tensor) -> Tensor:
-    """uint8 [n, side^2] -> [n, 784], for the report's networks take 28 x 28 pixels; those that have them stay as they are."""
-    side = math.isqrt(images.shape[1])
-    if side == SIDE:
-        return images
-    square = images.view(-1, 1, side, side).float()
-    large = F.interpolate(square, (SIDE, SIDE), mode="bilinear", align_corners=False)
+    """uint8 [n, 1, h, w] -> flat [n, 784], for the report's networks take 28 x 28 pixels; those that have them stay as they are."""
+    if images.shape[2:] == (SIDE, SIDE):
+        return images.flatten(1)
+    large = F.interpolate(images.float(), (SIDE, SIDE), mode="bilinear", align_corners=False)
     return large.round().to(torch.uint8).flatten(1)
 
 
@@ -100,7 +97,7 @@ class Lab:
         parts = zip((dataset.train, dataset.validation, dataset.test), (n_train, n_test, n_test), strict=True)
         splits = [Split(enlarged(split.images[:n]), split.labels[:n]) for split, n in parts]
         self._digest = hashlib.sha256(b"".join(s.images.numpy().tobytes() for s in splits)).hexdigest()
-        self.train, self.validation, self.test = (Split(*(t.to(device) for t in s)) for s in splits)
+        self.train, self.validation, self.test = (split.to(device) for split in splits)
         self.nx = self.train.images.shape[1]
 
     @classmethod

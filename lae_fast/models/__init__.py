@@ -13,7 +13,7 @@ from lae_fast.models.likelihood import (
 )
 from lae_fast.models.mlp import MLP
 from lae_fast.models.nets import NETWORKS
-from lae_fast.models.registry import MODELS, Architecture, build, load, options_of
+from lae_fast.models.registry import MODELS, Architecture, architecture_in, build, load, options_of
 from lae_fast.models.vae import VAE
 from lae_fast.models.with_chain import AutoencoderWithChain
 
@@ -32,6 +32,7 @@ __all__ = [
     "Gaussian",
     "Hoffman",
     "Likelihood",
+    "architecture_in",
     "asks",
     "build",
     "images_for",

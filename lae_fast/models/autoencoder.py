@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lae_fast import checks, ops
 from lae_fast.isolation import isolated
 from lae_fast.models.likelihood import gaussian_rate, negative_log_prior
+from lae_fast.models.mlp import MLP
 from lae_fast.models.precision import check_precision, products_in
 from lae_fast.ops.torch_private import is_transformed
 
@@ -21,9 +22,10 @@ def images_for(model: Autoencoder, x: Tensor) -> Tensor:
     """Images as every function of a model takes them, in the form that the model computes with: its own type, [n, nx].
 
     Args:
-        x: [n, nx], on the model's device: uint8 in 0..255, or floating point in [0, 1], of any type. Under a likelihood without
-            bounds, as the Gaussian is, all finite values are images. The values are checked on a CPU only, where this needs
-            no synchronisation.
+        x: [n, *model.shape] or flat [n, nx]; also grey [n, h, w] without its one channel, and images of any shape with nx
+            elements where the model's own shape is flat. On the model's device: uint8 in 0..255, or floating point in [0, 1], of
+            any type. Under a likelihood without bounds, as the Gaussian is, all finite values are images. The values are
+            checked on a CPU only, where this needs no synchronisation.
 
     Raises:
         TypeError: x is not a tensor.
@@ -36,11 +38,15 @@ def images_for(model: Autoencoder, x: Tensor) -> Tensor:
             f"the model's parameters are {str(like.dtype).removeprefix('torch.')}; expected float32 or float64: what may be "
             "rounded in training is by precision='bf16'"
         )
-    fits = x.dim() == 2 and len(x) > 0 and x.shape[1] == model.nx and x.device == like.device
+    fits = x.dim() > 1 and len(x) > 0 and _is_image(model, x.shape[1:]) and x.device == like.device
     if not fits or not (x.is_floating_point() or x.dtype == torch.uint8):
-        raise ValueError(
-            f"images are {checks.describe(x)}; expected floating point [n, {model.nx}] with n >= 1 on {like.device}, or uint8"
+        shapes = " or ".join(
+            f"[n, {', '.join(map(str, s))}]" for s in dict.fromkeys((model.shape, (model.nx,)))
         )
+        raise ValueError(
+            f"images are {checks.describe(x)}; expected floating point {shapes} with n >= 1 on {like.device}, or uint8"
+        )
+    x = x.flatten(1)
     if not torch.compiler.is_compiling() and x.is_inference() and not torch.is_inference_mode_enabled():
         x = x.clone()  # autograd refuses to save the other one
     if x.dtype == torch.uint8:
@@ -53,6 +59,14 @@ def images_for(model: Autoencoder, x: Tensor) -> Tensor:
             expected = "finite ones" if bounds is None else "all in [0, 1]"
             raise ValueError(f"images have values from {low:g} to {high:g}; expected {expected}")
     return x
+
+
+def _is_image(model: Autoencoder, shape: torch.Size) -> bool:
+    """Whether one image may have this shape."""
+    own = model.shape
+    if len(own) == 1:
+        return math.prod(shape) == model.nx
+    return shape in (own, (model.nx,)) or (own[0] == 1 and shape == own[1:])
 
 
 def asks(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -79,16 +93,19 @@ class Autoencoder(nn.Module):
         beta1, lr: Adam's momentum and learning rate that suit this model.
 
     Args:
-        encoder: images [n, nx] -> features [n, d].
-        decoder: latent variables [n, nz] -> the likelihood's input [n, nx].
+        encoder: images [n, *shape] -> features [n, d]. An `MLP` is handed flat images [n, nx].
+        decoder: latent variables [n, nz] -> the likelihood's input [n, *shape], or flat [n, nx].
         likelihood: one of `lae_fast.models.likelihood`.
-        nx: pixels of an image.
+        nx: elements of an image: that of a model whose images are flat, or the product of `shape`.
         nz: latent dimensions.
-        d: features.
+        d: features. None: as many as the encoder returns, which then sees two blank images.
+        shape: of one image, as (c, h, w). None: (nx,), flat. With a shape, or without d, both networks are tried at once on
+            two blank images, in eval mode.
         precision: the precision of matrix products in training, as far as the model allows it (precision.py).
 
     Raises:
-        ValueError: nx, nz or d is not positive, or the precision is unknown.
+        ValueError: nx, nz, d or a size of the shape is not positive, nx is not the shape's product, a network does not fit the
+            images, or the precision is unknown.
     """
 
     beta1, lr = 0.9, 1e-3
@@ -99,28 +116,64 @@ class Autoencoder(nn.Module):
         decoder: nn.Module,
         likelihood: nn.Module,
         *,
-        nx: int,
+        nx: int | None = None,
         nz: int,
-        d: int,
+        d: int | None = None,
+        shape: Sequence[int] | None = None,
         precision: str = "float32",
     ) -> None:
         super().__init__()
         for name, part in (("encoder", encoder), ("decoder", decoder), ("likelihood", likelihood)):
             if not isinstance(part, nn.Module):
                 raise TypeError(f"{name} is {checks.describe(part)}; expected an nn.Module")
-        for name, value in (("nx", nx), ("nz", nz), ("d", d)):
-            checks.count(name, value)
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
-        self.nx, self.nz, self.d = nx, nz, d
+        self.shape = checks.image_shape(shape, nx)
+        self.nx, self.nz = math.prod(self.shape), checks.count("nz", nz)
         check_precision("precision", precision)
         self.precision = precision
+        self.d = d if d is None else checks.count("d", d)
+        if shape is not None or d is None:
+            self._try()
+
+    @torch.no_grad()
+    def _try(self) -> None:
+        """Run both networks on two blank images, and take d from the encoder where it is not known.
+
+        Raises:
+            ValueError: one of them does not fit, or fails.
+        """
+        like = next(self.parameters(), torch.empty(0))
+        blank, z = (torch.zeros(2, n, dtype=like.dtype, device=like.device) for n in (self.nx, self.nz))
+        with isolated(self.encoder, self.decoder), torch.random.fork_rng(devices=[]):
+            self.d = self.features(blank).shape[1]
+            self.output(z)
+
+    def _seen(self, x: Tensor) -> Tensor:
+        """Images as the encoder sees them: flat [n, nx] -> [n, *shape], or flat for an `MLP`."""
+        return x if isinstance(self.encoder, MLP) else x.view(len(x), *self.shape)
+
+    def features(self, x: Tensor) -> Tensor:
+        """The encoder's features g(x) [n, d] of flat images x [n, nx], as `images_for` returns them.
+
+        Raises:
+            TypeError, ValueError: the encoder does not return d features for each image.
+        """
+        seen = self._seen(x)
+        h = self.encoder(seen)
+        fits = isinstance(h, Tensor) and h.dim() == 2 and len(h) == len(x)
+        if not fits or self.d not in (None, h.shape[1]):
+            raise ValueError(
+                f"the encoder returned {checks.describe(h)} for images {list(seen.shape)}; expected features "
+                f"[{len(x)}, {self.d or 'd'}]"
+            )
+        return h
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation, each [n, nz], of the Gaussian q(z|x) for evaluation, at images x [n, nx]."""
+        """Mean and standard deviation, each [n, nz], of the Gaussian q(z|x) for evaluation, at images x [n, *shape]."""
         raise NotImplementedError
 
     def loss(self, x: Tensor) -> Tensor:
-        """In train mode the training loss [] of images x [n, nx], nats per image; call `backward` on it. In eval mode
+        """In train mode the training loss [] of images x [n, *shape], nats per image; call `backward` on it. In eval mode
         `negative_elbo`, which compares between models; no chain moves.
 
         Raises:
@@ -192,28 +245,28 @@ class Autoencoder(nn.Module):
             getattr(self, name).copy_(value)
 
     def potential(self, x: Tensor, z: Tensor) -> Tensor:
-        """U(x, z) = -log p(x|z) - log p(z) of images [n, nx] and z [..., n, nz]: float64 [..., n], nats per image."""
+        """U(x, z) = -log p(x|z) - log p(z) of images [n, *shape] and z [..., n, nz]: float64 [..., n], nats per image."""
         return self.reconstruction(x, z) + negative_log_prior(z)
 
     def reconstruction(self, x: Tensor, z: Tensor) -> Tensor:
-        """-log p(x|z) of images [n, nx] and z [..., n, nz]: float64 [..., n], nats per image."""
+        """-log p(x|z) of images [n, *shape] and z [..., n, nz]: float64 [..., n], nats per image."""
         return self.likelihood.energy(self.output(z), images_for(self, x))
 
     def encode(self, x: Tensor) -> Tensor:
-        """The mean of q(z|x) for each image: [n, nx] -> [n, nz]."""
+        """The mean of q(z|x) for each image: [n, *shape] or [n, nx] -> [n, nz]."""
         return self.posterior(x)[0]
 
     def decode(self, z: Tensor) -> Tensor:
-        """The mean image of each latent variable: [n, nz] -> [n, nx]."""
-        return self.likelihood.mean(self.output(z))
+        """The mean image of each latent variable: [..., nz] -> [..., *shape]."""
+        return self.likelihood.mean(self.output(z)).unflatten(-1, self.shape)
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        """The mean image of each image's code: [n, nx] -> [n, nx]."""
+        """The mean image of each image's code, in the shape of the images: [n, *shape] -> [n, *shape], [n, nx] -> [n, nx]."""
         with isolated(self):
-            return self.decode(self.encode(x))
+            return self.decode(self.encode(x)).reshape(x.shape)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """n mean images [n, nx] of latent variables drawn from the prior."""
+        """n mean images [n, *shape] of latent variables drawn from the prior."""
         with isolated(self):
             return self.decode(self._prior(n, generator))
 
@@ -225,17 +278,18 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def simulate(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """n draws of the joint p(x, z): images [n, nx], and z [n, nz], which is an exact draw of p(z|x)."""
+        """n draws of the joint p(x, z): images [n, *shape], and z [n, nz], which is an exact draw of p(z|x)."""
         z = self._prior(n, generator)
         with isolated(self):
-            return self.likelihood.sample(self.output(z), generator), z
+            return self.likelihood.sample(self.output(z), generator).unflatten(-1, self.shape), z
 
     def interpolate(self, start: Tensor, end: Tensor, n_steps: int) -> Tensor:
-        """Decoded straight lines between the codes of two image batches: 2 x [n, nx] -> [n, n_steps, nx]."""
+        """Decoded straight lines between the codes of two image batches, in the shape of the first one's images: 2 x
+        [n, *shape] -> [n, n_steps, *shape]."""
         checks.count("n_steps", n_steps)
         if isinstance(end, Tensor) and len(start) != len(end):
             raise ValueError(f"end holds {len(end)} images; expected {len(start)}, as start")
         with isolated(self):
             a, b = self.encode(start)[:, None], self.encode(end)[:, None]  # [n, 1, nz]
             t = torch.linspace(0, 1, n_steps, device=a.device, dtype=a.dtype)[:, None]  # [n_steps, 1]
-            return self.decode((a + t * (b - a)).flatten(0, 1)).unflatten(0, (-1, n_steps))
+            return self.decode(a + t * (b - a)).reshape(len(a), n_steps, *start.shape[1:])

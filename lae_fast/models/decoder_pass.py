@@ -20,9 +20,9 @@ from torch import Tensor
 
 from lae_fast import ops
 from lae_fast.isolation import differentiable
-from lae_fast.models import mlp
+from lae_fast.models import layers, mlp
 from lae_fast.models.autoencoder import Autoencoder
-from lae_fast.models.likelihood import has_kernel
+from lae_fast.models.likelihood import has_kernel, negative_log_prior
 from lae_fast.models.mlp import MLP, Gradients, Trace
 from lae_fast.models.precision import products_in
 from lae_fast.models.with_chain import AutoencoderWithChain
@@ -30,26 +30,48 @@ from lae_fast.ops.torch_private import add_to_each, has_hooks
 
 
 def decoder_pass(model: AutoencoderWithChain, x: Tensor, *, by_row: bool = False) -> DecoderPass:
-    """The pass for images x [n, nx]: by hand for an `MLP` under a likelihood with a kernel, else by autograd.
+    """The pass for images x [n, nx]. Under a likelihood with a kernel: by hand for an `MLP`, layer by layer for other
+    Sequentials of PyTorch's layers. Else by autograd.
 
     by_row: each of the n datapoints has an energy and a decision of its own, V [n]; else the minibatch has one, V [1].
     """
     if is_dense(model, x):
         return DensePass(model, x, by_row)
+    if is_layered(model, x):
+        return LayeredPass(model, x, by_row)
     return RecomputingPass(model, x, by_row) if by_row else AutogradPass(model, x, by_row)
 
 
 def is_dense(model: AutoencoderWithChain, x: Tensor) -> bool:
     """Whether the potential of images x [n, nx] is known to the letter: an `MLP` under a likelihood with a kernel."""
-    decoder, kind = model.decoder, type(model)
+    decoder = model.decoder
     return (
         type(decoder) is MLP  # a subclass may have changed anything
         and decoder.is_whole()
         and not any(has_hooks(m) for m in (decoder, *decoder))
-        and has_kernel(model.likelihood)
-        and (kind.potential, kind.reconstruction) == (Autoencoder.potential, Autoencoder.reconstruction)
+        and _is_known(model, x)
+        and all(p.requires_grad for p in decoder.own_parameters())
+    )
+
+
+def is_layered(model: AutoencoderWithChain, x: Tensor) -> bool:
+    """Whether the decoder is a Sequential whose layers tell all weight gradients, under a likelihood with a kernel."""
+    rounds = "bf16" in (
+        model.precision,
+        model.chain_precision,
+    )  # autocast would have to round the layers' parts, too
+    return not rounds and _is_known(model, x) and layers.layers_of(model.decoder) is not None
+
+
+def _is_known(model: AutoencoderWithChain, x: Tensor) -> bool:
+    """Whether the potential of images x [n, nx] is that of a likelihood with a kernel, in the type of x."""
+    kind = type(model)
+    return (
+        has_kernel(model.likelihood)
+        and (kind.potential, kind.reconstruction, kind.output)
+        == (Autoencoder.potential, Autoencoder.reconstruction, Autoencoder.output)
         and x.dtype in (torch.float32, torch.float64)
-        and all(p.dtype == x.dtype and p.requires_grad for p in decoder.own_parameters())
+        and all(p.dtype == x.dtype for p in model.decoder.parameters())
     )
 
 
@@ -67,8 +89,8 @@ class DecoderPass:
             p for m in (model.decoder, model.likelihood) for p in m.parameters() if p.requires_grad
         ]
         self.totals: list[Tensor] = []
-        self.latest: _ByAutograd | _AtZ | _ByHand
-        self.current: _ByAutograd | _AtZ | _ByHand
+        self.latest: _ByAutograd | _AtZ | _ByHand | _ByLayer
+        self.current: _ByAutograd | _AtZ | _ByHand | _ByLayer
 
     def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """V [n] or [1], float64 in nats, and dV/dz [n, nz] at z [n, nz], which the pass keeps, and may overwrite."""
@@ -218,5 +240,46 @@ class DensePass(DecoderPass):
         current = self.current
         with products_in(self.backward_context, current.slope.device):
             result = mlp.parameter_gradients(self.layers, current.trace, current.gradients)
+        learned = [p for p in self.model.likelihood.parameters() if p.requires_grad]
+        return result + [current.slope.sum().to(p.dtype) for p in learned]
+
+
+class _ByLayer(NamedTuple):
+    """The results of one evaluation layer by layer: all tensors from which the layers' weight gradients are made."""
+
+    z_grad: Tensor  # [n, nz]
+    slope: Tensor  # float64: dV/dlog_scale [n], or [0] where there is no scale
+    inputs: list[Tensor]  # of every learning layer, [n, ...]
+    gradients: list[Tensor]  # at every learning layer's output, [n, ...]
+
+    def tensors(self) -> list[Tensor]:
+        return [self.z_grad, *self.inputs, *self.gradients, *([self.slope] if len(self.slope) else [])]
+
+
+class LayeredPass(DecoderPass):
+    """For a Sequential of PyTorch's layers, as convolutions, under a likelihood with a kernel: autograd goes back to z only,
+    and the weight gradients of states that count are made from what it met at each layer."""
+
+    def __init__(self, model: AutoencoderWithChain, x: Tensor, by_row: bool) -> None:
+        super().__init__(model, x, by_row)
+        self.layers = layers.layers_of(model.decoder)
+
+    def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        likelihood, scale = self.model.likelihood, self.model.likelihood.log_scale
+        with products_in(self.model.chain_precision, z.device):
+            trace = layers.forward(self.layers, z)
+            out = trace.end.detach().reshape(len(z), -1)
+            scale = None if scale is None else scale.detach().to(z.dtype)
+            energy, slope_of_out, slope = ops.energy(out, self.x, likelihood.kind, scale)
+            z_grad, gradients = layers.backward(trace, slope_of_out)
+        z_grad += z  # the derivative of the prior's ||z||^2 / 2
+        self.latest = _ByLayer(z_grad, slope, trace.inputs, gradients)
+        energy = energy + negative_log_prior(z)
+        return energy if self.by_row else energy.sum().reshape(1), z_grad
+
+    def weight_gradients(self) -> list[Tensor]:
+        current = self.current
+        with products_in(self.model.precision, current.z_grad.device):
+            result = layers.parameter_gradients(self.layers, current.inputs, current.gradients)
         learned = [p for p in self.model.likelihood.parameters() if p.requires_grad]
         return result + [current.slope.sum().to(p.dtype) for p in learned]

@@ -138,7 +138,7 @@ class LAE(AutoencoderWithChain):
 
     @property
     def beta1(self) -> float:
-        """0.5 for features that learn from V after each step: the chain has undone part of what momentum remembers."""
+        """Adam's momentum, 0.5 for features that learn from V after each step, as the chain undoes part of what it remembers."""
         return 0.5 if self.feature_window == "after" else 0.9
 
     @property
@@ -150,7 +150,7 @@ class LAE(AutoencoderWithChain):
         return super().chain_state() | {name: getattr(self, name).clone() for name in own}
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        h = self.encoder(images_for(self, x))
+        h = self.features(images_for(self, x))
         mean = h @ self.phi.T
         if self.spreads:
             return mean, self.log_std(h).exp()
@@ -186,7 +186,7 @@ class LAE(AutoencoderWithChain):
                 datapoint decisions, an image's potential depends on other images (BatchNorm in train mode).
         """
         with products_in(self.precision, x.device):
-            h = self.encoder(x).to(x.dtype)  # [n, d]
+            h = self.features(x).to(x.dtype)  # [n, d]
             log_std = self.log_std(h).to(x.dtype) if self.spreads else None  # [n, nz]
         with torch.no_grad(), chain_context(self.mh, x.device):
             if self.mh and not is_dense(self, x):

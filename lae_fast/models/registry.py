@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lae_fast import checks
 from lae_fast.models.autoencoder import Autoencoder
@@ -23,30 +24,47 @@ from lae_fast.models.nets import NETWORKS
 from lae_fast.models.vae import VAE
 
 MODELS: dict[str, type[Autoencoder]] = {"lae": LAE, "vae": VAE, "hoffman": Hoffman}
-_SIZES = ("nx", "nz", "d")  # fields of an architecture, not options
+_SIZES = ("nx", "nz", "d", "shape")  # fields of an architecture, not options
 
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
     """All choices that decide a model's parameters and their shapes.
 
+    Attributes:
+        nx: elements of an image; None: the product of `shape`, or 784.
+        nh: width of the hidden layers, and the number of features.
+        depth: of the network, see nets.py.
+        shape: of an image, (c, h, w); None: flat, (nx,).
+        channels: of conv's first halving.
+
     Raises:
-        ValueError: the model, network or likelihood is unknown, or a size is not positive.
+        ValueError: the model, network or likelihood is unknown, a size is not positive, or nx is not the product of the shape.
     """
 
     model: str = "lae"
     network: str = "mlp"
     likelihood: str = "bernoulli"
-    nx: int = 784
+    nx: int | None = None
     nz: int = 8
     nh: int = 256
     depth: int = 3
+    shape: tuple[int, ...] | None = None
+    channels: int = 32
 
     def __post_init__(self) -> None:
         for name, known in (("model", MODELS), ("network", NETWORKS), ("likelihood", LIKELIHOODS)):
             checks.choice(name, getattr(self, name), known)
-        for name in ("nx", "nz", "nh", "depth"):
+        for name in ("nz", "nh", "depth", "channels"):
             checks.count(name, getattr(self, name))
+        shape = checks.image_shape(self.shape, 784 if self.nx is None and self.shape is None else self.nx)
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "nx", math.prod(shape))
+
+    def bodies(self) -> tuple[nn.Module, nn.Module]:
+        """Freshly initialised encoder and decoder: a network's arguments are fields of this class."""
+        network = NETWORKS[self.network]
+        return network(**{name: getattr(self, name) for name in inspect.signature(network).parameters})
 
 
 def options_of(model: str) -> dict[str, Any]:
@@ -73,9 +91,8 @@ def build(architecture: Architecture, **options: Any) -> Autoencoder:
         raise ValueError(
             f"{a.model} takes no option {', '.join(sorted(unknown))}; expected some of {', '.join(known)}"
         )
-    encoder, decoder = NETWORKS[a.network](a.nx, a.nz, a.nh, a.depth)
-    likelihood = LIKELIHOODS[a.likelihood]()
-    return MODELS[a.model](encoder, decoder, likelihood, nx=a.nx, nz=a.nz, d=a.nh, **options)
+    shape = {"nx": a.nx} if len(a.shape) == 1 else {"shape": a.shape}
+    return MODELS[a.model](*a.bodies(), LIKELIHOODS[a.likelihood](), **shape, nz=a.nz, d=a.nh, **options)
 
 
 def load(path: str | Path) -> Autoencoder:
@@ -91,10 +108,7 @@ def load(path: str | Path) -> Autoencoder:
     path = checks.path("path", path)
     weights, metadata = checkpoint.load_weights(path)
     options = metadata.pop("options", None)  # older files hold none
-    try:
-        architecture = Architecture(**metadata)
-    except (TypeError, ValueError) as error:
-        raise checkpoint.CheckpointError(f"{path} is not of a model of this package: {error}") from error
+    architecture = architecture_in(metadata, path)
     check_sizes(architecture, weights, path)
     if options is None:
         # The one that decides names of parameters: joint decisions, and chains that start at the codes, have one s for all images.
@@ -109,6 +123,20 @@ def load(path: str | Path) -> Autoencoder:
     return model.eval()
 
 
+def architecture_in(metadata: dict[str, Any], path: Path) -> Architecture:
+    """The architecture that a file says its weights have; older files lack some of its fields.
+
+    Raises:
+        CheckpointError: it is none of this package.
+    """
+    from lae_fast import checkpoint
+
+    try:
+        return Architecture(**{name: value for name, value in metadata.items() if name != "options"})
+    except (TypeError, ValueError) as error:
+        raise checkpoint.CheckpointError(f"{path} is not of a model of this package: {error}") from error
+
+
 def check_sizes(architecture: Architecture, weights: dict[str, Tensor], path: Path) -> None:
     """Compare the networks of an architecture, which comes from a file, with that file's weights, before they take memory.
 
@@ -118,16 +146,11 @@ def check_sizes(architecture: Architecture, weights: dict[str, Tensor], path: Pa
     from lae_fast import checkpoint
 
     a, networks = architecture, ("encoder", "decoder")
-    for field in dataclasses.fields(a):
-        if type(value := getattr(a, field.name)) is not type(field.default):
-            raise checkpoint.CheckpointError(
-                f"{path} is not of a model of this package: {field.name} is {value!r}"
-            )
     try:
         if a.depth > len(weights):  # before that many layers are made
             raise ValueError(f"depth is {a.depth}, and it holds {len(weights)} tensors")
         with torch.device("meta"):
-            bodies = NETWORKS[a.network](a.nx, a.nz, a.nh, a.depth)
+            bodies = a.bodies()
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise checkpoint.CheckpointError(f"{path} is not of a model of this package: {error}") from error
     expected = {

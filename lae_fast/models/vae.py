@@ -20,7 +20,7 @@ class VAE(Autoencoder):
         nn.init.zeros_(self.head.bias)
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_variance = self.head(self.encoder(images_for(self, x))).chunk(2, dim=-1)
+        mean, log_variance = self.head(self.features(images_for(self, x))).chunk(2, dim=-1)
         return mean, torch.exp(0.5 * log_variance)
 
     def training_loss(self, x: Tensor) -> Tensor:

@@ -133,6 +133,13 @@ def ald_init(
         ValueError: phi is not float32 or float64, the step size is not finite and >= 0, V has the wrong shape, n_chains or
             generator stand beside a state that has its own or (on the CPU, where the check is cheap) V or its gradient is
             not finite at phi, or V is not a function. On a GPU such a chain rejects every step as non-finite.
+
+    Example:
+        >>> def potential(phi):  # [D] -> [], nats: a standard normal
+        ...     return 0.5 * phi.square().sum()
+        >>> state = lae_fast.ald_init(potential, torch.ones(3), step_size=0.1)
+        >>> state.potential.item(), state.grad
+        (1.5, tensor([1., 1., 1.]))
     """
     checks.function("potential", potential)
     checks.flag("mh", mh)
@@ -229,6 +236,15 @@ def ald_step(
     Raises:
         TypeError: an argument is of another kind.
         ValueError: no step size is known, the step size is negative, or shapes, types or devices do not fit.
+
+    Example:
+        >>> def potential(phi):  # [C, D] -> [C], nats: C chains, a standard normal
+        ...     return 0.5 * phi.square().sum(1)
+        >>> state = lae_fast.ald_init(potential, torch.zeros(4, 3), step_size=0.1, n_chains=4)
+        >>> for _ in range(100):
+        ...     state, info = lae_fast.ald_step(potential, state)
+        >>> state.phi.shape, info.is_accepted.shape
+        (torch.Size([4, 3]), torch.Size([4]))
     """
     checks.function("potential", potential)
     checks.flag("mh", mh)

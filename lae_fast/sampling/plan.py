@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +23,7 @@ class Plan:
         thin: steps that lead to each draw.
         step_size: eta (drift eta, noise variance 2 eta), a number or a tensor with one for each chain, not adapted.
             None: dual averaging finds it during warm-up, which requires `mh`.
+        initial_step_size: where dual averaging starts. It moves over many orders of magnitude; a good guess saves warm-up.
         mh: Metropolis-Hastings accept or reject. False: unadjusted, biased at order eta, and labelled as unadjusted.
         target_acceptance: the acceptance that dual averaging aims at.
         share_step_size: one step size for all chains, adapted to their mean acceptance, instead of one for each chain.
@@ -43,6 +42,7 @@ class Plan:
     n_warmup: int = 1000
     thin: int = 1
     step_size: float | Tensor | None = None
+    initial_step_size: float = 1e-3
     mh: bool = True
     target_acceptance: float = TARGET_ACCEPTANCE
     share_step_size: bool = False
@@ -61,6 +61,7 @@ class Plan:
             checks.generator(
                 "generator", self.generator, getattr(self.generator, "device", torch.device("cpu"))
             )
+        checks.number("initial_step_size", self.initial_step_size, above=0)
         checks.number("target_acceptance", self.target_acceptance, above=0, below=1)
         if self.step_size is None and not self.mh:
             raise ValueError(
@@ -79,14 +80,13 @@ class Plan:
         return self.n_warmup + self.n_draws * self.thin
 
     def log_step_sizes(self, n_chains: int, device: torch.device) -> Tensor:
-        """log eta, float64 [1] or [C], at the start. Dual averaging starts at eta = 1e-3, and moves over many orders of
-        magnitude.
+        """log eta, float64 [1] or [C], at the start.
 
         Raises:
             ValueError: a step size is not finite and >= 0, or their number does not fit.
         """
         n = 1 if self.share_step_size else n_chains
-        given = 1e-3 if self.step_size is None else self.step_size
+        given = self.initial_step_size if self.step_size is None else self.step_size
         if isinstance(given, Tensor):
             checks.tensor("step_size", given, dtypes=checks.REAL)
         if isinstance(given, Tensor) and given.shape == (n_chains,) and (given == given[0]).all():
@@ -101,12 +101,3 @@ class Plan:
         if not self.capture:
             return step
         return Replayed(step, device, [g for g in (self.generator,) if g and g.device.type == "cuda"])
-
-
-def shows_plan(sampler: Callable[..., Any]) -> Callable[..., Any]:
-    """Show the fields of `Plan` in the signature of a sampler that takes them as `**plan`: for `help` and editors."""
-    own = inspect.signature(sampler)
-    named = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    fields = [p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(Plan).parameters.values()]
-    sampler.__signature__ = own.replace(parameters=[*named, *fields])
-    return sampler

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,10 +12,10 @@ from lae_fast import checks, ops, progress
 from lae_fast.isolation import exactly
 from lae_fast.ops.columns import NONFINITE
 from lae_fast.sampling.acceptance import acceptance_warning
-from lae_fast.sampling.adaptation import averaged, dual_averaging
+from lae_fast.sampling.adaptation import TARGET_ACCEPTANCE, averaged, dual_averaging
 from lae_fast.sampling.ald import check_function, check_start, evaluate_potential
 from lae_fast.sampling.chains import Chains
-from lae_fast.sampling.plan import Plan, shows_plan
+from lae_fast.sampling.plan import Plan
 from lae_fast.sampling.samples import Samples, SamplingInterrupted
 
 
@@ -168,7 +167,6 @@ def _starts(
     return phi
 
 
-@shows_plan
 @exactly
 def ald_sample(
     energy: Callable[..., Tensor],
@@ -179,7 +177,17 @@ def ald_sample(
     n_chains: int | None = None,
     whiten: bool = True,
     batch_size: int | None = None,
-    **plan: Any,
+    n_draws: int,
+    n_warmup: int = 1000,
+    thin: int = 1,
+    step_size: float | Tensor | None = None,
+    initial_step_size: float = 1e-3,
+    mh: bool = True,
+    target_acceptance: float = TARGET_ACCEPTANCE,
+    share_step_size: bool = False,
+    generator: torch.Generator | None = None,
+    progress: bool = True,
+    capture: bool = False,
 ) -> Samples:
     """Amortized Langevin dynamics for frozen features and decoder (LAE paper, Algorithm 1).
 
@@ -202,7 +210,7 @@ def ald_sample(
         batch_size: m of SGALD: every step takes the gradient of n/m times the sum over m fresh datapoints. SGALD
             has no decision, so it requires `mh=False`; the reported potential is the same estimate. All chains see
             the same minibatches: the chains are not independent of each other.
-        plan: `n_draws` and the other fields of `lae_fast.sampling.Plan`, which says what they mean.
+        n_draws: as all others, a field of `lae_fast.sampling.Plan`, which says what they mean.
 
     Returns:
         `Samples`. Memory grows with `n_draws`, not with the number of steps.
@@ -220,9 +228,32 @@ def ald_sample(
     Warns:
         UserWarning: the rank is below n; a chain accepts less than 5 % or more than 95 % of 100 or more proposals; an
             unadjusted chain diverges.
+
+    Example:
+        >>> x = torch.tensor([[-1.0, 0.0], [2.0, 1.0]])  # [n, nz]: x = z + noise of variance 1
+        >>> def energy(z):  # [C, n, nz] -> [C, n], nats
+        ...     return 0.5 * (x - z).square().sum(-1) + 0.5 * z.square().sum(-1)
+        >>> features = torch.randn(2, 16)  # [n, d]
+        >>> samples = lae_fast.ald_sample(energy, features, nz=2, n_draws=1000, n_warmup=300, progress=False)
+        >>> samples.z.shape, samples.phi.shape
+        (torch.Size([4, 1000, 2, 2]), torch.Size([4, 2, 16]))
+        >>> (samples.z.mean((0, 1)) - x / 2).abs().max() < 0.2  # posteriors: N(x / 2, 1 / 2)
+        tensor(True)
     """
     checks.function("energy", energy)
-    plan = Plan(**plan)
+    plan = Plan(
+        n_draws,
+        n_warmup,
+        thin,
+        step_size,
+        initial_step_size,
+        mh,
+        target_acceptance,
+        share_step_size,
+        generator,
+        progress,
+        capture,
+    )
     _check_features(features)
     checks.generator("generator", plan.generator, features.device)
     checks.flag("whiten", whiten)
@@ -262,9 +293,23 @@ def ald_sample(
     return _sample(potential, start.flatten(1), read, (c,), plan, kind, last)
 
 
-@shows_plan
 @exactly
-def langevin_sample(energy: Callable[[Tensor], Tensor], z: Tensor, **plan: Any) -> Samples:
+def langevin_sample(
+    energy: Callable[[Tensor], Tensor],
+    z: Tensor,
+    *,
+    n_draws: int,
+    n_warmup: int = 1000,
+    thin: int = 1,
+    step_size: float | Tensor | None = None,
+    initial_step_size: float = 1e-3,
+    mh: bool = True,
+    target_acceptance: float = TARGET_ACCEPTANCE,
+    share_step_size: bool = False,
+    generator: torch.Generator | None = None,
+    progress: bool = True,
+    capture: bool = False,
+) -> Samples:
     """Datapoint-wise Langevin dynamics on z itself (the report's eq. 3); with `mh`, MALA.
 
     There are C n independent chains of nz elements: C for each datapoint. Each has its own decisions and (unless
@@ -273,13 +318,35 @@ def langevin_sample(energy: Callable[[Tensor], Tensor], z: Tensor, **plan: Any) 
     Args:
         energy: U(x_i, z_i) in nats, z [C, n, nz] -> [C, n].
         z: the start of the chains, [C, n, nz], float32 or float64.
-        plan: as for `ald_sample`; a step size is a number, or [C n].
+        step_size: a number, or [C n]; this and all others as for `ald_sample`.
 
     Result, errors and warnings are those of `ald_sample`, except the warning about the rank. To go on with chains, start at
     `samples.z[:, -1]` with `step_size=samples.step_size.flatten()` and `n_warmup=0`.
+
+    Example:
+        >>> x = torch.tensor([[-1.0, 0.0], [2.0, 1.0]])  # [n, nz]: x = z + noise of variance 1
+        >>> def energy(z):  # [C, n, nz] -> [C, n], nats
+        ...     return 0.5 * (x - z).square().sum(-1) + 0.5 * z.square().sum(-1)
+        >>> samples = lae_fast.langevin_sample(energy, torch.zeros(8, 2, 2), n_draws=500, n_warmup=200, progress=False)
+        >>> samples.acceptance_rate.shape, samples.step_size.shape
+        (torch.Size([8, 500, 2]), torch.Size([8, 2]))
+        >>> (samples.z.mean((0, 1)) - x / 2).abs().max() < 0.2  # posteriors: N(x / 2, 1 / 2)
+        tensor(True)
     """
     checks.function("energy", energy)
-    plan = Plan(**plan)
+    plan = Plan(
+        n_draws,
+        n_warmup,
+        thin,
+        step_size,
+        initial_step_size,
+        mh,
+        target_acceptance,
+        share_step_size,
+        generator,
+        progress,
+        capture,
+    )
     checks.tensor("z", z, "C, n, nz")
     checks.generator("generator", plan.generator, z.device)
     if z.numel() == 0:

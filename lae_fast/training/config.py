@@ -7,6 +7,7 @@ import functools
 import math
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,12 +25,18 @@ CHANGEABLE = (
     "cooldown",
     "patience",
     "device",
+    "data",
     "data_dir",
     "output_dir",
     "resume",
     "log_every",
     "checkpoint_every",
 )
+
+# What auto means for batch size, epochs and patience: the first three on data sets as large as MNIST. Of few images, as the digits, a
+# minibatch of 256 is a fifth, and 30 epochs are 120 updates; they need more of them.
+BATCH_SIZE, EPOCHS, PATIENCE = 256, 30, 10
+LEAST_BATCH, LEAST_BATCHES, LEAST_UPDATES = 16, 8, 1000  # images; minibatches in an epoch, and in all
 
 
 class TrainingError(RuntimeError):
@@ -38,7 +45,7 @@ class TrainingError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Train a Langevin autoencoder, or a VAE or Hoffman's method to compare with, on MNIST."""
+    """Train a Langevin autoencoder, or a VAE or Hoffman's method to compare with, on MNIST or images of your own."""
 
     model: Literal[tuple(MODELS)] = "lae"
     """lae: Langevin autoencoder; vae: variational autoencoder; hoffman: Hoffman's method between the two."""
@@ -49,7 +56,10 @@ class Config:
     depth: int = 3
     """Blocks of Linear, LayerNorm, ReLU (conv: halvings of the image) on each side."""
     network: Literal[tuple(NETWORKS)] = "mlp"
-    """mlp: the report's fully connected network; conv: a small convolutional one."""
+    """mlp: the report's fully connected network, and with --nh 1024 the paper's for images of any size; conv: a small
+    convolutional one."""
+    channels: int = 32
+    """Channels of conv's first halving; each further one doubles them."""
     likelihood: Literal[tuple(LIKELIHOODS)] = "bernoulli"
     """p(x|z). bernoulli: on logits; gaussian, logistic (256 levels): with a learned scale."""
 
@@ -93,10 +103,11 @@ class Config:
     """Precision of the decoder's products when it evaluates the energy of the chain's proposals. auto: --precision, but never
     too coarse for Metropolis-Hastings decisions."""
 
-    batch_size: int = 256
-    """Images per minibatch; the ragged last batch of an epoch is dropped."""
-    epochs: int = 30
-    """Passes over the training images, at most."""
+    batch_size: int | Literal["auto"] = "auto"
+    """Images per minibatch; the ragged last batch of an epoch is dropped. auto: 256, or of few images so many that an epoch has
+    eight minibatches."""
+    epochs: int | Literal["auto"] = "auto"
+    """Passes over the training images, at most. auto: 30, or of few images so many as make 1,000 minibatches."""
     lr: float | Literal["auto"] = "auto"
     """Learning rate of Adam: constant, then linear to 0 over the last epochs (--cooldown). auto: what did best on validation
     images, 2e-3 for an LAE with datapoint decisions, else 1e-3."""
@@ -105,20 +116,23 @@ class Config:
     part of the change that the momentum remembers; else 0.9."""
     cooldown: float = 0.2
     """Fraction of the epochs, at the end, over which the learning rate falls to 0; 0: never."""
-    patience: int = 10
-    """Stop after this many epochs without a better validation loss."""
+    patience: int | Literal["auto"] = "auto"
+    """Stop after this many epochs without a better validation loss. auto: 10, or of few images as many times more as --epochs."""
     seed: int = 0
     """Decides everything random: initial weights, order of the images, chain."""
     device: str = "auto"
     """auto (CUDA where there is one), cpu, cuda, cuda:1, ..."""
 
     dataset: Literal[("auto", *DATASETS)] = "auto"
-    """auto: MNIST, found or downloaded; without a network scikit-learn's 8 x 8 digits."""
+    """auto: MNIST, found or downloaded; without a network scikit-learn's 8 x 8 digits. celeba: 64 x 64."""
+    data: Path | None = None
+    """Images of your own, and no --dataset: a folder of pictures of one size (sub-folders are classes, or train and test), a file
+    .npy or .npz of images (and labels), or .pt of tensors."""
     data_dir: Path = Path("~/.cache/lae_fast")
-    """Folder of MNIST, also for the download (torchvision's layout: MNIST/raw inside)."""
+    """Folder of the data sets by name, also for downloads (torchvision's layout: MNIST/raw inside)."""
     validation: int | None = None
-    """Last images of the training set kept for validation (default 5,000; digits: 200). 0: train on all, no
-    early stopping."""
+    """Last images of the training set kept for validation (default 5,000; digits: 200; --data: a tenth). 0: train on all,
+    no early stopping."""
     binarize: Literal[BINARIZATIONS] = "none"
     """none: grey pixels in [0, 1]; fixed: binary pixels, drawn once; dynamic: drawn again each time an image is used in
     training."""
@@ -144,6 +158,7 @@ class Config:
             "nz",
             "nh",
             "depth",
+            "channels",
             "n_steps",
             "batch_size",
             "epochs",
@@ -151,7 +166,8 @@ class Config:
             "log_every",
             "memory",
         ):
-            checks.count(_flag(name), getattr(self, name))
+            if (value := getattr(self, name)) != "auto":
+                checks.count(_flag(name), value)
         for name in ("checkpoint_every", "seed", "validation"):
             if (value := getattr(self, name)) is not None:
                 checks.count(_flag(name), value, least=0, most=seeds.LARGEST)
@@ -174,14 +190,40 @@ class Config:
             raise ValueError(f"--cooldown is {self.cooldown}; expected a number from 0 to 1")
         if self.step_size != "auto" and not 0 <= self.step_size < math.inf:
             raise ValueError(f"--step-size is {self.step_size}; expected a finite number >= 0, or auto")
+        if self.data is not None and self.dataset != "auto":
+            raise ValueError(f"--data {self.data} beside --dataset {self.dataset}; expected one of both")
         if self.resume is not None and self.output_dir is not None and self.output_dir != self.resume:
             raise ValueError(
                 f"--output-dir {self.output_dir} beside --resume {self.resume}: a run stays in its folder"
             )
 
-    def architecture(self, nx: int) -> Architecture:
-        """The model's part of the options, for images of nx pixels."""
-        return Architecture(self.model, self.network, self.likelihood, nx, self.nz, self.nh, self.depth)
+    def for_images(self, n: int) -> Config:
+        """These options for n training images: with numbers where batch size, epochs and patience are auto."""
+        size = self.batch_size
+        if size == "auto":  # a power of 2, or all images
+            size = min(n, BATCH_SIZE, max(LEAST_BATCH, 1 << max(0, (n // LEAST_BATCHES).bit_length() - 1)))
+        n_batches = max(1, n // size)
+        longer = max(EPOCHS, -(-LEAST_UPDATES // n_batches))
+        wait = max(PATIENCE, -(-LEAST_UPDATES * PATIENCE // (EPOCHS * n_batches)))
+        return dataclasses.replace(
+            self,
+            batch_size=size,
+            epochs=longer if self.epochs == "auto" else self.epochs,
+            patience=wait if self.patience == "auto" else self.patience,
+        )
+
+    def architecture(self, shape: Sequence[int]) -> Architecture:
+        """The model's part of the options, for images of this shape: (c, h, w), or (nx,) for flat ones."""
+        return Architecture(
+            self.model,
+            self.network,
+            self.likelihood,
+            nz=self.nz,
+            nh=self.nh,
+            depth=self.depth,
+            shape=tuple(shape),
+            channels=self.channels,
+        )
 
     def model_options(self) -> dict[str, Any]:
         """What the model's signature asks for; auto leaves an option to the model."""
@@ -207,8 +249,8 @@ class Config:
         if "window" in values:  # from before decisions were a choice, and windows two
             window = values.pop("window")
             values |= {"decisions": "joint", "decoder_window": window, "feature_window": window}
-        paths = {"data_dir", "output_dir", "resume"}
-        return cls(**{k: Path(v) if k in paths and v is not None else v for k, v in values.items()})
+        paths = {name for name, kind in _kinds().items() if Path in _parts(kind)}
+        return cls(**{k: Path(v) if k in paths and isinstance(v, str) else v for k, v in values.items()})
 
 
 def _flag(name: str) -> str:

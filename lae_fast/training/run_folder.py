@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from torch import nn
 
-from lae_fast import checkpoint
+from lae_fast import checkpoint, data
 from lae_fast.training.config import Config, TrainingError
 
 LOCK = ".lock"
@@ -103,22 +103,31 @@ def write_record(folder: Path, config: Config, **facts: Any) -> None:
     checkpoint.write_atomically(folder / "config.json", content.encode())
 
 
+def options_in(record: dict[str, Any]) -> dict[str, Any]:
+    """The options in a run's record; its data set by name, where older records say auto.
+
+    Raises:
+        ValueError: the record is damaged.
+    """
+    options, source = record.get("options"), record.get("data")
+    if not isinstance(options, dict) or not isinstance(source, str):
+        raise ValueError("expected a run's options, and its data in words")
+    if options.get("dataset") == "auto" and options.get("data") is None:
+        options |= {"dataset": "mnist" if source.startswith("MNIST") else "digits"}
+    return options
+
+
 def read_options(folder: Path) -> dict[str, Any]:
-    """The options of the run in that folder; its data set by name, where older records say auto.
+    """The options of the run in that folder.
 
     Raises:
         CheckpointError: it is not the folder of a run, or its record is damaged.
     """
     path = folder / "config.json"
-    record = checkpoint.read_json(path)
-    options, source = record.get("options"), record.get("data")
-    if not isinstance(options, dict) or not isinstance(source, str):
-        raise checkpoint.CheckpointError(
-            f"{path} is damaged; expected a run's options, and its data in words"
-        )
-    if options.get("dataset") == "auto":
-        options |= {"dataset": "mnist" if source.startswith("MNIST") else "digits"}
-    return options
+    try:
+        return options_in(checkpoint.read_json(path))
+    except ValueError as error:
+        raise checkpoint.CheckpointError(f"{path} is damaged; {error}") from error
 
 
 def check_data(folder: Path, fingerprint: str) -> None:
@@ -128,3 +137,21 @@ def check_data(folder: Path, fingerprint: str) -> None:
         raise TrainingError(
             f"{folder} was trained on other data: their fingerprint is {found!s:.80} in config.json, now {fingerprint}"
         )
+
+
+def data_to_evaluate(config: Config, own: Path | None = None, data_dir: Path | None = None) -> data.Dataset:
+    """The data of a run, for questions about its model. Where it was trained on binary images, they are binary, the same at
+    every call and for every model.
+
+    Args:
+        own, data_dir: where images of one's own, or data sets by name, lie now; None: where the run found them.
+
+    Raises:
+        DataError, ValueError: they cannot be read.
+    """
+    return data.load(
+        (config.data and (own or config.data)) or config.dataset,
+        data_dir or config.data_dir,
+        validation=config.validation,
+        binarization="none" if config.binarize == "none" else "fixed",
+    )

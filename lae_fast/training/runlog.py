@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import math
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 
 from lae_fast.checkpoint import CheckpointError, naming, write_atomically
 
@@ -53,8 +52,39 @@ def read(path: Path, last_step: int | None = None) -> list[dict[str, Any]]:
     return found
 
 
+def has_tensorboard() -> bool:
+    """Whether TensorBoard is installed, the extra `lae_fast[tensorboard]`."""
+    return importlib.util.find_spec("tensorboard") is not None
+
+
+class _NoBoard:
+    """What takes TensorBoard's place where it is not installed, and keeps nothing."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_, **__: None
+
+
+def _board(folder: Path, purge_step: int | None) -> Any:
+    if not has_tensorboard():
+        return _NoBoard()
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=purge_step)
+
+
+def _hyperparameters(options: Mapping[str, object]) -> tuple[Any, ...]:
+    """Records of options for TensorBoard's page of hyperparameters, in the run's own files: `add_hparams` would write them as
+    a run of their own, in a folder within this one."""
+    if not options or not has_tensorboard():
+        return ()
+    from torch.utils.tensorboard.summary import hparams
+
+    shown = {k: v if type(v) in (bool, int, float) else str(v) for k, v in options.items()}
+    return hparams(shown, dict.fromkeys(MEASURES, 0))
+
+
 class RunLog:
-    """Scalars go to both records, pictures to TensorBoard. A context manager that closes both.
+    """Scalars go to both records, pictures to TensorBoard, if there is one. A context manager that closes both.
 
     Args:
         folder: the run's folder.
@@ -73,10 +103,8 @@ class RunLog:
         write_atomically(self._path, "".join(f"{json.dumps(line)}\n" for line in kept).encode())
         purge = None if resume_step is None else resume_step + 1
         with naming(self._events):
-            self._board = SummaryWriter(str(self._events), purge_step=purge)
-            # Not `add_hparams`: it would write them as a run of their own, in a folder within this one.
-            shown = {k: v if type(v) in (bool, int, float) else str(v) for k, v in (options or {}).items()}
-            for summary in hparams(shown, dict.fromkeys(MEASURES, 0)) if shown else ():
+            self._board = _board(self._events, purge)
+            for summary in _hyperparameters(options or {}):
                 self._board.file_writer.add_summary(summary)
         self._file = self._path.open("a", buffering=1)
 
@@ -89,9 +117,9 @@ class RunLog:
                 self._board.add_scalar(tag, value, step)
 
     def picture(self, step: int, tag: str, picture: Tensor) -> None:
-        """Write a grey picture [height, width] in [0, 1] to TensorBoard."""
+        """Write a picture [height, width] or [height, width, 3] in [0, 1] to TensorBoard."""
         with naming(self._events):
-            self._board.add_image(tag, picture, step, dataformats="HW")
+            self._board.add_image(tag, picture, step, dataformats="HW" if picture.dim() == 2 else "HWC")
 
     def flush(self) -> None:
         """Write all records so far to disk."""

@@ -21,8 +21,8 @@ from lae_fast import checkpoint, checks, data, models, seeds
 from lae_fast.checkpoint import Checkpoint, CheckpointError
 from lae_fast.data import Dataset
 from lae_fast.evaluation import Evaluation, evaluate, fit_posterior_scale, importance_bound
-from lae_fast.models import LAE, AutoencoderWithChain
-from lae_fast.models.registry import check_sizes
+from lae_fast.models import LAE, LIKELIHOODS, AutoencoderWithChain
+from lae_fast.models.registry import architecture_in, check_sizes
 from lae_fast.ops.columns import NONFINITE
 from lae_fast.sampling import acceptance_warning
 from lae_fast.training import pictures
@@ -40,6 +40,8 @@ class Event(NamedTuple):
 
 
 N_BOUND = 100  # test images of the importance-weighted bound
+N_PLANE = 10_000  # test images in the latent plane
+SETTLED = 10  # the adaptation's rate times the steps of the chain that it takes to find a step size, about
 
 
 OnStep = Callable[[Event], bool]  # whether to stop after this minibatch
@@ -63,24 +65,25 @@ class Trainer:
     """One run in one folder.
 
     Args:
-        config: the run's options.
+        config: the run's options; where batch size, epochs and patience are auto, `self.config` has numbers.
         dataset: what it trains on, validates on and is tested on.
         folder: where checkpoints and records go; it exists.
         device: where everything runs.
         resume: go on from the folder's last checkpoint; where there is none yet, start anew.
 
     Raises:
-        TrainingError: too few images.
+        TrainingError: too few images, or values that the likelihood does not know.
         CheckpointError: the checkpoint is damaged, or of another architecture.
     """
 
     def __init__(
         self, config: Config, dataset: Dataset, folder: Path, device: torch.device, *, resume: bool = False
     ) -> None:
-        self.config, self.folder, self.device = config, folder, device
+        self.config = config = config.for_images(len(dataset.train.images))
+        self.folder, self.device = folder, device
+        _check_values(dataset, config.likelihood)
         self.train, self.validation, self.test = (
-            data.Split(*(t.to(device) for t in split))
-            for split in (dataset.train, dataset.validation, dataset.test)
+            split.to(device) for split in (dataset.train, dataset.validation, dataset.test)
         )
         self.n_batches = len(self.train.images) // config.batch_size
         if self.n_batches < 1:
@@ -89,11 +92,12 @@ class Trainer:
             )
         if len(self.test.images) < 10:
             raise TrainingError(f"the test set holds {len(self.test.images)} images; expected at least 10")
-        self.shown = self.test.images[: min(30, len(self.test.images) // 10 * 10)]  # rows of ten
+        n_shown = min(30, len(self.test.images) // 10 * 10)  # rows of ten
+        self.shown = data.pixels(self.test.images[:n_shown])
         self.fit_images = self.train.images[:2000]  # what an LAE's s is fitted on
         if config.binarize == "dynamic":
             self.fit_images = data.binarize(self.fit_images, torch.Generator(device).manual_seed(0))
-        self.architecture = config.architecture(self.train.images.shape[1])
+        self.architecture = config.architecture(dataset.shape)
         self.is_resumed = resume
         self.resumed_from = checkpoint.load_latest(folder / "checkpoints") if resume else None
         if self.resumed_from:
@@ -144,14 +148,14 @@ class Trainer:
         return self.progress.epoch >= self.config.epochs or self.progress.is_finished
 
     def batches(self) -> Iterator[Tensor]:
-        """The rest of the current epoch's minibatches, float [n, nx] in [0, 1]; the order depends on seed and epoch."""
+        """The rest of the current epoch's minibatches, float [n, c, h, w] in [0, 1]; the order depends on seed and epoch."""
         seed = seeds.mixed(self.config.seed, self.progress.epoch)
         order = data.shuffled(len(self.train.images), self.config.batch_size, seed, self.device)
         for index in itertools.islice(order, self.progress.position, None):
             images = self.train.images[index]
             if self.config.binarize == "dynamic":
                 images = data.binarize(images)
-            yield images / 255
+            yield data.pixels(images)
 
     def _step(self, x: Tensor) -> dict[str, float]:
         """Train on one minibatch; returns the metrics of a log line if one is due, else {}."""
@@ -199,7 +203,7 @@ class Trainer:
             values["epoch_acceptance_rate"] = rate = self._epoch_acceptance_rate()
             messages += self._acceptance_warning(rate)
         if isinstance(self.model, LAE):
-            std = self.model.posterior(self.shown / 255)[1]
+            std = self.model.posterior(self.shown)[1]
             values |= {"phi_norm": self.model.phi.norm().item(), "posterior_std": std.mean().item()}
         if len(self.validation.images):
             result = evaluate(self.model, self.validation.images)
@@ -213,7 +217,7 @@ class Trainer:
             self.progress.is_finished = self._is_out_of_patience()
         self.log.scalars(step, values)
         self.log.picture(step, "samples", pictures.samples(self.model))
-        self.log.picture(step, "reconstructions", pictures.reconstructions(self.model, self.shown / 255))
+        self.log.picture(step, "reconstructions", pictures.reconstructions(self.model, self.shown))
         self.seconds += time.perf_counter() - start  # images per second are those of training
         return tuple(messages)
 
@@ -227,8 +231,11 @@ class Trainer:
 
     def _acceptance_warning(self, rate: float) -> list[str]:
         """A warning if an epoch's acceptance rate is too low or too high, once in a run."""
-        # In the first epoch the step size may still be adapting.
-        is_settled = self.progress.epoch > 1 or self.config.step_size != "auto"
+        # While the step size is still adapting there is nothing to be done.
+        adapted = (
+            self.chain.adaptation_rate * self.config.n_steps * (self.progress.epoch - 1) * self.n_batches
+        )
+        is_settled = self.chain.adaptation_rate == 0 or adapted >= SETTLED
         message = acceptance_warning(torch.tensor([rate])) if self.chain.mh and is_settled else None
         if message is None or self.has_warned:
             return []
@@ -273,11 +280,13 @@ class Trainer:
 
     def _check_architecture(self, saved: Checkpoint) -> None:
         """Raise a CheckpointError unless a checkpoint is of this run's model."""
+        found = architecture_in(saved.metadata, saved.path)
+        if found.shape == (self.architecture.nx,):  # also of runs from before images had a shape
+            found = dataclasses.replace(found, shape=self.architecture.shape)
         for name, value in dataclasses.asdict(self.architecture).items():
-            if saved.metadata.get(name) != value:
+            if (there := getattr(found, name)) != value:
                 raise CheckpointError(
-                    f"{saved.path} is of another architecture: {name} is {saved.metadata.get(name)!r} there, "
-                    f"{value!r} in this run"
+                    f"{saved.path} is of another architecture: {name} is {there!r} there, {value!r} in this run"
                 )
         check_sizes(self.architecture, saved.weights, saved.path / "model.safetensors")
 
@@ -389,15 +398,35 @@ class Trainer:
         else:
             checkpoint.save_weights(best, self.model.state_dict(), self.metadata())
         result = evaluate(self.model, self.test.images, n_draws=5)
-        images = self.test.images / 255
         pictures.save_picture(pictures.samples(self.model), self.folder / "samples.png")
         pictures.save_picture(
-            pictures.reconstructions(self.model, self.shown / 255), self.folder / "reconstructions.png"
+            pictures.reconstructions(self.model, self.shown), self.folder / "reconstructions.png"
         )
         if self.config.nz == 2:
-            pictures.save_latent_plane(self.model, images, self.test.labels, self.folder / "latent_plane.png")
+            images, labels = self.test.at(slice(N_PLANE))
+            pictures.save_latent_plane(
+                self.model, data.pixels(images), labels, self.folder / "latent_plane.png"
+            )
         bound = -importance_bound(self.model, self.test.images[:N_BOUND]).mean().item()
         values = {f"test_{name}": value for name, value in result._asdict().items()}
         values["test_importance_bound"] = bound
         checkpoint.write_atomically(self.folder / "results.json", json.dumps(values, indent=2).encode())
         return result, bound
+
+
+def _check_values(dataset: Dataset, likelihood: str) -> None:
+    """Raise a TrainingError unless all images have values that the likelihood knows; bytes always do."""
+    known = LIKELIHOODS[likelihood]
+    for images in (dataset.train.images, dataset.validation.images, dataset.test.images):
+        if not images.is_floating_point() or not len(images):
+            continue
+        if known.density_of == "grey":
+            raise TrainingError(
+                f"images are {checks.describe(images)}; expected uint8 under --likelihood {likelihood}, which knows 256 levels"
+            )
+        low, high = (v.item() for v in images.aminmax())
+        if known.bounds and not known.bounds[0] <= low <= high <= known.bounds[1]:
+            raise TrainingError(
+                f"images have values from {low:g} to {high:g}; expected all in [{known.bounds[0]:g}, {known.bounds[1]:g}] under "
+                f"--likelihood {likelihood}; the Gaussian knows others"
+            )

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import tyro
 
-from lae_fast import console, data, models
+from lae_fast import console, models
 from lae_fast.checkpoint import CheckpointError
 from lae_fast.data import DataError
 from lae_fast.training import run_folder
@@ -22,11 +22,13 @@ class Options:
     """Write a trained run as one page for a browser: view.html in its folder."""
 
     run: tyro.conf.Positional[Path]
-    """A folder that `python -m lae_fast.train` has written."""
+    """A folder that `lae-fast train` has written."""
     table: Path | None = None
-    """A table of `python -m lae_fast.score --output`; default: the one in the run's folder, if there is one."""
+    """A table of `lae-fast score --output`; default: the one in the run's folder, if there is one."""
+    data: Path | None = None
+    """Images of your own, where they lie now; default: where the run found them (for runs on --data)."""
     data_dir: Path | None = None
-    """Folder of the data; default: the folder that the run used."""
+    """Folder of the data sets by name; default: the folder that the run used."""
 
 
 def view(options: Options) -> int:
@@ -37,12 +39,7 @@ def view(options: Options) -> int:
     except (CheckpointError, ValueError, TypeError) as error:
         raise CheckpointError(f"{folder} is not the folder of a run: {error}") from error
     model = models.load(folder / "best.safetensors")
-    dataset = data.load(
-        config.dataset,
-        options.data_dir or config.data_dir,
-        validation=config.validation,
-        binarization="none" if config.binarize == "none" else "fixed",
-    )
+    dataset = run_folder.data_to_evaluate(config, options.data, options.data_dir)
     path = page.write(folder, model, dataset.test, options.table)
     console.say(f"written   {path}, {path.stat().st_size / 1e6:.1f} MB: open it in a browser")
     return 0
@@ -51,7 +48,7 @@ def view(options: Options) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code."""
     return console.run(
-        lambda: view(tyro.cli(Options, args=arguments, prog="python -m lae_fast.view")),
+        lambda: view(tyro.cli(Options, args=arguments, prog=" ".join(console.typed("view")))),
         (CheckpointError, DataError, ValueError, OSError, torch.OutOfMemoryError),
         "stopped; no page was written",
     )

@@ -1,0 +1,240 @@
+"""Images of one's own: a folder of pictures, a file of NumPy arrays, or a file of torch tensors."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lae_fast.data.decoding import decoded
+from lae_fast.data.images import as_split
+from lae_fast.data.splits import DataError, Source, Split, parted
+from lae_fast.data.torchvision_sets import EXTRA
+
+PICTURES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+ARRAYS = (".npy", ".npz")
+TENSORS = (".pt", ".pth")
+# Words of which names of arrays and folders are made, as train_images, x_test, val.
+SPLITS = {
+    "train": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+}
+IMAGES = {"images", "image", "imgs", "x", "data"}
+KINDS = {1: "grey", 3: "RGB"}  # by the number of channels
+LABELS = {"labels", "label", "targets", "target", "y"}
+
+
+def read(path: Path) -> Source:
+    """The images in a folder or file.
+
+    - A folder of pictures of one size, grey or RGB, of 8 bits. Sub-folders are classes, numbered in the order of their names;
+      sub-folders train, test and perhaps val hold these splits.
+    - `.npy`: an array of images; `.npz`: one array, or several by name: images and labels, or x_train, y_train, x_test, y_test,
+      or train_images, ...
+    - `.pt`, `.pth`: a tensor of images, a pair of images and labels, or a dictionary of tensors with names as above; nothing
+      but tensors is read.
+
+    Without test or validation images they are split off (`splits.parted`).
+
+    Raises:
+        DataError: there is no such thing, it is damaged, or it holds no images, or ones of several sizes.
+    """
+    if not path.exists():
+        raise DataError(f"{path} is not there; expected a folder of pictures, or a file {_endings()}")
+    if not path.is_dir() and path.suffix.lower() not in (*ARRAYS, *TENSORS):
+        ending = path.suffix or "without ending"
+        raise DataError(f"{path} is a file {ending}; expected a folder of pictures, or {_endings()}")
+    try:
+        splits = _folder(path) if path.is_dir() else _file(path)
+        train = splits["train"]
+        c, h, w = train.images.shape[1:]
+        labels = "no labels" if train.labels is None else f"{len(train.labels.unique())} classes"
+        return parted(f"{path} ({KINDS[c]}, {h} x {w}, {labels})", **splits)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def _endings() -> str:
+    return ", ".join((*ARRAYS, *TENSORS))
+
+
+# ---- files ----
+
+
+def _file(path: Path) -> dict[str, Split]:
+    """By name of the split, what a file holds."""
+    try:
+        content = _content(path)
+    except MemoryError as error:
+        raise DataError(f"{path} does not fit into memory") from error
+    except Exception as error:  # a parser of arbitrary bytes may raise anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"{path} cannot be read: {reason}") from error
+    if isinstance(content, (list, tuple)) and len(content) in (1, 2):
+        content = dict(zip(("images", "labels"), content, strict=False))
+    if not isinstance(content, Mapping):
+        return {"train": as_split(content)}
+    found: dict[str, dict[str, Any]] = {}
+    for name, value in content.items():
+        if (place := _place(str(name))) is not None:
+            found.setdefault(place[0], {})[place[1]] = value
+    if not found and len(content) == 1:  # of whatever name
+        found = {"train": {"images": next(iter(content.values()))}}
+    if "train" not in found or not all("images" in split for split in found.values()):
+        names = ", ".join(map(str, content)) or "nothing"
+        raise DataError(
+            f"{path} holds {names:.200}; expected images, and perhaps labels; or x_train, y_train, x_test, y_test"
+        )
+    return {name: as_split(**split) for name, split in found.items()}
+
+
+def _content(path: Path) -> Any:
+    """An array or tensor, or several, perhaps by name. Code is never run."""
+    if path.suffix.lower() in TENSORS:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns about foreign pickles, and refuses them
+            return torch.load(path, map_location="cpu", weights_only=True)
+    if path.suffix.lower() == ".npy":
+        return np.asarray(np.lib.format.open_memmap(path, mode="c"))  # takes no more memory than the file has
+    with path.open("rb") as file:
+        archive = np.load(file, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("it is no archive of arrays")
+        names = [name for name in archive if _place(name) or len(archive) == 1]
+        return {name: archive[name] for name in names} or dict.fromkeys(archive)
+
+
+def _place(name: str) -> tuple[str, str] | None:
+    """The split and kind, images or labels, of an array by its name; None: it is neither."""
+    words = set(name.lower().split("_"))
+    splits = {SPLITS[word] for word in words & SPLITS.keys()} or {"train"}
+    kinds = {"images"} if words & IMAGES else set()
+    kinds |= {"labels"} if words & LABELS else set()
+    if not kinds and words <= SPLITS.keys():
+        kinds = {"images"}
+    if words - SPLITS.keys() - IMAGES - LABELS or len(splits) > 1 or len(kinds) != 1:
+        return None
+    return splits.pop(), kinds.pop()
+
+
+# ---- folders of pictures ----
+
+
+def _folder(folder: Path) -> dict[str, Split]:
+    """By name of the split, what a folder holds."""
+    inside = {p.name.lower(): p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")}
+    places = {"train": folder}
+    if "train" in inside and inside.keys() <= SPLITS.keys():
+        places = {SPLITS[name]: path for name, path in inside.items()}
+    elif {"train", "test"} <= inside.keys():
+        raise DataError(
+            f"{folder} holds {', '.join(sorted(inside))}; expected train, test and perhaps val, or classes"
+        )
+    members = {name: _members(place) for name, place in places.items()}  # by split, by class
+    classes = list(members["train"])
+    for name, found in members.items():
+        if unknown := found.keys() - set(classes):
+            raise DataError(
+                f"{places[name]} has the classes {', '.join(sorted(unknown))}, and {places['train']} has not; expected the same"
+            )
+    kind = _kind([path for found in members.values() for paths in found.values() for path in paths])
+    return {name: _pictures(places[name], found, classes, *kind) for name, found in members.items()}
+
+
+def _members(folder: Path) -> dict[str, list[Path]]:
+    """The pictures in a folder by class, in the order of names; of the class "" where there are no sub-folders."""
+    found: dict[str, list[Path]] = {}
+    seen: set[str] = set()
+    for place, folders, names in os.walk(folder, onerror=_fail, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if (real := os.path.realpath(place)) in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add(real)
+        inner = Path(place).relative_to(folder).parts
+        paths = [
+            Path(place, n) for n in sorted(names) if n.lower().endswith(PICTURES) and not n.startswith(".")
+        ]
+        if paths:
+            found.setdefault(inner[0] if inner else "", []).extend(paths)
+    if not found:
+        raise DataError(
+            f"{folder} holds no pictures; expected files {', '.join(PICTURES)}, or sub-folders with them"
+        )
+    if "" in found and len(found) > 1:
+        raise DataError(
+            f"{folder} holds pictures beside folders of pictures; expected one of both: sub-folders are classes"
+        )
+    return dict(sorted(found.items()))
+
+
+def _fail(error: OSError) -> None:
+    raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+
+GREY, COLOUR = ("1", "L", "LA"), ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # PIL's modes of 8 bits
+
+
+def _kind(paths: list[Path]) -> tuple[str, tuple[int, int]]:
+    """What all pictures can be read as: mode L or RGB, and their size, width and height. Reads headers only.
+
+    Raises:
+        DataError: they differ in size, or one cannot be read.
+    """
+    modes, size = set(), None
+    for path in paths:
+        with _opened(path) as picture:
+            if picture.mode not in GREY + COLOUR:
+                raise DataError(f"{path} has pixels of mode {picture.mode}; expected 8 bits, grey or RGB")
+            if size is None:
+                size = picture.size
+            if picture.size != size:
+                raise DataError(
+                    f"{path} has {picture.size[0]} x {picture.size[1]} pixels, and {paths[0]} {size[0]} x {size[1]}; expected "
+                    "pictures of one size"
+                )
+            modes.add(picture.mode)
+    return "L" if modes <= set(GREY) else "RGB", size
+
+
+def _opened(path: Path) -> Any:
+    """A picture of which the header has been read."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise DataError(f"pictures take pillow: {error}; {EXTRA} installs it") from error
+    try:
+        return Image.open(path)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+
+
+def _pictures(
+    folder: Path, members: dict[str, list[Path]], classes: list[str], mode: str, size: tuple[int, int]
+) -> Split:
+    """The pictures [N, c, h, w], and their classes' numbers where there is more than one class."""
+    paths = [path for found in members.values() for path in found]
+
+    def read(i: int) -> np.ndarray:
+        try:
+            with _opened(paths[i]) as picture:
+                if "A" in picture.getbands() or "transparency" in picture.info:
+                    lowest = picture.convert("RGBA").getchannel("A").getextrema()[0]
+                    if lowest < 255:
+                        raise DataError(f"{paths[i]} has transparent pixels; expected none")
+                pixels = np.asarray(picture.convert(mode))
+        except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:  # what PIL's decoders raise
+            raise DataError(f"{paths[i]} cannot be read: {error}") from error
+        return pixels.reshape(size[1], size[0], -1).transpose(2, 0, 1)
+
+    images = decoded(folder.name, len(paths), (len(mode), size[1], size[0]), read)
+    numbers = np.repeat([classes.index(name) for name in members], [len(found) for found in members.values()])
+    return Split(torch.from_numpy(images), torch.from_numpy(numbers) if len(classes) > 1 else None)

@@ -1,0 +1,104 @@
+"""What a data set is: training, validation and test images with their labels, and a sentence about their origin."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lae_fast import checks
+
+
+class DataError(RuntimeError):
+    """A data set cannot be found or read; the message names the data set or file, and the reason."""
+
+
+class Split(NamedTuple):
+    images: Tensor  # [N, c, h, w], uint8 in 0..255 or float32
+    labels: Tensor | None = None  # [N] int64; None: there are none
+
+    def at(self, index: Tensor | slice) -> Split:
+        """The images of an index, with their labels."""
+        return Split(self.images[index], None if self.labels is None else self.labels[index])
+
+    def to(self, device: torch.device) -> Split:
+        """The same on this device."""
+        return Split(*(None if t is None else t.to(device) for t in self))
+
+
+class Source(NamedTuple):
+    """A data set as read, before validation images are split off."""
+
+    description: str  # content and origin, for people and records
+    train: Split
+    test: Split
+    n_validation: int  # default number of validation images, the last of the training images
+
+
+class Dataset(NamedTuple):
+    name: str
+    source: str  # content and origin, for people and records
+    train: Split
+    validation: Split
+    test: Split
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        c, h, w = self.train.images.shape[1:]
+        return c, h, w
+
+    def fingerprint(self) -> str:
+        """A hash of all images and labels: other data have another."""
+        found = hashlib.sha256()
+        for split in (self.train, self.validation, self.test):
+            for t in split:
+                found.update(f"{_described(t)} ".encode())
+                if t is not None:
+                    found.update(t.cpu().contiguous().numpy())
+        return found.hexdigest()
+
+
+def _described(t: Tensor | None) -> str:
+    """Shape and type; grey squares [N, 1, side, side] as [N, side^2], the shape that runs of old have hashed."""
+    if t is None:
+        return "none"
+    is_grey_square = t.dim() == 4 and t.shape[1] == 1 and t.shape[2] == t.shape[3]
+    shape = [t.shape[0], t.shape[2] ** 2] if is_grey_square else list(t.shape)
+    return f"{shape} {t.dtype}"
+
+
+LEAST = 20  # images that can be parted
+MOST_TEST, MOST_VALIDATION = 10_000, 5_000  # images that are split off, as MNIST has them
+
+
+def parted(
+    description: str, train: Split, validation: Split | None = None, test: Split | None = None
+) -> Source:
+    """A source of images that come in any order, by class perhaps. What is missing is split off the training images, a tenth
+    each, after they have been put into an order that is always the same.
+
+    Raises:
+        ValueError: there are too few images, or those of two parts differ in shape or type.
+    """
+    for part in filter(None, (validation, test)):
+        if (part.images.shape[1:], part.images.dtype) != (train.images.shape[1:], train.images.dtype):
+            raise ValueError(
+                f"training images are {checks.describe(train.images)}, others are "
+                f"{checks.describe(part.images)}; expected one shape and type"
+            )
+    n = len(train.images)
+    if n < LEAST:
+        raise ValueError(f"there are {n} training images; expected at least {LEAST}")
+    train = train.at(torch.randperm(n, generator=torch.Generator().manual_seed(0)))
+    if test is None:
+        n -= min(MOST_TEST, max(LEAST // 2, n // 10))
+        train, test = train.at(slice(n)), train.at(slice(n, None))
+    if validation is None:
+        return Source(description, train, test, min(MOST_VALIDATION, n // 10))
+    has_labels = train.labels is not None and validation.labels is not None
+    images = torch.cat((train.images, validation.images))
+    labels = torch.cat((train.labels, validation.labels)) if has_labels else None
+    return Source(description, Split(images, labels), test, len(validation.images))

@@ -1,0 +1,133 @@
+"""Networks of PyTorch's own layers, run one after another: gradients at every layer, from which weight gradients can be made
+later, or never. The counterpart of mlp.py for convolutions and norms."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lae_fast.isolation import differentiable
+from lae_fast.models import products
+from lae_fast.models.mlp import MLP
+from lae_fast.ops.torch_private import has_hooks, own_parameters
+
+CONVOLUTIONS = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+KNOWN = (
+    nn.Linear,
+    *CONVOLUTIONS,
+    nn.LayerNorm,
+    nn.GroupNorm,
+)  # a function of input and own parameters, row by row
+
+
+class Trace(NamedTuple):
+    """One pass of n rows through a network. A learning layer is one with parameters that are trained."""
+
+    start: Tensor  # the network's input, a leaf of autograd's graph
+    inputs: list[Tensor]  # every learning layer's input, [n, ...]
+    outputs: list[Tensor]  # every learning layer's output, [n, ...], attached to the graph
+    end: Tensor  # the network's output, attached
+
+
+def layers_of(net: nn.Module) -> list[nn.Module] | None:
+    """The layers of a network in order; None unless their inputs, and the gradients at their outputs, are enough to know all
+    weight gradients: an `nn.Sequential`, also nested, of `KNOWN` layers and of modules without parameters."""
+    found = list(_flat(net))
+    parameters = [p for layer in found for p in layer.parameters()]
+    if len({id(p) for p in parameters}) < len(parameters) or any(map(has_hooks, net.modules())):
+        return None
+    return found if all(map(_is_known, found)) else None
+
+
+def _flat(net: nn.Module) -> list[nn.Module]:
+    """The layers of nested Sequentials, from outside to inside."""
+    if type(net) in (nn.Sequential, MLP):
+        return [layer for part in net for layer in _flat(part)]
+    return [net]
+
+
+def _is_known(layer: nn.Module) -> bool:
+    if next(layer.parameters(), None) is None:
+        return next(layer.children(), None) is None
+    is_plain = getattr(layer, "padding_mode", "zeros") == "zeros" and not isinstance(
+        getattr(layer, "padding", 0), str
+    )
+    return type(layer) in KNOWN and is_plain
+
+
+def _may_work_in_place(layer: nn.Module) -> bool:
+    """Whether a layer without parameters may change its input, of which the trace needs what it was."""
+    return getattr(layer, "inplace", False) or not type(layer).__module__.startswith(
+        ("torch.nn.", "lae_fast.")
+    )
+
+
+def _learned(layer: nn.Module) -> list[nn.Parameter]:
+    return [p for p in own_parameters(layer).values() if p is not None and p.requires_grad]
+
+
+def forward(layers: list[nn.Module], z: Tensor) -> Trace:
+    """The network at z [n, nz]."""
+    with differentiable():
+        a = z.detach().requires_grad_()
+        trace = Trace(a, [], [], a)
+        for layer in layers:
+            if _learned(layer):
+                trace.inputs.append(a.detach().contiguous())
+                a = layer(a)
+                trace.outputs.append(a)
+            else:
+                a = layer(a.clone() if _may_work_in_place(layer) else a)
+        return trace._replace(end=a)
+
+
+def backward(trace: Trace, grad: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """The gradient at the input [n, nz], and those at the learning layers' outputs, from the output's gradient [n, ...]; no
+    weight gradients. The trace's graph is gone afterwards."""
+    with differentiable():
+        found = torch.autograd.grad(trace.end, [trace.start, *trace.outputs], grad.view_as(trace.end))
+    z_grad, *gradients = (g.contiguous() for g in found)
+    return z_grad, gradients
+
+
+def parameter_gradients(
+    layers: list[nn.Module], inputs: list[Tensor], gradients: list[Tensor]
+) -> list[Tensor]:
+    """The gradients of all trained parameters, in the order of `parameters()`."""
+    learning = [layer for layer in layers if _learned(layer)]
+    return [g for part in zip(learning, inputs, gradients, strict=True) for g in _of_layer(*part)]
+
+
+def _of_layer(layer: nn.Module, a: Tensor, grad: Tensor) -> list[Tensor]:
+    """The gradients of one layer's trained parameters, for its input a and the gradient at its output."""
+    if type(layer) is nn.Linear:
+        grad, a = grad.flatten(0, -2), a.flatten(0, -2)
+        found = {"weight": products.weight_gradient(grad, a), "bias": grad.sum(0)}
+    elif type(layer) in CONVOLUTIONS:
+        _, weight, bias = torch.ops.aten.convolution_backward(
+            grad,
+            a,
+            layer.weight.detach(),
+            [layer.out_channels],
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+            layer.transposed,
+            layer.output_padding,
+            layer.groups,
+            (False, True, True),
+        )
+        found = {"weight": weight, "bias": bias}
+    else:
+        with differentiable():
+            return list(torch.autograd.grad(layer(a), _learned(layer), grad))
+    return [found[name] for name, p in own_parameters(layer).items() if p is not None and p.requires_grad]

@@ -1,0 +1,70 @@
+"""Options from a file, YAML or JSON, for `--config`. The record that a run keeps of itself, config.json, is such a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from lae_fast import checks
+from lae_fast.training import run_folder
+from lae_fast.training.config import Config, TrainingError
+
+OLDER = {"window"}  # names of options that only records of earlier versions have
+
+
+def read(path: Path) -> Config:
+    """The options in a file, by name: all others have their defaults.
+
+    A run's record gives the options of that run, but for its folder: whoever uses them starts a run of their own.
+
+    Raises:
+        TrainingError: the file cannot be read, or what it holds are no options; the message names the file.
+    """
+    try:
+        found = _content(path)
+        if not isinstance(found, dict):
+            raise TypeError(f"it holds {checks.describe(found)}; expected options by name")
+        if "options" in found:
+            found = {
+                k: v for k, v in run_folder.options_in(found).items() if k not in ("output_dir", "resume")
+            }
+        _check_names(found)
+        return Config.from_json(found)
+    except (OSError, ValueError, TypeError) as error:
+        raise TrainingError(f"--config {path}: {error}") from error
+
+
+def _content(path: Path) -> Any:
+    if path.suffix == ".json":
+        return json.loads(path.read_bytes())
+    if path.suffix not in (".yaml", ".yml"):
+        raise ValueError("expected a file whose name ends in .yaml, .yml or .json")
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """YAML in which 1e-3 is a number, as in JSON and as on the command line."""
+
+    number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
+    try:
+        return yaml.load(path.read_bytes(), Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"it is not YAML: {error}") from error
+
+
+def _check_names(options: dict[Any, Any]) -> None:
+    """Raise a ValueError if a name is that of no option, with the one that was meant if it can be guessed."""
+    known = ({field.name for field in dataclasses.fields(Config)} | OLDER) - {"resume"}
+    for name in options:
+        if name not in known:
+            guess = difflib.get_close_matches(str(name), known, 1)
+            hint = (
+                f"did you mean {guess[0]}?"
+                if guess
+                else "expected options as --help lists them, like batch_size"
+            )
+            raise ValueError(f"{name!r} is no option; {hint}")

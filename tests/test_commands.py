@@ -1,0 +1,195 @@
+"""The commands under one name, each of which names itself as it was typed; and options from a file."""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from commands import SMALL_RUN
+
+from lae_fast import __main__, __version__, checkpoint, train
+from lae_fast.training.config import Config
+
+ROOT = Path(__file__).parent.parent
+
+WAYS = {  # sys.argv[0], and how the command names itself
+    "/usr/local/bin/lae-fast": "lae-fast {}",
+    "C:\\Scripts\\lae-fast.exe".replace("\\", "/"): "lae-fast {}",
+    f"{ROOT}/lae_fast/__main__.py": "python -m lae_fast {}",
+    f"{ROOT}/lae_fast/train.py": "python -m lae_fast.{}",
+}
+
+
+@pytest.mark.parametrize("command", __main__.COMMANDS)
+@pytest.mark.parametrize("program", WAYS)
+def test_a_command_names_itself_as_it_was_typed(command, program, monkeypatch, capsys):
+    if not importlib.util.find_spec(__main__.COMMANDS[command][0]):
+        pytest.skip("not there")
+    monkeypatch.setattr(sys, "argv", [program])
+    with pytest.raises(SystemExit) as stop:
+        __main__.main([command, "--help"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: {WAYS[program].format(command)} [-h]")
+
+
+def test_python_m_takes_commands():
+    result = subprocess.run(
+        [sys.executable, "-m", "lae_fast", "info", "--help"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+    )
+    assert result.stdout.startswith("usage: python -m lae_fast info [-h]"), result.stderr
+
+
+def test_the_command_is_installed():
+    name, target = re.search(
+        r"\[project.scripts\]\n(.*) = \"(.*)\"", (ROOT / "pyproject.toml").read_text()
+    ).groups()
+    assert (name, target) == ("lae-fast", f"{__main__.__name__}:main")
+
+
+def test_all_commands_are_listed(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["lae-fast"])
+    assert __main__.main([]) == 2
+    usage = capsys.readouterr().err
+    assert usage.startswith("usage: lae-fast COMMAND [OPTIONS]")
+    assert all(f"  {name} " in usage for name in ("train", "score", "view", "info", "experiments"))
+    assert __main__.main(["--help"]) == 0
+    assert capsys.readouterr().out == usage
+    assert __main__.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"lae_fast {__version__}\n"
+    assert __main__.main(["trian"]) == 2
+    assert "'trian' is no command; expected one of train, score," in capsys.readouterr().err
+
+
+def test_a_run_records_the_command_as_typed(monkeypatch):
+    seen = []
+    monkeypatch.setattr(train, "train", lambda config, command: seen.append(command) or 0)
+    monkeypatch.setattr(sys, "argv", ["/bin/lae-fast", "train", "--nz", "3"])
+    assert __main__.main() == 0
+    assert seen == ["lae-fast train --nz 3"]
+
+
+# ---- options from a file ----
+
+
+@pytest.fixture
+def parsed(monkeypatch):
+    """The options that `train` would work with, or the exit code where it would not."""
+    seen = []
+    monkeypatch.setattr(train, "train", lambda config, command: seen.append(config) or 0)
+
+    def parse(*arguments):
+        code = train.main([str(a) for a in arguments])
+        return code or seen.pop()
+
+    return parse
+
+
+FILES = {
+    "a.yaml": "nz: 3\nlr: 1e-3\nstep_size: .5e1\nmodel: lae  # the default\nspread: false\ndata_dir: elsewhere\nvalidation: null\n",
+    "b.yml": "{nz: 3, lr: 0.001, step_size: 5, spread: no, data_dir: elsewhere}",
+    "c.json": '{"nz": 3, "lr": 1e-3, "step_size": 5, "spread": false, "data_dir": "elsewhere"}',
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_options_come_from_a_file_and_flags_win(name, parsed, tmp_path):
+    path = tmp_path / name
+    path.write_text(FILES[name])
+    expected = dict(nz=3, lr=1e-3, step_size=5.0, spread=False, data_dir=Path("elsewhere"))
+    assert parsed("--config", path) == Config(**expected)
+    found = parsed("--nz", 4, f"--config={path}", "--spread", "--epochs", 2)
+    assert found == Config(**(expected | dict(nz=4, spread=True, epochs=2)))
+
+
+def test_a_run_s_record_is_such_a_file(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    options = [*SMALL_RUN, "--epochs", "1", "--batch-size", "300", "--n-steps", "1", "--lr", "1e-2"]
+    assert train.main([*options, "--output-dir", str(first)]) == 0
+    assert train.main(["--config", str(first / "config.json"), "--output-dir", str(second)]) == 0
+    weights = [checkpoint.load_weights(run / "best.safetensors")[0] for run in (first, second)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert "--config" in json.loads((second / "config.json").read_text())["command"]
+
+
+def test_a_record_s_run_is_not_meant_but_its_options(parsed, tmp_path):
+    config = Config(nz=5, output_dir=tmp_path / "run", resume=tmp_path / "run")
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"options": config.to_json() | {"dataset": "auto"}, "data": "scikit-learn's"}))
+    found = parsed("--config", path)
+    assert (found.nz, found.output_dir, found.resume, found.dataset) == (5, None, None, "digits")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.yaml", "batchsize: 64", "'batchsize' is no option; did you mean batch_size?"),
+        ("x.yaml", "batch-size: 64", "'batch-size' is no option; did you mean batch_size?"),
+        ("x.json", '{"colour": "red"}', "'colour' is no option; expected options as --help lists them"),
+        ("x.yaml", "resume: runs/x", "'resume' is no option"),
+        ("x.yaml", "1: 2", "1 is no option"),
+        ("x.yaml", "nz: '3'", "--nz is '3' (str); expected a whole number"),
+        ("x.yaml", "nz: 3.0", "--nz is 3.0 (float); expected a whole number"),
+        ("x.json", '{"mh": 1}', "--mh is 1 (int); expected True or False"),
+        ("x.yaml", "model: gan", "--model is 'gan' (str); expected lae, vae, hoffman"),
+        ("x.yaml", "data_dir: 5", "--data-dir is 5 (int); expected a path"),
+        ("x.yaml", "data_dir: ~", "--data-dir is None"),
+        ("x.yaml", "nz: 0", "--nz is 0; expected at least 1"),
+        ("x.yaml", "[nz, 3]", "it holds ['nz', 3] (list); expected options by name"),
+        ("x.yaml", "", "it holds None"),
+        ("x.yaml", "nz: [", "it is not YAML"),
+        ("x.yaml", "nz: !!python/object/apply:os.system [touch hacked]", "it is not YAML"),
+        ("x.json", "{", "Expecting property name"),
+        ("x.json", '{"options": {"colours": 1}, "data": "MNIST"}', "'colours' is no option"),
+        ("x.json", '{"options": 5}', "expected a run's options, and its data in words"),
+        ("x.toml", "nz = 3", "expected a file whose name ends in .yaml, .yml or .json"),
+        ("x.yaml", None, "No such file"),
+    ],
+)  # fmt: skip
+def test_a_bad_file_is_named(name, content, message, parsed, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        Path(name).write_text(content)
+    assert parsed("--config", name) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: --config {name}: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not Path("hacked").exists()
+
+
+def test_a_flag_without_its_file_is_told_by_the_command_as_typed(parsed, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["lae-fast"])
+    with pytest.raises(SystemExit):
+        parsed("--config")
+    assert capsys.readouterr().err.startswith("usage: lae-fast train [OPTIONS]\n")
+
+
+def test_a_file_and_a_run_to_resume_exclude_each_other(parsed, tmp_path, capsys):
+    assert parsed("--config", tmp_path / "x.yaml", "--resume", tmp_path) == 2
+    assert "x.yaml beside --resume: a run goes on with its own options" in capsys.readouterr().err
+
+
+def test_a_missing_tensorboard_names_its_extra(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train.runlog, "has_tensorboard", lambda: False)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    assert (
+        train.main(
+            [*SMALL_RUN, "--epochs", "1", "--batch-size", "300", "--output-dir", str(tmp_path / "run")]
+        )
+        == 0
+    )
+    out = capsys.readouterr().out
+    assert (
+        'note      no curves for TensorBoard, which is not installed: pip install "lae_fast[tensorboard]"'
+        in out
+    )
+    assert (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert not (tmp_path / "run" / "tensorboard").exists()

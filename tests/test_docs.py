@@ -1,0 +1,73 @@
+"""The tutorials run as they stand, without the tools that build the site, and every page is found from the site's index."""
+
+import re
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import pytest
+import torch
+
+from lae_fast.models import Architecture, build
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+TUTORIALS = sorted(DOCS.glob("tutorials/*.md"))
+
+
+def cells(page):
+    """The code of a tutorial, cell by cell, each with its place for error messages."""
+    text = page.read_text()
+    for found in re.finditer(r"```{code-cell} ipython3\n(.*?)```", text, flags=re.DOTALL):
+        yield compile("\n" * text[: found.start(1)].count("\n") + found[1], str(page), "exec")
+
+
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
+def test_a_tutorial_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mpl.use("Agg")
+    torch.manual_seed(0)
+    names = {"__name__": "__main__"}
+    for code in cells(page):
+        exec(code, names)  # it is our own text, and its asserts say what is right
+    plt.close("all")
+
+
+def pages_of(page):
+    """The pages that the tables of contents on a page lead to, and on these, and so on."""
+    for block in re.findall(r"```{toctree}\n(.*?)```", page.read_text(), flags=re.DOTALL):
+        for line in block.splitlines():
+            target = re.sub(r".*<(.*)>", r"\1", line).strip()
+            if target and not target.startswith(":"):
+                found = (page.parent / f"{target}.md").resolve()
+                assert found.exists(), f"{page.name} leads to {target}, which is not there"
+                yield found
+                yield from pages_of(found)
+
+
+def test_every_page_is_in_a_table_of_contents():
+    expected = {
+        *DOCS.rglob("*.md"),
+        *ROOT.glob("results/*.md"),
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "CHANGELOG.md",
+    }
+    assert set(pages_of(DOCS / "index.md")) == expected - {DOCS / "index.md"}
+
+
+@pytest.mark.parametrize(
+    ("row", "model", "options"),
+    [
+        ("`LAE`, datapoint decisions", "lae", {}),
+        ("the same with `spread=False`", "lae", {"spread": False}),
+        ("`LAE`, joint decisions", "lae", {"decisions": "joint"}),
+        ("`Hoffman`", "hoffman", {}),
+    ],
+)
+def test_the_first_step_sizes_are_those_of_the_page(row, model, options):
+    section = (DOCS / "mathematics.md").read_text().partition("This package starts from")[2]
+    (line,) = re.findall(rf"^\| {re.escape(row)}.*$", section, flags=re.MULTILINE)
+    printed = [float(cell.split(",")[0]) for cell in line.strip("| ").split(" | ")[1:]]
+    small = Architecture(model=model, nx=4, nz=2, nh=4, depth=1)
+    built = [build(small, mh=mh, **options).log_step_size.exp().item() for mh in (True, False)]
+    assert built == pytest.approx(printed)

@@ -1,0 +1,615 @@
+"""Images of one's own, from folders, files and memory; and data sets by way of torchvision, which is planted or stubbed here:
+none of them can be downloaded by a test."""
+
+import hashlib
+import json
+import pickle
+import random
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from commands import SMALL_RUN
+from PIL import Image
+from test_data import idx_bytes
+from test_hostile import bytes_of
+from torch.utils.data import IterableDataset, TensorDataset
+
+from lae_fast import data, train
+from lae_fast.data import DataError, mnist_download
+from lae_fast.training.config import Config, TrainingError
+from lae_fast.training.trainer import Trainer
+
+N = 40  # images; 10 of them become test images
+
+
+def bytes_like(*shape, seed=0):
+    return torch.randint(256, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+def everything(dataset):
+    """All images of a data set, and all labels, in a canonical order."""
+    splits = (dataset.train, dataset.validation, dataset.test)
+    images = torch.cat([s.images for s in splits])
+    order = sorted(range(len(images)), key=lambda i: images[i].flatten().tolist())
+    labels = None if splits[0].labels is None else torch.cat([s.labels for s in splits])[order]
+    return images[order], labels
+
+
+def holds(dataset, images, labels=None):
+    """Whether it is these images [n, c, h, w] and labels, in whatever order, each image with its own label."""
+    order = sorted(range(len(images)), key=lambda i: images[i].flatten().tolist())
+    found, own = everything(dataset)
+    return torch.equal(found, images[order]) and (
+        own is None if labels is None else own.tolist() == [int(labels[i]) for i in order]
+    )
+
+
+# ---- from memory ----
+
+
+GREY, RGB = bytes_like(N, 1, 5, 4), bytes_like(N, 3, 5, 4)
+SQUARES = bytes_like(N, 1, 4, 4)
+
+
+class Pairs(torch.utils.data.Dataset):
+    """Pictures and labels, as torchvision's data sets give them."""
+
+    def __init__(self, images, labels):
+        self.images, self.labels = images, labels
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, i):
+        return self.images[i], self.labels[i]
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from GREY
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (GREY, GREY),
+        (GREY[:, 0], GREY),
+        (RGB, RGB),
+        (RGB.permute(0, 2, 3, 1), RGB),
+        (RGB.permute(0, 2, 3, 1).numpy(), RGB),
+        (SQUARES.flatten(1), SQUARES),
+        (GREY > 127, (GREY > 127) * torch.tensor(255, dtype=torch.uint8)),
+        ((GREY > 127).numpy(), (GREY > 127) * torch.tensor(255, dtype=torch.uint8)),
+        (GREY.double() - 7.5, GREY.float() - 7.5),
+        (GREY.numpy()[:, 0].astype(">f8"), GREY.float()),
+        (GREY.numpy().astype(np.float16)[::-1], GREY.float()),
+        (TensorDataset(RGB), RGB),
+        (Stream(), GREY),
+        ([image.numpy() for image in RGB], RGB),
+        ([Image.fromarray(image[0].numpy()) for image in GREY], GREY),
+        ([Image.fromarray(image.permute(1, 2, 0).numpy()) for image in RGB], RGB),
+    ],
+)  # fmt: skip
+def test_images_in_any_layout(given, expected):
+    dataset = data.from_images(given)
+    assert dataset.shape == expected.shape[1:]
+    assert holds(dataset, expected)
+    assert [len(s.images) for s in (dataset.train, dataset.validation, dataset.test)] == [27, 3, 10]
+    assert all(s.images.is_contiguous() and s.labels is None for s in dataset[2:])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        (GREY, torch.arange(N)),
+        (GREY, np.arange(N, dtype=np.uint8)[:, None]),
+        (GREY, list(range(N))),
+        (TensorDataset(GREY, torch.arange(N)),),
+        (Pairs(GREY, range(N)),),
+        (Pairs([Image.fromarray(image[0].numpy()) for image in GREY], np.arange(N)),),
+    ],
+)
+def test_labels_stay_with_their_images(given):
+    assert holds(data.from_images(*given), GREY, torch.arange(N))
+
+
+def test_labels_that_are_no_numbers_are_left_out():
+    """CelebA's 40 attributes, say."""
+    assert data.from_images(Pairs(GREY, torch.zeros(N, 40))).train.labels is None
+
+
+def test_own_images_are_always_parted_in_the_same_way():
+    """In an order of their own, as they may come by class, and whatever the number of validation images."""
+    labels = torch.arange(200) // 100  # first all of one class, then all of the other
+    first, again, fewer = (
+        data.from_images(bytes_like(200, 4, 4), labels, validation=v) for v in (None, None, 5)
+    )
+    assert first.fingerprint() == again.fingerprint()
+    assert [len(s.images) for s in first[2:]] == [162, 18, 20]
+    assert [len(s.images) for s in fewer[2:]] == [175, 5, 20]
+    assert torch.equal(first.test.images, fewer.test.images)
+    assert all(0.2 < s.labels.float().mean() < 0.8 for s in first[2:])
+    own = data.from_images(bytes_like(200, 4, 4), test=SQUARES)
+    assert torch.equal(own.test.images, SQUARES)
+    assert [len(s.images) for s in own[2:]] == [180, 20, N]
+
+
+def test_fingerprints_tell_images_labels_and_shapes_apart():
+    flat = bytes_like(N, 24)
+    sets = [data.from_images(flat.view(N, *shape)) for shape in ((4, 6), (6, 4), (2, 12), (1, 24))]
+    sets += [data.from_images(flat.view(N, 4, 6), torch.full((N,), k)) for k in (0, 1)]
+    sets += [data.from_images(flat.view(N, 4, 6) / 255), data.from_images(255 - flat.view(N, 4, 6))]
+    assert len({d.fingerprint() for d in sets}) == len(sets)
+
+
+def test_fingerprints_of_old_runs_stay_what_they_were():
+    digits = "76fe6a52f4a5e944252e77af4c272635b205b5b41095cf14bfa9d25e1fbab84d"
+    assert data.load("digits").fingerprint() == digits
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: data.from_images("photos"), r"images is 'photos' \(str\)|images are 'photos'"),
+        (lambda: data.from_images(7), r"images are 7 \(int\); expected a tensor, an array, or a Dataset"),
+        (lambda: data.from_images([]), "expected at least one"),
+        (lambda: data.from_images(GREY.long()), r"images are int64 \[40, 1, 5, 4\] on cpu; expected uint8 in 0..255, bool or"),
+        (lambda: data.from_images(GREY.numpy().astype(np.int32)), r"images are int32 \[40, 1, 5, 4\]; expected uint8"),
+        (lambda: data.from_images(np.array(["x"] * N)), r"images are <U1 \[40\]; expected uint8"),
+        (lambda: data.from_images(bytes_like(N, 2, 5, 5)), r"images are uint8 \[40, 2, 5, 5\] on cpu; expected .* one channel or"),
+        (lambda: data.from_images(bytes_like(N, 3, 5, 3)), "the channels may be first or last"),
+        (lambda: data.from_images(bytes_like(N, 24)), r"images are uint8 \[40, 24\] on cpu; expected .* flat grey squares"),
+        (lambda: data.from_images(bytes_like(N)), r"images are uint8 \[40\]"),
+        (lambda: data.from_images(bytes_like(0, 5, 5)), r"images are uint8 \[0, 5, 5\] on cpu; expected .* n >= 1"),
+        (lambda: data.from_images(GREY.float().log()), "values of images go from -inf"),
+        (lambda: data.from_images(GREY * torch.nan), "values of images go from nan to nan; expected finite"),
+        (lambda: data.from_images(np.full((N, 2, 2), 1e300)), "values of images go from inf to inf"),
+        (lambda: data.from_images([GREY[0], RGB[0]]), r"image 1 is uint8 \[3, 5, 4\] on cpu, image 0 uint8 \[1, 5, 4\] on cpu; expected one"),
+        (lambda: data.from_images([GREY[0], GREY[0] / 255]), "image 1 is float32"),
+        (lambda: data.from_images(["a", "b"]), r"image 0 is 'a' \(str\)"),
+        (lambda: data.from_images(GREY[:19]), "there are 19 training images; expected at least 20"),
+        (lambda: data.from_images(GREY, torch.arange(3)), r"labels are int64 \[3\] on cpu; expected whole numbers \[40\]"),
+        (lambda: data.from_images(GREY, torch.rand(N)), r"labels are float32 \[40\]"),
+        (lambda: data.from_images(GREY, ["a"] * N), r"labels are \['a', .* expected whole numbers \[40\]"),
+        (lambda: data.from_images(GREY, test_labels=[1]), "test_labels are given without test images"),
+        (lambda: data.from_images(GREY, test=RGB), r"training images are uint8 \[40, 1, 5, 4\] on cpu, others are uint8 \[40, 3, 5, 4\]"),
+        (lambda: data.from_images(GREY, validation=30), "validation is 30; expected 0 to 29 for images"),
+        (lambda: data.from_images(RGB, binarization="fixed"), "binarize is fixed, and images have 3 channels; expected grey"),
+        (lambda: data.from_images(GREY * 2.0, binarization="dynamic"), r"binarize is dynamic, and images have values from 0 to 510"),
+    ],
+)  # fmt: skip
+def test_bad_images_are_named(call, message):
+    with pytest.raises((TypeError, ValueError, DataError), match=message):
+        call()
+
+
+def test_float_images_are_binarized_as_bytes_are():
+    drawn = [data.from_images(x, binarization="fixed") for x in (GREY, GREY / 255)]
+    assert drawn[1].train.images.dtype == torch.float32
+    assert torch.equal(drawn[0].train.images / 255, drawn[1].train.images)
+
+
+# ---- from files ----
+
+
+LABELS = torch.arange(N) % 3
+FILES = {
+    "a.npy": lambda p: np.save(p, RGB.numpy()),
+    "b.npz": lambda p: np.savez(p, RGB.numpy()),
+    "c.npz": lambda p: np.savez_compressed(p, X=RGB.numpy(), y=LABELS.numpy(), names=np.array([{}], dtype=object)),
+    "d.pt": lambda p: torch.save(RGB, p),
+    "e.pth": lambda p: torch.save((RGB, LABELS), p),
+    "f.pt": lambda p: torch.save({"images": RGB, "labels": LABELS}, p),
+    "g.npz": lambda p: np.savez(p, x_train=RGB.numpy(), y_train=LABELS.numpy(), x_test=RGB.numpy(), y_test=LABELS.numpy()),
+    "h.npz": lambda p: np.savez(p, **{f"{s}_{k}": v.numpy() for s in ("train", "val", "test")  # as MedMNIST's
+                                      for k, v in (("images", RGB), ("labels", LABELS[:, None]))}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_of_arrays_and_tensors(name, tmp_path):
+    FILES[name](tmp_path / name)
+    dataset = data.load(tmp_path / name)
+    assert (dataset.name, dataset.shape) == (name, (3, 5, 4))
+    has_labels = name not in ("a.npy", "b.npz", "d.pt")
+    assert dataset.source == f"{tmp_path / name} (RGB, 5 x 4, {'3 classes' if has_labels else 'no labels'})"
+    sizes = [len(s.images) for s in dataset[2:]]
+    if name in ("g.npz", "h.npz"):
+        assert sizes == ([36, 4, N] if name == "g.npz" else [N, N, N])
+        assert torch.equal(dataset.test.images, RGB)
+        assert torch.equal(dataset.test.labels, LABELS)
+        dataset = dataset._replace(test=data.Split(RGB[:0], LABELS[:0]))
+        dataset = dataset._replace(validation=dataset.test) if name == "h.npz" else dataset
+    else:
+        assert sizes == [27, 3, 10]
+    assert holds(dataset, RGB, LABELS if has_labels else None)
+    assert data.load(str(tmp_path / name)).fingerprint() == data.load(tmp_path / name).fingerprint()
+
+
+class Malice:
+    def __reduce__(self):
+        return sys.exit, (99,)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.npy", b"", "cannot be read"),
+        ("a.npz", b"PK\3\4junk", "cannot be read"),
+        ("a.pt", b"junk" * 99, "cannot be read"),
+        ("a.pt", pickle.dumps(Malice()), "cannot be read"),
+        ("a.npy", pickle.dumps(Malice()), "cannot be read"),
+        ("a.npz", b"\x93NUMPY\1\0v\0{'descr': '|u1', 'fortran_order': False, 'shape': (9999999999, 99999), }", "cannot be read"),
+        ("a.csv", b"1,2", "is a file .csv; expected a folder of pictures, or .npy, .npz, .pt, .pth"),
+        ("a", b"", "is a file without ending"),
+    ],
+)  # fmt: skip
+def test_a_broken_file_is_named(name, content, message, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        data.load(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda p: np.savez(p, a=RGB.numpy(), b=RGB.numpy()), "a.npz holds a, b; expected images, and perhaps labels"),
+        (lambda p: np.savez(p, y=LABELS.numpy(), x_test=RGB.numpy()), "a.npz holds y, x_test; expected images"),
+        (lambda p: np.savez(p, x_test=RGB.numpy(), y_test=LABELS.numpy()), "expected images"),
+        (lambda p: np.savez(p), "a.npz holds nothing; expected images"),
+        (lambda p: np.savez(p, images=RGB.numpy().astype(int)), r"a.npz: images are int64 \[40, 3, 5, 4\]; expected uint8"),
+        (lambda p: np.savez(p, x_train=RGB.numpy(), x_test=RGB.numpy()[:, :, 1:]), r"expected one shape and type"),
+        (lambda p: np.savez(p, x=RGB.numpy(), y=LABELS.numpy()[:5]), r"a.npz: labels are int64 \[5\] on cpu; expected whole"),
+    ],
+)  # fmt: skip
+def test_a_file_of_something_else_is_named(write, message, tmp_path):
+    write(tmp_path / "a.npz")
+    with pytest.raises(DataError, match=message):
+        data.load(tmp_path / "a.npz")
+
+
+def save(image, path):
+    """uint8 [c, h, w] as a picture."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy()).save(path)
+
+
+def test_a_folder_of_pictures(tmp_path):
+    for i, image in enumerate(GREY):
+        save(image, tmp_path / f"{i}.png")
+    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "._1.png").write_bytes(b"what a Macintosh leaves")
+    dataset = data.load(tmp_path)
+    assert holds(dataset, GREY)
+    assert dataset.source == f"{tmp_path} (grey, 5 x 4, no labels)"
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_sub_folders_are_classes(mode, tmp_path):
+    images = GREY if mode == "L" else RGB
+    for i, image in enumerate(images):
+        save(image, tmp_path / "abc"[i % 3] / "deeper" / f"{i}.bmp")
+    assert holds(data.load(tmp_path), images, LABELS)
+    save(GREY[0], tmp_path / "a" / "grey.png")  # among others in colour it is one of them
+    found = data.load(tmp_path)
+    assert found.shape[0] == len(mode)
+    assert len(everything(found)[0]) == N + 1
+
+
+def test_sub_folders_may_be_splits(tmp_path):
+    for i, image in enumerate(RGB):
+        for split in ("train", "val", "test"):
+            if split == "train" or i % 3:  # a class that only the training set has
+                save(image, tmp_path / split / "abc"[i % 3] / f"{i}.png")
+    dataset = data.load(tmp_path)
+    assert [len(s.images) for s in dataset[2:]] == [40, 26, 26]
+    assert dataset.test.labels.tolist() == [1] * 13 + [2] * 13
+    assert torch.equal(dataset.test.images[0], RGB[1])
+    assert torch.equal(dataset.validation.images, dataset.test.images)
+    save(RGB[0], tmp_path / "test" / "d" / "x.png")
+    with pytest.raises(DataError, match=r"test has the classes d, and .*train has not"):
+        data.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: save(bytes_like(3, 5, 5), p / "z.png"), r"z.png has 5 x 5 pixels, and .*0.png 4 x 5; expected pictures of one"),
+        (lambda p: (p / "z.png").write_bytes(b"junk"), "z.png cannot be read"),
+        (lambda p: (p / "z.png").write_bytes((p / "0.png").read_bytes()[:60]), "z.png cannot be read"),
+        (lambda p: (p / "z.png").mkdir(), None),
+        (lambda p: save(bytes_like(3, 5, 4), p / "inner" / "z.png"), "holds pictures beside folders of pictures"),
+        (lambda p: Image.fromarray(np.zeros((5, 4), np.uint16)).save(p / "z.png"), "z.png has pixels of mode I;16; expected 8 bits"),
+        (lambda p: Image.new("RGBA", (4, 5), (1, 2, 3, 200)).save(p / "z.png"), "z.png has transparent pixels"),
+        (lambda p: Image.new("RGBA", (4, 5), (1, 2, 3, 255)).save(p / "z.png"), None),
+        (lambda p: [path.unlink() for path in p.iterdir()], "holds no pictures; expected files .bmp, .jpeg"),
+        (lambda p: [path.unlink() for path in sorted(p.iterdir())[5:]], "there are 5 training images; expected at least 20"),
+        (lambda p: (p / "loop").symlink_to(p), None),
+    ],
+)  # fmt: skip
+def test_a_bad_folder_is_named(change, message, tmp_path):
+    for i, image in enumerate(RGB[:21]):
+        save(image, tmp_path / f"{i}.png")
+    change(tmp_path)
+    if message is None:
+        assert data.load(tmp_path).shape == (3, 5, 4)
+        return
+    with pytest.raises(DataError, match=message) as caught:
+        data.load(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def loaded_or_refused(path):
+    """The training images of that path, or the message of a DataError."""
+    try:
+        return data.load(path).train.images
+    except DataError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("name", [*FILES, "folder"])
+def test_changed_bytes_are_read_or_refused_in_words_that_name_them(name, tmp_path):
+    target = path = tmp_path / name
+    if name == "folder":
+        for i, image in enumerate(RGB[:21]):
+            save(image, path / f"{i}.png")
+        target = path / "3.png"
+    else:
+        FILES[name](path)
+    whole = target.read_bytes()
+    for seed in range(8):
+        target.write_bytes(bytes_of(random.Random(f"{name} {seed}"), whole))
+        outcome = loaded_or_refused(path)
+        if isinstance(outcome, str):
+            assert str(target) in outcome
+        else:
+            assert outcome.dtype in (torch.uint8, torch.float32)
+
+
+def test_what_is_not_there_is_named(tmp_path, monkeypatch):
+    with pytest.raises(
+        DataError, match=r"nowhere is not there; expected a folder of pictures, or a file \.npy"
+    ):
+        data.load(tmp_path / "nowhere")
+    (tmp_path / "x" / "train").mkdir(parents=True)
+    (tmp_path / "x" / "test").mkdir()
+    (tmp_path / "x" / "other").mkdir()
+    with pytest.raises(
+        DataError, match="holds other, test, train; expected train, test and perhaps val, or classes"
+    ):
+        data.load(tmp_path / "x")
+    save(RGB[0], tmp_path / "y" / "0.png")
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(
+        DataError, match=r"pictures take pillow: .*; pip install 'lae_fast\[data\]' installs it"
+    ):
+        data.load(tmp_path / "y")
+
+
+# ---- by torchvision ----
+
+
+IDX = [("fashion-mnist", "FashionMNIST", "train", "t10k"), ("kmnist", "KMNIST", "train", "t10k"),
+       ("emnist-digits", "EMNIST", "emnist-digits-train", "emnist-digits-test")]  # fmt: skip
+
+
+def write_idx(raw, train="train", test="t10k", seed=0):
+    """Files of images that are symmetric nowhere."""
+    raw.mkdir(parents=True)
+    for k, (prefix, n) in enumerate(((train, N), (test, 10))):
+        images = bytes_like(n, 4, 4, seed=seed + k).numpy()
+        (raw / f"{prefix}-images-idx3-ubyte").write_bytes(idx_bytes(images))
+        (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(idx_bytes(np.arange(n, dtype=np.uint8) % 10))
+
+
+@pytest.mark.parametrize(("name", "kind", "train", "test"), IDX)
+def test_kin_of_mnist_are_read(name, kind, train, test, tmp_path):
+    write_idx(tmp_path / kind / "raw", train, test)
+    for root in (tmp_path, tmp_path / kind, tmp_path / kind / "raw"):
+        dataset = data.load(name, root, validation=5)
+        assert dataset.shape == (1, 4, 4)
+        images = bytes_like(10, 1, 4, 4, seed=1)  # EMNIST's rows are columns
+        assert torch.equal(dataset.test.images, images.mT if name == "emnist-digits" else images)
+        assert dataset.test.labels.tolist() == list(range(10))
+
+
+def test_data_sets_whose_files_are_called_the_same_are_not_mistaken(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
+    monkeypatch.setattr(mnist_download, "MIRRORS", ["file:///nowhere/"])
+    write_idx(tmp_path / "FashionMNIST" / "raw")
+    write_idx(tmp_path / "plain")
+    assert data.load("mnist", tmp_path / "plain", validation=5).shape == (1, 4, 4)
+    for name, root in (("mnist", "FashionMNIST"), ("kmnist", "FashionMNIST"), ("fashion-mnist", "plain")):
+        with pytest.raises(DataError, match=r"MNIST is not in .* cannot be downloaded"):
+            data.load(name, tmp_path / root)
+
+
+@pytest.mark.parametrize(("name", "kind", "train", "test"), IDX)
+def test_kin_of_mnist_are_downloaded(name, kind, train, test, tmp_path, monkeypatch):
+    def download(root, download, **options):
+        assert download
+        assert options == ({"split": "digits"} if name == "emnist-digits" else {})
+        write_idx(root / kind / "raw", train, test)
+
+    def stub(root, **options):
+        return download(Path(root), **options)
+
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", types.SimpleNamespace(**{kind: stub}))
+    dataset = data.load(name, tmp_path, validation=5)
+    assert "downloaded to" in dataset.source
+    assert sorted(p.name for p in tmp_path.iterdir()) == [kind]
+    assert "found in" in data.load(name, tmp_path, validation=5).source
+
+
+def md5(content):
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def test_cifar10_as_torchvision_keeps_it(tmp_path, monkeypatch):
+    """Ten images a file in CIFAR-10's own format, with checksums that fit."""
+    datasets = pytest.importorskip("torchvision.datasets")
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+
+    def planted(name, seed):
+        values = {"data": bytes_like(10, 3072, seed=seed).numpy(), "labels": list(range(10))}
+        (folder / name).write_bytes(pickle.dumps(values))
+        return [name, md5((folder / name).read_bytes())]
+
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    meta = {
+        "filename": "batches.meta",
+        "key": "label_names",
+        "md5": md5((folder / "batches.meta").read_bytes()),
+    }
+    monkeypatch.setattr(datasets.CIFAR10, "meta", meta)
+    monkeypatch.setattr(datasets.CIFAR10, "train_list", [planted(f"data_batch_{k}", k) for k in range(1, 6)])
+    monkeypatch.setattr(datasets.CIFAR10, "test_list", [planted("test_batch", 9)])
+    dataset = data.load("cifar10", tmp_path, validation=10)
+    assert dataset.shape == (3, 32, 32)
+    assert torch.equal(dataset.train.images[:10], bytes_like(10, 3072, seed=1).view(10, 3, 32, 32))
+    assert torch.equal(dataset.test.images, bytes_like(10, 3072, seed=9).view(10, 3, 32, 32))
+    assert dataset.test.labels.tolist() == list(range(10))
+    # Damage is seen by the checksum, and there is nowhere to download from.
+    (folder / "test_batch").write_bytes(pickle.dumps(Malice()))
+    monkeypatch.setattr(datasets.CIFAR10, "url", "http://127.0.0.1:9/nothing")
+    with pytest.raises(DataError, match=r"CIFAR-10 is not in .* and cannot be downloaded"):
+        data.load("cifar10", tmp_path)
+
+
+def test_svhn_as_torchvision_keeps_it(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("torchvision.datasets")
+    scipy_io = pytest.importorskip("scipy.io")
+    lists = {}
+    for k, split in enumerate(("train", "test")):
+        path = tmp_path / f"{split}_32x32.mat"
+        images = bytes_like(20, 3, 32, 32, seed=k)
+        values = {"X": images.permute(2, 3, 1, 0).numpy(), "y": (np.arange(20) % 10 + 1)[:, None]}
+        scipy_io.savemat(path, values)
+        lists[split] = ["http://127.0.0.1:9/nothing", path.name, md5(path.read_bytes())]
+    monkeypatch.setattr(datasets.SVHN, "split_list", lists)
+    dataset = data.load("svhn", tmp_path, validation=5)
+    assert torch.equal(dataset.test.images, bytes_like(20, 3, 32, 32, seed=1))
+    assert dataset.test.labels[:10].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
+
+
+def test_celeba_is_cut_and_made_small(tmp_path, monkeypatch):
+    """Pictures of CelebA's size in place of torchvision's class: grey levels fall from the top to the bottom."""
+    pytest.importorskip("torchvision.transforms")
+    sizes = {"train": 12, "valid": 3, "test": 4}
+
+    class CelebA:
+        def __init__(self, root, split, target_type, download):
+            assert (target_type, download) == ([], True)
+            self.split = split
+
+        def __len__(self):
+            return sizes[self.split]
+
+        def __getitem__(self, i):
+            rows = np.arange(218, dtype=np.uint8)[:, None, None].repeat(178, 1).repeat(3, 2)
+            rows[..., 0] = i
+            return Image.fromarray(rows), None
+
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", types.SimpleNamespace(CelebA=CelebA))
+    dataset = data.load("celeba", tmp_path)
+    assert dataset.shape == (3, 64, 64)
+    assert [len(s.images) for s in dataset[2:]] == [12, 3, 4]
+    assert dataset.train.labels is None
+    assert dataset.train.images[:, 0, 5, 5].tolist() == list(range(12))  # in their order, however many read
+    column = dataset.test.images[0, 1, :, 7].float()
+    assert column[0] == pytest.approx(20, abs=3)  # of 218 rows, 20 to 198 are left
+    assert column[-1] == pytest.approx(197, abs=3)
+
+
+@pytest.mark.parametrize("name", ["fashion-mnist", "kmnist", "emnist-digits", "cifar10", "svhn", "celeba"])
+def test_without_torchvision_the_extra_is_named(name, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
+    with pytest.raises(
+        DataError, match=r"cannot be downloaded: .*torchvision.*pip install 'lae_fast\[data\]'"
+    ) as caught:
+        data.load(name, tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+# ---- in training ----
+
+
+@pytest.fixture
+def grey_file(tmp_path):
+    """Forty grey pictures, 5 x 5, in a file."""
+    np.save(tmp_path / "own.npy", bytes_like(N, 5, 5).numpy())
+    return tmp_path / "own.npy"
+
+
+OWN_RUN = [option for option in SMALL_RUN if option not in ("--dataset", "digits")]
+
+
+def test_a_run_on_own_images_records_them_and_resumes(grey_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    options = [*OWN_RUN, "--data", "own.npy", "--epochs", "1", "--output-dir", str(tmp_path / "run")]
+    assert train.main(options) == 0
+    assert f"data      {grey_file} (grey, 5 x 5, no labels); 27 / 3 / 10 train" in capsys.readouterr().out
+    record = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert record["options"]["data"] == str(grey_file)
+    assert record["options"]["dataset"] == "auto"
+    assert record["data"] == f"{grey_file} (grey, 5 x 5, no labels)"
+    assert record["fingerprint"] == data.load(grey_file).fingerprint()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert train.main(["--resume", str(tmp_path / "run"), "--epochs", "2"]) == 0
+    moved = grey_file.rename(tmp_path / "elsewhere" / "moved.npy")
+    assert train.main(["--resume", str(tmp_path / "run"), "--epochs", "3"]) == 2
+    assert "own.npy is not there" in capsys.readouterr().err
+    assert train.main(["--resume", str(tmp_path / "run"), "--epochs", "3", "--data", "moved.npy"]) == 0
+    np.save(moved, bytes_like(N, 5, 5, seed=1).numpy())
+    assert train.main(["--resume", str(tmp_path / "run"), "--epochs", "4"]) == 2
+    assert "was trained on other data" in capsys.readouterr().err
+
+
+def test_data_beside_a_data_set_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"--data own.npy beside --dataset digits; expected one of both"):
+        Config(data=Path("own.npy"), dataset="digits")
+
+
+def test_values_that_a_likelihood_does_not_know_are_refused(tmp_path):
+    images = bytes_like(N, 4, 4) / 127.5 - 1
+    for likelihood, given, message in (
+        ("bernoulli", images, r"values from -1 to 1; expected all in \[0, 1\] under --likelihood bernoulli"),
+        ("logistic", images, "expected uint8 under --likelihood logistic, which knows 256 levels"),
+        ("logistic", images.abs(), "expected uint8"),
+        ("gaussian", images, None),
+        ("bernoulli", images.abs(), None),
+    ):
+        config = Config(data=tmp_path, nh=16, depth=1, device="cpu", likelihood=likelihood)
+        arguments = config, data.from_images(given), tmp_path, torch.device("cpu")
+        if message:
+            with pytest.raises(TrainingError, match=message):
+                Trainer(*arguments)
+        else:
+            trainer = Trainer(*arguments)
+            x = next(iter(trainer.batches()))
+            assert x.dtype == torch.float32
+            assert x.min() < 0 or likelihood == "bernoulli"
+            assert torch.isfinite(trainer.training_step(x))
+
+
+@pytest.mark.parametrize(
+    ("n", "expected"),
+    [
+        (55_000, (256, 30, 10)),  # MNIST: as it has always been
+        (2048, (256, 125, 42)),
+        (1237, (128, 112, 38)),  # the digits
+        (9, (9, 1000, 334)),
+    ],
+)
+def test_few_images_have_small_minibatches_and_enough_of_them(n, expected):
+    found = Config().for_images(n)
+    assert (found.batch_size, found.epochs, found.patience) == expected
+    given = Config(batch_size=7, epochs=3, patience=5)
+    assert given.for_images(n) == given
