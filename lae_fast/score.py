@@ -116,6 +116,10 @@ class Score:
     image_chain_steps_per_second: float  # speed of AIS; its time includes the pilot run
 
 
+def _kind(dataset: data.Dataset) -> str:
+    return "grey" if dataset.shape[0] == 1 else "colour"
+
+
 def score(folder: Path, options: Options) -> Score:
     """Evaluate one run's best weights.
 
@@ -155,7 +159,7 @@ def score(folder: Path, options: Options) -> Score:
         nz=config.nz,
         seed=config.seed,
         epochs=int(last("epoch") or 0),
-        data=f"{dataset.name}, {'grey' if config.binarize == 'none' else 'fixed'}",
+        data=f"{dataset.name}, {_kind(dataset) if config.binarize == 'none' else 'fixed'}",
         is_comparable=model.likelihood.density_of == ("grey" if config.binarize == "none" else "binary"),
         images=len(x),
         negative_elbo=quality.negative_elbo,
