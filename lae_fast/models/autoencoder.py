@@ -69,6 +69,15 @@ def _is_image(model: Autoencoder, shape: torch.Size) -> bool:
     return shape in (own, (model.nx,)) or (own[0] == 1 and shape == own[1:])
 
 
+def _tried(name: str, network: Callable[[Tensor], Tensor], given: Tensor, words: str) -> Tensor:
+    """What a network returns; whatever it raises itself becomes a ValueError that says what it was given."""
+    try:
+        return network(given)
+    except (RuntimeError, TypeError, IndexError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"the {name} cannot take {words}: {reason}") from error
+
+
 def asks(function: Callable[..., Any]) -> Callable[..., Any]:
     """Of a function whose first argument is a model that it only asks something: without gradients, in eval mode, and
     whatever the program around has switched on (isolation.py)."""
@@ -145,8 +154,10 @@ class Autoencoder(nn.Module):
         like = next(self.parameters(), torch.empty(0))
         blank, z = (torch.zeros(2, n, dtype=like.dtype, device=like.device) for n in (self.nx, self.nz))
         with isolated(self.encoder, self.decoder), torch.random.fork_rng(devices=[]):
-            self.d = self.features(blank).shape[1]
-            self.output(z)
+            self.d = _tried("encoder", self.features, blank, f"images {list(self._seen(blank).shape)}").shape[
+                1
+            ]
+            _tried("decoder", self.output, z, f"z {list(z.shape)}")
 
     def _seen(self, x: Tensor) -> Tensor:
         """Images as the encoder sees them: flat [n, nx] -> [n, *shape], or flat for an `MLP`."""

@@ -193,6 +193,9 @@ class LAE(AutoencoderWithChain):
                 self._check_function(x, h.detach() @ self.phi.T, by_row=not self.is_joint)
             decoder = decoder_pass(self, x.contiguous(), by_row=not self.is_joint)
             value, known = self._run_chain(decoder, self.coordinates(h.detach(), log_std))
+            if torch.compiler.is_compiling():
+                # To a compiler what only the backward pass needs belongs there; phi will have moved on by then.
+                value = value + sum(g.flatten()[:0].sum() for g in known)
         inputs = [h, *decoder.parameters] if log_std is None else [h, log_std, *decoder.parameters]
         return _KnownGradients.apply(value, 1 / len(x), *inputs, *known)
 
