@@ -489,7 +489,7 @@ def test_a_checkpoint_of_another_architecture(option, value, message, copied_run
 
 
 OTHERS = {  # a value of every option that differs from that of the finished run
-    "model": "vae", "nz": 5, "nh": 17, "depth": 2, "network": "conv", "likelihood": "gaussian", "n_steps": 3, "mh": False,
+    "model": "vae", "nz": 5, "nh": 17, "depth": 2, "network": "conv", "channels": 9, "likelihood": "gaussian", "n_steps": 3, "mh": False,
     "step_size": 0.1, "adaptation_rate": 0.1, "decisions": "joint", "decoder_window": "before",
     "feature_window": "before", "spread": False, "memory": 5, "ridge": 0.1, "whiten": True, "gradient": "last", "start": "prior",
     "precision": "bf16", "chain_precision": "float32", "batch_size": 50, "epochs": 9, "lr": 0.1, "beta1": 0.3,
