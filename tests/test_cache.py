@@ -76,6 +76,7 @@ def test_a_product_of_the_wrong_form_is_named_with_its_cure(bad, lab):
         path.unlink()
 
 
+@pytest.mark.slow
 def test_a_damaged_product_is_named_by_the_command_in_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(presets.PRESETS, "quick", dataclasses.replace(TINY, n_train=128, n_test=32, epochs=1))
     arguments = ["figure3", "--preset", "quick", "--dataset", "digits", "--device", "cpu", "--workers", "1",
@@ -98,6 +99,7 @@ def test_a_damaged_product_is_named_by_the_command_in_one_line(tmp_path, monkeyp
     assert cli.main(arguments) == 0
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_workers_too(tmp_path):
     recipes = [Sleep(str(tmp_path / name)) for name in ("a", "b")]
     running = run([Step(1), *recipes], Opening(str(tmp_path)), 2)

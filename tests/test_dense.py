@@ -95,6 +95,7 @@ def fingerprint():
 @pytest.mark.skipif(
     library.simd_level() not in ("avx2", "avx512"), reason="needs compiled kernels for x86-64"
 )
+@pytest.mark.slow
 def test_every_simd_level_and_thread_count_computes_the_same_bits(fingerprints):
     digests = [digest for found in fingerprints.values() for digest in found["test_dense"]]
     assert len(digests) == 2 * len(fingerprints)

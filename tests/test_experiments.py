@@ -91,6 +91,7 @@ TABLES = tables(Design(TINY))
 
 
 @pytest.mark.parametrize("name", TABLES)
+@pytest.mark.slow
 def test_every_table_end_to_end(experiments, name):
     code, text, rows = experiments(name)
     assert code == 0
@@ -127,6 +128,7 @@ def test_every_figure_end_to_end(experiments, tmp_path, name):
     assert f"*Figure {name[6:]}. " in text
 
 
+@pytest.mark.slow
 def test_everything_at_once_says_something_of_every_claim(experiments, capsys):
     code, text, _ = experiments("all")
     assert code == 0
@@ -453,6 +455,7 @@ def test_other_errors_end_the_run_and_keep_what_is_done(lab, tmp_path, monkeypat
     assert open_lab(tmp_path).has(Step(1))
 
 
+@pytest.mark.slow
 def test_two_processes_make_what_one_does(experiments, tmp_path):
     code, text, rows = experiments("beyond", workers=2, folder=tmp_path / "two")
     assert code == 0

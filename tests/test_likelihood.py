@@ -127,6 +127,7 @@ def fingerprint():
 @pytest.mark.skipif(
     library.simd_level() not in ("avx2", "avx512"), reason="needs compiled kernels for x86-64"
 )
+@pytest.mark.slow
 def test_every_simd_level_keeps_the_bounds_and_computes_the_same_bits(fingerprints):
     assert {found["test_likelihood"] for found in fingerprints.values()} == {fingerprint()}
 

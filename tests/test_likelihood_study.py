@@ -49,6 +49,7 @@ def lab(tmp_path_factory):
     return open_lab(tmp_path_factory.mktemp("lab"))
 
 
+@pytest.mark.slow
 def test_the_whole_study_end_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(presets.PRESETS, "quick", TINY)
     monkeypatch.setattr(cli, "QUICK", SMALL)

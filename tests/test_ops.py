@@ -325,6 +325,7 @@ def test_opcheck(dtype, device):
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.slow
 def test_compiles_without_graph_breaks(backend, device):
     state, inputs = problem(2, 100, torch.float32, device)
     eta = state["log_step_size"].exp()
@@ -377,6 +378,7 @@ def fingerprint():
 @pytest.mark.skipif(
     library.simd_level() not in ("avx2", "avx512"), reason="needs compiled kernels for x86-64"
 )
+@pytest.mark.slow
 def test_every_simd_level_computes_the_same_bits(fingerprints):
     assert {found["test_ops"] for found in fingerprints.values()} == {fingerprint()}
 

@@ -35,6 +35,7 @@ def test_the_package_imports_its_dependencies_and_nothing_from_beside_it():
         ["train", "--help"],
     ],
 )
+@pytest.mark.slow
 def test_a_planted_file_is_not_run(command, tmp_path):
     """Every module of this repository's own bench, and the package's own folders, planted in the current folder."""
     planted = "import pathlib\npathlib.Path(__file__).with_suffix('.ran').touch()\n"

@@ -367,6 +367,7 @@ def test_other_decoders_are_left_to_autograd(decoder):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # of torch's own tracing
+@pytest.mark.slow
 def test_a_compiled_loss_has_the_eager_gradients():
     """Also of the features: what the backward pass needs of phi is of before phi moved."""
     results = []

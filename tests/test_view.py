@@ -336,6 +336,7 @@ def z_of(tab):
     return torch.tensor(tab.evaluate("state.z"))
 
 
+@pytest.mark.slow
 def test_a_browser_decodes_as_pytorch_does(opened, run):
     tab, model = opened(), rounded(models.load(run / "best.safetensors"))
     z = 2 * torch.randn(5, 3, generator=torch.Generator().manual_seed(2))
@@ -346,6 +347,7 @@ def test_a_browser_decodes_as_pytorch_does(opened, run):
     torch.testing.assert_close(shown, model.decode(z_of(tab)[None])[0].detach(), rtol=0, atol=0.51 / 255)
 
 
+@pytest.mark.slow
 def test_sliders_and_buttons_change_the_picture(opened):
     tab = opened()
     before, z = picture(tab), z_of(tab)
@@ -375,6 +377,7 @@ def dot_of(tab, code):
     return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
 
+@pytest.mark.slow
 def test_a_dot_shows_its_code_and_a_drag_interpolates(opened):
     tab = opened()
     codes = torch.tensor(tab.evaluate("page.codes"))
@@ -399,6 +402,7 @@ def test_a_dot_shows_its_code_and_a_drag_interpolates(opened):
     assert third == picture(tab)
 
 
+@pytest.mark.slow
 def test_the_keyboard_alone_reaches_everything(opened):
     tab = opened()
     tab.locator("#samples").focus()
@@ -426,6 +430,7 @@ def test_the_keyboard_alone_reaches_everything(opened):
     assert wanted | {"between", "mark-a", "mark-b", "SUMMARY"} <= stops
 
 
+@pytest.mark.slow
 def test_one_class_alone_and_other_axes(opened):
     tab = opened()
     tab.get_by_role("button", name="3", exact=True).click()
@@ -444,6 +449,7 @@ def test_one_class_alone_and_other_axes(opened):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.slow
 def test_a_narrow_screen_needs_no_sideways_scroll(opened, scheme):
     tab = opened(width=360, height=740, color_scheme=scheme)
     for summary in tab.locator("summary").all():
@@ -453,6 +459,7 @@ def test_a_narrow_screen_needs_no_sideways_scroll(opened, scheme):
     assert (background == "rgb(251, 250, 248)") == (scheme == "light")
 
 
+@pytest.mark.slow
 def test_every_control_has_a_name(opened):
     tab = opened()
     nameless = tab.evaluate(
@@ -469,6 +476,7 @@ def own_page(run, folder, model, images):
     page.write(folder, model, Split(images, None))
 
 
+@pytest.mark.slow
 def test_a_page_without_its_decoder_shows_everything_else(opened, run, tmp_path):
     model = own_model(nn.Sequential(nn.Linear(1, 64), nn.Softplus()), Gaussian(), (64,), nz=1)
     own_page(run, tmp_path, model, torch.randint(256, (30, 64), dtype=torch.uint8))
@@ -482,6 +490,7 @@ def test_a_page_without_its_decoder_shows_everything_else(opened, run, tmp_path)
     assert "no scores yet" in tab.inner_text("main")
 
 
+@pytest.mark.slow
 def test_colour_images_and_values_beyond_0_to_1(opened, run, tmp_path):
     nx = 3 * 4 * 6
     encoder = nn.Sequential(nn.Flatten(), nn.Linear(nx, 4))
