@@ -59,7 +59,7 @@ class AISEstimate(NamedTuple):
         >>> from torch import nn
         >>> model = lae_fast.VAE(nn.Linear(2, 4), nn.Identity(), lae_fast.Gaussian(1.0), nx=2, nz=2)
         >>> x = torch.randn(8, 2)
-        >>> schedule = lae_fast.fit_schedule(model, x, n_temperatures=20, n_chains=4, n_pilot=10)
+        >>> schedule = lae_fast.fit_schedule(model, x, base="prior", n_temperatures=50, n_pilot=25)
         >>> found = lae_fast.annealed_log_likelihood(model, x, schedule, n_chains=4, progress=False)
         >>> size = found.effective_sample_size  # of four weights for each of eight images
         >>> size.shape, bool((size > 0.999).all() and (size < 4.001).all())
@@ -364,8 +364,8 @@ def simulated_gap(
         >>> from torch import nn
         >>> from lae_fast import evaluation
         >>> model = lae_fast.VAE(nn.Linear(2, 4), nn.Identity(), lae_fast.Gaussian(1.0), nx=2, nz=2)
-        >>> schedule = lae_fast.fit_schedule(model, torch.randn(20, 2), n_temperatures=50, n_pilot=25)
-        >>> abs(evaluation.simulated_gap(model, schedule, n_images=20)) < 0.5  # nats: both sides agree
+        >>> schedule = lae_fast.fit_schedule(model, torch.randn(20, 2), base="prior", n_temperatures=50, n_pilot=25)
+        >>> abs(evaluation.simulated_gap(model, schedule, n_images=50)) < 0.5  # nats: both sides agree
         True
     """
     checks.count("n_images", n_images)
