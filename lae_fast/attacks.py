@@ -28,7 +28,15 @@ Model = Callable[[Tensor], Tensor]  # images [n, ...] -> logits or log-probabili
 
 
 class Robustness(NamedTuple):
-    """A classifier's accuracy and loss under attack, one entry for each eps; float64, on the CPU."""
+    """A classifier's accuracy and loss under attack, one entry for each eps; float64, on the CPU.
+
+    Example:
+        >>> classifier = torch.nn.Identity()  # logits are the two pixels
+        >>> x, labels = torch.tensor([[0.6, 0.5]]), torch.tensor([0])
+        >>> found = lae_fast.attacks.robustness(classifier, x, labels, eps=[0.0, 0.1], attack=lae_fast.attacks.fgsm)
+        >>> found.accuracy.tolist(), bool(found.loss[1] > found.loss[0])
+        ([1.0, 0.0], True)
+    """
 
     accuracy: Tensor  # [K], fraction of the images
     loss: Tensor  # [K], nats per image: mean cross-entropy
@@ -245,6 +253,12 @@ def fgsm(
 
     Arguments, x [m, ...] and labels [m] among them, result and errors are those of `pgd`. For one eps the result is
     that of `pgd(..., n_steps=1, step_size=eps, random_start=False)`; several eps need only one gradient.
+
+    Example:
+        >>> classifier = torch.nn.Identity()  # logits are the two pixels: the brighter one is the class
+        >>> x, labels = torch.tensor([[0.6, 0.5]]), torch.tensor([0])
+        >>> lae_fast.attacks.fgsm(classifier, x, labels, eps=0.1)
+        tensor([[0.5000, 0.6000]])
     """
     values, bounds = _check(model, x, labels, eps, bounds)
     _check_size("eps", values, x)
@@ -307,6 +321,14 @@ def pgd(
         ValueError: an argument or the model's output has another form or no gradient, or n_restarts > 1 without `random_start`, where
             all restarts would be the same.
         RuntimeError: at the end of a restart the loss or the last gradient of an image is not finite.
+
+    Example:
+        >>> classifier = torch.nn.Identity()  # logits are the two pixels: the brighter one is the class
+        >>> x, labels = torch.tensor([[0.6, 0.5]]), torch.tensor([0])
+        >>> lae_fast.attacks.pgd(classifier, x, labels, eps=0.1, norm="l2", random_start=False)
+        tensor([[0.5293, 0.5707]])
+        >>> lae_fast.attacks.pgd(classifier, x, labels, eps=[0.0, 0.1]).shape
+        torch.Size([2, 1, 2])
     """
     values, bounds = _check(model, x, labels, eps, bounds)
     checks.choice("norm", norm, _REGIONS)
@@ -382,6 +404,12 @@ def robustness(
         ValueError: eps is not a sequence, batch_size < 1, the option `targeted` is set (its labels are not the true
             classes), the attack's result has another shape, or as for `pgd`.
         RuntimeError: as for `pgd`.
+
+    Example:
+        >>> classifier = torch.nn.Identity()  # logits are the two pixels: the brighter one is the class
+        >>> x, labels = torch.tensor([[0.6, 0.5], [0.1, 0.9]]), torch.tensor([0, 1])
+        >>> lae_fast.attacks.robustness(classifier, x, labels, eps=[0.0, 0.1, 0.5]).accuracy
+        tensor([1.0000, 0.5000, 0.0000], dtype=torch.float64)
     """
     values, _ = _check(model, x, labels, eps, options.get("bounds", (0.0, 1.0)))
     if values.dim() == 0:

@@ -73,6 +73,14 @@ def augment(
             n < 0, the source is unknown, "chain" for a model that is not an LAE, a scale or step size is not finite and
             >= 0, too few steps, n_steps or step_size for a source without chains, or the energy or its gradient is not
             finite at a start of "posterior".
+
+    Example:
+        >>> from lae_fast import models
+        >>> model = models.build(models.Architecture(nx=64, nz=2, nh=16, depth=1))
+        >>> x, labels = torch.rand(16, 64), torch.arange(16)
+        >>> images, classes = lae_fast.augment(model, x, labels, n=3)
+        >>> images.shape, torch.equal(images[:16], x), classes.tolist()[16:20]
+        (torch.Size([64, 64]), True, [0, 1, 2, 3])
     """
     if source is None:
         source = "isotropic" if isinstance(model, LAE) else "encoder"

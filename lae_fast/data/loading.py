@@ -41,6 +41,7 @@ def load(
             the training images stay grey, so that `binarize` can draw them again at each use.
 
     Example:
+        >>> from lae_fast import data
         >>> data.load("digits").shape
         (1, 8, 8)
 
@@ -94,6 +95,7 @@ def from_images(
         validation, binarization: as in `load`.
 
     Example:
+        >>> from lae_fast import data
         >>> data.from_images(torch.rand(100, 3, 32, 32)).train.images.shape
         torch.Size([81, 3, 32, 32])
 

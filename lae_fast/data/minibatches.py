@@ -15,6 +15,11 @@ def shuffled(n: int, size: int, seed: int, device: torch.device | str = "cpu") -
 
     Raises:
         TypeError, ValueError: n or size is no whole number from 1, the seed none from 0, or there is no such device.
+
+    Example:
+        >>> from lae_fast import data
+        >>> [len(index) for index in data.shuffled(10, size=4, seed=0)]  # two images wait for the next epoch
+        [4, 4]
     """
     n, size = checks.count("n", n), checks.count("size", size)
     checks.seed("seed", seed)
@@ -29,6 +34,14 @@ def binarize(images: Tensor, generator: torch.Generator | None = None) -> Tensor
 
     Raises:
         TypeError, ValueError: images are of another type, or the generator is on another device.
+
+    Example:
+        >>> from lae_fast import data
+        >>> data.binarize(torch.tensor([[0, 255]], dtype=torch.uint8))
+        tensor([[  0, 255]], dtype=torch.uint8)
+        >>> drawn = data.binarize(torch.full((1, 10_000), 0.3))
+        >>> drawn.unique().tolist(), bool((drawn.mean() - 0.3).abs() < 0.03)
+        ([0.0, 1.0], True)
     """
     checks.tensor("images", images, dtypes=(torch.uint8, *checks.FLOATS))
     checks.generator("generator", generator, images.device)
@@ -44,6 +57,11 @@ def pixels(images: Tensor) -> Tensor:
 
     Raises:
         TypeError, ValueError: images are of another type.
+
+    Example:
+        >>> from lae_fast import data
+        >>> data.pixels(torch.tensor([[0, 51, 255]], dtype=torch.uint8))
+        tensor([[0.0000, 0.2000, 1.0000]])
     """
     checks.tensor("images", images, dtypes=(torch.uint8, *checks.FLOATS))
     return images / 255 if images.dtype == torch.uint8 else images

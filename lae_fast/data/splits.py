@@ -12,10 +12,30 @@ from lae_fast import checks
 
 
 class DataError(RuntimeError):
-    """A data set cannot be found or read; the message names the data set or file, and the reason."""
+    """A data set cannot be found or read; the message names the data set or file, and the reason.
+
+    Example:
+        >>> import tempfile
+        >>> from lae_fast import data
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     try:
+        ...         data.load(folder)
+        ...     except data.DataError as error:
+        ...         print(str(error).replace(folder, "folder").partition(";")[0])
+        folder holds no pictures
+    """
 
 
 class Split(NamedTuple):
+    """Images with their labels: a part of a data set.
+
+    Example:
+        >>> from lae_fast import data
+        >>> split = data.Split(torch.zeros(10, 1, 8, 8), torch.arange(10))
+        >>> split.at(slice(2, 4)).labels
+        tensor([2, 3])
+    """
+
     images: Tensor  # [N, c, h, w], uint8 in 0..255 or float32
     labels: Tensor | None = None  # [N] int64; None: there are none
 
@@ -29,7 +49,14 @@ class Split(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A data set as read, before validation images are split off."""
+    """A data set as read, before validation images are split off.
+
+    Example:
+        >>> from lae_fast import data
+        >>> source = data.DATASETS["digits"](None)  # the function reads a folder of files, which these do not need
+        >>> source.n_validation, source.train.images.shape
+        (200, torch.Size([1437, 1, 8, 8]))
+    """
 
     description: str  # content and origin, for people and records
     train: Split
@@ -38,6 +65,15 @@ class Source(NamedTuple):
 
 
 class Dataset(NamedTuple):
+    """Training, validation and test images under a name, with a sentence about their origin.
+
+    Example:
+        >>> from lae_fast import data
+        >>> digits = data.load("digits")
+        >>> digits.shape, [len(split.images) for split in (digits.train, digits.validation, digits.test)]
+        ((1, 8, 8), [1237, 200, 360])
+    """
+
     name: str
     source: str  # content and origin, for people and records
     train: Split

@@ -33,7 +33,14 @@ MANY = 1 / 3  # share of images with collapsed weights that deserves a warning
 
 
 class Schedule(NamedTuple):
-    """Temperatures and step sizes of annealing; a pilot run fixes them before anything is estimated."""
+    """Temperatures and step sizes of annealing; a pilot run fixes them before anything is estimated.
+
+    Example:
+        >>> beta, step_size = (torch.linspace(0, 1, 11, dtype=torch.float64), torch.full((9,), 0.5, dtype=torch.float64))
+        >>> schedule = lae_fast.Schedule(seed=1, base="prior", beta=beta, step_size=step_size)  # of one's own, without a pilot run
+        >>> len(schedule.beta) - len(schedule.step_size)  # K + 1 temperatures, a move at each but the first and the last
+        2
+    """
 
     seed: int  # seed of the pilot run; an estimate must use another seed
     base: str  # "encoder" or "prior"
@@ -47,6 +54,16 @@ class AISEstimate(NamedTuple):
     The standard error is that of `log_likelihood`, by the delta method; for a reverse estimate it is conditional on the
     one exact draw of each image. C chains cannot report more than about 1 nat: where one chain holds nearly all weight, and
     the effective sample size is near 1, the estimate can be off by many times the standard error.
+
+    Example:
+        >>> from torch import nn
+        >>> model = lae_fast.VAE(nn.Linear(2, 4), nn.Identity(), lae_fast.Gaussian(1.0), nx=2, nz=2)
+        >>> x = torch.randn(8, 2)
+        >>> schedule = lae_fast.fit_schedule(model, x, base="prior", n_temperatures=50, n_pilot=25)
+        >>> found = lae_fast.annealed_log_likelihood(model, x, schedule, n_chains=4, progress=False)
+        >>> size = found.effective_sample_size  # of four weights for each of eight images
+        >>> size.shape, bool((size > 0.999).all() and (size < 4.001).all())
+        (torch.Size([8]), True)
     """
 
     log_likelihood: Tensor  # nats: log of the mean weight
@@ -166,6 +183,13 @@ def fit_schedule(
 
     Raises:
         ValueError: images or counts have another form, the base is unknown, or the model is not finite at the images.
+
+    Example:
+        >>> from lae_fast import models
+        >>> model = models.build(models.Architecture(nx=64, nz=2, nh=16, depth=1))
+        >>> schedule = lae_fast.fit_schedule(model, torch.rand(8, 64).round(), n_temperatures=20, n_chains=4, n_pilot=10)
+        >>> schedule.beta[[0, -1]].tolist(), len(schedule.beta), len(schedule.step_size)
+        ([0.0, 1.0], 21, 19)
     """
     for name, value, least in (
         ("n_temperatures", n_temperatures, 2),
@@ -260,6 +284,15 @@ def annealed_log_likelihood(
 
     Raises:
         ValueError: images, draws or schedule have another form, fewer than 2 chains, or the pilot run's seed.
+
+    Example:
+        >>> from torch import nn
+        >>> model = lae_fast.VAE(nn.Linear(2, 4), nn.Identity(), lae_fast.Gaussian(1.0), nx=2, nz=2)  # p(x) = N(0, 2 I)
+        >>> x = torch.zeros(1, 2)
+        >>> schedule = lae_fast.fit_schedule(model, x, n_temperatures=50, n_pilot=25)
+        >>> found = lae_fast.annealed_log_likelihood(model, x, schedule, progress=False)
+        >>> abs(found.log_likelihood.item() - -2.531) < 0.2  # log p(0) = -log(4 pi)
+        True
     """
     estimate = _annealed(model, images, schedule, n_chains, seed, exact, progress, capture)
     _warn(estimate, n_chains, "low" if exact is None else "high")
@@ -326,6 +359,14 @@ def simulated_gap(
     """Reverse minus forward log p(x), nats, averaged over `n_images` that the model simulates: how far each can be off.
 
     The reverse chains start at the z that the image was made from, an exact draw of p(z|x).
+
+    Example:
+        >>> from torch import nn
+        >>> from lae_fast import evaluation
+        >>> model = lae_fast.VAE(nn.Linear(2, 4), nn.Identity(), lae_fast.Gaussian(1.0), nx=2, nz=2)
+        >>> schedule = lae_fast.fit_schedule(model, torch.randn(20, 2), base="prior", n_temperatures=50, n_pilot=25)
+        >>> abs(evaluation.simulated_gap(model, schedule, n_images=50)) < 0.5  # nats: both sides agree
+        True
     """
     checks.count("n_images", n_images)
     generator = torch.Generator(next(model.parameters()).device).manual_seed(checks.seed("seed", seed))
@@ -352,6 +393,14 @@ def anneal(
     For each base, `fit_schedule` runs on the first 50 images (with at most 200 pilot temperatures), then
     `annealed_log_likelihood` on all images. Each estimate is a lower bound in expectation; noise makes the higher of
     two estimates too high by at most about its standard error. Arguments and errors are those of the two functions.
+
+    Example:
+        >>> from lae_fast import evaluation, models
+        >>> model = models.build(models.Architecture(nx=64, nz=2, nh=16, depth=1))
+        >>> x = torch.rand(8, 64).round()
+        >>> found, schedule = evaluation.anneal(model, x, n_temperatures=10, n_chains=4, progress=False)
+        >>> found.log_likelihood.shape, schedule.base in evaluation.BASES
+        (torch.Size([8]), True)
     """
     found = []
     if isinstance(bases, str) or not len(bases):

@@ -37,6 +37,12 @@ def quadrature(
 
     Warns:
         UserWarning: p(x, z) of some image is not small at the edge of the box, or sharper than the cells.
+
+    Example:
+        >>> from torch import nn
+        >>> model = lae_fast.VAE(nn.Linear(1, 4), nn.Identity(), lae_fast.Gaussian(1.0), nx=1, nz=1)  # p(x) = N(0, 2)
+        >>> round(lae_fast.quadrature(model, torch.zeros(1, 1)).item(), 4)  # -log(4 pi) / 2
+        -1.2655
     """
     if model.nz not in N_CELLS:
         raise ValueError(f"nz is {model.nz}; expected 1 or 2: cells grow with their number of dimensions")

@@ -30,6 +30,13 @@ def images_for(model: Autoencoder, x: Tensor) -> Tensor:
     Raises:
         TypeError: x is not a tensor.
         ValueError: x has another form, or the model's parameters are neither float32 nor float64.
+
+    Example:
+        >>> from lae_fast import models
+        >>> model = models.build(models.Architecture(shape=(3, 8, 8), nh=16, depth=1))
+        >>> x = models.images_for(model, torch.full((2, 3, 8, 8), 51, dtype=torch.uint8))
+        >>> x.shape, round(x.max().item(), 3)  # flat, in [0, 1]
+        (torch.Size([2, 192]), 0.2)
     """
     checks.tensor("images", x, dtypes=None)
     like = next(model.parameters(), x)
@@ -80,7 +87,17 @@ def _tried(name: str, network: Callable[[Tensor], Tensor], given: Tensor, words:
 
 def asks(function: Callable[..., Any]) -> Callable[..., Any]:
     """Of a function whose first argument is a model that it only asks something: without gradients, in eval mode, and
-    whatever the program around has switched on (isolation.py)."""
+    whatever the program around has switched on (isolation.py).
+
+    Example:
+        >>> from lae_fast import models
+        >>> @models.asks
+        ... def mean_code(model, x):
+        ...     return model.encode(x).mean(0)
+        >>> model = models.build(models.Architecture(nx=64, nz=2, nh=16, depth=1)).train()
+        >>> mean_code(model, torch.rand(5, 64)).requires_grad, model.training
+        (False, True)
+    """
 
     @functools.wraps(function)
     def asking(model: Autoencoder, *args: Any, **kwargs: Any) -> Any:
@@ -115,6 +132,13 @@ class Autoencoder(nn.Module):
     Raises:
         ValueError: nx, nz, d or a size of the shape is not positive, nx is not the shape's product, a network does not fit the
             images, or the precision is unknown.
+
+    Example:
+        >>> from lae_fast import models
+        >>> model = models.build(models.Architecture(shape=(1, 8, 8), nz=2, nh=16, depth=1))
+        >>> x = torch.rand(5, 1, 8, 8)
+        >>> model.encode(x).shape, model.reconstruct(x).shape, model.potential(x, torch.zeros(7, 5, 2)).shape
+        (torch.Size([5, 2]), torch.Size([5, 1, 8, 8]), torch.Size([7, 5]))
     """
 
     beta1, lr = 0.9, 1e-3

@@ -31,6 +31,13 @@ class Hoffman(AutoencoderWithChain, VAE):
 
     Raises:
         ValueError: as for `AutoencoderWithChain`, or gradient or start is unknown.
+
+    Example:
+        >>> from torch import nn
+        >>> model = lae_fast.Hoffman(nn.Linear(784, 64), nn.Linear(8, 784), lae_fast.Bernoulli(), nx=784, nz=8, n_steps=5)
+        >>> model.loss(torch.rand(16, 784).round()).backward()
+        >>> model.n_decisions.item()  # five steps of a chain for each of 16 images
+        80
     """
 
     gradients, starts = ("average", "last"), ("encoder", "prior")

@@ -78,6 +78,16 @@ class LAE(AutoencoderWithChain):
     Raises:
         ValueError: as for `AutoencoderWithChain`; decisions or a window are unknown, memory < 1, ridge is negative, or whiten
             is asked for beside datapoint decisions.
+
+    Example:
+        >>> from torch import nn
+        >>> encoder = nn.Sequential(nn.Linear(784, 64), nn.ReLU())  # images -> features g(x)
+        >>> model = lae_fast.LAE(encoder, nn.Linear(8, 784), lae_fast.Bernoulli(), nx=784, nz=8)
+        >>> model.loss(torch.rand(16, 784).round()).backward()  # the chains of 16 images move, and phi with them
+        >>> model.phi.shape, model.phi.requires_grad  # no optimizer trains phi
+        (torch.Size([8, 64]), False)
+        >>> model.sample(4).shape  # mean images of z drawn from the prior
+        torch.Size([4, 784])
     """
 
     kinds = ("datapoint", "joint")
@@ -143,6 +153,7 @@ class LAE(AutoencoderWithChain):
 
     @property
     def lr(self) -> float:
+        """Adam's learning rate that did best on validation images: 2e-3 with datapoint decisions, 1e-3 with joint ones."""
         return 1e-3 if self.is_joint else 2e-3
 
     def chain_state(self) -> dict[str, Tensor]:

@@ -22,7 +22,13 @@ from lae_fast.ops.torch_private import is_transformed
 
 
 def negative_log_prior(z: Tensor) -> Tensor:
-    """-log N(z; 0, I) for z [..., nz]: float64 [...], nats."""
+    """-log N(z; 0, I) for z [..., nz]: float64 [...], nats.
+
+    Example:
+        >>> from lae_fast import models
+        >>> round(models.negative_log_prior(torch.zeros(2)).item(), 4)  # log 2 pi
+        1.8379
+    """
     return 0.5 * z.square().sum(-1, dtype=torch.float64) + 0.5 * z.shape[-1] * math.log(2 * math.pi)
 
 
@@ -40,6 +46,16 @@ class Likelihood(nn.Module):
         density_of: the pixels for which the likelihood is a normalized probability, "binary" or "grey"; None: neither,
             and the numbers of this likelihood compare only with each other.
         bounds: the lowest and the highest value of a pixel; None: any finite value is a pixel.
+
+    Example:
+        >>> class Laplace(lae_fast.models.Likelihood):
+        ...     bounds = None  # pixels of any value
+        ...     def _pixels(self, output, x):  # -log p of each pixel, nats
+        ...         return (x - output).abs() + 0.6931
+        ...     def mean(self, output):
+        ...         return output
+        >>> round(Laplace().energy(torch.zeros(1, 4), torch.ones(1, 4)).item(), 3)
+        6.772
     """
 
     kind: int | None = None
@@ -84,7 +100,14 @@ def has_kernel(likelihood: nn.Module) -> bool:
 
 
 class Bernoulli(Likelihood):
-    """Output: logits. Exact for binary x; for grey x in [0, 1] the usual cross-entropy, which is not a density."""
+    """Output: logits. Exact for binary x; for grey x in [0, 1] the usual cross-entropy, which is not a density.
+
+    Example:
+        >>> likelihood, logits = lae_fast.Bernoulli(), torch.zeros(1, 784)  # each pixel is black or white, one as likely as the other
+        >>> energy = likelihood.energy(logits, torch.ones(1, 784))  # [1], nats: -log p(x|z), 784 log 2
+        >>> round(energy.item(), 2), likelihood.mean(logits).unique().item()
+        (543.43, 0.5)
+    """
 
     kind, density_of, log_scale = ops.BERNOULLI, "binary", None
 
@@ -110,6 +133,11 @@ class Gaussian(Likelihood):
 
     Raises:
         ValueError: the scale is not positive.
+
+    Example:
+        >>> energy = lae_fast.Gaussian(scale=2.0).energy(torch.zeros(1, 1), torch.full((1, 1), 3.0))
+        >>> round(energy.item(), 4)  # nats: 0.5 (3 / 2)^2 + log 2 + 0.5 log 2 pi
+        2.7371
     """
 
     kind, bounds = ops.GAUSSIAN, None
@@ -141,6 +169,12 @@ class DiscretizedLogistic(Likelihood):
 
     Raises:
         ValueError: the scale is not positive.
+
+    Example:
+        >>> levels = torch.arange(256).view(256, 1) / 255  # all values of an image of one pixel
+        >>> energy = lae_fast.DiscretizedLogistic(scale=0.1).energy(torch.full((256, 1), 0.3), levels)  # [256], nats
+        >>> round((-energy).exp().sum().item(), 4)  # probabilities
+        1.0
     """
 
     kind, density_of = ops.LOGISTIC, "grey"

@@ -124,6 +124,15 @@ class MLP(nn.Sequential):
 
     Raises:
         ValueError: the modules have another kind or order, a layer has no bias, or a norm is not affine.
+
+    Example:
+        >>> from torch import nn
+        >>> net = lae_fast.MLP(nn.Linear(64, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 4))
+        >>> x = torch.randn(5, 64)
+        >>> fused = net(x)
+        >>> net.is_fast = False  # PyTorch's own layers
+        >>> torch.allclose(net(x), fused, atol=1e-5)
+        True
     """
 
     is_fast = True

@@ -40,6 +40,15 @@ class Architecture:
 
     Raises:
         ValueError: the model, network or likelihood is unknown, a size is not positive, or nx is not the product of the shape.
+
+    Example:
+        >>> from lae_fast import models
+        >>> architecture = models.Architecture(model="vae", network="conv", shape=(3, 32, 32), nz=16)
+        >>> architecture.nx
+        3072
+        >>> encoder, decoder = architecture.bodies()
+        >>> decoder(torch.zeros(1, 16)).shape
+        torch.Size([1, 3, 32, 32])
     """
 
     model: str = "lae"
@@ -68,7 +77,15 @@ class Architecture:
 
 
 def options_of(model: str) -> dict[str, Any]:
-    """The options that a model takes, by name, with their defaults."""
+    """The options that a model takes, by name, with their defaults.
+
+    Example:
+        >>> from lae_fast import models
+        >>> models.options_of("vae")
+        {'precision': 'float32'}
+        >>> models.options_of("lae")["decisions"]
+        'datapoint'
+    """
     found: dict[str, Any] = {}
     for cls in MODELS[model].__mro__:
         if issubclass(cls, Autoencoder) and "__init__" in vars(cls):
@@ -83,6 +100,12 @@ def build(architecture: Architecture, **options: Any) -> Autoencoder:
 
     Raises:
         ValueError: the model does not take an option, or refuses its value.
+
+    Example:
+        >>> from lae_fast import models
+        >>> model = models.build(models.Architecture(model="lae", nx=784, nz=4), decisions="joint", n_steps=5)
+        >>> model.phi.shape, model.n_steps
+        (torch.Size([4, 256]), 5)
     """
     if not isinstance(architecture, Architecture):
         raise TypeError(f"architecture is {checks.describe(architecture)}; expected an Architecture")
@@ -128,6 +151,12 @@ def architecture_in(metadata: dict[str, Any], path: Path) -> Architecture:
 
     Raises:
         CheckpointError: it is none of this package.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from lae_fast import models
+        >>> models.architecture_in({"model": "vae", "nx": 64}, Path("file.safetensors")).nx
+        64
     """
     from lae_fast import checkpoint
 

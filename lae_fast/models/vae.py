@@ -11,7 +11,16 @@ from lae_fast.models.autoencoder import Autoencoder, images_for
 
 
 class VAE(Autoencoder):
-    """q(z|x) = N(mu(x), diag(sigma^2(x))), both linear in the features. Arguments as for `Autoencoder`."""
+    """q(z|x) = N(mu(x), diag(sigma^2(x))), both linear in the features. Arguments as for `Autoencoder`.
+
+    Example:
+        >>> from torch import nn
+        >>> encoder = nn.Sequential(nn.Flatten(), nn.Linear(192, 32), nn.ReLU())  # [n, 3, 8, 8] -> features [n, 32]
+        >>> model = lae_fast.VAE(encoder, nn.Linear(4, 192), lae_fast.Gaussian(), shape=(3, 8, 8), nz=4)
+        >>> mean, std = model.posterior(torch.rand(16, 3, 8, 8))
+        >>> mean.shape, model.decode(mean).shape
+        (torch.Size([16, 4]), torch.Size([16, 3, 8, 8]))
+    """
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module, likelihood: nn.Module, **options: Any) -> None:
         super().__init__(encoder, decoder, likelihood, **options)

@@ -35,6 +35,14 @@ class AutoencoderWithChain(Autoencoder):
 
     Raises:
         ValueError: n_steps < 1, the step size is not a finite number >= 0, or chain_precision is unknown or too coarse.
+
+    Example:
+        >>> from lae_fast import models
+        >>> model = models.build(models.Architecture(model="hoffman", nx=64, nz=2, nh=16, depth=1), n_steps=3)
+        >>> x = torch.rand(10, 64)
+        >>> loss, evaluation = model.train().loss(x), model.eval().loss(x)  # the second one moves nothing
+        >>> model.n_decisions.item()
+        30
     """
 
     first_step_size: float

@@ -46,6 +46,12 @@ def norm_relu(
 
     Raises:
         TypeError, ValueError: an argument does not fit, or somebody wants a derivative, which this op does not have.
+
+    Example:
+        >>> y = torch.tensor([[1.0, 3.0]])
+        >>> out, rstd = lae_fast.ops.norm_relu(y, torch.ones(2), torch.zeros(2), 0.0)
+        >>> out.tolist(), y.tolist(), rstd.tolist()  # y is normalized now
+        ([[0.0, 1.0]], [[-1.0, 1.0]], [1.0])
     """
     _expect_rows("norm_relu", "y", y)
     width = y.shape[1:]
@@ -82,6 +88,13 @@ def norm_relu_backward(
 
     Raises:
         TypeError, ValueError: an argument does not fit, or somebody wants a derivative, which this op does not have.
+
+    Example:
+        >>> y, weight = torch.randn(5, 8), torch.ones(8)
+        >>> out, rstd = lae_fast.ops.norm_relu(y, weight, torch.zeros(8), 1e-5)
+        >>> grad = lae_fast.ops.norm_relu_backward(torch.randn(5, 8), out, y, rstd, weight)
+        >>> bool(grad.sum(1).abs().max() < 1e-4)  # a constant added to a row changes nothing
+        True
     """
     _expect_rows("norm_relu_backward", "grad", grad)
     expect_like(
@@ -120,6 +133,15 @@ def norm_relu_sums(
 
     Raises:
         TypeError, ValueError: an argument does not fit, or somebody wants a derivative, which this op does not have.
+
+    Example:
+        >>> y, weight = torch.randn(5, 8), torch.ones(8)
+        >>> out, rstd = lae_fast.ops.norm_relu(y, weight, torch.zeros(8), 1e-5)
+        >>> upstream = torch.randn(5, 8)
+        >>> grad = lae_fast.ops.norm_relu_backward(upstream, out, y, rstd, weight)
+        >>> sums = lae_fast.ops.norm_relu_sums(upstream, out, y, grad)
+        >>> torch.allclose(sums[2], grad.sum(0), atol=1e-5)
+        True
     """
     _expect_rows("norm_relu_sums", "grad", grad)
     tensors = dict(grad=grad, out=out, normalized=normalized, y_grad=y_grad)
@@ -147,6 +169,12 @@ def keep(latest: list[Tensor], previous: list[Tensor], is_accepted: Tensor) -> N
 
     Raises:
         TypeError, ValueError: an argument does not fit, or somebody wants a derivative, which this op does not have.
+
+    Example:
+        >>> latest, previous = torch.ones(2, 3), torch.zeros(2, 3)
+        >>> lae_fast.ops.keep([latest], [previous], torch.tensor([True, False]))
+        >>> latest.tolist()
+        [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
     """
     if not _is_kept_as_it_is(latest, previous, is_accepted):
         _expect_pairs(latest, previous, is_accepted)

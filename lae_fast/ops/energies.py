@@ -147,6 +147,12 @@ def energy(
     Raises:
         TypeError, ValueError: shapes, types or devices do not fit, x requires a gradient, or the derivative is to be taken
             by `torch.func` or in forward mode.
+
+    Example:
+        >>> output = torch.zeros(1, 784)  # logits
+        >>> energy, grad, _ = lae_fast.ops.energy(output, torch.ones(1, 784), lae_fast.ops.BERNOULLI)
+        >>> round(energy.item(), 2), grad.unique().item()  # 784 log 2; sigmoid(0) - 1
+        (543.43, -0.5)
     """
     if not (is_dense(output) and output.dtype in checks.FLOATS and output.dim() >= 2):
         error = ValueError if isinstance(output, Tensor) else TypeError
@@ -216,6 +222,12 @@ def energy_(
 
     Raises:
         TypeError, ValueError: an argument does not fit, or somebody wants a derivative, which this op does not have.
+
+    Example:
+        >>> output = torch.zeros(1, 784)  # logits
+        >>> energy, _ = lae_fast.ops.energy_(output, torch.ones(1, 784), lae_fast.ops.BERNOULLI)
+        >>> output.unique().item()  # now the derivative
+        -0.5
     """
     _expect_pixels("energy_", output, x, None, kind, log_scale)
     expect_constants("energy_", {"output": output, "x": x, "log_scale": log_scale}, writes=("output",))
@@ -247,6 +259,10 @@ def in_unit_range(x: Tensor) -> bool:
 
     Raises:
         TypeError, ValueError: x is not a dense float32 or float64 tensor [n, nx] that holds values.
+
+    Example:
+        >>> lae_fast.ops.in_unit_range(torch.rand(2, 3)), lae_fast.ops.in_unit_range(torch.full((1, 1), torch.nan))
+        (True, False)
     """
     expect_floats("in_unit_range", "x", x, "n, nx")
     if x.is_meta:

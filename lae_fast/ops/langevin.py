@@ -76,6 +76,13 @@ def propose(
 
     Raises:
         TypeError, ValueError: an argument does not fit, or somebody wants a derivative, which this op does not have.
+
+    Example:
+        >>> phi, grad = torch.zeros(1, 2), torch.ones(1, 2)
+        >>> step_size, rng = torch.full((1,), 0.1, dtype=torch.float64), lae_fast.ops.make_rng("cpu")
+        >>> proposal, advanced = lae_fast.ops.propose(phi, grad, step_size, rng, noise=torch.zeros(1, 2))
+        >>> proposal, (advanced - rng)[1].item()  # without noise, the drift; one step on
+        (tensor([[-0.1000, -0.1000]]), 1)
     """
     expect("propose", phi, step_size, step_size=step_size, rng=rng, grad=grad, noise=noise)
     expect_constants("propose", dict(phi=phi, grad=grad, step_size=step_size, noise=noise))
@@ -149,6 +156,14 @@ def decide(
 
     Raises:
         TypeError, ValueError: an argument does not fit, or somebody wants a derivative, which this op does not have.
+
+    Example:
+        >>> step_size, rng = torch.full((1,), 0.1, dtype=torch.float64), lae_fast.ops.make_rng("cpu")
+        >>> phi, grad = torch.ones(1, 2), torch.ones(1, 2)  # a standard normal: V = 1, grad V = phi
+        >>> v = torch.ones(1, dtype=torch.float64)
+        >>> accepted, nonfinite, log_alpha = lae_fast.ops.decide(phi, phi, v, v, grad, grad, step_size, rng)
+        >>> accepted.item(), log_alpha.item()  # a proposal that stays where it is
+        (True, 0.0)
     """
     tensors = dict(
         phi=phi,
@@ -265,6 +280,17 @@ def transition(
 
     Raises:
         TypeError, ValueError: an argument does not fit, or somebody wants a derivative, which this op does not have.
+
+    Example:
+        >>> from lae_fast import ops
+        >>> phi, grad, rng = torch.zeros(1, 2), torch.zeros(1, 2), ops.make_rng("cpu")  # standard normal, at its mode
+        >>> potential, log_step_size = torch.zeros(2, 1, dtype=torch.float64)
+        >>> counters, accepted, log_alpha = torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, dtype=torch.bool), potential.clone()
+        >>> proposal = phi.clone()
+        >>> state = phi, potential, grad, proposal, rng, log_step_size, counters, accepted, log_alpha
+        >>> ops.transition(*state, adaptation=None, proposal_potential=potential.clone(), proposal_grad=grad.clone())
+        >>> accepted.item(), rng[1].item(), bool((proposal != phi).all())  # accepted where it was; proposed anew
+        (True, 1, True)
     """
     state = dict(
         phi=phi,

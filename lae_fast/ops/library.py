@@ -129,7 +129,12 @@ def load_kernels() -> None:
 
 
 def is_compiled(device: torch.device | str) -> bool:
-    """Whether compiled kernels serve this device, not plain PyTorch."""
+    """Whether compiled kernels serve this device, not plain PyTorch.
+
+    Example:
+        >>> lae_fast.ops.is_compiled("meta")  # nothing computes there
+        False
+    """
     if not isinstance(device, torch.device):
         device = checks.device("device", device)
     return device.type in backends and backends[device.type].is_compiled

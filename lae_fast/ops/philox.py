@@ -109,6 +109,12 @@ def noise(rng: Tensor, n_chains: int, n_elements: int, dtype: torch.dtype, kind:
     Raises:
         TypeError, ValueError: rng is not one, a size is out of range, the kind is unknown, or the dtype is neither float32
             nor float64.
+
+    Example:
+        >>> rng = torch.tensor([7, 0, 0])  # seed, step, ticket
+        >>> noise = lae_fast.ops.noise(rng, 64, 1000, torch.float32)
+        >>> torch.equal(noise[:8, :10], lae_fast.ops.noise(rng, 8, 10, torch.float32))  # whatever is drawn beside it
+        True
     """
     checks.tensor("noise: rng", rng, str(RNG), dtypes=(torch.int64,))
     if not torch.compiler.is_compiling() and is_transformed() and is_batched(rng):
@@ -132,6 +138,11 @@ def make_rng(device: torch.device | str, generator: torch.Generator | None = Non
 
     Raises:
         TypeError, ValueError: device is not one, or the generator lives on another device.
+
+    Example:
+        >>> rng = lae_fast.ops.make_rng("cpu", torch.Generator().manual_seed(0))
+        >>> rng.shape, rng[1:].tolist()  # seed, step, ticket
+        (torch.Size([3]), [0, 0])
     """
     device = checks.device("device", device)
     generator = checks.generator("generator", generator, device)

@@ -8,12 +8,26 @@ FROZEN, NEEDLESSLY_SMALL = 0.05, 0.95  # acceptances beyond which a chain deserv
 
 
 def acceptance_rate(log_alpha: Tensor) -> Tensor:
-    """min(1, alpha): the probability of acceptance, from log_alpha [...]."""
+    """min(1, alpha): the probability of acceptance, from log_alpha [...].
+
+    Example:
+        >>> from lae_fast import sampling
+        >>> sampling.acceptance_rate(torch.tensor([1.0, 0.5, 0.25]).log())
+        tensor([1.0000, 0.5000, 0.2500])
+    """
     return log_alpha.exp().clamp(max=1)
 
 
 def acceptance_warning(rates: Tensor) -> str | None:
-    """A warning about the mean acceptance rates [...] of chains, for people; None if all rates are good."""
+    """A warning about the mean acceptance rates [...] of chains, for people; None if all rates are good.
+
+    Example:
+        >>> from lae_fast import sampling
+        >>> sampling.acceptance_warning(torch.tensor([0.6, 0.5])) is None
+        True
+        >>> sampling.acceptance_warning(torch.tensor([0.6, 0.0])).partition(":")[0]
+        '1 of 2 chains accept less than 5% of the proposals (lowest 0.000)'
+    """
     faults = (
         (
             rates < FROZEN,

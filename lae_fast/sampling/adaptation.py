@@ -15,14 +15,26 @@ TARGET_ACCEPTANCE = 0.574  # optimal for Langevin proposals in high dimension (R
 
 
 def robbins_monro(n: int, rate: float, target: float, device: torch.device) -> Tensor:
-    """Rows [n, 2], float64: log eta += rate (acceptance - target), for as long as the chain runs."""
+    """Rows [n, 2], float64: log eta += rate (acceptance - target), for as long as the chain runs.
+
+    Example:
+        >>> from lae_fast import sampling
+        >>> sampling.robbins_monro(1, rate=0.05, target=0.574, device=torch.device("cpu")).tolist()
+        [[0.574, 0.05]]
+    """
     rows = torch.empty(n, ROBBINS_MONRO, dtype=torch.float64, device=device)
     rows[:, TARGET], rows[:, RATE] = target, rate
     return rows
 
 
 def dual_averaging(log_step_size: Tensor, target: float) -> Tensor:
-    """Rows [S, 6] for log_step_size [S]: the constants of Hoffman and Gelman (2014), gamma = 0.05, mu = log(10 eta)."""
+    """Rows [S, 6] for log_step_size [S]: the constants of Hoffman and Gelman (2014), gamma = 0.05, mu = log(10 eta).
+
+    Example:
+        >>> from lae_fast import sampling
+        >>> sampling.dual_averaging(torch.zeros(4, dtype=torch.float64), target=0.574).shape
+        torch.Size([4, 6])
+    """
     rows = log_step_size.new_zeros(log_step_size.shape[0], DUAL_AVERAGING)
     rows[:, TARGET], rows[:, RATE] = target, 20.0  # 1 / gamma
     rows[:, CENTRE] = log_step_size + math.log(10)

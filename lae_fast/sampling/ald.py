@@ -23,6 +23,11 @@ class ALDState(NamedTuple):
     """The state that the next step needs. It belongs to the potential that made it: see `ald_init`.
 
     One chain: phi of any shape. C chains: phi [C, ...], one chain a row.
+
+    Example:
+        >>> state = lae_fast.ald_init(lambda phi: 0.5 * phi.square().sum(), torch.ones(3), step_size=0.1)
+        >>> state.potential.item(), state.grad.tolist()
+        (1.5, [1.0, 1.0, 1.0])
     """
 
     phi: Tensor  # detached, float32 or float64
@@ -33,7 +38,15 @@ class ALDState(NamedTuple):
 
 
 class ALDInfo(NamedTuple):
-    """Facts about one step, for people; all on the device, [] for one chain or [C]."""
+    """Facts about one step, for people; all on the device, [] for one chain or [C].
+
+    Example:
+        >>> def potential(phi):
+        ...     return 0.5 * phi.square().sum()
+        >>> state, info = lae_fast.ald_step(potential, lae_fast.ald_init(potential, torch.ones(3)), step_size=1e-8)
+        >>> info.is_accepted.item(), round(info.acceptance_rate.item(), 2)  # nearly every step is, that is as short
+        (True, 1.0)
+    """
 
     is_accepted: Tensor  # bool
     log_alpha: Tensor  # float64; -inf for a proposal that could not be accepted
@@ -50,6 +63,12 @@ def evaluate_potential(potential: Potential, phi: Tensor, n_chains: int | None) 
 
     Raises:
         ValueError: V does not depend on phi, or has another shape than [], [n] or, with n_chains, [C], [C, n].
+
+    Example:
+        >>> from lae_fast import sampling
+        >>> v, grad = sampling.evaluate_potential(lambda phi: phi.square().sum(1), torch.ones(2, 3), n_chains=2)
+        >>> v.tolist(), grad.unique().tolist()
+        ([3.0, 3.0], [2.0])
     """
     keep_graph = torch.is_grad_enabled()
     with differentiable():

@@ -24,6 +24,17 @@ class Chains:
         rng: [3], from `ops.make_rng`; copied.
         mh: Metropolis-Hastings accept or reject.
         adaptation: [S, K], from adaptation.py, updated in place; None: the step sizes stay.
+
+    Example:
+        >>> from lae_fast import ops, sampling
+        >>> def evaluate(phi):  # [C, D] -> V [C] and its gradient [C, D], of standard normals
+        ...     return 0.5 * phi.double().square().sum(1), phi
+        >>> start, log_step_size = torch.zeros(64, 3), torch.full((1,), -1.0, dtype=torch.float64)
+        >>> chains = sampling.Chains(evaluate, start, log_step_size, ops.make_rng("cpu"))
+        >>> for _ in range(20):
+        ...     chains.step()
+        >>> chains.phi.shape, bool(0.7 < chains.phi.std() < 1.3)
+        (torch.Size([64, 3]), True)
     """
 
     def __init__(

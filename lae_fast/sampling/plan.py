@@ -36,6 +36,12 @@ class Plan:
     Raises:
         TypeError: an option is of another kind.
         ValueError: a count or the target acceptance is out of range, or step_size is None without `mh` or warm-up.
+
+    Example:
+        >>> from lae_fast import sampling
+        >>> plan = sampling.Plan(n_draws=500, n_warmup=200, thin=2)
+        >>> plan.n_steps, plan.adapts
+        (1200, True)
     """
 
     n_draws: int

@@ -18,6 +18,15 @@ class Samples:
     ALD decides once for a whole chain, the datapoint-wise sampler once for each datapoint. `potential` and
     `acceptance_rate` are therefore [C, draw] for ALD, and [C, draw, n] for the datapoint-wise sampler. The
     acceptance rate of unadjusted chains is the fraction of finite proposals.
+
+    Example:
+        >>> def energy(z):  # [C, n, nz] -> [C, n], nats
+        ...     return 0.5 * z.square().sum(-1)
+        >>> samples = lae_fast.langevin_sample(energy, torch.randn(4, 3, 2), n_draws=100, n_warmup=200, progress=False)
+        >>> samples.z.shape, samples.potential.shape  # four chains, 100 draws, three datapoints, two latent dimensions
+        (torch.Size([4, 100, 3, 2]), torch.Size([4, 100, 3]))
+        >>> samples.kind, samples.n_nonfinite
+        ('Metropolis-Hastings', 0)
     """
 
     z: Tensor  # [C, draw, n, nz]: the sample sets Z
@@ -92,6 +101,19 @@ class SamplingInterrupted(KeyboardInterrupt):
 
     Attributes:
         samples: the draws so far, at least one of each chain. In a notebook: `sys.last_value.samples`.
+
+    Example:
+        >>> calls = []
+        >>> def energy(z):
+        ...     calls.append(z)
+        ...     if len(calls) == 50:
+        ...         raise KeyboardInterrupt  # as Ctrl-C does
+        ...     return 0.5 * z.square().sum(-1)
+        >>> try:
+        ...     lae_fast.langevin_sample(energy, torch.zeros(1, 1, 1), n_draws=1000, n_warmup=0, step_size=1.0, progress=False)
+        ... except lae_fast.SamplingInterrupted as stopped:
+        ...     print(1 <= stopped.samples.z.shape[1] < 50)
+        True
     """
 
     def __init__(self, samples: Samples, n_draws: int) -> None:

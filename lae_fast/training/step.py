@@ -17,7 +17,14 @@ def keep_freed_memory() -> None:
 
 
 def adam(model: nn.Module, lr: float, beta1: float = 0.9) -> torch.optim.Adam:
-    """Fused Adam over the model's parameters. On a GPU a graph can capture it: its learning rate is on the device."""
+    """Fused Adam over the model's parameters. On a GPU a graph can capture it: its learning rate is on the device.
+
+    Example:
+        >>> from lae_fast import training
+        >>> optimizer = training.adam(torch.nn.Linear(2, 1), lr=1e-3, beta1=0.5)
+        >>> optimizer.param_groups[0]["betas"]
+        (0.5, 0.999)
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {checks.describe(model)}; expected an nn.Module")
     lr, beta1 = checks.number("lr", lr, least=0), checks.number("beta1", beta1, least=0, below=1)
@@ -37,6 +44,13 @@ def cool_down(optimizer: torch.optim.Optimizer, lr: float, done: float, cooldown
 
     Args:
         done: the fraction of training that is over.
+
+    Example:
+        >>> from lae_fast import training
+        >>> optimizer = training.adam(torch.nn.Linear(2, 1), lr=1e-3)
+        >>> training.cool_down(optimizer, lr=1e-3, done=0.9, cooldown=0.2)  # half of the last fifth is over
+        >>> round(float(optimizer.param_groups[0]["lr"]), 6)
+        0.0005
     """
     rate = lr * (min(1.0, (1 - done) / cooldown) if cooldown else 1.0)
     for group in optimizer.param_groups:
@@ -61,6 +75,15 @@ class TrainingStep:
 
     Raises:
         ValueError: capture without a GPU, or an optimizer that cannot be captured.
+
+    Example:
+        >>> from lae_fast import models, training
+        >>> model = models.build(models.Architecture(nx=64, nz=2, nh=16, depth=1))
+        >>> step = lae_fast.TrainingStep(model, training.adam(model, lr=model.lr))
+        >>> x = (torch.rand(64) < 0.5).float().expand(32, 64)  # one image, many times
+        >>> losses = [step(x).item() for _ in range(30)]
+        >>> losses[-1] < 0.8 * losses[0]
+        True
     """
 
     def __init__(
