@@ -489,7 +489,7 @@ def _():
     "data.from_images",
     says=dict(
         images=("image ",),
-        test=("image",),
+        test=("image", "labels"),  # one of them is of another number
         test_labels=("labels", "whole numbers"),
         binarization=("binarize",),
     ),

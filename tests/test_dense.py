@@ -499,13 +499,13 @@ def test_an_outer_autocast_does_not_reach_the_chain(is_fast):
 
 
 def test_frozen_or_hooked_decoders_take_the_general_path():
-    from lae_fast.models.decoder_pass import AutogradPass, DensePass, decoder_pass
+    from lae_fast.models.decoder_pass import AutogradPass, DensePass, LayeredPass, decoder_pass
 
     m = model(True)
     assert isinstance(decoder_pass(m, images()), DensePass)
     assert isinstance(decoder_pass(m, images().double()), AutogradPass)
     m.decoder[0].weight.requires_grad_(False)
-    assert isinstance(decoder_pass(m, images()), AutogradPass)
+    assert isinstance(decoder_pass(m, images()), LayeredPass)
     loss = m.loss(images())
     loss.backward()
     assert m.decoder[0].weight.grad is None

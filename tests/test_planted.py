@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "lae_fast"
 
 # What the package may import: Python's own, and what pyproject.toml asks for, by the names of the modules.
-MODULES = {"scikit-learn": "sklearn", "arviz-stats": "arviz_base", "pyyaml": "yaml"}
+MODULES = {"scikit-learn": "sklearn", "arviz-stats": "arviz_base", "pyyaml": "yaml", "pillow": "PIL"}
 WITH_TORCH = {"filelock", "lae_fast"}
 
 

@@ -56,10 +56,8 @@ def is_dense(model: AutoencoderWithChain, x: Tensor) -> bool:
 
 def is_layered(model: AutoencoderWithChain, x: Tensor) -> bool:
     """Whether the decoder is a Sequential whose layers tell all weight gradients, under a likelihood with a kernel."""
-    rounds = "bf16" in (
-        model.precision,
-        model.chain_precision,
-    )  # autocast would have to round the layers' parts, too
+    # With bf16 autocast would have to round the layers' parts, too.
+    rounds = "bf16" in (model.precision, model.chain_precision)
     return not rounds and _is_known(model, x) and layers.layers_of(model.decoder) is not None
 
 

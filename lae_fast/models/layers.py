@@ -13,20 +13,10 @@ from lae_fast.models import products
 from lae_fast.models.mlp import MLP
 from lae_fast.ops.torch_private import has_hooks, own_parameters
 
-CONVOLUTIONS = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
-KNOWN = (
-    nn.Linear,
-    *CONVOLUTIONS,
-    nn.LayerNorm,
-    nn.GroupNorm,
-)  # a function of input and own parameters, row by row
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CONVOLUTIONS += (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+# Each is a function of its input and its own parameters, row by row.
+KNOWN = (nn.Linear, *CONVOLUTIONS, nn.LayerNorm, nn.GroupNorm)
 
 
 class Trace(NamedTuple):
