@@ -48,7 +48,8 @@ def test_five_commands_lead_from_pictures_to_a_page(tmp_path, monkeypatch):
     """Those of the tutorial as they stand, with fewer pictures and one epoch; not those that install and open a browser."""
     page = DOCS / "tutorials" / "own_images.md"
     (shell,) = re.findall(r"```sh\n(.*?)```", page.read_text(), flags=re.DOTALL)
-    venv, install, draw, train, look = (shlex.split(line, comments=True) for line in shell.splitlines())
+    lines = shell.replace("\\\n", "").splitlines()
+    venv, install, draw, train, look = (shlex.split(line, comments=True) for line in lines)
     assert (venv[:3], install) == (["python", "-m", "venv"], ["pip", "install", "."])
     assert (draw, look[0], train[:2]) == (["python", "draw.py"], "xdg-open", ["lae-fast", "train"])
     monkeypatch.chdir(tmp_path)

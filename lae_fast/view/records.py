@@ -83,8 +83,10 @@ def scores(model: Autoencoder, record: dict[str, Any], values: dict[str, Any]) -
         for key, (name, note) in about.items()
         if n.get(key) is not None
     )
+    if not record["options"]:  # of no run
+        return ""
     if not items:
-        return "<p>There are no scores yet: a run is tested when its training ends.</p>"
+        return "<p>This run has no scores yet: it is tested when its training ends.</p>"
     pixels = "grey" if record["options"].get("binarize", "none") == "none" else "binary"
     note = "Nats per image; lower is better."
     if getattr(model.likelihood, "density_of", None) != pixels:
