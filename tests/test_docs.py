@@ -1,6 +1,8 @@
 """The tutorials run as they stand, without the tools that build the site, and every page is found from the site's index."""
 
 import re
+import runpy
+import shlex
 from pathlib import Path
 
 import matplotlib as mpl
@@ -8,6 +10,7 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
+from lae_fast import __main__ as commands
 from lae_fast.models import Architecture, build
 
 ROOT = Path(__file__).parent.parent
@@ -15,10 +18,18 @@ DOCS = ROOT / "docs"
 TUTORIALS = sorted(DOCS.glob("tutorials/*.md"))
 
 
+CELL = re.compile(r"```{code-cell} ipython3\n(.*?)```", flags=re.DOTALL)
+
+
+def found_in(page):
+    """The code of a tutorial, cell by cell."""
+    return CELL.findall(page.read_text())
+
+
 def cells(page):
-    """The code of a tutorial, cell by cell, each with its place for error messages."""
+    """The same, compiled: each cell with its place for error messages."""
     text = page.read_text()
-    for found in re.finditer(r"```{code-cell} ipython3\n(.*?)```", text, flags=re.DOTALL):
+    for found in CELL.finditer(text):
         yield compile("\n" * text[: found.start(1)].count("\n") + found[1], str(page), "exec")
 
 
@@ -32,6 +43,26 @@ def test_a_tutorial_runs(page, tmp_path, monkeypatch):
     for code in cells(page):
         exec(code, names)  # it is our own text, and its asserts say what is right
     plt.close("all")
+
+
+def test_five_commands_lead_from_pictures_to_a_page(tmp_path, monkeypatch):
+    """Those of the tutorial as they stand, with fewer pictures and one epoch; not those that install and open a browser."""
+    page = DOCS / "tutorials" / "own_images.md"
+    (shell,) = re.findall(r"```sh\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    lines = shell.replace("\\\n", "").splitlines()
+    venv, install, draw, train, look = (shlex.split(line, comments=True) for line in lines)
+    assert (venv[:3], install) == (["python", "-m", "venv"], ["pip", "install", "."])
+    assert (draw, look[0], train[:2]) == (["python", "draw.py"], "xdg-open", ["lae-fast", "train"])
+    monkeypatch.chdir(tmp_path)
+    Path("draw.py").write_text(found_in(page)[0].replace("n = 400", "n = 40"))
+    runpy.run_path("draw.py")
+    assert commands.main([*train[1:], "--device", "cpu", "--epochs", "1"]) == 0
+    assert "data:image/png" in Path(look[1]).read_text(encoding="utf-8")
+
+
+def test_a_network_of_one_s_own_takes_twenty_lines():
+    (code,) = (c for c in found_in(DOCS / "tutorials" / "own_images.md") if "view.write" in c)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 20
 
 
 def pages_of(page):

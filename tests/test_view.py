@@ -253,6 +253,18 @@ def test_a_decoder_that_the_page_cannot_run_is_named(decoder, likelihood, messag
         network(own_model(decoder, likelihood, shape))
 
 
+def test_a_model_without_a_run_has_a_page_without_curves(tmp_path):
+    (tmp_path / "scores.csv").write_text("of something else")
+    model = own_model(nn.Sequential(nn.Linear(3, 12), nn.Unflatten(1, (3, 2, 2))), Bernoulli(), (3, 2, 2))
+    path = page.write(tmp_path, model, Split(torch.rand(5, 3, 2, 2), None))
+    text, data = read(tmp_path)
+    assert path == tmp_path / "view.html"
+    assert '<p class="lede">Variational autoencoder with 3 latent dimensions.</p>' in text
+    assert '<section aria-labelledby="training" hidden>' in text
+    assert (data["curves"], len(data["codes"])) == ([], 5)
+    assert data["network"]
+
+
 def test_weights_beyond_16_bits_and_hooks_are_named():
     model = own_model(nn.Linear(3, 6), Bernoulli(), (6,))
     hook = model.decoder.register_forward_hook(lambda *_: None)

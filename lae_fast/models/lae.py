@@ -153,7 +153,7 @@ class LAE(AutoencoderWithChain):
 
     @property
     def lr(self) -> float:
-        """Adam's learning rate that did best on validation images: 2e-3 with datapoint decisions, 1e-3 with joint ones."""
+        """Adam's learning rate that did best on validation images, 2e-3 with datapoint decisions and 1e-3 with joint ones."""
         return 1e-3 if self.is_joint else 2e-3
 
     def chain_state(self) -> dict[str, Tensor]:

@@ -32,7 +32,8 @@ def write(folder: Path, model: Autoencoder, test: Split, table: Path | None = No
     """Write a run's page, `view.html`, into its folder.
 
     Args:
-        folder: a run's folder, with config.json and metrics.jsonl; results.json is shown where it is there.
+        folder: a run's folder, with config.json and metrics.jsonl; results.json is shown where it is there. Or any other folder, of a
+            model from a loop of your own: its page has no curves and no scores.
         model: the run's model, with the weights to show.
         test: test images, and labels where there are some.
         table: a table that `lae_fast.score --output` wrote; None: one that lies in the folder.
@@ -41,12 +42,15 @@ def write(folder: Path, model: Autoencoder, test: Split, table: Path | None = No
         The page's path.
 
     Raises:
-        CheckpointError: the folder holds no run, or the table has no row of it.
+        CheckpointError: the run's records are damaged, or the table has no row of it.
         OSError: the page cannot be written.
     """
-    record, lines = checkpoint.read_json(folder / "config.json"), runlog.read(folder / "metrics.jsonl")
-    results = folder / "results.json"
-    values = (checkpoint.read_json(results) if results.exists() else {}) | records.row_of(folder, table)
+    record, lines, values = {"options": {}}, [], {}
+    if (folder / "config.json").exists():
+        record, lines = checkpoint.read_json(folder / "config.json"), runlog.read(folder / "metrics.jsonl")
+        results = folder / "results.json"
+        values = checkpoint.read_json(results) if results.exists() else {}
+        values |= records.row_of(folder, table)
     pixels = Pixels.of(test.images)
     z, samples = _samples(model)
     n = max(N_PAIRS, min(MOST_CODES, BYTES_OF_ORIGINALS // math.prod(pixels.shape)))
@@ -75,6 +79,7 @@ def write(folder: Path, model: Autoencoder, test: Split, table: Path | None = No
         "samples": "".join(map(_tile, pixels.pictures(samples))),
         "reconstructions": "".join(f"<span>{_tile(a)}{_tile(b)}</span>" for a, b in pairs),
         "problem": html.escape(problem),
+        "training": "" if lines else "hidden",
         "epochs": records.epochs(lines),
         "making": records.making(record),
         "style": _template("style.css"),

@@ -20,12 +20,14 @@ Lines = list[dict[str, Any]]  # of metrics.jsonl
 
 
 def summary(record: dict[str, Any], lines: Lines, model: Autoencoder) -> str:
-    """The run in a sentence."""
-    options = record["options"]
-    kind = KINDS.get(options.get("model", ""), type(model).__name__)
+    """The run in a sentence; without its records, the model."""
+    kind = KINDS.get(type(model).__name__.lower(), type(model).__name__)
+    what = f"{kind} with {_counted(model.nz, 'latent dimension')}"
+    if not lines:
+        return f"{what}."
     epochs = next((line["epoch"] for line in reversed(lines) if "epoch" in line), 0)
     data = re.split(r", (?=found|downloaded|because)", str(record.get("data", "images")))[0]
-    return f"{kind} with {_counted(model.nz, 'latent dimension')}, trained for {_counted(epochs, 'epoch')} on {data}."
+    return f"{what}, trained for {_counted(epochs, 'epoch')} on {data}."
 
 
 def _counted(number: float, noun: str) -> str:
@@ -81,6 +83,8 @@ def scores(model: Autoencoder, record: dict[str, Any], values: dict[str, Any]) -
         for key, (name, note) in about.items()
         if n.get(key) is not None
     )
+    if not record["options"]:  # of no run
+        return ""
     if not items:
         return "<p>This run has no scores yet: it is tested when its training ends.</p>"
     pixels = "grey" if record["options"].get("binarize", "none") == "none" else "binary"
