@@ -18,15 +18,15 @@ WITHOUT = """
 AISEstimate ALDInfo ALDState Bernoulli DiscretizedLogistic Evaluation Gaussian Hoffman LAE MLP Samples SamplingInterrupted
 Schedule TrainingStep VAE annealed_log_likelihood augment evaluate fit_posterior_scale fit_schedule importance_bound quadrature
 
-models.Architecture models.Autoencoder models.AutoencoderWithChain models.Likelihood models.asks models.build
-models.images_for models.load models.negative_log_prior models.options_of
+models.Architecture models.architecture_in models.AutoencoderWithChain models.Likelihood models.asks models.build
+models.images_for models.negative_log_prior models.options_of
 
 sampling.Chains sampling.Plan sampling.acceptance_rate sampling.acceptance_warning sampling.dual_averaging
 sampling.evaluate_potential sampling.robbins_monro
 
-evaluation.anneal evaluation.simulated_gap training.adam training.cool_down training.keep_freed_memory
+evaluation.anneal evaluation.simulated_gap training.TrainingError training.adam training.cool_down training.keep_freed_memory
 
-data.DataError data.Dataset data.Source data.Split data.binarize data.load data.shuffled
+data.DataError data.Dataset data.Source data.Split data.binarize data.pixels data.shuffled
 
 attacks.Robustness attacks.fgsm attacks.pgd attacks.robustness
 

@@ -41,7 +41,7 @@ def load(
             the training images stay grey, so that `binarize` can draw them again at each use.
 
     Example:
-        >>> data.load("digits").shape
+        >>> lae_fast.data.load("digits").shape
         (1, 8, 8)
 
     Raises:
@@ -94,7 +94,7 @@ def from_images(
         validation, binarization: as in `load`.
 
     Example:
-        >>> data.from_images(torch.rand(100, 3, 32, 32)).train.images.shape
+        >>> lae_fast.data.from_images(torch.rand(100, 3, 32, 32)).train.images.shape
         torch.Size([81, 3, 32, 32])
 
     Raises:

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from lae_fast.models.autoencoder import Autoencoder, images_for
+from lae_fast.models.likelihood import Likelihood
+from lae_fast.models.precision import Precision
 
 
 class VAE(Autoencoder):
     """q(z|x) = N(mu(x), diag(sigma^2(x))), both linear in the features. Arguments as for `Autoencoder`."""
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, likelihood: nn.Module, **options: Any) -> None:
-        super().__init__(encoder, decoder, likelihood, **options)
+    name: ClassVar[str | None] = "vae"
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        likelihood: Likelihood,
+        *,
+        nx: int | None = None,
+        nz: int,
+        d: int | None = None,
+        shape: Sequence[int] | None = None,
+        precision: Precision = "float32",
+    ) -> None:
+        super().__init__(encoder, decoder, likelihood, nx=nx, nz=nz, d=d, shape=shape, precision=precision)
         self.head = nn.Linear(self.d, 2 * self.nz)  # mu and log sigma^2
         nn.init.orthogonal_(self.head.weight)
         nn.init.zeros_(self.head.bias)
