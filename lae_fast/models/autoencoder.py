@@ -47,7 +47,7 @@ def images_for(model: Autoencoder, x: Tensor) -> Tensor:
             f"the model's parameters are {str(like.dtype).removeprefix('torch.')}; expected float32 or float64: what may be "
             "rounded in training is by precision='bf16'"
         )
-    fits = x.dim() > 1 and len(x) > 0 and _is_image(model, x.shape[1:]) and x.device == like.device
+    fits = x.dim() > 1 and x.shape[0] > 0 and _is_image(model, x.shape[1:]) and x.device == like.device
     if not fits or not (x.is_floating_point() or x.dtype == torch.uint8):
         shapes = " or ".join(
             f"[n, {', '.join(map(str, s))}]" for s in dict.fromkeys((model.shape, (model.nx,)))
@@ -188,7 +188,7 @@ class Autoencoder(nn.Module):
 
     def _seen(self, x: Tensor) -> Tensor:
         """Images as the encoder sees them: flat [n, nx] -> [n, *shape], or flat for an `MLP`."""
-        return x if isinstance(self.encoder, MLP) else x.view(len(x), *self.shape)
+        return x if isinstance(self.encoder, MLP) else x.view(x.shape[0], *self.shape)
 
     def features(self, x: Tensor) -> Tensor:
         """The encoder's features g(x) [n, d] of flat images x [n, nx], as `images_for` returns them.
@@ -198,7 +198,7 @@ class Autoencoder(nn.Module):
         """
         seen = self._seen(x)
         h = self.encoder(seen)
-        fits = isinstance(h, Tensor) and h.dim() == 2 and len(h) == len(x)
+        fits = isinstance(h, Tensor) and h.dim() == 2 and h.shape[0] == x.shape[0]
         if not fits or self.d not in (None, h.shape[1]):
             raise ValueError(
                 f"the encoder returned {checks.describe(h)} for images {list(seen.shape)}; expected features "

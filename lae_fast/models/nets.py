@@ -57,7 +57,7 @@ class AsImages(nn.Module):
         self.shape = tuple(shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.reshape(len(x), *self.shape)
+        return x.reshape(x.shape[0], *self.shape)  # not len(x), which `torch.export` would fix
 
 
 def conv(
