@@ -14,7 +14,7 @@ from lae_fast.evaluation import (
     importance_bound,
     quadrature,
 )
-from lae_fast.models import LAE, MLP, VAE, Bernoulli, DiscretizedLogistic, Gaussian, Hoffman
+from lae_fast.models import LAE, MLP, VAE, Bernoulli, DiscretizedLogistic, Gaussian, Hoffman, load
 from lae_fast.sampling import (
     ALDInfo,
     ALDState,
@@ -26,7 +26,7 @@ from lae_fast.sampling import (
     ald_step,
     langevin_sample,
 )
-from lae_fast.training.step import TrainingStep
+from lae_fast.training import TrainingStep, fit
 
 __all__ = [
     "LAE",
@@ -53,10 +53,12 @@ __all__ = [
     "attacks",
     "augment",
     "evaluate",
+    "fit",
     "fit_posterior_scale",
     "fit_schedule",
     "importance_bound",
     "langevin_sample",
+    "load",
     "ops",
     "quadrature",
 ]

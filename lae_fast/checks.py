@@ -9,10 +9,12 @@ import operator
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+Name = TypeVar("Name", bound=str)
 
 FLOATS = (torch.float32, torch.float64)
 REAL = (*FLOATS, torch.float16, torch.bfloat16, torch.int32, torch.int64)
@@ -65,7 +67,7 @@ def number(
     return found
 
 
-def choice(name: str, value: Any, known: Iterable[str]) -> str:
+def choice(name: str, value: Name, known: Iterable[str]) -> Name:
     """One of the known names."""
     known = tuple(known)
     if not isinstance(value, str) or value not in known:

@@ -9,7 +9,9 @@ The decorator's options are the attributes of `Call`.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from fuzz import CALLABLES, Call
 
 import lae_fast
 from lae_fast import attacks, data, models, ops
+from lae_fast.checkpoint import CheckpointError
 from lae_fast.training import TrainingStep, adam
 
 CALLS: dict[str, Call] = {}
@@ -470,7 +473,35 @@ def _():
     return step, dict(model=model(), lr=1e-3, x=unit(4, 6))
 
 
+@entry(
+    "fit",
+    says=dict(images=("image ", "batch_size"), model=("images",)),
+    without=dict(epochs=(2**31, 2**63), on_epoch=CALLABLES),
+)
+def _():
+    own = dict(epochs=1, batch_size=2, lr=1e-3, cooldown=0.2, seed=0, progress=False, on_epoch=None)
+    return lae_fast.fit, dict(model=model(), images=unit(4, 6)) | own
+
+
 # ---- by name, and from files ----
+
+
+HERE = Path("the folder in which a model has been saved")
+
+
+@entry("load", says=dict(likelihood=("parts",)), without=dict(path=(".", "")))
+def _():
+    own = dict(encoder=torch.nn.Linear(6, 5), decoder=torch.nn.Linear(2, 6), likelihood=None)
+
+    def saved(path: Any, **parts: Any) -> torch.Tensor:
+        with tempfile.TemporaryDirectory() as folder:
+            model().save(folder)
+            try:
+                return lae_fast.load(folder if path is HERE else path, **parts).phi
+            except CheckpointError as error:
+                raise ValueError(f"path, encoder or decoder: {error}") from error
+
+    return saved, dict(path=HERE) | own
 
 
 @entry("models.Architecture", without=dict.fromkeys(("nx", "nz", "nh", "depth"), (2**31, 2**63)))

@@ -21,7 +21,7 @@ FLOORS = (
     ("ops",),
     ("sampling",),
     ("models",),
-    ("augmentation", "evaluation"),
+    ("augmentation", "evaluation", "hub"),
     ("training",),
     ("info", "view"),
     ("experiments", "score", "train"),

@@ -356,7 +356,9 @@ def test_a_browser_decodes_as_pytorch_does(opened, run):
     torch.testing.assert_close(found, model.decode(z).detach().flatten(1), rtol=0, atol=1e-5)
     grey = "[...byId('picture').getContext('2d').getImageData(0, 0, 8, 8).data].filter((_, i) => i % 4 === 0)"
     shown = torch.tensor(tab.evaluate(grey)) / 255
-    torch.testing.assert_close(shown, model.decode(z_of(tab)[None]).detach().flatten(), rtol=0, atol=0.51 / 255)
+    torch.testing.assert_close(
+        shown, model.decode(z_of(tab)[None]).detach().flatten(), rtol=0, atol=0.51 / 255
+    )
 
 
 @pytest.mark.slow

@@ -34,13 +34,16 @@ def as_split(images: Any, labels: Any = None, name: str = "images") -> Split:
     Raises:
         TypeError, ValueError: they are something else, they differ in size, or a value is not finite.
     """
-    if isinstance(images, IterableDataset):
-        images = list(images)
-    if not isinstance(images, (Tensor, np.ndarray)):
-        images, own = _gathered(name, images)
-        labels = own if labels is None else labels
-    found = _in_layout(name, _tensor(name, images))
+    images, own = stacked(images, name)
+    labels, found = own if labels is None else labels, _in_layout(name, images)
     return Split(found, None if labels is None else _as_labels(labels, len(found)))
+
+
+def stacked(images: Any, name: str = "images") -> tuple[Tensor, list[int] | None]:
+    """Images as `as_split` takes them, in their own layout [n, ...]: uint8 or float32, on the CPU; and their own labels."""
+    if isinstance(images, (Tensor, np.ndarray)):
+        return _tensor(name, images), None
+    return _gathered(name, list(images) if isinstance(images, IterableDataset) else images)
 
 
 def _tensor(name: str, value: Any) -> Tensor:

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lae_fast import checks, ops
 from lae_fast.isolation import isolated
-from lae_fast.models.likelihood import gaussian_rate, negative_log_prior
+from lae_fast.models.likelihood import LIKELIHOODS, Likelihood, gaussian_rate, negative_log_prior
 from lae_fast.models.mlp import MLP
-from lae_fast.models.precision import check_precision, products_in
+from lae_fast.models.nets import recognised
+from lae_fast.models.precision import Precision, check_precision, products_in
 from lae_fast.ops.torch_private import is_transformed
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+SIZES = ("nx", "nz", "d", "shape")  # arguments that are no options
+WEIGHTS = "best.safetensors"  # a folder's file of weights
 
 
 def images_for(model: Autoencoder, x: Tensor) -> Tensor:
@@ -45,7 +54,7 @@ def images_for(model: Autoencoder, x: Tensor) -> Tensor:
             f"the model's parameters are {str(like.dtype).removeprefix('torch.')}; expected float32 or float64: what may be "
             "rounded in training is by precision='bf16'"
         )
-    fits = x.dim() > 1 and len(x) > 0 and _is_image(model, x.shape[1:]) and x.device == like.device
+    fits = x.dim() > 1 and x.shape[0] > 0 and _is_image(model, x.shape[1:]) and x.device == like.device
     if not fits or not (x.is_floating_point() or x.dtype == torch.uint8):
         shapes = " or ".join(
             f"[n, {', '.join(map(str, s))}]" for s in dict.fromkeys((model.shape, (model.nx,)))
@@ -85,8 +94,8 @@ def _tried(name: str, network: Callable[[Tensor], Tensor], given: Tensor, words:
         raise ValueError(f"the {name} cannot take {words}: {reason}") from error
 
 
-def asks(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Of a function whose first argument is a model that it only asks something: without gradients, in eval mode, and
+def asks(function: Callable[P, R]) -> Callable[P, R]:
+    """Of a function whose first argument, `model`, is one that it only asks something: without gradients, in eval mode, and
     whatever the program around has switched on (isolation.py).
 
     Example:
@@ -100,13 +109,20 @@ def asks(function: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @functools.wraps(function)
-    def asking(model: Autoencoder, *args: Any, **kwargs: Any) -> Any:
+    def asking(*args: P.args, **kwargs: P.kwargs) -> R:
+        model = args[0] if args else kwargs.get("model")
         if not isinstance(model, Autoencoder):
             raise TypeError(f"model is {checks.describe(model)}; expected an LAE, VAE or Hoffman")
         with torch.no_grad(), isolated(model):
-            return function(model, *args, **kwargs)
+            return function(*args, **kwargs)
 
     return asking
+
+
+def option_defaults(cls: type[Autoencoder]) -> dict[str, Any]:
+    """The options of a class of models, which are the keyword-only arguments of its signature, with their defaults."""
+    parameters = inspect.signature(cls).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in SIZES}
 
 
 class Autoencoder(nn.Module):
@@ -116,6 +132,7 @@ class Autoencoder(nn.Module):
     differentiated; whatever else asks a model something runs in eval mode, and restores the mode.
 
     Attributes:
+        name: of the class, in files of weights; None: they do not know it.
         beta1, lr: Adam's momentum and learning rate that suit this model.
 
     Args:
@@ -141,19 +158,29 @@ class Autoencoder(nn.Module):
         (torch.Size([5, 2]), torch.Size([5, 1, 8, 8]), torch.Size([7, 5]))
     """
 
+    name: ClassVar[str | None] = None
     beta1, lr = 0.9, 1e-3
+
+    encoder: nn.Module
+    decoder: nn.Module
+    likelihood: Likelihood
+    shape: tuple[int, ...]
+    nx: int
+    nz: int
+    d: int  # known from the end of the constructor on
+    precision: Precision
 
     def __init__(
         self,
         encoder: nn.Module,
         decoder: nn.Module,
-        likelihood: nn.Module,
+        likelihood: Likelihood,
         *,
         nx: int | None = None,
         nz: int,
         d: int | None = None,
         shape: Sequence[int] | None = None,
-        precision: str = "float32",
+        precision: Precision = "float32",
     ) -> None:
         super().__init__()
         for name, part in (("encoder", encoder), ("decoder", decoder), ("likelihood", likelihood)):
@@ -185,7 +212,7 @@ class Autoencoder(nn.Module):
 
     def _seen(self, x: Tensor) -> Tensor:
         """Images as the encoder sees them: flat [n, nx] -> [n, *shape], or flat for an `MLP`."""
-        return x if isinstance(self.encoder, MLP) else x.view(len(x), *self.shape)
+        return x if isinstance(self.encoder, MLP) else x.view(x.shape[0], *self.shape)
 
     def features(self, x: Tensor) -> Tensor:
         """The encoder's features g(x) [n, d] of flat images x [n, nx], as `images_for` returns them.
@@ -195,7 +222,7 @@ class Autoencoder(nn.Module):
         """
         seen = self._seen(x)
         h = self.encoder(seen)
-        fits = isinstance(h, Tensor) and h.dim() == 2 and len(h) == len(x)
+        fits = isinstance(h, Tensor) and h.dim() == 2 and h.shape[0] == x.shape[0]
         if not fits or self.d not in (None, h.shape[1]):
             raise ValueError(
                 f"the encoder returned {checks.describe(h)} for images {list(seen.shape)}; expected features "
@@ -278,6 +305,64 @@ class Autoencoder(nn.Module):
                 raise ValueError(f"the chain's {name} holds values that are not finite")
         for name, value in state.items():
             getattr(self, name).copy_(value)
+
+    def options(self) -> dict[str, Any]:
+        """The model's options by name, see registry.py: with them and the same parts a twin can be made."""
+        return {name: getattr(self, name) for name in option_defaults(type(self))}
+
+    def save(self, path: str | Path) -> None:
+        """Write the weights, the chain's state and the options, as `lae_fast.load` reads them.
+
+        Networks and likelihoods of this package are recognised. Of your own ones the file holds the weights, and
+        `load` wants them again: `load(path, encoder=..., decoder=...)`.
+
+        Args:
+            path: a folder, which is made where it is not there and then holds best.safetensors; or a file *.safetensors.
+
+        Raises:
+            TypeError: path is not one.
+            ValueError: the model's class is not one of this package, its parameters are not float32, or a value is not finite:
+                `torch.save(model.state_dict(), file)` keeps these. Nothing is written.
+            OSError: the file cannot be written.
+
+        Example:
+            >>> import pathlib, tempfile
+            >>> model = lae_fast.VAE(torch.nn.Linear(9, 8), torch.nn.Linear(2, 9), lae_fast.Bernoulli(), nx=9, nz=2)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     model.save(folder)
+            ...     [path.name for path in pathlib.Path(folder).iterdir()]
+            ['best.safetensors']
+        """
+        from lae_fast import checkpoint  # here, as it needs safetensors
+
+        path, advice = checks.path("path", path), "torch.save(model.state_dict(), file) keeps its weights"
+        if "name" not in vars(type(self)):
+            raise ValueError(
+                f"model is {type(self).__name__}, a class of its own; expected an LAE, VAE or Hoffman: {advice}"
+            )
+        weights = {name: t.clone() for name, t in self.state_dict().items()}  # some may be one tensor
+        for name, t in weights.items():
+            if name not in self.chain_state() and t.is_floating_point():
+                if t.dtype != torch.float32:
+                    raise ValueError(f"{name} is {checks.describe(t)}; expected float32: {advice}")
+                if not t.isfinite().all():
+                    raise ValueError(
+                        f"{name} holds values that are not finite; expected finite ones: {advice}"
+                    )
+        network = recognised(self.encoder, self.decoder, self.shape, self.nz, self.d)
+        likelihoods = {cls: name for name, cls in LIKELIHOODS.items()}
+        facts = {
+            "model": self.name,
+            "likelihood": likelihoods.get(type(self.likelihood)),
+            "nz": self.nz,
+            "shape": self.shape,
+            **network,
+            "options": self.options(),
+        }
+        file = path if path.suffix == ".safetensors" else path / WEIGHTS
+        with checkpoint.naming(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.save_weights(file, weights, facts)
 
     def potential(self, x: Tensor, z: Tensor) -> Tensor:
         """U(x, z) = -log p(x|z) - log p(z) of images [n, *shape] and z [..., n, nz]: float64 [..., n], nats per image."""

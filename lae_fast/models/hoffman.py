@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lae_fast import checks
 from lae_fast.models.decoder_pass import is_dense
-from lae_fast.models.likelihood import gaussian_rate
-from lae_fast.models.precision import chain_context, products_in
+from lae_fast.models.likelihood import Likelihood, gaussian_rate
+from lae_fast.models.precision import Precision, chain_context, products_in
 from lae_fast.models.vae import VAE
 from lae_fast.models.with_chain import AutoencoderWithChain
 from lae_fast.sampling.ald import evaluate_potential
@@ -40,6 +41,7 @@ class Hoffman(AutoencoderWithChain, VAE):
         80
     """
 
+    name: ClassVar[str | None] = "hoffman"
     gradients, starts = ("average", "last"), ("encoder", "prior")
     first_step_size = 1e-2
     unadjusted_step_size = 1e-3
@@ -48,13 +50,36 @@ class Hoffman(AutoencoderWithChain, VAE):
         self,
         encoder: nn.Module,
         decoder: nn.Module,
-        likelihood: nn.Module,
+        likelihood: Likelihood,
         *,
-        gradient: str = "average",
-        start: str = "encoder",
-        **options: Any,
+        nx: int | None = None,
+        nz: int,
+        d: int | None = None,
+        shape: Sequence[int] | None = None,
+        gradient: Literal["average", "last"] = "average",
+        start: Literal["encoder", "prior"] = "encoder",
+        n_steps: int = 2,
+        mh: bool = True,
+        step_size: float | None = None,
+        adaptation_rate: float = 0.05,
+        chain_precision: Precision | None = None,
+        precision: Precision = "float32",
     ) -> None:
-        super().__init__(encoder, decoder, likelihood, **options)
+        super().__init__(
+            encoder,
+            decoder,
+            likelihood,
+            nx=nx,
+            nz=nz,
+            d=d,
+            shape=shape,
+            n_steps=n_steps,
+            mh=mh,
+            step_size=step_size,
+            adaptation_rate=adaptation_rate,
+            chain_precision=chain_precision,
+            precision=precision,
+        )
         for name, value, choices in (
             ("gradient", gradient, self.gradients),
             ("start", start, self.starts),

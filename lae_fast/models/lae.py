@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,12 @@ from lae_fast import checks
 from lae_fast.models.autoencoder import images_for
 from lae_fast.models.coordinates import DatapointCoordinates, JointCoordinates, Memory
 from lae_fast.models.decoder_pass import DecoderPass, decoder_pass, is_dense
-from lae_fast.models.precision import chain_context, products_in
+from lae_fast.models.likelihood import Likelihood
+from lae_fast.models.precision import Precision, chain_context, products_in
 from lae_fast.models.with_chain import AutoencoderWithChain
 from lae_fast.sampling.chains import Chains
+
+Window = Literal["after", "before", "first", "last"]
 
 
 class _KnownGradients(torch.autograd.Function):
@@ -90,33 +94,67 @@ class LAE(AutoencoderWithChain):
         torch.Size([4, 784])
     """
 
+    name: ClassVar[str | None] = "lae"
     kinds = ("datapoint", "joint")
-    windows: ClassVar = {  # name -> whether it holds the state after t of T steps
+    windows: ClassVar[
+        dict[Window, Callable[[int, int], bool]]
+    ] = {  # name -> whether it holds the state after t of T steps
         "after": lambda t, n_steps: t > 0,
         "before": lambda t, n_steps: t < n_steps,
         "first": lambda t, n_steps: t == 0,
         "last": lambda t, n_steps: t == n_steps,
     }
 
+    decoder_window: Window
+    feature_window: Window
+    phi: Tensor  # [nz, d]
+    posterior_scale: Tensor  # s [nz], without `spread`
+    log_std: nn.Linear  # features -> log s, with `spread`
+    gram: Tensor  # [d, d], and
+    n_batches: Tensor  # int64 []: with a memory
+
     def __init__(
         self,
         encoder: nn.Module,
         decoder: nn.Module,
-        likelihood: nn.Module,
+        likelihood: Likelihood,
         *,
-        decisions: str = "datapoint",
-        decoder_window: str | None = None,
-        feature_window: str | None = None,
+        nx: int | None = None,
+        nz: int,
+        d: int | None = None,
+        shape: Sequence[int] | None = None,
+        decisions: Literal["datapoint", "joint"] = "datapoint",
+        decoder_window: Window | None = None,
+        feature_window: Window | None = None,
         spread: bool = True,
         memory: int = 100,
         ridge: float = 0.04,
         whiten: bool = False,
-        **options: Any,
+        n_steps: int = 2,
+        mh: bool = True,
+        step_size: float | None = None,
+        adaptation_rate: float = 0.05,
+        chain_precision: Precision | None = None,
+        precision: Precision = "float32",
     ) -> None:
         checks.choice("decisions", decisions, self.kinds)
         self.decisions, self.is_joint = decisions, decisions == "joint"
-        self.spreads = checks.flag("spread", spread) and not self.is_joint
-        super().__init__(encoder, decoder, likelihood, **options)
+        self.spread = self.spreads = checks.flag("spread", spread) and not self.is_joint
+        super().__init__(
+            encoder,
+            decoder,
+            likelihood,
+            nx=nx,
+            nz=nz,
+            d=d,
+            shape=shape,
+            n_steps=n_steps,
+            mh=mh,
+            step_size=step_size,
+            adaptation_rate=adaptation_rate,
+            chain_precision=chain_precision,
+            precision=precision,
+        )
         own = {"decoder_window": "last", "feature_window": "first"}
         for name, window in (("decoder_window", decoder_window), ("feature_window", feature_window)):
             if window is None:
@@ -234,7 +272,7 @@ class LAE(AutoencoderWithChain):
             return JointCoordinates(self.phi, h, memory)
         return DatapointCoordinates(self.phi, h, memory, None if log_std is None else log_std.exp())
 
-    def _states(self, window: str) -> list[int]:
+    def _states(self, window: Window) -> list[int]:
         """The numbers of steps after which a state counts for a window."""
         return [t for t in range(self.n_steps + 1) if self.windows[window](t, self.n_steps)]
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lae_fast import checks
@@ -54,7 +57,7 @@ class AsImages(nn.Module):
         self.shape = tuple(shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.reshape(len(x), *self.shape)
+        return x.reshape(x.shape[0], *self.shape)  # not len(x), which `torch.export` would fix
 
 
 def conv(
@@ -102,4 +105,24 @@ def _sizes(shape: int | Sequence[int]) -> tuple[int, ...]:
     return checks.image_shape(*((None, shape) if isinstance(shape, int) else (shape, None)))
 
 
-NETWORKS = {"mlp": mlp, "conv": conv}
+NETWORKS: dict[str, Callable[..., tuple[nn.Module, nn.Module]]] = {"mlp": mlp, "conv": conv}
+
+
+def recognised(
+    encoder: nn.Module, decoder: nn.Module, shape: Sequence[int], nz: int, d: int
+) -> dict[str, Any]:
+    """The fields of an `Architecture` with which these two networks are made; {"network": None} of other networks."""
+    convolutions = [layer for layer in encoder.modules() if isinstance(layer, nn.Conv2d)]
+    depth = len(convolutions) or sum(isinstance(layer, nn.Linear) for layer in encoder.modules())
+    sizes = {"nh": d, "depth": depth, "channels": convolutions[0].out_channels if convolutions else 32}
+    for name, network in NETWORKS.items():
+        known = inspect.signature(network).parameters
+        try:
+            with torch.device("meta"):
+                twins = network(shape, nz=nz, **{n: size for n, size in sizes.items() if n in known})
+        except ValueError:  # it cannot be made for these sizes
+            continue
+        pairs = zip((encoder, decoder), twins, strict=True)
+        if all(type(own) is type(twin) and str(own) == str(twin) for own, twin in pairs):
+            return {"network": name, **sizes}
+    return {"network": None}

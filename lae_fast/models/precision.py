@@ -15,26 +15,28 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 
 from lae_fast import checks
 from lae_fast.isolation import exact
 
+Precision = Literal["float32", "tf32", "bf16"]
 # Nats, against float64: 100 proposals of an LAE (nz 8, nh 256, batch 512, adapted step size) after 2,000 minibatches of
 # MNIST. TF32 was emulated by rounding factors to 10 bits: 0.09 to 0.6, depending on the run. bfloat16 gradients under
 # float32 energies move log alpha by 0.01.
-ROOT_MEAN_SQUARE = {"float32": 1e-4, "tf32": 0.19, "bf16": 1.4}
+ROOT_MEAN_SQUARE: dict[Precision, float] = {"float32": 1e-4, "tf32": 0.19, "bf16": 1.4}
 LIMIT = 0.1
 PRECISIONS = tuple(ROOT_MEAN_SQUARE)
 
 
-def check_precision(name: str, precision: str) -> None:
+def check_precision(name: str, precision: Precision) -> None:
     """Raise a ValueError unless `precision` is one of `PRECISIONS`."""
     checks.choice(name, precision, PRECISIONS)
 
 
-def chosen_chain_precision(precision: str, asked: str | None, mh: bool) -> str:
+def chosen_chain_precision(precision: Precision, asked: Precision | None, mh: bool) -> Precision:
     """The precision of a chain's energies: `asked`, or by default `precision`, as far as the decisions allow.
 
     Raises:
@@ -83,7 +85,7 @@ def _tf32() -> Iterator[None]:
         settings.fp32_precision = before
 
 
-def products_in(precision: str, device: torch.device) -> contextlib.AbstractContextManager[None]:
+def products_in(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[None]:
     """The context in which matrix products have this precision."""
     if precision == "bf16":
         return torch.autocast(device.type, torch.bfloat16)

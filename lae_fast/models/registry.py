@@ -1,7 +1,7 @@
 """Models by name, for the command line, for files of weights and for experiments.
 
-The options of a model are the keyword-only arguments of its signature and of its bases' signatures: `build` takes
-exactly the options that the model takes.
+The options of a model are the keyword-only arguments of its signature, apart from sizes: `build` takes exactly the options that
+the model takes.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from lae_fast import checks
-from lae_fast.models.autoencoder import Autoencoder
+from lae_fast.models.autoencoder import WEIGHTS, Autoencoder, option_defaults
 from lae_fast.models.hoffman import Hoffman
 from lae_fast.models.lae import LAE
-from lae_fast.models.likelihood import LIKELIHOODS
+from lae_fast.models.likelihood import LIKELIHOODS, Likelihood
 from lae_fast.models.nets import NETWORKS
 from lae_fast.models.vae import VAE
 
 MODELS: dict[str, type[Autoencoder]] = {"lae": LAE, "vae": VAE, "hoffman": Hoffman}
-_SIZES = ("nx", "nz", "d", "shape")  # fields of an architecture, not options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,13 +85,7 @@ def options_of(model: str) -> dict[str, Any]:
         >>> models.options_of("lae")["decisions"]
         'datapoint'
     """
-    found: dict[str, Any] = {}
-    for cls in MODELS[model].__mro__:
-        if issubclass(cls, Autoencoder) and "__init__" in vars(cls):
-            for p in inspect.signature(cls.__init__).parameters.values():
-                if p.kind is p.KEYWORD_ONLY and p.name not in _SIZES:
-                    found.setdefault(p.name, p.default)
-    return found
+    return option_defaults(MODELS[model])
 
 
 def build(architecture: Architecture, **options: Any) -> Autoencoder:
@@ -114,36 +107,90 @@ def build(architecture: Architecture, **options: Any) -> Autoencoder:
         raise ValueError(
             f"{a.model} takes no option {', '.join(sorted(unknown))}; expected some of {', '.join(known)}"
         )
-    shape = {"nx": a.nx} if len(a.shape) == 1 else {"shape": a.shape}
-    return MODELS[a.model](*a.bodies(), LIKELIHOODS[a.likelihood](), **shape, nz=a.nz, d=a.nh, **options)
+    return MODELS[a.model](
+        *a.bodies(), LIKELIHOODS[a.likelihood](), **_sizes(a.shape), nz=a.nz, d=a.nh, **options
+    )
 
 
-def load(path: str | Path) -> Autoencoder:
-    """The model in a file of weights that training wrote (best.safetensors), with its options and its chain, on the CPU, in
-    eval mode.
+def _sizes(shape: tuple[int, ...]) -> dict[str, Any]:
+    """The arguments of a model that say the shape of an image."""
+    return {"nx": shape[0]} if len(shape) == 1 else {"shape": shape}
+
+
+def load(
+    path: str | Path,
+    *,
+    encoder: nn.Module | None = None,
+    decoder: nn.Module | None = None,
+    likelihood: Likelihood | None = None,
+) -> Autoencoder:
+    """A trained model: with its weights, its options and its chain's state, on the CPU, in eval mode.
+
+    Args:
+        path: a run's folder, a folder that `model.save` wrote, or a file of weights.
+        encoder, decoder, likelihood: parts that are not of this package: their weights are replaced by those of the file.
 
     Raises:
-        TypeError: path is not one.
-        CheckpointError: the file is missing or damaged, or holds no model of this package.
+        TypeError: path is not one, or a part is not an nn.Module.
+        ValueError: other parts are given than those that are not of this package.
+        CheckpointError: the file is missing or damaged, holds no model of this package, or one of other parts.
+
+    Example:
+        >>> import tempfile
+        >>> encoder, decoder = torch.nn.Linear(9, 8), torch.nn.Linear(2, 9)
+        >>> model = lae_fast.LAE(encoder, decoder, lae_fast.Bernoulli(), nx=9, nz=2, n_steps=3)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.save(folder)
+        ...     lae_fast.load(folder, encoder=encoder, decoder=decoder).n_steps
+        3
     """
     from lae_fast import checkpoint  # here, as it needs safetensors
 
-    path = checks.path("path", path)
+    path, given = (
+        checks.path("path", path),
+        {"encoder": encoder, "decoder": decoder, "likelihood": likelihood},
+    )
+    own = {name: part for name, part in given.items() if part is not None}
+    for name, part in own.items():
+        if not isinstance(part, nn.Module):
+            raise TypeError(f"{name} is {checks.describe(part)}; expected an nn.Module")
+    path = path / WEIGHTS if path.is_dir() else path
     weights, metadata = checkpoint.load_weights(path)
+    wanted = ["encoder", "decoder"] if metadata.get("network", "") is None else []
+    wanted += ["likelihood"] if metadata.get("likelihood", "") is None else []
+    if own.keys() != set(wanted):
+        call = f"load(path, {', '.join(f'{name}=...' for name in wanted)}), as they are not of this package"
+        message = (
+            f"{path}: the parts given are {', '.join(own) or 'none'}; expected {call if wanted else 'none'}"
+        )
+        raise ValueError(message) if own else checkpoint.CheckpointError(message)
     options = metadata.pop("options", None)  # older files hold none
+    if wanted:
+        known = {"network": "mlp", "likelihood": "bernoulli"}  # which stand in for the own ones
+        metadata |= {name: known[name] for name in known if metadata.get(name, "") is None}
     architecture = architecture_in(metadata, path)
-    check_sizes(architecture, weights, path)
+    if "encoder" not in own:
+        check_sizes(architecture, weights, path)
     if options is None:
         # The one that decides names of parameters: joint decisions, and chains that start at the codes, have one s for all images.
         options = {"spread": False} if architecture.model == "lae" and "posterior_scale" in weights else {}
     try:
-        model = build(architecture, **options)
-    except (TypeError, ValueError) as error:
+        model = _assembled(architecture, own, options) if own else build(architecture, **options)
+    except (TypeError, ValueError, RuntimeError) as error:
         raise checkpoint.CheckpointError(
             f"{path} holds options that its model does not take: {error}"
         ) from error
     checkpoint.load_into(model, weights, path)
     return model.eval()
+
+
+def _assembled(architecture: Architecture, own: dict[str, nn.Module], options: dict[str, Any]) -> Autoencoder:
+    """A model of parts of which some are not of this package; d is what the encoder returns."""
+    a, (encoder, decoder) = architecture, (own.get("encoder"), own.get("decoder"))
+    if encoder is None or decoder is None:
+        encoder, decoder = a.bodies()
+    likelihood = own.get("likelihood") or LIKELIHOODS[a.likelihood]()
+    return MODELS[a.model](encoder, decoder, likelihood, **_sizes(a.shape), nz=a.nz, **options)
 
 
 def architecture_in(metadata: dict[str, Any], path: Path) -> Architecture:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from lae_fast.models.autoencoder import Autoencoder, images_for
+from lae_fast.models.likelihood import Likelihood
+from lae_fast.models.precision import Precision
 
 
 class VAE(Autoencoder):
@@ -22,8 +25,21 @@ class VAE(Autoencoder):
         (torch.Size([16, 4]), torch.Size([16, 3, 8, 8]))
     """
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, likelihood: nn.Module, **options: Any) -> None:
-        super().__init__(encoder, decoder, likelihood, **options)
+    name: ClassVar[str | None] = "vae"
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        likelihood: Likelihood,
+        *,
+        nx: int | None = None,
+        nz: int,
+        d: int | None = None,
+        shape: Sequence[int] | None = None,
+        precision: Precision = "float32",
+    ) -> None:
+        super().__init__(encoder, decoder, likelihood, nx=nx, nz=nz, d=d, shape=shape, precision=precision)
         self.head = nn.Linear(self.d, 2 * self.nz)  # mu and log sigma^2
         nn.init.orthogonal_(self.head.weight)
         nn.init.zeros_(self.head.bias)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from lae_fast import checks, ops
 from lae_fast.models.autoencoder import Autoencoder
-from lae_fast.models.precision import chosen_chain_precision
+from lae_fast.models.likelihood import Likelihood
+from lae_fast.models.precision import Precision, chosen_chain_precision
 from lae_fast.ops.columns import COUNTERS
 from lae_fast.sampling.adaptation import TARGET_ACCEPTANCE, robbins_monro
 from lae_fast.sampling.ald import check_function
@@ -48,24 +49,38 @@ class AutoencoderWithChain(Autoencoder):
     first_step_size: float
     unadjusted_step_size: float
 
+    step_size: float | None
+    log_step_size: Tensor  # float64 [1]
+    rng: Tensor  # int64 [3]
+    counters: Tensor  # int64 [1, COUNTERS]
+    n_decisions: Tensor  # int64 []
+    adaptation: Tensor  # float64 [1, 2]
+    acceptance_rate: Tensor  # float64 [], of the last minibatch: the mean over chains and steps
+    unmoved: Tensor  # float64 [], of the last minibatch: the share of chains that accepted no proposal
+
     def __init__(
         self,
         encoder: nn.Module,
         decoder: nn.Module,
-        likelihood: nn.Module,
+        likelihood: Likelihood,
         *,
+        nx: int | None = None,
+        nz: int,
+        d: int | None = None,
+        shape: Sequence[int] | None = None,
         n_steps: int = 2,
         mh: bool = True,
         step_size: float | None = None,
         adaptation_rate: float = 0.05,
-        chain_precision: str | None = None,
-        **options: Any,
+        chain_precision: Precision | None = None,
+        precision: Precision = "float32",
     ) -> None:
-        super().__init__(encoder, decoder, likelihood, **options)
+        super().__init__(encoder, decoder, likelihood, nx=nx, nz=nz, d=d, shape=shape, precision=precision)
         self.n_steps, self.mh = checks.count("n_steps", n_steps), checks.flag("mh", mh)
         self.chain_precision = chosen_chain_precision(self.precision, chain_precision, mh)
         adaptation_rate = checks.number("adaptation_rate", adaptation_rate, least=0)
         self.adaptation_rate = adaptation_rate if mh and step_size is None else 0.0
+        self.step_size = step_size
         if step_size is None:
             step_size = self.first_step_size if mh else self.unadjusted_step_size
         step_size = checks.number("step_size", step_size, least=0)
@@ -75,7 +90,6 @@ class AutoencoderWithChain(Autoencoder):
         self.register_buffer("counters", torch.zeros(1, COUNTERS, dtype=torch.int64))
         self.register_buffer("n_decisions", torch.zeros((), dtype=torch.int64))
         self.register_buffer("adaptation", self._adaptation(), persistent=False)
-        # of the last minibatch: the mean over chains and steps, and the share of chains that accepted no proposal
         self.register_buffer("acceptance_rate", torch.zeros((), dtype=torch.float64), persistent=False)
         self.register_buffer("unmoved", torch.zeros((), dtype=torch.float64), persistent=False)
         self.register_load_state_dict_pre_hook(_take_weights)

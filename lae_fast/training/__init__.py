@@ -1,5 +1,7 @@
-"""Training: one step (step.py), a whole run in a folder (trainer.py), and its options (config.py)."""
+"""Training: one step (step.py), a loop (loop.py), a whole run in a folder (trainer.py), and its options (config.py)."""
 
+from lae_fast.training.config import TrainingError
+from lae_fast.training.loop import fit
 from lae_fast.training.step import TrainingStep, adam, cool_down, keep_freed_memory
 
-__all__ = ["TrainingStep", "adam", "cool_down", "keep_freed_memory"]
+__all__ = ["TrainingError", "TrainingStep", "adam", "cool_down", "fit", "keep_freed_memory"]

@@ -1,0 +1,143 @@
+"""`fit`: a loop for models of one's own."""
+
+import copy
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import lae_fast
+from lae_fast import data
+from lae_fast.training import TrainingError, adam
+
+KINDS = torch.rand(4, 3, 4, 5, generator=torch.Generator().manual_seed(0)).round().mul(255).to(torch.uint8)
+RGB = KINDS.repeat(10, 1, 1, 1)  # ten of each of four pictures
+
+
+def model(kind=lae_fast.LAE, **options):
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.ReLU())
+    decoder = nn.Sequential(nn.Linear(2, 60), nn.Unflatten(1, (3, 4, 5)))
+    return kind(encoder, decoder, lae_fast.Bernoulli(), shape=(3, 4, 5), nz=2, **options)
+
+
+def weights(m):
+    return torch.cat([t.double().flatten() for t in m.state_dict().values()])
+
+
+@pytest.mark.parametrize("kind", [lae_fast.LAE, lae_fast.VAE, lae_fast.Hoffman])
+def test_it_trains(kind):
+    m = model(kind).eval()
+    losses = lae_fast.fit(m, RGB, epochs=20, batch_size=10, lr=0.02)
+    assert len(losses) == 20
+    assert losses[-1] < losses[0] - 1
+    assert not m.training
+
+
+def test_it_is_the_plain_loop():
+    m, twin = model(), model()
+    losses = lae_fast.fit(m, RGB, epochs=2, batch_size=15, cooldown=0, seed=3)
+    torch.manual_seed(3)
+    step, own = lae_fast.TrainingStep(twin, adam(twin, twin.lr, twin.beta1)), []
+    for epoch in range(2):
+        batches = data.shuffled(40, 15, lae_fast.seeds.mixed(3, epoch))
+        own.append(sum(step(RGB[index] / 255).item() for index in batches) / 2)
+    assert losses == pytest.approx(own, rel=1e-6)
+    assert torch.equal(weights(m), weights(twin))
+
+
+def test_the_learning_rate_falls_to_nothing(monkeypatch):
+    rates = []
+    monkeypatch.setattr(
+        lae_fast.training.loop, "cool_down", lambda _, lr, done, c: rates.append((lr, done, c))
+    )
+    lae_fast.fit(model(), RGB, epochs=2, batch_size=20, lr=0.1, cooldown=0.5)
+    assert rates == [(0.1, 0.0, 0.5), (0.1, 0.25, 0.5), (0.1, 0.5, 0.5), (0.1, 0.75, 0.5)]
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        RGB.numpy(),
+        RGB.permute(0, 2, 3, 1),
+        RGB.flatten(1),
+        TensorDataset(RGB, torch.arange(40)),
+        [np.asarray(image) for image in RGB.permute(0, 2, 3, 1)],
+    ],
+    ids=["array", "channels last", "flat", "data set", "list"],
+)
+def test_images_come_in_many_forms(images):
+    reference, m = model(), model()
+    lae_fast.fit(reference, RGB, epochs=1, batch_size=20)
+    lae_fast.fit(m, images, epochs=1, batch_size=20)
+    assert torch.equal(weights(m), weights(reference))
+
+
+def test_of_a_parted_data_set_the_training_images_serve():
+    dataset, reference, m = data.from_images(RGB, test=RGB, validation=10), model(), model()
+    lae_fast.fit(reference, dataset.train.images, epochs=1, batch_size=15)
+    lae_fast.fit(m, dataset, epochs=1, batch_size=15)
+    assert torch.equal(weights(m), weights(reference))
+
+
+def test_the_program_s_random_stream_stays():
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    m = model()
+    torch.manual_seed(7)
+    lae_fast.fit(m, RGB, epochs=1, batch_size=20)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_on_epoch_is_told_and_may_stop():
+    told = []
+    losses = lae_fast.fit(
+        model(), RGB, epochs=9, batch_size=20, on_epoch=lambda e, loss: told.append((e, loss)) or e == 3
+    )
+    assert told == list(zip((1, 2, 3), losses, strict=True))
+
+
+def test_training_that_fails_leaves_the_last_good_weights():
+    m = model(lae_fast.VAE)
+    lae_fast.fit(m, RGB, epochs=1, batch_size=20)
+    good = copy.deepcopy(m.state_dict())
+    kept = []
+
+    def spoil(epoch, loss):
+        kept.append(copy.deepcopy(m.state_dict()))
+        if epoch == 2:
+            m.decoder.register_forward_hook(lambda _, __, out: out * math.nan)
+
+    with pytest.raises(TrainingError, match="epoch 3: the loss or a parameter is not finite"):
+        lae_fast.fit(m, RGB, epochs=5, batch_size=20, on_epoch=spoil)
+    assert all(torch.equal(t, kept[1][name]) for name, t in m.state_dict().items())
+    assert not all(torch.equal(t, good[name]) for name, t in m.state_dict().items())
+    assert m.training
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (dict(images=RGB[:, :2]), "images are uint8 .40, 2, 4, 5."),
+        (dict(images=RGB.float()), "images have values from 0 to 25"),
+        (dict(images=3), "images are 3"),
+        (dict(batch_size=41), "batch_size is 41; expected at most 40"),
+        (dict(epochs=0), "epochs is 0"),
+        (dict(lr=-1.0), "lr is -1"),
+        (dict(on_epoch=3), "on_epoch is 3"),
+        (dict(model=nn.Linear(2, 2)), "model is Linear"),
+    ],
+)
+def test_bad_arguments_are_named(wrong, words):
+    with pytest.raises((TypeError, ValueError), match=words):
+        lae_fast.fit(**dict(model=model(), images=RGB, batch_size=10) | wrong)
+
+
+def test_a_bar_needs_no_terminal(capsys):
+    lae_fast.fit(model(), RGB, epochs=1, batch_size=20)
+    assert capsys.readouterr().err == ""
+    assert "tqdm" in sys.modules
