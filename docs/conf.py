@@ -35,7 +35,7 @@ nitpick_ignore_regex = [
         "py:.*",
         r"(torch|nn|np|collections|pathlib|typing|argparse)\..*",
     ),  # other libraries are documented elsewhere
-    ("py:class", r"Tensor|Path|Any|Callable|Iterator|Sequence|Generator|Literal|ClassVar"),
+    ("py:class", r"Tensor|Path|Any|Callable|Iterator|Sequence|Generator|Literal|ClassVar|Model|P|.*\.R"),
     ("py:obj", ".*"),  # `x` in a docstring is a name: a link if we document it, else code
 ]
 default_role = "py:obj"

@@ -10,7 +10,7 @@ import contextlib
 import math
 import numbers
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -278,7 +278,7 @@ def pgd(
     labels: Tensor,
     *,
     eps: float | Sequence[float],
-    norm: str = "linf",
+    norm: Literal["linf", "l2"] = "linf",
     n_steps: int = 40,
     step_size: float | None = None,
     random_start: bool = True,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -24,7 +26,7 @@ def augment(
     labels: Tensor,
     n: int,
     *,
-    source: str | None = None,
+    source: Literal["encoder", "isotropic", "chain", "posterior"] | None = None,
     scale: float = 0.05,
     n_steps: int | None = None,
     step_size: float | None = None,

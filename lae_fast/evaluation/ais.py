@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -159,7 +159,7 @@ def fit_schedule(
     model: Autoencoder,
     images: Tensor,
     *,
-    base: str = "encoder",
+    base: Literal["encoder", "prior"] = "encoder",
     n_temperatures: int = 500,
     n_chains: int = 16,
     seed: int = 10_000,
