@@ -79,13 +79,9 @@ def _with_formulas(lines: list[str]) -> list[str]:
 def _escaped(line: str) -> str:
     """The line, whose bars and stars mean themselves outside of code."""
     parts = re.split(r"(``?[^`]+``?)", line)
-<<<<<<< HEAD
     return "".join(
         p if p.startswith("`") else re.sub(r"\||\*(?=(?:\w+\.)?shape)", r"\\\g<0>", p) for p in parts
     )
-=======
-    return "".join(p if p.startswith("`") else re.sub(r"\||\*(?=(?:\w+\.)?shape)", r"\\\g<0>", p) for p in parts)
->>>>>>> python
 
 
 def _beyond(line: str) -> list[str]:
