@@ -62,10 +62,11 @@ def _pretrained() -> Any:
         raise ImportError('the Hub needs huggingface_hub: pip install "lae_fast[hub]"') from error
 
     class Pretrained(ModelHubMixin, library_name="lae_fast", tags=["langevin-autoencoder"], license="mit"):
-        def __init__(self, model: Autoencoder) -> None:
-            if not isinstance(model, Autoencoder):
-                raise TypeError(f"model is {checks.describe(model)}; expected an LAE, VAE or Hoffman")
-            self.model = model
+        # Not `model`: the mixin hands what config.json holds under an argument's name to the download.
+        def __init__(self, autoencoder: Autoencoder) -> None:
+            if not isinstance(autoencoder, Autoencoder):
+                raise TypeError(f"model is {checks.describe(autoencoder)}; expected an LAE, VAE or Hoffman")
+            self.model = autoencoder
 
         def _save_pretrained(self, folder: Path) -> None:
             self.model.save(folder)

@@ -93,6 +93,43 @@ def test_the_program_s_random_stream_stays():
     assert torch.equal(torch.rand(3), expected)
 
 
+def test_a_seed_stays_on_the_model_s_device():
+    """Also the seed of a GPU's generator, which waits until there is one."""
+    seeded, m = [], model()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+        lae_fast.fit(m, RGB, epochs=1, batch_size=20)
+    assert not seeded
+
+
+def test_every_module_has_its_own_mode_again():
+    m = model()
+    m.encoder.eval()
+    lae_fast.fit(m, RGB, epochs=1, batch_size=20)
+    assert (m.training, m.encoder.training, m.decoder.training) == (True, False, True)
+
+
+def test_it_trains_where_gradients_are_off():
+    with torch.no_grad():
+        assert len(lae_fast.fit(model(), RGB, epochs=1, batch_size=20)) == 1
+
+
+def test_features_that_are_all_0_leave_phi_where_it_is():
+    m = model()
+    nn.init.zeros_(m.encoder[0].weight)
+    nn.init.constant_(m.encoder[0].bias, -1.0)  # and then a ReLU
+    before = m.phi.clone()
+    lae_fast.fit(m, RGB, epochs=2, batch_size=20)
+    assert torch.equal(m.phi, before)
+
+
+def test_a_model_that_is_not_finite_is_refused():
+    m = model()
+    m.phi[0, 0] = math.nan
+    with pytest.raises(ValueError, match="not finite; expected finite ones"):
+        lae_fast.fit(m, RGB, epochs=1, batch_size=20)
+
+
 def test_on_epoch_is_told_and_may_stop():
     told = []
     losses = lae_fast.fit(
@@ -112,7 +149,7 @@ def test_training_that_fails_leaves_the_last_good_weights():
         if epoch == 2:
             m.decoder.register_forward_hook(lambda _, __, out: out * math.nan)
 
-    with pytest.raises(TrainingError, match="epoch 3: the loss or a parameter is not finite"):
+    with pytest.raises(TrainingError, match="epoch 3: the loss or a weight is not finite"):
         lae_fast.fit(m, RGB, epochs=5, batch_size=20, on_epoch=spoil)
     assert all(torch.equal(t, kept[1][name]) for name, t in m.state_dict().items())
     assert not all(torch.equal(t, good[name]) for name, t in m.state_dict().items())
@@ -128,6 +165,7 @@ def test_training_that_fails_leaves_the_last_good_weights():
         (dict(batch_size=41), "batch_size is 41; expected at most 40"),
         (dict(epochs=0), "epochs is 0"),
         (dict(lr=-1.0), "lr is -1"),
+        (dict(cooldown=5), "cooldown is 5; expected a number from 0 to 1"),
         (dict(on_epoch=3), "on_epoch is 3"),
         (dict(model=nn.Linear(2, 2)), "model is Linear"),
     ],

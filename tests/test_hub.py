@@ -1,5 +1,6 @@
 """The Hugging Face Hub, without a network: what would be uploaded is put into a folder, and downloaded from there."""
 
+import inspect
 import json
 import shutil
 import sys
@@ -61,7 +62,10 @@ def test_there_and_back(library, tmp_path, monkeypatch):
             shutil.copytree(folder_path, cloud / repo_id)
             return f"https://example.org/{repo_id}"
 
-    def download(repo_id, filename, **_):
+    signature = inspect.signature(library.hf_hub_download)
+
+    def download(repo_id, filename, **options):
+        signature.bind(repo_id, filename, **options)  # it takes no other ones
         return str(cloud / repo_id / filename)
 
     monkeypatch.setattr(library.hub_mixin, "HfApi", Api)

@@ -4,6 +4,7 @@ import copy
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -125,6 +126,40 @@ def test_networks_that_only_look_alike_are_not_taken_for_those_of_here(tmp_path)
         lae_fast.load(tmp_path)
 
 
+def test_what_is_not_trained_stays_so(tmp_path):
+    """A fixed scale of the Gaussian, and a layer that its user has frozen."""
+    architecture = ARCHITECTURES[0][0]
+    model = lae_fast.VAE(*architecture.bodies(), lae_fast.Gaussian(0.3), nx=16, nz=2, d=8)
+    model.encoder[0].weight.requires_grad_(False)
+    model.save(tmp_path)
+    loaded = lae_fast.load(tmp_path)
+    assert not loaded.likelihood.log_scale.requires_grad
+    assert not loaded.encoder[0].weight.requires_grad
+    assert loaded.encoder[0].bias.requires_grad
+
+
+def test_networks_that_were_changed_are_their_user_s(tmp_path):
+    encoder, decoder = ARCHITECTURES[0][0].bodies()
+    with pytest.warns(FutureWarning, match="deprecated"):
+        nn.utils.weight_norm(decoder[0])  # a hook, that no text of the network shows
+    lae_fast.VAE(encoder, decoder, lae_fast.Bernoulli(), nx=16, nz=2, d=8).save(tmp_path)
+    assert isinstance(lae_fast.load(tmp_path, encoder=encoder, decoder=decoder), lae_fast.VAE)
+    shapes = [
+        Architecture(network="conv", shape=(1, *sides), depth=1, nh=8, nz=2) for sides in ((16, 4), (8, 8))
+    ]
+    (encoder, _), (_, decoder) = (a.bodies() for a in shapes)
+    lae_fast.VAE(encoder, decoder, lae_fast.Bernoulli(), shape=(1, 8, 8), nz=2, d=8).save(tmp_path)
+    with pytest.raises(CheckpointError, match=r"encoder=\.\.\."):
+        lae_fast.load(tmp_path)
+
+
+def test_numbers_of_numpy_are_options(tmp_path):
+    lae_fast.LAE(
+        *ARCHITECTURES[0][0].bodies(), lae_fast.Bernoulli(), nx=16, nz=2, d=8, step_size=np.float32(0.5)
+    ).save(tmp_path)
+    assert lae_fast.load(tmp_path).step_size == 0.5
+
+
 def test_what_load_would_refuse_is_not_written(tmp_path):
     class Mine(lae_fast.VAE):
         pass
@@ -132,10 +167,13 @@ def test_what_load_would_refuse_is_not_written(tmp_path):
     parts = (*ARCHITECTURES[0][0].bodies(), lae_fast.Bernoulli())
     model = build(ARCHITECTURES[0][0])
     model.phi[0, 0] = math.nan
+    spoilt = build(ARCHITECTURES[0][0])
+    spoilt.log_step_size.fill_(math.nan)
     for wrong, words in (
         (Mine(*parts, nx=16, nz=2), "model is Mine, a class of its own; .*state_dict"),
         (build(ARCHITECTURES[0][0]).double(), "float64 .*; expected float32: .*state_dict"),
         (model, "phi holds values that are not finite"),
+        (spoilt, "log_step_size holds values that are not finite"),
     ):
         with pytest.raises(ValueError, match=words):
             wrong.save(tmp_path / "x")

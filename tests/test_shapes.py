@@ -272,13 +272,6 @@ def residue(layered, m, x, monkeypatch):
     return [t.detach().double() for t in found]
 
 
-class Shift(nn.Module):
-    """A module without parameters that works in place and does not say so."""
-
-    def forward(self, a):
-        return a.mul_(0.5)
-
-
 def many_layers():
     """One of each kind that is known, nested, with a frozen layer and modules that work in place."""
     inner = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(6, 4, 3, padding=1, groups=2, bias=False))
@@ -286,12 +279,12 @@ def many_layers():
         nn.Linear(2, 24),
         nn.LayerNorm(24),
         nn.Unflatten(1, (6, 2, 2)),
-        Shift(),
+        nn.LeakyReLU(0.5, inplace=True),
         nn.GroupNorm(2, 6),
         inner,
     ]
     layers += [nn.ConvTranspose2d(4, 4, 3, stride=2, output_padding=(0, 0)), nn.SiLU(inplace=True)]
-    layers += [nn.ConvTranspose2d(4, 3, (1, 2), padding=(0, 1)), nn.Flatten(), Shift()]
+    layers += [nn.ConvTranspose2d(4, 3, (1, 2), padding=(0, 1)), nn.Flatten(), nn.ELU(inplace=True)]
     layers[1].bias.requires_grad_(False)
     layers[6].requires_grad_(False)
     return nn.Sequential(*layers)
@@ -344,7 +337,31 @@ def hooked():
     return decoder
 
 
+def patched():
+    decoder = nn.Sequential(nn.Linear(2, 60))
+    own = decoder[0].forward
+    decoder[0].forward = lambda z: 2 * own(z)
+    return decoder
+
+
+class Borrowing(nn.Module):
+    """A module without parameters that uses another one's."""
+
+    def __init__(self, other):
+        super().__init__()
+        self.others = [other]
+
+    def forward(self, a):
+        return self.others[0](a)
+
+
+def borrowing():
+    layer = nn.Linear(60, 60)
+    return nn.Sequential(nn.Linear(2, 60), layer, nn.ReLU(), Borrowing(layer))
+
+
 TIED = nn.Linear(60, 60)
+ROWS_OF_THREE = [nn.Linear(2, 60), nn.Unflatten(1, (3, 20)), nn.Flatten(0, 1), nn.Linear(20, 20)]
 
 
 @pytest.mark.parametrize(
@@ -356,8 +373,23 @@ TIED = nn.Linear(60, 60)
         lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 60))),
         lambda: nn.Sequential(nn.Linear(2, 60), nn.Unflatten(1, COLOUR), nn.Conv2d(3, 3, 3, padding="same")),
         lambda: nn.Sequential(nn.Linear(2, 60), nn.BatchNorm1d(60)).eval(),
+        patched,
+        borrowing,
+        lambda: nn.Sequential(*ROWS_OF_THREE, nn.Unflatten(0, (-1, 3)), nn.Flatten()),
+        lambda: nn.Sequential(nn.Linear(2, 60), nn.Softmax(0)),
     ],
-    ids=["residual", "hooked", "tied", "weight norm", "same", "batch norm"],
+    ids=[
+        "residual",
+        "hooked",
+        "tied",
+        "weight norm",
+        "same",
+        "batch norm",
+        "patched",
+        "borrowing",
+        "rows",
+        "mixing",
+    ],
 )
 def test_other_decoders_are_left_to_autograd(decoder):
     m = own(decoder=decoder(), mh=False)

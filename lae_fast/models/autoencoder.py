@@ -317,7 +317,7 @@ class Autoencoder(nn.Module):
         `load` wants them again: `load(path, encoder=..., decoder=...)`.
 
         Args:
-            path: a folder, which is made where it is not there and then holds best.safetensors; or a file *.safetensors.
+            path: a folder, which is made where it is not there and then holds best.safetensors; or a file that ends in .safetensors.
 
         Raises:
             TypeError: path is not one.
@@ -342,10 +342,11 @@ class Autoencoder(nn.Module):
             )
         weights = {name: t.clone() for name, t in self.state_dict().items()}  # some may be one tensor
         for name, t in weights.items():
-            if name not in self.chain_state() and t.is_floating_point():
-                if t.dtype != torch.float32:
+            if t.is_floating_point():
+                if t.dtype != torch.float32 and name not in self.chain_state():
                     raise ValueError(f"{name} is {checks.describe(t)}; expected float32: {advice}")
-                if not t.isfinite().all():
+                # A step size of 0 has the logarithm -inf.
+                if not (t.exp() if name == "log_step_size" else t).isfinite().all():
                     raise ValueError(
                         f"{name} holds values that are not finite; expected finite ones: {advice}"
                     )
@@ -358,6 +359,7 @@ class Autoencoder(nn.Module):
             "shape": self.shape,
             **network,
             "options": self.options(),
+            "frozen": [name for name, p in self.named_parameters() if not p.requires_grad],
         }
         file = path if path.suffix == ".safetensors" else path / WEIGHTS
         with checkpoint.naming(file):

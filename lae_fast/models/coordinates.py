@@ -45,7 +45,8 @@ class Memory:
         self.gram = gram.lerp(h.T @ h / len(h), self.weight)
         eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
         # cholesky_ex does not wait for the device
-        self.root = torch.linalg.cholesky_ex(self.gram + ridge * self.gram.diagonal().mean() * eye).L
+        mean = self.gram.diagonal().mean().clamp(min=1e-30)  # features that are all 0 leave phi where it is
+        self.root = torch.linalg.cholesky_ex(self.gram + ridge * mean * eye).L
 
     def step(self, moves: Tensor) -> Tensor:
         """The change of phi [nz, d] that moves the codes h phi^T [n, nz] by about `moves`: recursive least squares.

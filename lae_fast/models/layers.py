@@ -11,12 +11,19 @@ from torch import Tensor, nn
 from lae_fast.isolation import differentiable
 from lae_fast.models import products
 from lae_fast.models.mlp import MLP
+from lae_fast.models.nets import AsImages
 from lae_fast.ops.torch_private import has_hooks, own_parameters
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 CONVOLUTIONS += (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 # Each is a function of its input and its own parameters, row by row.
 KNOWN = (nn.Linear, *CONVOLUTIONS, nn.LayerNorm, nn.GroupNorm)
+WITHOUT_PARAMETERS = (
+    *(AsImages, nn.Identity, nn.Dropout, nn.Dropout2d, nn.Upsample, nn.PixelShuffle),
+    *(nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d),
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus),
+    *(nn.Tanh, nn.Sigmoid, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.Softsign, nn.LogSigmoid),
+)
 
 
 class Trace(NamedTuple):
@@ -30,7 +37,8 @@ class Trace(NamedTuple):
 
 def layers_of(net: nn.Module) -> list[nn.Module] | None:
     """The layers of a network in order; None unless their inputs, and the gradients at their outputs, are enough to know all
-    weight gradients: an `nn.Sequential`, also nested, of `KNOWN` layers and of modules without parameters."""
+    weight gradients: an `nn.Sequential`, also nested, of `KNOWN` layers and those `WITHOUT_PARAMETERS`. Other modules may do
+    anything: mix rows, or use a weight that is not their own."""
     found = list(_flat(net))
     parameters = [p for layer in found for p in layer.parameters()]
     if len({id(p) for p in parameters}) < len(parameters) or any(map(has_hooks, net.modules())):
@@ -46,19 +54,17 @@ def _flat(net: nn.Module) -> list[nn.Module]:
 
 
 def _is_known(layer: nn.Module) -> bool:
-    if next(layer.parameters(), None) is None:
-        return next(layer.children(), None) is None
+    if "forward" in vars(layer):  # somebody has changed this one
+        return False
+    if type(layer) in (nn.Flatten, nn.Unflatten):
+        axis = layer.start_dim if type(layer) is nn.Flatten else layer.dim
+        return isinstance(axis, int) and axis >= 1  # rows stay rows
+    if type(layer) in WITHOUT_PARAMETERS:
+        return True
     is_plain = getattr(layer, "padding_mode", "zeros") == "zeros" and not isinstance(
         getattr(layer, "padding", 0), str
     )
     return type(layer) in KNOWN and is_plain
-
-
-def _may_work_in_place(layer: nn.Module) -> bool:
-    """Whether a layer without parameters may change its input, of which the trace needs what it was."""
-    return getattr(layer, "inplace", False) or not type(layer).__module__.startswith(
-        ("torch.nn.", "lae_fast.")
-    )
 
 
 def _learned(layer: nn.Module) -> list[nn.Parameter]:
@@ -76,7 +82,8 @@ def forward(layers: list[nn.Module], z: Tensor) -> Trace:
                 a = layer(a)
                 trace.outputs.append(a)
             else:
-                a = layer(a.clone() if _may_work_in_place(layer) else a)
+                # The trace needs what an output was.
+                a = layer(a.clone() if getattr(layer, "inplace", False) else a)
         return trace._replace(end=a)
 
 

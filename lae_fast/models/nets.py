@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lae_fast import checks
 from lae_fast.models.mlp import MLP
+from lae_fast.ops.torch_private import has_hooks
 
 
 def _orthogonal(net: nn.Sequential) -> nn.Sequential:
@@ -58,6 +59,9 @@ class AsImages(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.reshape(x.shape[0], *self.shape)  # not len(x), which `torch.export` would fix
+
+    def extra_repr(self) -> str:
+        return str(self.shape)
 
 
 def conv(
@@ -108,6 +112,13 @@ def _sizes(shape: int | Sequence[int]) -> tuple[int, ...]:
 NETWORKS: dict[str, Callable[..., tuple[nn.Module, nn.Module]]] = {"mlp": mlp, "conv": conv}
 
 
+def _is_twin(own: nn.Module, twin: nn.Module) -> bool:
+    """Whether a network is made as the other is, with parameters of the same names and shapes, and nothing done to it since."""
+    sizes, wanted = ({name: t.shape for name, t in net.state_dict().items()} for net in (own, twin))
+    is_same = type(own) is type(twin) and str(own) == str(twin) and sizes == wanted
+    return is_same and not any(has_hooks(m) or "forward" in vars(m) for m in own.modules())
+
+
 def recognised(
     encoder: nn.Module, decoder: nn.Module, shape: Sequence[int], nz: int, d: int
 ) -> dict[str, Any]:
@@ -123,6 +134,6 @@ def recognised(
         except ValueError:  # it cannot be made for these sizes
             continue
         pairs = zip((encoder, decoder), twins, strict=True)
-        if all(type(own) is type(twin) and str(own) == str(twin) for own, twin in pairs):
+        if all(_is_twin(own, twin) for own, twin in pairs):
             return {"network": name, **sizes}
     return {"network": None}

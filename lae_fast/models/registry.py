@@ -164,7 +164,7 @@ def load(
             f"{path}: the parts given are {', '.join(own) or 'none'}; expected {call if wanted else 'none'}"
         )
         raise ValueError(message) if own else checkpoint.CheckpointError(message)
-    options = metadata.pop("options", None)  # older files hold none
+    options, frozen = metadata.pop("options", None), metadata.pop("frozen", [])  # older files hold none
     if wanted:
         known = {"network": "mlp", "likelihood": "bernoulli"}  # which stand in for the own ones
         metadata |= {name: known[name] for name in known if metadata.get(name, "") is None}
@@ -181,6 +181,8 @@ def load(
             f"{path} holds options that its model does not take: {error}"
         ) from error
     checkpoint.load_into(model, weights, path)
+    for name, p in model.named_parameters():
+        p.requires_grad_(name not in frozen)
     return model.eval()
 
 
@@ -208,7 +210,9 @@ def architecture_in(metadata: dict[str, Any], path: Path) -> Architecture:
     from lae_fast import checkpoint
 
     try:
-        return Architecture(**{name: value for name, value in metadata.items() if name != "options"})
+        return Architecture(
+            **{name: value for name, value in metadata.items() if name not in ("options", "frozen")}
+        )
     except (TypeError, ValueError) as error:
         raise checkpoint.CheckpointError(f"{path} is not of a model of this package: {error}") from error
 

@@ -80,10 +80,10 @@ class AutoencoderWithChain(Autoencoder):
         self.chain_precision = chosen_chain_precision(self.precision, chain_precision, mh)
         adaptation_rate = checks.number("adaptation_rate", adaptation_rate, least=0)
         self.adaptation_rate = adaptation_rate if mh and step_size is None else 0.0
-        self.step_size = step_size
+        self.step_size = None if step_size is None else checks.number("step_size", step_size, least=0)
+        step_size = self.step_size
         if step_size is None:
             step_size = self.first_step_size if mh else self.unadjusted_step_size
-        step_size = checks.number("step_size", step_size, least=0)
         log_step_size = math.log(step_size) if step_size > 0 else -math.inf
         self.register_buffer("log_step_size", torch.tensor([log_step_size], dtype=torch.float64))
         self.register_buffer("rng", ops.make_rng(torch.get_default_device()))

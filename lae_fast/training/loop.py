@@ -32,13 +32,15 @@ def fit(
     """Train a model on images in memory; on a GPU the steps are captured in a CUDA graph.
 
     Args:
-        model: any of this package's models, of any networks; it is in its own mode afterwards.
+        model: any of this package's models, of any networks. All of it trains in train mode; afterwards each of its modules is
+            in the mode that it had.
         images: [N, ...] as the model takes them, a tensor or array; a `torch.utils.data.Dataset` of images or of pairs (image,
             label); or the training images of a `lae_fast.data.Dataset`. They are moved to the model's device.
         epochs: passes over the images, each in an order of its own, without the rest that fills no minibatch.
         lr: Adam's learning rate; default: `model.lr`.
-        cooldown: the last fraction of training, in which the learning rate falls to 0.
-        seed: of the order and of all noise; the program's own random stream stays where it is.
+        cooldown: the last fraction of training, from 0 to 1, in which the learning rate falls to 0.
+        seed: of the order and of all noise but the chain's, which goes on with its own; the program's own random streams stay
+            where they are.
         progress: show a bar.
         on_epoch: called after each epoch with its number, from 1, and its loss; training stops if it returns True.
 
@@ -47,7 +49,8 @@ def fit(
 
     Raises:
         TypeError, ValueError: an argument or the images have another form, or there are fewer images than `batch_size`.
-        TrainingError: a loss or a parameter is not finite. The model then has the weights of the last good epoch.
+        TrainingError: a loss, a weight or the chain's state is not finite. The model then has what it had after the last good
+            epoch.
 
     Example:
         >>> encoder, decoder = torch.nn.Linear(9, 8), torch.nn.Linear(2, 9)
@@ -60,7 +63,8 @@ def fit(
         raise TypeError(f"model is {checks.describe(model)}; expected an LAE, VAE or Hoffman")
     epochs, batch_size = checks.count("epochs", epochs), checks.count("batch_size", batch_size)
     lr = checks.number("lr", model.lr if lr is None else lr, least=0)
-    cooldown = checks.number("cooldown", cooldown, least=0)
+    if not 0 <= checks.number("cooldown", cooldown) <= 1:
+        raise ValueError(f"cooldown is {cooldown}; expected a number from 0 to 1")
     seed, progress = checks.seed("seed", seed), checks.flag("progress", progress)
     if on_epoch is not None:
         checks.function("on_epoch", on_epoch)
@@ -68,12 +72,16 @@ def fit(
     if len(x) < batch_size:
         raise ValueError(f"batch_size is {batch_size}; expected at most {len(x)}, the number of images")
     optimizer, n_batches, losses = adam(model, lr, model.beta1), len(x) // batch_size, list[float]()
-    was_training, step = model.training, TrainingStep(model.train(), optimizer)
+    if not _is_finite(model):
+        raise ValueError("the model's weights or its chain's state are not finite; expected finite ones")
+    modes, step = {m: m.training for m in model.modules()}, TrainingStep(model.train(), optimizer)
     devices = [x.device] if x.is_cuda else []
     shown = bar(total=epochs * n_batches, unit="batch", shown=progress)
     try:
-        with torch.random.fork_rng(devices), shown:
-            torch.manual_seed(seed)
+        with torch.random.fork_rng(devices), torch.enable_grad(), shown:
+            torch.default_generator.manual_seed(seed)  # not `torch.manual_seed`, which seeds all devices
+            for device in devices:
+                torch.cuda.default_generators[device.index].manual_seed(seed)
             for epoch in range(epochs):
                 good = {name: t.clone() for name, t in model.state_dict().items()}
                 total = torch.zeros((), dtype=torch.float64, device=x.device)
@@ -84,10 +92,10 @@ def fit(
                     total += step(data.pixels(x[index]))
                     shown.update()
                 loss = total.item() / n_batches
-                if not math.isfinite(loss) or not all(p.isfinite().all() for p in model.parameters()):
+                if not math.isfinite(loss) or not _is_finite(model):
                     model.load_state_dict(good)
                     raise TrainingError(
-                        f"epoch {epoch + 1}: the loss or a parameter is not finite; the model has the weights from before it; "
+                        f"epoch {epoch + 1}: the loss or a weight is not finite; the model has the weights from before it; "
                         f"expected a lower lr than {lr:g}"
                     )
                 losses.append(loss)
@@ -95,8 +103,15 @@ def fit(
                 if on_epoch is not None and on_epoch(epoch + 1, loss) is True:
                     break
     finally:
-        model.train(was_training)
+        for module, mode in modes.items():
+            module.training = mode
     return losses
+
+
+def _is_finite(model: Autoencoder) -> bool:
+    """Whether all weights and the chain's state are; the logarithm of a step size may be -inf."""
+    values = (t.exp() if name == "log_step_size" else t for name, t in model.state_dict().items())
+    return all(t.isfinite().all() for t in values)
 
 
 def _images(model: Autoencoder, images: Any) -> Tensor:
@@ -105,7 +120,7 @@ def _images(model: Autoencoder, images: Any) -> Tensor:
         images = images.train.images
     x = stacked(images)[0]
     if x.shape[1:] not in (model.shape, (model.nx,)) and len(model.shape) == 3:
-        x = as_split(images).images  # channels last, or none
+        x = as_split(x).images  # channels last, or none
     x = x.to(next(model.parameters()).device)
     images_for(model, x)
     return x
