@@ -137,7 +137,7 @@ def score(folder: Path, options: Options) -> Score:
     found = models.architecture_in(checkpoint.load_weights(best)[1], best)
     if found != expected:
         raise CheckpointError(f"{best} holds {found}; expected {expected}, as config.json says")
-    dataset = run_folder.data_to_evaluate(config, options.data, options.data_dir)
+    dataset = run_folder.data_to_evaluate(folder, config, options.data, options.data_dir)
     x = data.pixels(dataset.test.images[: options.images].to(options.device))
     quality = evaluate(model, x, n_draws=20, seed=options.seed)
     bound = -importance_bound(model, x, n_draws=options.n_draws, seed=options.seed).mean().item()

@@ -54,10 +54,12 @@ def _as(kind: type[Config], options: Config) -> Config:
 def _parse(arguments: Sequence[str]) -> Config:
     """Flags to options, on top of the defaults, of the file after --config, or of the run after --resume."""
     prog = " ".join(console.typed("train"))
-    # These two alone at first: flags that their options allow may contradict the defaults.
+    # These alone at first: flags that their options allow may contradict the defaults.
     bases = argparse.ArgumentParser(prog, f"{prog} [OPTIONS]", add_help=False, allow_abbrev=False)
     bases.add_argument("--resume", type=Path)
     bases.add_argument("--config", type=Path)
+    bases.add_argument("--data")
+    bases.add_argument("--dataset")
     given = bases.parse_known_args(arguments)[0]
     if given.resume and given.config:
         raise TrainingError(f"--config {given.config} beside --resume: a run goes on with its own options")
@@ -66,6 +68,10 @@ def _parse(arguments: Sequence[str]) -> Config:
         base = _resumed(given.resume)
     elif given.config:
         base = config_file.read(given.config)
+        if given.data is not None:  # instead of the file's data
+            base = dataclasses.replace(base, dataset="auto")
+        if given.dataset is not None:
+            base = dataclasses.replace(base, data=None)
     flags = tyro.cli(
         Flags,
         args=arguments,

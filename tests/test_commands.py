@@ -12,7 +12,7 @@ import torch
 from commands import SMALL_RUN
 
 from lae_fast import __main__, __version__, checkpoint, train
-from lae_fast.training.config import Config
+from lae_fast.training.config import Config, TrainingError
 
 ROOT = Path(__file__).parent.parent
 
@@ -193,3 +193,20 @@ def test_a_missing_tensorboard_names_its_extra(tmp_path, monkeypatch, capsys):
     )
     assert (tmp_path / "run" / "metrics.jsonl").read_text()
     assert not (tmp_path / "run" / "tensorboard").exists()
+
+
+@pytest.mark.parametrize(
+    ("written", "flag"), [("data: own.npy\n", "--dataset=digits"), ("dataset: digits\n", "--data=own.npy")]
+)
+def test_a_flag_for_data_wins_over_the_file_s_other_one(written, flag, tmp_path):
+    file = tmp_path / "options.yaml"
+    file.write_text(written)
+    found = train._parse(["--config", str(file), flag])
+    assert (found.dataset, found.data) == (("digits", None) if "set" in flag else ("auto", Path("own.npy")))
+
+
+def test_a_file_that_nests_too_deep_is_named(tmp_path):
+    file = tmp_path / "options.json"
+    file.write_text("[" * 100_000)
+    with pytest.raises(TrainingError, match=f"--config {file}: "):
+        train._parse(["--config", str(file)])

@@ -2,11 +2,12 @@
 
 import csv
 
+import numpy as np
 import pytest
 import torch
 from commands import SMALL_RUN
 
-from lae_fast import score, train
+from lae_fast import score, train, view
 from lae_fast.models import Architecture, build, load
 
 RUN = [*SMALL_RUN, *["--nz", "2", "--batch-size", "100", "--epochs", "1"]]
@@ -96,3 +97,17 @@ def test_load_gives_back_the_trained_model(runs):
     fresh.load_state_dict(model.state_dict())
     x = torch.rand(3, 64)
     assert torch.equal(fresh.encode(x), model.encode(x))
+
+
+def test_other_images_are_not_taken_for_the_run_s(tmp_path, capsys):
+    """Test images of other data may have been training images of the run."""
+    pictures, folder = tmp_path / "own.npy", tmp_path / "run"
+    draw = np.random.default_rng(0)
+    np.save(pictures, draw.integers(256, size=(60, 4, 4), dtype=np.uint8))
+    options = ["--device", "cpu", "--nh", "8", "--depth", "1", "--nz", "2", "--epochs", "1"]
+    assert train.main([*options, "--data", str(pictures), "--output-dir", str(folder)]) == 0
+    np.save(pictures, draw.integers(256, size=(61, 4, 4), dtype=np.uint8))
+    for main in (score.main, view.main):
+        capsys.readouterr()
+        assert main([str(folder)]) == 2
+        assert "was trained on other data" in capsys.readouterr().err

@@ -34,7 +34,7 @@ def read(path: Path) -> Config:
             }
         _check_names(found)
         return Config.from_json(found)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise TrainingError(f"--config {path}: {error}") from error
 
 

@@ -139,19 +139,27 @@ def check_data(folder: Path, fingerprint: str) -> None:
         )
 
 
-def data_to_evaluate(config: Config, own: Path | None = None, data_dir: Path | None = None) -> data.Dataset:
-    """The data of a run, for questions about its model. Where it was trained on binary images, they are binary, the same at
-    every call and for every model.
+def data_to_evaluate(
+    folder: Path, config: Config, own: Path | None = None, data_dir: Path | None = None
+) -> data.Dataset:
+    """The data of the run in that folder, for questions about its model. Where it was trained on binary images, those of test
+    and validation are binary, the same at every call and for every model.
 
     Args:
         own, data_dir: where images of one's own, or data sets by name, lie now; None: where the run found them.
 
     Raises:
-        DataError, ValueError: they cannot be read.
+        DataError, ValueError: they cannot be read, or are others than those that the run was trained on, whose test images may
+            have been training images.
     """
-    return data.load(
+    dataset = data.load(
         (config.data and (own or config.data)) or config.dataset,
         data_dir or config.data_dir,
         validation=config.validation,
-        binarization="none" if config.binarize == "none" else "fixed",
+        binarization=config.binarize,
     )
+    try:
+        check_data(folder, dataset.fingerprint())
+    except TrainingError as error:
+        raise data.DataError(str(error)) from error
+    return dataset
