@@ -48,6 +48,12 @@ def holds(dataset, images, labels=None):
     )
 
 
+def only(split):
+    """A data set of this split alone."""
+    none = split.at(slice(0))
+    return data.Dataset("one split", "", split, none, none)
+
+
 # ---- from memory ----
 
 
@@ -133,9 +139,20 @@ def test_own_images_are_always_parted_in_the_same_way():
     assert [len(s.images) for s in fewer[2:]] == [175, 5, 20]
     assert torch.equal(first.test.images, fewer.test.images)
     assert all(0.2 < s.labels.float().mean() < 0.8 for s in first[2:])
-    own = data.from_images(bytes_like(200, 4, 4), test=SQUARES)
-    assert torch.equal(own.test.images, SQUARES)
-    assert [len(s.images) for s in own[2:]] == [180, 20, N]
+
+
+def test_own_test_images_come_in_an_order_that_does_not_follow_the_classes():
+    """So that the first of them stand for all; the others stay in the order that they have without them."""
+    images, classes = bytes_like(N, 1, 4, 4, seed=1), torch.arange(N) // (N // 4)
+    own, again = (data.from_images(SQUARES, LABELS, test=images, test_labels=classes) for _ in range(2))
+    assert [len(s.images) for s in own[2:]] == [36, 4, N]
+    assert own.fingerprint() == again.fingerprint()
+    assert own.test.labels[: N // 4].unique().tolist() == [0, 1, 2, 3]
+    order = [next(i for i in range(N) if torch.equal(images[i], image)) for image in own.test.images]
+    assert sorted(order) == list(range(N))
+    assert torch.equal(own.test.labels, classes[order])
+    train = torch.cat((own.train.images, own.validation.images))
+    assert torch.equal(train, SQUARES[torch.randperm(N, generator=torch.Generator().manual_seed(0))])
 
 
 def test_fingerprints_tell_images_labels_and_shapes_apart():
@@ -220,8 +237,7 @@ def test_files_of_arrays_and_tensors(name, tmp_path):
     sizes = [len(s.images) for s in dataset[2:]]
     if name in ("g.npz", "h.npz"):
         assert sizes == ([36, 4, N] if name == "g.npz" else [N, N, N])
-        assert torch.equal(dataset.test.images, RGB)
-        assert torch.equal(dataset.test.labels, LABELS)
+        assert holds(only(dataset.test), RGB, LABELS)
         dataset = dataset._replace(test=data.Split(RGB[:0], LABELS[:0]))
         dataset = dataset._replace(validation=dataset.test) if name == "h.npz" else dataset
     else:
@@ -308,9 +324,9 @@ def test_sub_folders_may_be_splits(tmp_path):
                 save(image, tmp_path / split / "abc"[i % 3] / f"{i}.png")
     dataset = data.load(tmp_path)
     assert [len(s.images) for s in dataset[2:]] == [40, 26, 26]
-    assert dataset.test.labels.tolist() == [1] * 13 + [2] * 13
-    assert torch.equal(dataset.test.images[0], RGB[1])
-    assert torch.equal(dataset.validation.images, dataset.test.images)
+    some = torch.arange(N) % 3 > 0
+    for split in (dataset.validation, dataset.test):
+        assert holds(only(split), RGB[some], LABELS[some])
     save(RGB[0], tmp_path / "test" / "d" / "x.png")
     with pytest.raises(DataError, match=r"test has the classes d, and .*train has not"):
         data.load(tmp_path)
@@ -362,6 +378,17 @@ def test_changed_bytes_are_read_or_refused_in_words_that_name_them(name, tmp_pat
         except DataError as error:
             message = str(error)
         assert str(target) in message
+
+
+def test_a_folder_with_the_name_of_a_choice_is_not_taken_for_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for i, image in enumerate(GREY):
+        save(image, Path("auto", f"{i}.png"))
+        save(image, Path("digits", f"{i}.png"))
+    monkeypatch.setattr(mnist_download, "MIRRORS", ["file:///nowhere/"])
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
+    assert [data.load(name, tmp_path).name for name in ("auto", "digits")] == ["digits", "digits"]
+    assert data.load("./auto", tmp_path).name == "auto"
 
 
 def test_what_is_not_there_is_named(tmp_path, monkeypatch):

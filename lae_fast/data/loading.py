@@ -53,7 +53,9 @@ def load(
     """
     _check(validation, binarization)
     root = _folder("root", root)
-    if isinstance(name, Path) or (isinstance(name, str) and name not in DATASETS and os.path.exists(name)):
+    if isinstance(name, Path) or (
+        isinstance(name, str) and name not in ("auto", *DATASETS) and os.path.exists(name)
+    ):
         path = _folder("dataset", name).absolute()
         return _dataset(path.name, files.read(path), validation, binarization)
     try:
