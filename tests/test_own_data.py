@@ -277,6 +277,8 @@ def test_a_broken_file_is_named(name, content, message, tmp_path):
         (lambda p: np.savez(p, a=RGB.numpy(), b=RGB.numpy()), "a.npz holds a, b; expected images, and perhaps labels"),
         (lambda p: np.savez(p, y=LABELS.numpy(), x_test=RGB.numpy()), "a.npz holds y, x_test; expected images"),
         (lambda p: np.savez(p, x_test=RGB.numpy(), y_test=LABELS.numpy()), "expected images"),
+        (lambda p: np.savez(p, images=RGB.numpy(), data=RGB.numpy()), "a.npz holds images and data, both train images; expected one of both"),
+        (lambda p: np.savez(p, x=RGB.numpy(), x_val=RGB.numpy(), x_valid=RGB.numpy()), "holds x_val and x_valid, both validation images"),
         (lambda p: np.savez(p), "a.npz holds nothing; expected images"),
         (lambda p: np.savez(p, images=RGB.numpy().astype(int)), r"a.npz: images are int64 \[40, 3, 5, 4\]; expected uint8"),
         (lambda p: np.savez(p, x_train=RGB.numpy(), x_test=RGB.numpy()[:, :, 1:]), r"expected one shape and type"),
@@ -330,6 +332,42 @@ def test_sub_folders_may_be_splits(tmp_path):
     save(RGB[0], tmp_path / "test" / "d" / "x.png")
     with pytest.raises(DataError, match=r"test has the classes d, and .*train has not"):
         data.load(tmp_path)
+
+
+def folders_of_pictures(folder, *places):
+    """The same pictures in each of these sub-folders."""
+    for place in places:
+        for i, image in enumerate(GREY[:21]):
+            save(image, folder / place / f"{i}.png")
+
+
+def test_other_words_for_splits(tmp_path):
+    """The layout of mnist_png."""
+    folders_of_pictures(tmp_path, "training/0", "training/1", "Testing/0", "Testing/1")
+    assert [len(s.images) for s in data.load(tmp_path)[2:]] == [38, 4, 42]
+    np.savez(tmp_path / "a.npz", training_images=GREY, testing_images=GREY)
+    assert [len(s.images) for s in data.load(tmp_path / "a.npz")[2:]] == [36, 4, N]
+
+
+@pytest.mark.parametrize(
+    ("places", "message"),
+    [
+        (("test", "val"), "holds test, val, and no train; expected train, test and perhaps val"),
+        (("train", "val", "valid"), "val and .*valid both are validation images; expected one of both"),
+        (("train", "training"), "train and .*training both are train images"),
+        (("train", "test", "."), "0.png lies beside .*train; expected all pictures in test, train"),
+        (("training", "testing", "cats"), "holds cats, testing, training; expected train, test"),
+    ],
+)
+def test_pictures_whose_split_is_unclear_are_refused(places, message, tmp_path):
+    folders_of_pictures(tmp_path, *places)
+    with pytest.raises(DataError, match=message):
+        data.load(tmp_path)
+
+
+def test_a_class_may_be_called_as_a_split(tmp_path):
+    folders_of_pictures(tmp_path, "plane", "train")
+    assert data.load(tmp_path).source.endswith("2 classes)")
 
 
 @pytest.mark.parametrize(

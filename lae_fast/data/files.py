@@ -22,10 +22,12 @@ TENSORS = (".pt", ".pth")
 # Words of which names of arrays and folders are made, as train_images, x_test, val.
 SPLITS = {
     "train": "train",
+    "training": "train",
     "val": "validation",
     "valid": "validation",
     "validation": "validation",
     "test": "test",
+    "testing": "test",
 }
 IMAGES = {"images", "image", "imgs", "x", "data"}
 KINDS = {1: "grey", 3: "RGB"}  # by the number of channels
@@ -83,15 +85,21 @@ def _file(path: Path) -> dict[str, Split]:
     if not isinstance(content, Mapping):
         return {"train": as_split(content)}
     found: dict[str, dict[str, Any]] = {}
+    names: dict[tuple[str, str], Any] = {}  # by split and kind
     for name, value in content.items():
         if (place := _place(str(name))) is not None:
-            found.setdefault(place[0], {})[place[1]] = value
+            split, kind = place
+            if names.setdefault(place, name) != name:
+                raise DataError(
+                    f"{path} holds {names[place]} and {name}, both {split} {kind}; expected one of both"
+                )
+            found.setdefault(split, {})[kind] = value
     if not found and len(content) == 1:  # of whatever name
         found = {"train": {"images": next(iter(content.values()))}}
     if "train" not in found or not all("images" in split for split in found.values()):
-        names = ", ".join(map(str, content)) or "nothing"
+        held = ", ".join(map(str, content)) or "nothing"
         raise DataError(
-            f"{path} holds {names:.200}; expected images, and perhaps labels; or x_train, y_train, x_test, y_test"
+            f"{path} holds {held:.200}; expected images, and perhaps labels; or x_train, y_train, x_test, y_test"
         )
     return {name: as_split(**split) for name, split in found.items()}
 
@@ -130,14 +138,7 @@ def _place(name: str) -> tuple[str, str] | None:
 
 def _folder(folder: Path) -> dict[str, Split]:
     """By name of the split, what a folder holds."""
-    inside = {p.name.lower(): p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")}
-    places = {"train": folder}
-    if "train" in inside and inside.keys() <= SPLITS.keys():
-        places = {SPLITS[name]: path for name, path in inside.items()}
-    elif {"train", "test"} <= inside.keys():
-        raise DataError(
-            f"{folder} holds {', '.join(sorted(inside))}; expected train, test and perhaps val, or classes"
-        )
+    places = _places(folder)
     members = {name: _members(place) for name, place in places.items()}  # by split, by class
     classes = list(members["train"])
     for name, found in members.items():
@@ -147,6 +148,33 @@ def _folder(folder: Path) -> dict[str, Split]:
             )
     kind = _kind([path for found in members.values() for paths in found.values() for path in paths])
     return {name: _pictures(places[name], found, classes, *kind) for name, found in members.items()}
+
+
+def _places(folder: Path) -> dict[str, Path]:
+    """By name of the split, where its pictures are: in sub-folders if all are named by splits, otherwise all are of training."""
+    inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    folders = [path for path in inside if path.is_dir()]
+    splits = [SPLITS.get(path.name.lower()) for path in folders]
+    names = ", ".join(path.name for path in folders)
+    if None in splits or not splits:
+        if {"train", "test"} <= set(splits):
+            raise DataError(f"{folder} holds {names}; expected train, test and perhaps val, or classes")
+        return {"train": folder}
+    places: dict[str, Path] = {}
+    for split, path in zip(splits, folders, strict=True):
+        if places.setdefault(split, path) != path:
+            raise DataError(f"{places[split]} and {path} both are {split} images; expected one of both")
+    if "train" not in places:
+        raise DataError(
+            f"{folder} holds {names}, and no train; expected train, test and perhaps val, or classes"
+        )
+    if loose := [path for path in inside if path not in folders and _is_picture(path.name)]:
+        raise DataError(f"{loose[0]} lies beside {places['train']}; expected all pictures in {names}")
+    return places
+
+
+def _is_picture(name: str) -> bool:
+    return name.lower().endswith(PICTURES) and not name.startswith(".")
 
 
 def _members(folder: Path) -> dict[str, list[Path]]:
@@ -160,9 +188,7 @@ def _members(folder: Path) -> dict[str, list[Path]]:
             continue
         seen.add(real)
         inner = Path(place).relative_to(folder).parts
-        paths = [
-            Path(place, n) for n in sorted(names) if n.lower().endswith(PICTURES) and not n.startswith(".")
-        ]
+        paths = [Path(place, name) for name in sorted(names) if _is_picture(name)]
         if paths:
             found.setdefault(inner[0] if inner else "", []).extend(paths)
     if not found:
