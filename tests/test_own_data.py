@@ -5,8 +5,10 @@ import hashlib
 import json
 import pickle
 import random
+import struct
 import sys
 import types
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +100,8 @@ class Stream(IterableDataset):
         ([image.numpy() for image in RGB], RGB),
         ([Image.fromarray(image[0].numpy()) for image in GREY], GREY),
         ([Image.fromarray(image.permute(1, 2, 0).numpy()) for image in RGB], RGB),
+        ([Image.fromarray(image.permute(1, 2, 0).numpy()).quantize(20) for image in RGB], RGB),  # a colour a pixel
+        ([Image.fromarray(image.permute(1, 2, 0).numpy()).convert("RGBA") for image in RGB], RGB),
     ],
 )  # fmt: skip
 def test_images_in_any_layout(given, expected):
@@ -121,6 +125,13 @@ def test_images_in_any_layout(given, expected):
 )
 def test_labels_stay_with_their_images(given):
     assert holds(data.from_images(*given), GREY, torch.arange(N))
+
+
+def test_pictures_are_converted_by_their_mode():
+    grey = Image.fromarray(np.arange(0, 200, 10, dtype=np.uint8).reshape(5, 4))
+    found = data.from_images([grey.convert("RGB").convert("YCbCr")] * N).train.images[0]
+    expected = torch.from_numpy(np.array(grey)).expand(3, 5, 4)  # grey in three channels
+    assert (found.int() - expected).abs().max() <= 1
 
 
 def test_labels_that_are_no_numbers_are_left_out():
@@ -187,6 +198,8 @@ def test_fingerprints_of_old_runs_stay_what_they_were():
         (lambda: data.from_images(np.full((N, 2, 2), 1e300)), "values of images go from inf to inf"),
         (lambda: data.from_images([GREY[0], RGB[0]]), r"image 1 is uint8 \[3, 5, 4\] on cpu, image 0 uint8 \[1, 5, 4\] on cpu; expected one"),
         (lambda: data.from_images([GREY[0], GREY[0] / 255]), "image 1 is float32"),
+        (lambda: data.from_images([Image.new("HSV", (4, 5))] * N), "image 0 has pixels of mode HSV; expected 8 bits, grey or RGB"),
+        (lambda: data.from_images([Image.new("RGBA", (4, 5))] * N), "image 0 has transparent pixels; expected none"),
         (lambda: data.from_images(["a", "b"]), r"image 0 is 'a' \(str\)"),
         (lambda: data.from_images(GREY[:19]), "there are 19 training images; expected at least 20"),
         (lambda: data.from_images(GREY, torch.arange(3)), r"labels are int64 \[3\] on cpu; expected whole numbers \[40\]"),
@@ -334,6 +347,33 @@ def test_sub_folders_may_be_splits(tmp_path):
         data.load(tmp_path)
 
 
+def write_png16(path, color_type):
+    """A PNG of 4 x 5 pixels with 16 bits a channel, all white, which PIL does not write."""
+    channels = {2: 3, 4: 2, 6: 4}[color_type]
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", 4, 5, 16, color_type, 0, 0, 0),
+        b"IDAT": zlib.compress((b"\0" + b"\xff" * 4 * channels * 2) * 5),
+        b"IEND": b"",
+    }
+    parts = [
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks.items()
+    ]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "webp"])
+def test_pictures_are_turned_as_cameras_ask(ending, tmp_path):
+    """EXIF's orientation 6: what is stored is to be turned by 90 degrees, clockwise."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for i, image in enumerate(RGB):
+        stored = Image.fromarray(image.permute(1, 2, 0).numpy()).transpose(Image.Transpose.ROTATE_90)
+        options = {"lossless": True} if ending == "webp" else {}
+        stored.save(tmp_path / f"{i}.{ending}", exif=exif, **options)
+    assert holds(data.load(tmp_path), RGB)
+
+
 def folders_of_pictures(folder, *places):
     """The same pictures in each of these sub-folders."""
     for place in places:
@@ -379,6 +419,9 @@ def test_a_class_may_be_called_as_a_split(tmp_path):
         (lambda p: (p / "z.png").mkdir(), None),
         (lambda p: save(bytes_like(3, 5, 4), p / "inner" / "z.png"), "holds pictures beside folders of pictures"),
         (lambda p: Image.fromarray(np.zeros((5, 4), np.uint16)).save(p / "z.png"), "z.png has pixels of mode I;16; expected 8 bits"),
+        (lambda p: write_png16(p / "z.png", color_type=2), "z.png has 16 bits a channel; expected 8 bits, grey or RGB"),
+        (lambda p: write_png16(p / "z.png", color_type=4), "z.png has 16 bits a channel"),
+        (lambda p: write_png16(p / "z.png", color_type=6), "z.png has 16 bits a channel"),
         (lambda p: Image.new("RGBA", (4, 5), (1, 2, 3, 200)).save(p / "z.png"), "z.png has transparent pixels"),
         (lambda p: Image.new("RGBA", (4, 5), (1, 2, 3, 255)).save(p / "z.png"), None),
         (lambda p: [path.unlink() for path in p.iterdir()], "holds no pictures; expected files .bmp, .jpeg"),

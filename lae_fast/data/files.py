@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from lae_fast.data import pictures
 from lae_fast.data.decoding import decoded
 from lae_fast.data.images import as_split
 from lae_fast.data.splits import DataError, Source, Split, parted
@@ -206,9 +208,6 @@ def _fail(error: OSError) -> None:
     raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
-GREY, COLOUR = ("1", "L", "LA"), ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # PIL's modes of 8 bits
-
-
 def _kind(paths: list[Path]) -> tuple[str, tuple[int, int]]:
     """What all pictures can be read as: mode L or RGB, and their size, width and height. Reads headers only.
 
@@ -218,29 +217,46 @@ def _kind(paths: list[Path]) -> tuple[str, tuple[int, int]]:
     modes, size = set(), None
     for path in paths:
         with _opened(path) as picture:
-            if picture.mode not in GREY + COLOUR:
-                raise DataError(f"{path} has pixels of mode {picture.mode}; expected 8 bits, grey or RGB")
-            if size is None:
-                size = picture.size
-            if picture.size != size:
-                raise DataError(
-                    f"{path} has {picture.size[0]} x {picture.size[1]} pixels, and {paths[0]} {size[0]} x {size[1]}; expected "
-                    "pictures of one size"
-                )
-            modes.add(picture.mode)
-    return "L" if modes <= set(GREY) else "RGB", size
+            modes.add(pictures.mode(picture, str(path)))
+            found = _upright_size(picture)
+        size = size or found
+        if found != size:
+            raise DataError(
+                f"{path} has {found[0]} x {found[1]} pixels, and {paths[0]} {size[0]} x {size[1]}; expected pictures of one size"
+            )
+    return "L" if modes == {"L"} else "RGB", size
 
 
-def _opened(path: Path) -> Any:
-    """A picture of which the header has been read."""
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Within: a picture of which the header has been read.
+
+    Raises:
+        DataError: it cannot be read, by the header or what is done within.
+    """
     try:
         from PIL import Image
     except ImportError as error:
         raise DataError(f"pictures take pillow: {error}; {EXTRA} installs it") from error
     try:
-        return Image.open(path)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+        with Image.open(path) as picture:
+            yield picture
+    except Exception as error:  # a decoder of arbitrary bytes may raise anything
+        reason = str(error) or type(error).__name__
+        raise DataError(
+            reason if reason.startswith(str(path)) else f"{path} cannot be read: {reason}"
+        ) from error
+
+
+ORIENTATION = 0x0112  # EXIF's tag; from 5 to 8 rows are stored as columns
+
+
+def _upright_size(picture: Any) -> tuple[int, int]:
+    """Width and height of a picture as a camera meant it to be seen."""
+    w, h = picture.size
+    if picture.format == "TIFF" or not {"exif", "xmp"} & picture.info.keys():  # PIL has turned TIFF's itself
+        return w, h
+    return (h, w) if picture.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8) else (w, h)
 
 
 def _pictures(
@@ -250,15 +266,14 @@ def _pictures(
     paths = [path for found in members.values() for path in found]
 
     def read(i: int) -> np.ndarray:
-        try:
-            with _opened(paths[i]) as picture:
-                if "A" in picture.getbands() or "transparency" in picture.info:
-                    lowest = picture.convert("RGBA").getchannel("A").getextrema()[0]
-                    if lowest < 255:
-                        raise DataError(f"{paths[i]} has transparent pixels; expected none")
-                pixels = np.asarray(picture.convert(mode))
-        except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:  # what PIL's decoders raise
-            raise DataError(f"{paths[i]} cannot be read: {error}") from error
+        from PIL import ImageOps
+
+        with _opened(paths[i]) as picture:
+            picture.load()
+            ImageOps.exif_transpose(picture, in_place=True)
+            if picture.size != size:
+                raise ValueError(f"it has {picture.size[0]} x {picture.size[1]} pixels, unlike its header")
+            pixels = pictures.pixels(picture, mode, str(paths[i]))
         return pixels.reshape(size[1], size[0], -1).transpose(2, 0, 1)
 
     images = decoded(folder.name, len(paths), (len(mode), size[1], size[0]), read)
