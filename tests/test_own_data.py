@@ -127,6 +127,19 @@ def test_labels_stay_with_their_images(given):
     assert holds(data.from_images(*given), GREY, torch.arange(N))
 
 
+@pytest.mark.parametrize("w", [1, 3])
+def test_narrow_images_are_grey_ones(w, tmp_path):
+    """A width of 1 or 3 is none of channels where there is no doubt."""
+    images = bytes_like(N, 1, 5, w)
+    for given in (images[:, 0], images[..., None].squeeze(1)):
+        assert holds(data.from_images(given), images)
+    square = bytes_like(N, 1, w, w)
+    assert holds(data.from_images(square.flatten(1)), square)
+    for i, image in enumerate(images):
+        save(image, tmp_path / f"{i}.png")
+    assert holds(data.load(tmp_path), images)
+
+
 def test_pictures_are_converted_by_their_mode():
     grey = Image.fromarray(np.arange(0, 200, 10, dtype=np.uint8).reshape(5, 4))
     found = data.from_images([grey.convert("RGB").convert("YCbCr")] * N).train.images[0]

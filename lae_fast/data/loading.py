@@ -132,7 +132,7 @@ def _folder(name: str, value: str | Path) -> Path:
 
 def _dataset(name: str, source: Source, validation: int | None, binarization: str) -> Dataset:
     """A source with its validation images split off, and binarized."""
-    train, test = (as_split(*split) for split in (source.train, source.test))
+    train, test = source.train, source.test
     n_validation = source.n_validation if validation is None else validation
     n_train = len(train.images) - n_validation
     if n_train < 1:
