@@ -272,6 +272,25 @@ def test_files_of_arrays_and_tensors(name, tmp_path):
     assert data.load(str(tmp_path / name)).fingerprint() == data.load(tmp_path / name).fingerprint()
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_a_small_file_of_more_than_memory_is_named(dtype, tmp_path):
+    torch.save(torch.zeros(1, dtype=dtype).expand(30, 1, 10**7, 10**7), tmp_path / "a.pt")
+    with pytest.raises(DataError, match=r"a\.pt cannot be read: .*memory"):
+        data.load(tmp_path / "a.pt")
+
+
+def test_a_folder_of_more_than_memory_is_named(tmp_path, monkeypatch):
+    folders_of_pictures(tmp_path, ".")
+
+    def empty(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr("lae_fast.data.decoding.np", types.SimpleNamespace(empty=empty, uint8=np.uint8))
+    with pytest.raises(DataError, match="does not fit into memory") as caught:
+        data.load(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
 class Malice:
     def __reduce__(self):
         return sys.exit, (99,)

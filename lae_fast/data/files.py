@@ -49,7 +49,7 @@ def read(path: Path) -> Source:
     Without test or validation images they are split off (`splits.parted`).
 
     Raises:
-        DataError: there is no such thing, it is damaged, or it holds no images, or ones of several sizes.
+        DataError: there is no such thing, it is damaged, or it holds no images, or ones of several sizes, or more than fit into memory.
     """
     if not path.exists():
         raise DataError(f"{path} is not there; expected a folder of pictures, or a file {_endings()}")
@@ -62,8 +62,18 @@ def read(path: Path) -> Source:
         c, h, w = train.images.shape[1:]
         labels = "no labels" if train.labels is None else f"{len(train.labels.unique())} classes"
         return parted(f"{path} ({KINDS[c]}, {h} x {w}, {labels})", **splits)
+    except DataError:
+        raise
     except (TypeError, ValueError) as error:
         raise DataError(f"{path}: {error}") from error
+    except MemoryError as error:
+        raise DataError(f"{path} does not fit into memory") from error
+    except (OSError, RuntimeError) as error:  # of RuntimeErrors, torch's: it finds no memory, say
+        raise DataError(f"{path} cannot be read: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _endings() -> str:
@@ -77,11 +87,10 @@ def _file(path: Path) -> dict[str, Split]:
     """By name of the split, what a file holds."""
     try:
         content = _content(path)
-    except MemoryError as error:
-        raise DataError(f"{path} does not fit into memory") from error
+    except MemoryError:
+        raise
     except Exception as error:  # a parser of arbitrary bytes may raise anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"{path} cannot be read: {reason}") from error
+        raise DataError(f"{path} cannot be read: {_reason(error)}") from error
     if isinstance(content, (list, tuple)) and len(content) in (1, 2):
         content = dict(zip(("images", "labels"), content, strict=False))
     if not isinstance(content, Mapping):
@@ -242,7 +251,7 @@ def _opened(path: Path) -> Iterator[Any]:
         with Image.open(path) as picture:
             yield picture
     except Exception as error:  # a decoder of arbitrary bytes may raise anything
-        reason = str(error) or type(error).__name__
+        reason = _reason(error)
         raise DataError(
             reason if reason.startswith(str(path)) else f"{path} cannot be read: {reason}"
         ) from error
