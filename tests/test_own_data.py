@@ -504,6 +504,20 @@ def test_a_folder_with_the_name_of_a_choice_is_not_taken_for_it(tmp_path, monkey
     assert data.load("./auto", tmp_path).name == "auto"
 
 
+def test_paths_start_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.save(tmp_path / "a.npy", GREY.numpy())
+    assert holds(data.load("~/a.npy"), GREY)
+    assert holds(data.load(Path("~/a.npy")), GREY)
+
+
+def test_fewer_validation_images_than_there_are_leave_the_others_to_training(tmp_path):
+    np.savez(tmp_path / "a.npz", x=GREY, x_val=255 - GREY, x_test=GREY)
+    found = data.load(tmp_path / "a.npz", validation=10)
+    assert torch.equal(found.validation.images, 255 - GREY[-10:])
+    assert torch.equal(found.train.images[N:], 255 - GREY[:-10])
+
+
 def test_what_is_not_there_is_named(tmp_path, monkeypatch):
     with pytest.raises(
         DataError, match=r"nowhere is not there; expected a folder of pictures, or a file \.npy"
