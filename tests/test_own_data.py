@@ -5,8 +5,10 @@ import hashlib
 import json
 import pickle
 import random
+import struct
 import sys
 import types
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +48,12 @@ def holds(dataset, images, labels=None):
     return torch.equal(found, images[order]) and (
         own is None if labels is None else own.tolist() == [int(labels[i]) for i in order]
     )
+
+
+def only(split):
+    """A data set of this split alone."""
+    none = split.at(slice(0))
+    return data.Dataset("one split", "", split, none, none)
 
 
 # ---- from memory ----
@@ -92,6 +100,8 @@ class Stream(IterableDataset):
         ([image.numpy() for image in RGB], RGB),
         ([Image.fromarray(image[0].numpy()) for image in GREY], GREY),
         ([Image.fromarray(image.permute(1, 2, 0).numpy()) for image in RGB], RGB),
+        ([Image.fromarray(image.permute(1, 2, 0).numpy()).quantize(20) for image in RGB], RGB),  # a colour a pixel
+        ([Image.fromarray(image.permute(1, 2, 0).numpy()).convert("RGBA") for image in RGB], RGB),
     ],
 )  # fmt: skip
 def test_images_in_any_layout(given, expected):
@@ -117,6 +127,26 @@ def test_labels_stay_with_their_images(given):
     assert holds(data.from_images(*given), GREY, torch.arange(N))
 
 
+@pytest.mark.parametrize("w", [1, 3])
+def test_narrow_images_are_grey_ones(w, tmp_path):
+    """A width of 1 or 3 is none of channels where there is no doubt."""
+    images = bytes_like(N, 1, 5, w)
+    for given in (images[:, 0], images[..., None].squeeze(1)):
+        assert holds(data.from_images(given), images)
+    square = bytes_like(N, 1, w, w)
+    assert holds(data.from_images(square.flatten(1)), square)
+    for i, image in enumerate(images):
+        save(image, tmp_path / f"{i}.png")
+    assert holds(data.load(tmp_path), images)
+
+
+def test_pictures_are_converted_by_their_mode():
+    grey = Image.fromarray(np.arange(0, 200, 10, dtype=np.uint8).reshape(5, 4))
+    found = data.from_images([grey.convert("RGB").convert("YCbCr")] * N).train.images[0]
+    expected = torch.from_numpy(np.array(grey)).expand(3, 5, 4)  # grey in three channels
+    assert (found.int() - expected).abs().max() <= 1
+
+
 def test_labels_that_are_no_numbers_are_left_out():
     """CelebA's 40 attributes, say."""
     assert data.from_images(Pairs(GREY, torch.zeros(N, 40))).train.labels is None
@@ -133,9 +163,20 @@ def test_own_images_are_always_parted_in_the_same_way():
     assert [len(s.images) for s in fewer[2:]] == [175, 5, 20]
     assert torch.equal(first.test.images, fewer.test.images)
     assert all(0.2 < s.labels.float().mean() < 0.8 for s in first[2:])
-    own = data.from_images(bytes_like(200, 4, 4), test=SQUARES)
-    assert torch.equal(own.test.images, SQUARES)
-    assert [len(s.images) for s in own[2:]] == [180, 20, N]
+
+
+def test_own_test_images_come_in_an_order_that_does_not_follow_the_classes():
+    """So that the first of them stand for all; the others stay in the order that they have without them."""
+    images, classes = bytes_like(N, 1, 4, 4, seed=1), torch.arange(N) // (N // 4)
+    own, again = (data.from_images(SQUARES, LABELS, test=images, test_labels=classes) for _ in range(2))
+    assert [len(s.images) for s in own[2:]] == [36, 4, N]
+    assert own.fingerprint() == again.fingerprint()
+    assert own.test.labels[: N // 4].unique().tolist() == [0, 1, 2, 3]
+    order = [next(i for i in range(N) if torch.equal(images[i], image)) for image in own.test.images]
+    assert sorted(order) == list(range(N))
+    assert torch.equal(own.test.labels, classes[order])
+    train = torch.cat((own.train.images, own.validation.images))
+    assert torch.equal(train, SQUARES[torch.randperm(N, generator=torch.Generator().manual_seed(0))])
 
 
 def test_fingerprints_tell_images_labels_and_shapes_apart():
@@ -170,6 +211,8 @@ def test_fingerprints_of_old_runs_stay_what_they_were():
         (lambda: data.from_images(np.full((N, 2, 2), 1e300)), "values of images go from inf to inf"),
         (lambda: data.from_images([GREY[0], RGB[0]]), r"image 1 is uint8 \[3, 5, 4\] on cpu, image 0 uint8 \[1, 5, 4\] on cpu; expected one"),
         (lambda: data.from_images([GREY[0], GREY[0] / 255]), "image 1 is float32"),
+        (lambda: data.from_images([Image.new("HSV", (4, 5))] * N), "image 0 has pixels of mode HSV; expected 8 bits, grey or RGB"),
+        (lambda: data.from_images([Image.new("RGBA", (4, 5))] * N), "image 0 has transparent pixels; expected none"),
         (lambda: data.from_images(["a", "b"]), r"image 0 is 'a' \(str\)"),
         (lambda: data.from_images(GREY[:19]), "there are 19 training images; expected at least 20"),
         (lambda: data.from_images(GREY, torch.arange(3)), r"labels are int64 \[3\] on cpu; expected whole numbers \[40\]"),
@@ -220,14 +263,32 @@ def test_files_of_arrays_and_tensors(name, tmp_path):
     sizes = [len(s.images) for s in dataset[2:]]
     if name in ("g.npz", "h.npz"):
         assert sizes == ([36, 4, N] if name == "g.npz" else [N, N, N])
-        assert torch.equal(dataset.test.images, RGB)
-        assert torch.equal(dataset.test.labels, LABELS)
+        assert holds(only(dataset.test), RGB, LABELS)
         dataset = dataset._replace(test=data.Split(RGB[:0], LABELS[:0]))
         dataset = dataset._replace(validation=dataset.test) if name == "h.npz" else dataset
     else:
         assert sizes == [27, 3, 10]
     assert holds(dataset, RGB, LABELS if has_labels else None)
     assert data.load(str(tmp_path / name)).fingerprint() == data.load(tmp_path / name).fingerprint()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_a_small_file_of_more_than_memory_is_named(dtype, tmp_path):
+    torch.save(torch.zeros(1, dtype=dtype).expand(30, 1, 10**7, 10**7), tmp_path / "a.pt")
+    with pytest.raises(DataError, match=r"a\.pt cannot be read: .*memory"):
+        data.load(tmp_path / "a.pt")
+
+
+def test_a_folder_of_more_than_memory_is_named(tmp_path, monkeypatch):
+    folders_of_pictures(tmp_path, ".")
+
+    def empty(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr("lae_fast.data.decoding.np", types.SimpleNamespace(empty=empty, uint8=np.uint8))
+    with pytest.raises(DataError, match="does not fit into memory") as caught:
+        data.load(tmp_path)
+    assert str(tmp_path) in str(caught.value)
 
 
 class Malice:
@@ -261,6 +322,8 @@ def test_a_broken_file_is_named(name, content, message, tmp_path):
         (lambda p: np.savez(p, a=RGB.numpy(), b=RGB.numpy()), "a.npz holds a, b; expected images, and perhaps labels"),
         (lambda p: np.savez(p, y=LABELS.numpy(), x_test=RGB.numpy()), "a.npz holds y, x_test; expected images"),
         (lambda p: np.savez(p, x_test=RGB.numpy(), y_test=LABELS.numpy()), "expected images"),
+        (lambda p: np.savez(p, images=RGB.numpy(), data=RGB.numpy()), "a.npz holds images and data, both train images; expected one of both"),
+        (lambda p: np.savez(p, x=RGB.numpy(), x_val=RGB.numpy(), x_valid=RGB.numpy()), "holds x_val and x_valid, both validation images"),
         (lambda p: np.savez(p), "a.npz holds nothing; expected images"),
         (lambda p: np.savez(p, images=RGB.numpy().astype(int)), r"a.npz: images are int64 \[40, 3, 5, 4\]; expected uint8"),
         (lambda p: np.savez(p, x_train=RGB.numpy(), x_test=RGB.numpy()[:, :, 1:]), r"expected one shape and type"),
@@ -308,12 +371,75 @@ def test_sub_folders_may_be_splits(tmp_path):
                 save(image, tmp_path / split / "abc"[i % 3] / f"{i}.png")
     dataset = data.load(tmp_path)
     assert [len(s.images) for s in dataset[2:]] == [40, 26, 26]
-    assert dataset.test.labels.tolist() == [1] * 13 + [2] * 13
-    assert torch.equal(dataset.test.images[0], RGB[1])
-    assert torch.equal(dataset.validation.images, dataset.test.images)
+    some = torch.arange(N) % 3 > 0
+    for split in (dataset.validation, dataset.test):
+        assert holds(only(split), RGB[some], LABELS[some])
     save(RGB[0], tmp_path / "test" / "d" / "x.png")
     with pytest.raises(DataError, match=r"test has the classes d, and .*train has not"):
         data.load(tmp_path)
+
+
+def write_png16(path, color_type):
+    """A PNG of 4 x 5 pixels with 16 bits a channel, all white, which PIL does not write."""
+    channels = {2: 3, 4: 2, 6: 4}[color_type]
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", 4, 5, 16, color_type, 0, 0, 0),
+        b"IDAT": zlib.compress((b"\0" + b"\xff" * 4 * channels * 2) * 5),
+        b"IEND": b"",
+    }
+    parts = [
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks.items()
+    ]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "webp"])
+def test_pictures_are_turned_as_cameras_ask(ending, tmp_path):
+    """EXIF's orientation 6: what is stored is to be turned by 90 degrees, clockwise."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for i, image in enumerate(RGB):
+        stored = Image.fromarray(image.permute(1, 2, 0).numpy()).transpose(Image.Transpose.ROTATE_90)
+        options = {"lossless": True} if ending == "webp" else {}
+        stored.save(tmp_path / f"{i}.{ending}", exif=exif, **options)
+    assert holds(data.load(tmp_path), RGB)
+
+
+def folders_of_pictures(folder, *places):
+    """The same pictures in each of these sub-folders."""
+    for place in places:
+        for i, image in enumerate(GREY[:21]):
+            save(image, folder / place / f"{i}.png")
+
+
+def test_other_words_for_splits(tmp_path):
+    """The layout of mnist_png."""
+    folders_of_pictures(tmp_path, "training/0", "training/1", "Testing/0", "Testing/1")
+    assert [len(s.images) for s in data.load(tmp_path)[2:]] == [38, 4, 42]
+    np.savez(tmp_path / "a.npz", training_images=GREY, testing_images=GREY)
+    assert [len(s.images) for s in data.load(tmp_path / "a.npz")[2:]] == [36, 4, N]
+
+
+@pytest.mark.parametrize(
+    ("places", "message"),
+    [
+        (("test", "val"), "holds test, val, and no train; expected train, test and perhaps val"),
+        (("train", "val", "valid"), "val and .*valid both are validation images; expected one of both"),
+        (("train", "training"), "train and .*training both are train images"),
+        (("train", "test", "."), "0.png lies beside .*train; expected all pictures in test, train"),
+        (("training", "testing", "cats"), "holds cats, testing, training; expected train, test"),
+    ],
+)
+def test_pictures_whose_split_is_unclear_are_refused(places, message, tmp_path):
+    folders_of_pictures(tmp_path, *places)
+    with pytest.raises(DataError, match=message):
+        data.load(tmp_path)
+
+
+def test_a_class_may_be_called_as_a_split(tmp_path):
+    folders_of_pictures(tmp_path, "plane", "train")
+    assert data.load(tmp_path).source.endswith("2 classes)")
 
 
 @pytest.mark.parametrize(
@@ -325,6 +451,9 @@ def test_sub_folders_may_be_splits(tmp_path):
         (lambda p: (p / "z.png").mkdir(), None),
         (lambda p: save(bytes_like(3, 5, 4), p / "inner" / "z.png"), "holds pictures beside folders of pictures"),
         (lambda p: Image.fromarray(np.zeros((5, 4), np.uint16)).save(p / "z.png"), "z.png has pixels of mode I;16; expected 8 bits"),
+        (lambda p: write_png16(p / "z.png", color_type=2), "z.png has 16 bits a channel; expected 8 bits, grey or RGB"),
+        (lambda p: write_png16(p / "z.png", color_type=4), "z.png has 16 bits a channel"),
+        (lambda p: write_png16(p / "z.png", color_type=6), "z.png has 16 bits a channel"),
         (lambda p: Image.new("RGBA", (4, 5), (1, 2, 3, 200)).save(p / "z.png"), "z.png has transparent pixels"),
         (lambda p: Image.new("RGBA", (4, 5), (1, 2, 3, 255)).save(p / "z.png"), None),
         (lambda p: [path.unlink() for path in p.iterdir()], "holds no pictures; expected files .bmp, .jpeg"),
@@ -362,6 +491,31 @@ def test_changed_bytes_are_read_or_refused_in_words_that_name_them(name, tmp_pat
         except DataError as error:
             message = str(error)
         assert str(target) in message
+
+
+def test_a_folder_with_the_name_of_a_choice_is_not_taken_for_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for i, image in enumerate(GREY):
+        save(image, Path("auto", f"{i}.png"))
+        save(image, Path("digits", f"{i}.png"))
+    monkeypatch.setattr(mnist_download, "MIRRORS", ["file:///nowhere/"])
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
+    assert [data.load(name, tmp_path).name for name in ("auto", "digits")] == ["digits", "digits"]
+    assert data.load("./auto", tmp_path).name == "auto"
+
+
+def test_paths_start_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.save(tmp_path / "a.npy", GREY.numpy())
+    assert holds(data.load("~/a.npy"), GREY)
+    assert holds(data.load(Path("~/a.npy")), GREY)
+
+
+def test_fewer_validation_images_than_there_are_leave_the_others_to_training(tmp_path):
+    np.savez(tmp_path / "a.npz", x=GREY, x_val=255 - GREY, x_test=GREY)
+    found = data.load(tmp_path / "a.npz", validation=10)
+    assert torch.equal(found.validation.images, 255 - GREY[-10:])
+    assert torch.equal(found.train.images[N:], 255 - GREY[:-10])
 
 
 def test_what_is_not_there_is_named(tmp_path, monkeypatch):

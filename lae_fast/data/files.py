@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from lae_fast.data import pictures
 from lae_fast.data.decoding import decoded
 from lae_fast.data.images import as_split
 from lae_fast.data.splits import DataError, Source, Split, parted
@@ -22,10 +24,12 @@ TENSORS = (".pt", ".pth")
 # Words of which names of arrays and folders are made, as train_images, x_test, val.
 SPLITS = {
     "train": "train",
+    "training": "train",
     "val": "validation",
     "valid": "validation",
     "validation": "validation",
     "test": "test",
+    "testing": "test",
 }
 IMAGES = {"images", "image", "imgs", "x", "data"}
 KINDS = {1: "grey", 3: "RGB"}  # by the number of channels
@@ -45,7 +49,7 @@ def read(path: Path) -> Source:
     Without test or validation images they are split off (`splits.parted`).
 
     Raises:
-        DataError: there is no such thing, it is damaged, or it holds no images, or ones of several sizes.
+        DataError: there is no such thing, it is damaged, or it holds no images, or ones of several sizes, or more than fit into memory.
     """
     if not path.exists():
         raise DataError(f"{path} is not there; expected a folder of pictures, or a file {_endings()}")
@@ -58,8 +62,18 @@ def read(path: Path) -> Source:
         c, h, w = train.images.shape[1:]
         labels = "no labels" if train.labels is None else f"{len(train.labels.unique())} classes"
         return parted(f"{path} ({KINDS[c]}, {h} x {w}, {labels})", **splits)
+    except DataError:
+        raise
     except (TypeError, ValueError) as error:
         raise DataError(f"{path}: {error}") from error
+    except MemoryError as error:
+        raise DataError(f"{path} does not fit into memory") from error
+    except (OSError, RuntimeError) as error:  # of RuntimeErrors, torch's: it finds no memory, say
+        raise DataError(f"{path} cannot be read: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _endings() -> str:
@@ -73,25 +87,30 @@ def _file(path: Path) -> dict[str, Split]:
     """By name of the split, what a file holds."""
     try:
         content = _content(path)
-    except MemoryError as error:
-        raise DataError(f"{path} does not fit into memory") from error
+    except MemoryError:
+        raise
     except Exception as error:  # a parser of arbitrary bytes may raise anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"{path} cannot be read: {reason}") from error
+        raise DataError(f"{path} cannot be read: {_reason(error)}") from error
     if isinstance(content, (list, tuple)) and len(content) in (1, 2):
         content = dict(zip(("images", "labels"), content, strict=False))
     if not isinstance(content, Mapping):
         return {"train": as_split(content)}
     found: dict[str, dict[str, Any]] = {}
+    names: dict[tuple[str, str], Any] = {}  # by split and kind
     for name, value in content.items():
         if (place := _place(str(name))) is not None:
-            found.setdefault(place[0], {})[place[1]] = value
+            split, kind = place
+            if names.setdefault(place, name) != name:
+                raise DataError(
+                    f"{path} holds {names[place]} and {name}, both {split} {kind}; expected one of both"
+                )
+            found.setdefault(split, {})[kind] = value
     if not found and len(content) == 1:  # of whatever name
         found = {"train": {"images": next(iter(content.values()))}}
     if "train" not in found or not all("images" in split for split in found.values()):
-        names = ", ".join(map(str, content)) or "nothing"
+        held = ", ".join(map(str, content)) or "nothing"
         raise DataError(
-            f"{path} holds {names:.200}; expected images, and perhaps labels; or x_train, y_train, x_test, y_test"
+            f"{path} holds {held:.200}; expected images, and perhaps labels; or x_train, y_train, x_test, y_test"
         )
     return {name: as_split(**split) for name, split in found.items()}
 
@@ -130,14 +149,7 @@ def _place(name: str) -> tuple[str, str] | None:
 
 def _folder(folder: Path) -> dict[str, Split]:
     """By name of the split, what a folder holds."""
-    inside = {p.name.lower(): p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")}
-    places = {"train": folder}
-    if "train" in inside and inside.keys() <= SPLITS.keys():
-        places = {SPLITS[name]: path for name, path in inside.items()}
-    elif {"train", "test"} <= inside.keys():
-        raise DataError(
-            f"{folder} holds {', '.join(sorted(inside))}; expected train, test and perhaps val, or classes"
-        )
+    places = _places(folder)
     members = {name: _members(place) for name, place in places.items()}  # by split, by class
     classes = list(members["train"])
     for name, found in members.items():
@@ -147,6 +159,33 @@ def _folder(folder: Path) -> dict[str, Split]:
             )
     kind = _kind([path for found in members.values() for paths in found.values() for path in paths])
     return {name: _pictures(places[name], found, classes, *kind) for name, found in members.items()}
+
+
+def _places(folder: Path) -> dict[str, Path]:
+    """By name of the split, where its pictures are: in sub-folders if all are named by splits, otherwise all are of training."""
+    inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    folders = [path for path in inside if path.is_dir()]
+    splits = [SPLITS.get(path.name.lower()) for path in folders]
+    names = ", ".join(path.name for path in folders)
+    if None in splits or not splits:
+        if {"train", "test"} <= set(splits):
+            raise DataError(f"{folder} holds {names}; expected train, test and perhaps val, or classes")
+        return {"train": folder}
+    places: dict[str, Path] = {}
+    for split, path in zip(splits, folders, strict=True):
+        if places.setdefault(split, path) != path:
+            raise DataError(f"{places[split]} and {path} both are {split} images; expected one of both")
+    if "train" not in places:
+        raise DataError(
+            f"{folder} holds {names}, and no train; expected train, test and perhaps val, or classes"
+        )
+    if loose := [path for path in inside if path not in folders and _is_picture(path.name)]:
+        raise DataError(f"{loose[0]} lies beside {places['train']}; expected all pictures in {names}")
+    return places
+
+
+def _is_picture(name: str) -> bool:
+    return name.lower().endswith(PICTURES) and not name.startswith(".")
 
 
 def _members(folder: Path) -> dict[str, list[Path]]:
@@ -160,9 +199,7 @@ def _members(folder: Path) -> dict[str, list[Path]]:
             continue
         seen.add(real)
         inner = Path(place).relative_to(folder).parts
-        paths = [
-            Path(place, n) for n in sorted(names) if n.lower().endswith(PICTURES) and not n.startswith(".")
-        ]
+        paths = [Path(place, name) for name in sorted(names) if _is_picture(name)]
         if paths:
             found.setdefault(inner[0] if inner else "", []).extend(paths)
     if not found:
@@ -180,9 +217,6 @@ def _fail(error: OSError) -> None:
     raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
-GREY, COLOUR = ("1", "L", "LA"), ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # PIL's modes of 8 bits
-
-
 def _kind(paths: list[Path]) -> tuple[str, tuple[int, int]]:
     """What all pictures can be read as: mode L or RGB, and their size, width and height. Reads headers only.
 
@@ -192,29 +226,46 @@ def _kind(paths: list[Path]) -> tuple[str, tuple[int, int]]:
     modes, size = set(), None
     for path in paths:
         with _opened(path) as picture:
-            if picture.mode not in GREY + COLOUR:
-                raise DataError(f"{path} has pixels of mode {picture.mode}; expected 8 bits, grey or RGB")
-            if size is None:
-                size = picture.size
-            if picture.size != size:
-                raise DataError(
-                    f"{path} has {picture.size[0]} x {picture.size[1]} pixels, and {paths[0]} {size[0]} x {size[1]}; expected "
-                    "pictures of one size"
-                )
-            modes.add(picture.mode)
-    return "L" if modes <= set(GREY) else "RGB", size
+            modes.add(pictures.mode(picture, str(path)))
+            found = _upright_size(picture)
+        size = size or found
+        if found != size:
+            raise DataError(
+                f"{path} has {found[0]} x {found[1]} pixels, and {paths[0]} {size[0]} x {size[1]}; expected pictures of one size"
+            )
+    return "L" if modes == {"L"} else "RGB", size
 
 
-def _opened(path: Path) -> Any:
-    """A picture of which the header has been read."""
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Within: a picture of which the header has been read.
+
+    Raises:
+        DataError: it cannot be read, by the header or what is done within.
+    """
     try:
         from PIL import Image
     except ImportError as error:
         raise DataError(f"pictures take pillow: {error}; {EXTRA} installs it") from error
     try:
-        return Image.open(path)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+        with Image.open(path) as picture:
+            yield picture
+    except Exception as error:  # a decoder of arbitrary bytes may raise anything
+        reason = _reason(error)
+        raise DataError(
+            reason if reason.startswith(str(path)) else f"{path} cannot be read: {reason}"
+        ) from error
+
+
+ORIENTATION = 0x0112  # EXIF's tag; from 5 to 8 rows are stored as columns
+
+
+def _upright_size(picture: Any) -> tuple[int, int]:
+    """Width and height of a picture as a camera meant it to be seen."""
+    w, h = picture.size
+    if picture.format == "TIFF" or not {"exif", "xmp"} & picture.info.keys():  # PIL has turned TIFF's itself
+        return w, h
+    return (h, w) if picture.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8) else (w, h)
 
 
 def _pictures(
@@ -224,15 +275,14 @@ def _pictures(
     paths = [path for found in members.values() for path in found]
 
     def read(i: int) -> np.ndarray:
-        try:
-            with _opened(paths[i]) as picture:
-                if "A" in picture.getbands() or "transparency" in picture.info:
-                    lowest = picture.convert("RGBA").getchannel("A").getextrema()[0]
-                    if lowest < 255:
-                        raise DataError(f"{paths[i]} has transparent pixels; expected none")
-                pixels = np.asarray(picture.convert(mode))
-        except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:  # what PIL's decoders raise
-            raise DataError(f"{paths[i]} cannot be read: {error}") from error
+        from PIL import ImageOps
+
+        with _opened(paths[i]) as picture:
+            picture.load()
+            ImageOps.exif_transpose(picture, in_place=True)
+            if picture.size != size:
+                raise ValueError(f"it has {picture.size[0]} x {picture.size[1]} pixels, unlike its header")
+            pixels = pictures.pixels(picture, mode, str(paths[i]))
         return pixels.reshape(size[1], size[0], -1).transpose(2, 0, 1)
 
     images = decoded(folder.name, len(paths), (len(mode), size[1], size[0]), read)

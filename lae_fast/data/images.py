@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from lae_fast import checks
+from lae_fast.data import pictures
 from lae_fast.data.splits import Split
 
 CHANNELS = (1, 3)  # grey, RGB
@@ -115,9 +116,9 @@ def _gathered(name: str, items: Sequence[Any]) -> tuple[Tensor, list[int] | None
         image, label = items[i], None
         if isinstance(image, (tuple, list)) and image:
             image, label = image[0], image[1] if len(image) > 1 else None
-        t = _tensor(
-            f"{one} {i}", np.asarray(image) if hasattr(image, "getbands") else image
-        )  # the method of PIL's
+        if hasattr(image, "getbands"):  # the method of PIL's
+            image = pictures.pixels(image, pictures.mode(image, f"{one} {i}"), f"{one} {i}")
+        t = _tensor(f"{one} {i}", image)
         if images is None:
             images = t.new_empty(len(items), *t.shape)
         elif (t.shape, t.dtype) != (images.shape[1:], images.dtype):

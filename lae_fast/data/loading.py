@@ -36,7 +36,8 @@ def load(
             of your own, a folder or a file: see `files.read`.
         root: the folder of data sets, also for downloads, in torchvision's layout.
         validation: number of validation images, the last of the training set; default: the data set's own number (MNIST
-            5,000, digits 200; of your own images a tenth).
+            5,000, digits 200; of your own images a tenth). Validation images of your own come last in it: a smaller number takes
+            the last of them, and the others train; a larger one takes training images, too.
         binarization: none: as they are; fixed: every image is drawn once, always with the same seed; dynamic: as fixed, but
             the training images stay grey, so that `binarize` can draw them again at each use.
 
@@ -53,7 +54,9 @@ def load(
     """
     _check(validation, binarization)
     root = _folder("root", root)
-    if isinstance(name, Path) or (isinstance(name, str) and name not in DATASETS and os.path.exists(name)):
+    if isinstance(name, Path) or (
+        isinstance(name, str) and name not in ("auto", *DATASETS) and os.path.exists(os.path.expanduser(name))
+    ):
         path = _folder("dataset", name).absolute()
         return _dataset(path.name, files.read(path), validation, binarization)
     try:
@@ -83,8 +86,8 @@ def from_images(
 ) -> Dataset:
     """A data set of images in memory.
 
-    They are put into an order that is always the same. A tenth of them are test images, if none are given, and a tenth of the rest
-    are validation images.
+    They are put into an order that is always the same for as many images. A tenth of them are test images, if none are given, at
+    least 10 and at most 10,000; a tenth of the rest, at most 5,000, are validation images.
 
     Args:
         images: a tensor or array, uint8 in 0..255, bool or floating point: [n, h, w], [n, c, h, w] or [n, h, w, c], grey or RGB, or
@@ -130,7 +133,7 @@ def _folder(name: str, value: str | Path) -> Path:
 
 def _dataset(name: str, source: Source, validation: int | None, binarization: str) -> Dataset:
     """A source with its validation images split off, and binarized."""
-    train, test = (as_split(*split) for split in (source.train, source.test))
+    train, test = source.train, source.test
     n_validation = source.n_validation if validation is None else validation
     n_train = len(train.images) - n_validation
     if n_train < 1:

@@ -114,7 +114,8 @@ def parted(
     description: str, train: Split, validation: Split | None = None, test: Split | None = None
 ) -> Source:
     """A source of images that come in any order, by class perhaps. What is missing is split off the training images, a tenth
-    each, after they have been put into an order that is always the same.
+    each (at least 10 test images, and as many as MNIST has at most), after they have been put into an order that is always the same. So are test images that are given: the first of them stand
+    for all.
 
     Raises:
         ValueError: there are too few images, or those of two parts differ in shape or type.
@@ -128,8 +129,10 @@ def parted(
     n = len(train.images)
     if n < LEAST:
         raise ValueError(f"there are {n} training images; expected at least {LEAST}")
-    train = train.at(torch.randperm(n, generator=torch.Generator().manual_seed(0)))
-    if test is None:
+    train = _mixed(train)
+    if test is not None:
+        test = _mixed(test)
+    else:
         n -= min(MOST_TEST, max(LEAST // 2, n // 10))
         train, test = train.at(slice(n)), train.at(slice(n, None))
     if validation is None:
@@ -138,3 +141,8 @@ def parted(
     images = torch.cat((train.images, validation.images))
     labels = torch.cat((train.labels, validation.labels)) if has_labels else None
     return Source(description, Split(images, labels), test, len(validation.images))
+
+
+def _mixed(split: Split) -> Split:
+    """The same images in an order that their number alone decides."""
+    return split.at(torch.randperm(len(split.images), generator=torch.Generator().manual_seed(0)))
