@@ -177,6 +177,16 @@ def own_model(decoder, likelihood, shape, nz=3):
     return VAE(encoder, decoder, likelihood, nx=nx, nz=nz, d=4).eval()
 
 
+AXES = [  # what the layers do to the axes, of 32 numbers
+    ("the first size is left open", [nn.Unflatten(1, (-1, 4, 4)), nn.Conv2d(2, 3, 3)], (3, 2, 2)),
+    ("the second size is left open", [nn.Unflatten(1, (2, -1, 4)), nn.Conv2d(2, 3, 3)], (3, 2, 2)),
+    ("one axis of two", [nn.Unflatten(1, (8, 4)), nn.Unflatten(1, (2, 4)), nn.Conv2d(2, 3, 3)], (3, 2, 2)),
+    ("a matrix on rows", [nn.Unflatten(1, (8, 4)), nn.Linear(4, 8)], (64,)),
+    ("a matrix on rows of pixels", [nn.Unflatten(1, (2, 4, 4)), nn.Linear(4, 5), nn.Conv2d(2, 3, 3)], (3, 2, 3)),
+    ("a matrix after a convolution", [nn.Unflatten(1, (2, 4, 4)), nn.Conv2d(2, 3, 3), nn.Linear(2, 5)], (3, 2, 5)),
+]  # fmt: skip
+
+
 def small_decoders():
     torch.manual_seed(0)
     rgb = nn.Sequential(
@@ -202,11 +212,15 @@ def small_decoders():
             (6,),
         ),
         "plain": (own_model(nn.Linear(3, 6, bias=False), DiscretizedLogistic(), (6,)), (6,)),
+        **{
+            name: (own_model(nn.Sequential(nn.Linear(3, 32), *layers), Gaussian(), shape), shape)
+            for name, layers, shape in AXES
+        },
     }
 
 
 @pytest.mark.skipif(NODE is None, reason="no node here, which runs JavaScript")
-@pytest.mark.parametrize("name", ["mlp", "conv", "rgb", "levels", "plain"])
+@pytest.mark.parametrize("name", ["mlp", "conv", "rgb", "levels", "plain", *(name for name, *_ in AXES)])
 def test_the_page_s_decoder_is_pytorch_s(name):
     model, _ = small_decoders()[name]
     z = 2 * torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
