@@ -146,6 +146,42 @@ def test_the_command_writes_the_page_anew_with_scores(run, tmp_path, capsys):
     assert data["codes"] == json.loads(re.search(r'id="data">(.*?)</script>', before)[1])["codes"]
 
 
+TODAY = "first <run>,12.345,lae,3,0,2"  # the run of this file, after its two epochs
+
+
+@pytest.mark.parametrize(
+    ("rows", "outcome"),
+    [
+        ([TODAY], None),
+        (["first <run>,6.5,lae,3,0,1", TODAY, "first <run>,7.5,vae,3,0,2"], None),
+        (["first <run>,6.5,lae,3,0,1"], "no row of first <run> as it is now: line 2 is of epochs 1, not 2"),
+        (["first <run>,6.5,vae,3,4,2"], "line 2 is of model vae, not lae, seed 4, not 0"),
+        ([TODAY, "other,6.5,lae,3,0,2", TODAY], "has several rows of first <run>, in lines 2, 4"),
+    ],
+)  # fmt: skip
+def test_scores_are_shown_of_the_weights_of_today_only(rows, outcome, run, tmp_path, capsys):
+    (table := tmp_path / "table.csv").write_text("\n".join(["run,ais,model,nz,seed,epochs", *rows]))
+    before = (run / "view.html").read_bytes()
+    if outcome is None:
+        assert view.main([str(run), "--table", str(table)]) == 0
+        assert "<dd>12.35<" in read(run)[0]
+    else:
+        assert view.main([str(run), "--table", str(table)]) == 2
+        assert outcome in capsys.readouterr().err
+        assert (run / "view.html").read_bytes() == before
+
+
+def test_scores_of_before_the_run_was_resumed_are_not_shown(run, tmp_path):
+    shutil.copytree(run, later := tmp_path / "later")
+    (later / "table.csv").write_text("run,ais,epochs\nlater,12.345,2\n")
+    assert view.main([str(later)]) == 0
+    assert "<dd>12.35<" in read(later)[0]
+    with (later / "metrics.jsonl").open("a") as lines:
+        lines.write('{"step": 1000, "epoch": 3.0, "validation_negative_elbo": 1.0}\n')
+    assert view.main([str(later)]) == 0
+    assert "This run has no scores yet" in read(later)[0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -32,8 +32,8 @@ def write(folder: Path, model: Autoencoder, test: Split, table: Path | None = No
     """Write a run's page, `view.html`, into its folder.
 
     Args:
-        folder: a run's folder, with config.json and metrics.jsonl; results.json is shown where it is there. Or any other folder, of a
-            model from a loop of your own: its page has no curves and no scores.
+        folder: a run's folder, with config.json and metrics.jsonl; results.json is shown where it is there and no epoch has been
+            trained since. Or any other folder, of a model from a loop of your own: its page has no curves and no scores.
         model: the run's model, with the weights to show.
         test: test images, and labels where there are some.
         table: a table that `lae_fast.score --output` wrote; None: one that lies in the folder.
@@ -42,7 +42,7 @@ def write(folder: Path, model: Autoencoder, test: Split, table: Path | None = No
         The page's path.
 
     Raises:
-        CheckpointError: the run's records are damaged, or the table has no row of it.
+        CheckpointError: the run's records are damaged, or the table has no row of its weights of today, or several.
         OSError: the page cannot be written.
     """
     record, lines, values = {"options": {}}, [], {}
@@ -50,7 +50,10 @@ def write(folder: Path, model: Autoencoder, test: Split, table: Path | None = No
         record, lines = checkpoint.read_json(folder / "config.json"), runlog.read(folder / "metrics.jsonl")
         results = folder / "results.json"
         values = checkpoint.read_json(results) if results.exists() else {}
-        values |= records.row_of(folder, table)
+        expected = records.identity(record, lines)
+        if records.differences(values, expected):  # the run has been resumed since
+            values = {}
+        values |= records.row_of(folder, table, expected)
     pixels = Pixels.of(test.images)
     z, samples = _samples(model)
     n = max(N_PAIRS, min(MOST_CODES, BYTES_OF_ORIGINALS // math.prod(pixels.shape)))
