@@ -315,6 +315,45 @@ def test_a_model_without_a_run_has_a_page_without_curves(tmp_path):
     assert data["network"]
 
 
+def test_a_page_of_few_images(tmp_path):
+    model = own_model(nn.Linear(3, 12), Bernoulli(), (12,))
+    page.write(tmp_path, model, Split(torch.rand(1, 12), torch.tensor([7])))
+    _, data = read(tmp_path)
+    assert [len(data["codes"]), data["labels"]] == [1, [7]]
+    assert [axis["variance"] for axis in data["axes"]] == [0] * 5
+    with pytest.raises(ValueError, match=r"test holds no images; expected at least 1"):
+        page.write(tmp_path, model, Split(torch.rand(0, 12), None))
+
+
+def test_large_pictures_are_shown_smaller(tmp_path):
+    for shape, expected in {
+        (3, 96, 96): (3, 96, 96),
+        (3, 512, 512): (3, 86, 86),  # by 6; the last blocks are cut
+        (1, 300, 160): (1, 150, 80),
+        (1, 1, 60_000): (1, 1, 20_000),
+    }.items():
+        images = torch.randint(256, (2, *shape), dtype=torch.uint8)
+        pictures = Pixels.of(images).pictures(images)
+        assert pictures.shape == (2, *expected)
+        blocks = [-(-a // b) for a, b in zip(shape, expected, strict=True)]
+        mean = images[:, :, : blocks[1], : blocks[2]].double().mean((2, 3))
+        torch.testing.assert_close(pictures[:, :, 0, 0].double(), mean, rtol=0, atol=0.5001)
+    images = torch.randint(256, (60, 3, 512, 512), dtype=torch.uint8)
+    model = own_model(nn.Linear(3, 3), Gaussian(), (3,))
+    model.encode = lambda x: torch.zeros(len(x), 3)
+    model.decode = lambda z: images[torch.arange(len(z)) % 60]
+    assert page.write(tmp_path, model, Split(images, None)).stat().st_size < 6e6  # and yet it is noise
+
+
+def test_a_record_without_versions_shows_none(run, tmp_path):
+    shutil.copytree(run, copy := tmp_path / "copy")
+    record = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(record | {"versions": None}))
+    assert view.main([str(copy)]) == 0
+    assert "<dt>Versions" not in read(copy)[0]
+    assert "<dt>Versions" in read(run)[0]
+
+
 def test_weights_beyond_16_bits_and_hooks_are_named():
     model = own_model(nn.Linear(3, 6), Bernoulli(), (6,))
     hook = model.decoder.register_forward_hook(lambda *_: None)
@@ -552,6 +591,23 @@ def test_a_page_without_its_decoder_shows_everything_else(opened, run, tmp_path)
     settle(tab)
     assert tab.inner_text("#caption").startswith("test image ")
     assert "no scores yet" in tab.inner_text("main")
+
+
+@pytest.mark.slow
+def test_one_large_image(opened, run, tmp_path):
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(512 * 512, 4))
+    model = VAE(encoder, nn.Linear(3, 512 * 512, bias=False), Gaussian(), shape=(1, 512, 512), nz=3).eval()
+    image = torch.zeros(1, 1, 512, 512)
+    image[..., :256, 256:] = 1
+    own_page(run, tmp_path, model, image)
+    tab = opened(tmp_path)
+    tab.locator("#original").scroll_into_view_if_needed()
+    assert "NaN" not in tab.inner_text("main")
+    assert tab.evaluate("[state.a, state.b]") == [0, 0]
+    size = "[byId('original').width, byId('original').height]"
+    assert tab.evaluate(size) == [128, 128]
+    shown = tab.evaluate("[...byId('original').getContext('2d').getImageData(0, 0, 128, 128).data]")
+    assert torch.equal(torch.tensor(shown).view(128, 128, 4)[..., 0], 255 * image[0, 0, ::4, ::4].long())
 
 
 @pytest.mark.slow

@@ -195,7 +195,7 @@ def _cells(row: dict[str, Any], columns: dict[str, tuple[str, str]]) -> str:
 
 def making(record: dict[str, Any]) -> str:
     """How the run was made, as a list of definitions: command, data, machine, versions, options."""
-    versions, options = record.get("versions", {}), record["options"]
+    versions, options = record.get("versions") or {}, record["options"]
     facts = {
         "Command": record.get("command"),
         "Data": record.get("data"),
