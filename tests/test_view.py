@@ -294,6 +294,11 @@ class Swish(nn.SiLU):
             Bernoulli(),
             "takes 381,841,600 multiplications an image",
         ),
+        (
+            nn.Sequential(nn.Linear(3, 200), nn.Unflatten(1, (200, 1)), nn.Linear(1, 1000), nn.Linear(1000, 1000), nn.Linear(1000, 1)),
+            Bernoulli(),
+            "takes 200,400,600 multiplications an image",
+        ),
     ],
 )  # fmt: skip
 def test_a_decoder_that_the_page_cannot_run_is_named(decoder, likelihood, message):
