@@ -154,7 +154,7 @@ def score(folder: Path, options: Options) -> Score:
 
     rates = [rate for line in lines if (rate := line.get("images_per_second", 0)) > 0]
     return Score(
-        run=folder.name,
+        run=folder.resolve().name,
         model=config.model,
         nz=config.nz,
         seed=config.seed,

@@ -89,6 +89,13 @@ def test_a_run_that_cannot_be_scored_is_named_and_the_others_are_scored(runs, ca
     assert "from the prior" in out
 
 
+def test_the_run_in_the_folder_one_stands_in_has_its_name(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(runs / "grey")
+    assert score.main([".", *QUICK, "--base", "prior", "--output", str(tmp_path / "table.csv")]) == 0
+    assert capsys.readouterr().out.startswith("grey: ")
+    assert (tmp_path / "table.csv").read_text().splitlines()[1].startswith("grey,lae,")
+
+
 def test_load_gives_back_the_trained_model(runs):
     model = load(runs / "grey" / "best.safetensors")
     assert not model.training

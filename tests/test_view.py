@@ -146,6 +146,42 @@ def test_the_command_writes_the_page_anew_with_scores(run, tmp_path, capsys):
     assert data["codes"] == json.loads(re.search(r'id="data">(.*?)</script>', before)[1])["codes"]
 
 
+TODAY = "first <run>,12.345,lae,3,0,2"  # the run of this file, after its two epochs
+
+
+@pytest.mark.parametrize(
+    ("rows", "outcome"),
+    [
+        ([TODAY], None),
+        (["first <run>,6.5,lae,3,0,1", TODAY, "first <run>,7.5,vae,3,0,2"], None),
+        (["first <run>,6.5,lae,3,0,1"], "no row of first <run> as it is now: line 2 is of epochs 1, not 2"),
+        (["first <run>,6.5,vae,3,4,2"], "line 2 is of model vae, not lae, seed 4, not 0"),
+        ([TODAY, "other,6.5,lae,3,0,2", TODAY], "has several rows of first <run>, in lines 2, 4"),
+    ],
+)  # fmt: skip
+def test_scores_are_shown_of_the_weights_of_today_only(rows, outcome, run, tmp_path, capsys):
+    (table := tmp_path / "table.csv").write_text("\n".join(["run,ais,model,nz,seed,epochs", *rows]))
+    before = (run / "view.html").read_bytes()
+    if outcome is None:
+        assert view.main([str(run), "--table", str(table)]) == 0
+        assert "<dd>12.35<" in read(run)[0]
+    else:
+        assert view.main([str(run), "--table", str(table)]) == 2
+        assert outcome in capsys.readouterr().err
+        assert (run / "view.html").read_bytes() == before
+
+
+def test_scores_of_before_the_run_was_resumed_are_not_shown(run, tmp_path):
+    shutil.copytree(run, later := tmp_path / "later")
+    (later / "table.csv").write_text("run,ais,epochs\nlater,12.345,2\n")
+    assert view.main([str(later)]) == 0
+    assert "<dd>12.35<" in read(later)[0]
+    with (later / "metrics.jsonl").open("a") as lines:
+        lines.write('{"step": 1000, "epoch": 3.0, "validation_negative_elbo": 1.0}\n')
+    assert view.main([str(later)]) == 0
+    assert "This run has no scores yet" in read(later)[0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -177,6 +213,16 @@ def own_model(decoder, likelihood, shape, nz=3):
     return VAE(encoder, decoder, likelihood, nx=nx, nz=nz, d=4).eval()
 
 
+AXES = [  # what the layers do to the axes, of 32 numbers
+    ("the first size is left open", [nn.Unflatten(1, (-1, 4, 4)), nn.Conv2d(2, 3, 3)], (3, 2, 2)),
+    ("the second size is left open", [nn.Unflatten(1, (2, -1, 4)), nn.Conv2d(2, 3, 3)], (3, 2, 2)),
+    ("one axis of two", [nn.Unflatten(1, (8, 4)), nn.Unflatten(1, (2, 4)), nn.Conv2d(2, 3, 3)], (3, 2, 2)),
+    ("a matrix on rows", [nn.Unflatten(1, (8, 4)), nn.Linear(4, 8)], (64,)),
+    ("a matrix on rows of pixels", [nn.Unflatten(1, (2, 4, 4)), nn.Linear(4, 5), nn.Conv2d(2, 3, 3)], (3, 2, 3)),
+    ("a matrix after a convolution", [nn.Unflatten(1, (2, 4, 4)), nn.Conv2d(2, 3, 3), nn.Linear(2, 5)], (3, 2, 5)),
+]  # fmt: skip
+
+
 def small_decoders():
     torch.manual_seed(0)
     rgb = nn.Sequential(
@@ -202,11 +248,15 @@ def small_decoders():
             (6,),
         ),
         "plain": (own_model(nn.Linear(3, 6, bias=False), DiscretizedLogistic(), (6,)), (6,)),
+        **{
+            name: (own_model(nn.Sequential(nn.Linear(3, 32), *layers), Gaussian(), shape), shape)
+            for name, layers, shape in AXES
+        },
     }
 
 
 @pytest.mark.skipif(NODE is None, reason="no node here, which runs JavaScript")
-@pytest.mark.parametrize("name", ["mlp", "conv", "rgb", "levels", "plain"])
+@pytest.mark.parametrize("name", ["mlp", "conv", "rgb", "levels", "plain", *(name for name, *_ in AXES)])
 def test_the_page_s_decoder_is_pytorch_s(name):
     model, _ = small_decoders()[name]
     z = 2 * torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
@@ -244,6 +294,11 @@ class Swish(nn.SiLU):
             Bernoulli(),
             "takes 381,841,600 multiplications an image",
         ),
+        (
+            nn.Sequential(nn.Linear(3, 200), nn.Unflatten(1, (200, 1)), nn.Linear(1, 1000), nn.Linear(1000, 1000), nn.Linear(1000, 1)),
+            Bernoulli(),
+            "takes 200,400,600 multiplications an image",
+        ),
     ],
 )  # fmt: skip
 def test_a_decoder_that_the_page_cannot_run_is_named(decoder, likelihood, message):
@@ -263,6 +318,45 @@ def test_a_model_without_a_run_has_a_page_without_curves(tmp_path):
     assert '<section aria-labelledby="training" hidden>' in text
     assert (data["curves"], len(data["codes"])) == ([], 5)
     assert data["network"]
+
+
+def test_a_page_of_few_images(tmp_path):
+    model = own_model(nn.Linear(3, 12), Bernoulli(), (12,))
+    page.write(tmp_path, model, Split(torch.rand(1, 12), torch.tensor([7])))
+    _, data = read(tmp_path)
+    assert [len(data["codes"]), data["labels"]] == [1, [7]]
+    assert [axis["variance"] for axis in data["axes"]] == [0] * 5
+    with pytest.raises(ValueError, match=r"test holds no images; expected at least 1"):
+        page.write(tmp_path, model, Split(torch.rand(0, 12), None))
+
+
+def test_large_pictures_are_shown_smaller(tmp_path):
+    for shape, expected in {
+        (3, 96, 96): (3, 96, 96),
+        (3, 512, 512): (3, 86, 86),  # by 6; the last blocks are cut
+        (1, 300, 160): (1, 150, 80),
+        (1, 1, 60_000): (1, 1, 20_000),
+    }.items():
+        images = torch.randint(256, (2, *shape), dtype=torch.uint8)
+        pictures = Pixels.of(images).pictures(images)
+        assert pictures.shape == (2, *expected)
+        blocks = [-(-a // b) for a, b in zip(shape, expected, strict=True)]
+        mean = images[:, :, : blocks[1], : blocks[2]].double().mean((2, 3))
+        torch.testing.assert_close(pictures[:, :, 0, 0].double(), mean, rtol=0, atol=0.5001)
+    images = torch.randint(256, (60, 3, 512, 512), dtype=torch.uint8)
+    model = own_model(nn.Linear(3, 3), Gaussian(), (3,))
+    model.encode = lambda x: torch.zeros(len(x), 3)
+    model.decode = lambda z: images[torch.arange(len(z)) % 60]
+    assert page.write(tmp_path, model, Split(images, None)).stat().st_size < 6e6  # and yet it is noise
+
+
+def test_a_record_without_versions_shows_none(run, tmp_path):
+    shutil.copytree(run, copy := tmp_path / "copy")
+    record = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(record | {"versions": None}))
+    assert view.main([str(copy)]) == 0
+    assert "<dt>Versions" not in read(copy)[0]
+    assert "<dt>Versions" in read(run)[0]
 
 
 def test_weights_beyond_16_bits_and_hooks_are_named():
@@ -502,6 +596,23 @@ def test_a_page_without_its_decoder_shows_everything_else(opened, run, tmp_path)
     settle(tab)
     assert tab.inner_text("#caption").startswith("test image ")
     assert "no scores yet" in tab.inner_text("main")
+
+
+@pytest.mark.slow
+def test_one_large_image(opened, run, tmp_path):
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(512 * 512, 4))
+    model = VAE(encoder, nn.Linear(3, 512 * 512, bias=False), Gaussian(), shape=(1, 512, 512), nz=3).eval()
+    image = torch.zeros(1, 1, 512, 512)
+    image[..., :256, 256:] = 1
+    own_page(run, tmp_path, model, image)
+    tab = opened(tmp_path)
+    tab.locator("#original").scroll_into_view_if_needed()
+    assert "NaN" not in tab.inner_text("main")
+    assert tab.evaluate("[state.a, state.b]") == [0, 0]
+    size = "[byId('original').width, byId('original').height]"
+    assert tab.evaluate(size) == [128, 128]
+    shown = tab.evaluate("[...byId('original').getContext('2d').getImageData(0, 0, 128, 128).data]")
+    assert torch.equal(torch.tensor(shown).view(128, 128, 4)[..., 0], 255 * image[0, 0, ::4, ::4].long())
 
 
 @pytest.mark.slow

@@ -409,7 +409,7 @@ class Trainer:
             )
         bound = -importance_bound(self.model, self.test.images[:N_BOUND]).mean().item()
         values = {f"test_{name}": value for name, value in result._asdict().items()}
-        values["test_importance_bound"] = bound
+        values |= {"test_importance_bound": bound, "epochs": self.progress.epoch}
         checkpoint.write_atomically(self.folder / "results.json", json.dumps(values, indent=2).encode())
         return result, bound
 

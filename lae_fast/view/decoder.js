@@ -1,5 +1,5 @@
 // A decoder in plain JavaScript: it walks a list of layers (network.py writes it), one image at a time.
-// A value is {shape, data}: data a Float32Array, shape [features] or [channels, height, width].
+// A value is {shape, data}: data a Float32Array, shape that of one image's tensor, as [features] or [channels, height, width].
 
 /** 16-bit floats, little-endian and in base64, as 32-bit ones; there are no infinities among them. */
 function fromHalves(base64) {
@@ -51,14 +51,15 @@ function convolve({ shape, data }, { weight, bias, weights, stride, padding, out
 
 /** One function for each kind of layer: (value, layer) -> value. */
 const LAYERS = {
-  linear({ data }, { weight, bias, weights: { weight: [n, m] } }) {
-    const result = new Float32Array(n);
-    for (let i = 0; i < n; i++) {
-      let sum = bias ? bias[i] : 0;
-      for (let j = 0; j < m; j++) sum += weight[i * m + j] * data[j];
-      result[i] = sum;
-    }
-    return { shape: [n], data: result };
+  linear({ shape, data }, { weight, bias, weights: { weight: [n, m] } }) {
+    const rows = data.length / m, result = new Float32Array(rows * n);
+    for (let row = 0; row < rows; row++)
+      for (let i = 0; i < n; i++) {
+        let sum = bias ? bias[i] : 0;
+        for (let j = 0; j < m; j++) sum += weight[i * m + j] * data[row * m + j];
+        result[row * n + i] = sum;
+      }
+    return { shape: [...shape.slice(0, -1), n], data: result };
   },
   layer_norm({ shape, data }, { weight, bias, size, eps }) {
     const result = new Float32Array(data.length);
@@ -75,7 +76,10 @@ const LAYERS = {
     const area = data.length / scale.length;
     return { shape, data: data.map((v, i) => v * scale[Math.floor(i / area)] + shift[Math.floor(i / area)]) };
   },
-  reshape: ({ data }, { shape }) => ({ shape: shape[0] === -1 ? [data.length] : shape, data }),
+  flatten: ({ data }) => ({ shape: [data.length], data }),
+  unflatten({ shape: [first, ...others], data }, { sizes }) { // of the sizes one may be -1: what is left
+    return { shape: [...sizes.map((size) => (size < 0 ? first / -sizeOf(sizes) : size)), ...others], data };
+  },
   conv: (value, layer) => convolve(value, layer, false),
   conv_transpose: (value, layer) => convolve(value, layer, true),
   leaky_relu: (value, { slope }) => pointwise((v) => (v > 0 ? v : slope * v))(value),

@@ -17,7 +17,7 @@ const draw = () => Array.from({ length: nz }, normal);
 
 /** What is shown: z; the test image whose code z is, or null; the ends of the interpolation, and where z is between them. */
 const state = { z: page.codes[0], code: 0, a: 0, b: 0, t: 0, axes: [0, Math.min(1, nz - 1)] };
-state.b = Math.max(1, page.labels ? page.labels.findIndex((label) => label !== page.labels[0]) : 1);
+state.b = Math.max(1, page.labels ? page.labels.findIndex((label) => label !== page.labels[0]) : 1) % page.codes.length;
 const axes = page.axes.map((axis) => ({ ...axis, name: axisName(axis.name) }));
 if (nz > 2) state.axes = [nz, nz + 1]; // the principal components
 let extent = 2; // of the plane, from its middle
@@ -48,10 +48,11 @@ originals.src = page.originals;
 
 function paintOriginal(code) {
   const canvas = byId("original");
-  canvas.width = width;
-  canvas.height = height;
+  const w = originals.naturalWidth, h = originals.naturalHeight / page.codes.length; // less than width, height of large images
+  canvas.width = w;
+  canvas.height = h;
   if (code !== null && originals.complete)
-    canvas.getContext("2d").drawImage(originals, 0, code * height, width, height, 0, 0, width, height);
+    canvas.getContext("2d").drawImage(originals, 0, code * h, w, h, 0, 0, w, h);
 }
 
 /** Let one of a grid's pictures be chosen, by pointer or keys: one stop of the Tab key, arrows within. */
@@ -128,7 +129,7 @@ function arrange() {
   extent = 1.06 * Math.max(2, ...page.codes.flatMap((z) => shown.map((direction) => Math.abs(dot(z, direction)))));
   rings.forEach((ring, i) => ring.setAttribute("r", (50 * (i + 1)) / extent));
   dots.forEach((circle, i) => place(circle, at(page.codes[i])));
-  const share = (axis) => axis.variance / axes.slice(0, nz).reduce((sum, { variance }) => sum + variance, 0);
+  const share = (axis) => axis.variance / axes.slice(0, nz).reduce((sum, { variance }) => sum + variance, 0) || 0; // of one code
   const [a, b] = state.axes.map((i) => `${axes[i].name} (${Math.round(100 * share(axes[i]))} %)`);
   byId("shown").textContent = nz > 1 ? `Shown: ${a} and ${b} of the codes’ variance.` : "";
 }

@@ -70,13 +70,16 @@ def network(model: Autoencoder) -> dict[str, Any]:
 
 
 def _multiplications(model: Autoencoder) -> int:
-    """Multiplications that the convolutions take for one image; all else takes about one for each weight."""
+    """Multiplications that the convolutions and matrices take for one image."""
     found = []
 
     def count(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        found.append(module.weight.numel() * min(inputs[0][0, 0].numel(), output[0, 0].numel()))
+        per_image = min(inputs[0][0, 0], output[0, 0], key=Tensor.numel)  # of a convolution
+        uses = output[..., 0] if type(module) is nn.Linear else per_image  # of each weight
+        found.append(module.weight.numel() * uses.numel())
 
-    hooks = [m.register_forward_hook(count) for m in model.decoder.modules() if type(m) in CONVOLUTIONS]
+    counted = (nn.Linear, *CONVOLUTIONS)
+    hooks = [m.register_forward_hook(count) for m in model.decoder.modules() if type(m) in counted]
     try:
         model.output(next(model.parameters()).new_zeros(1, model.nz))
     finally:
@@ -105,9 +108,9 @@ def _layers(module: nn.Module) -> Iterator[Layer]:
     elif kind in CONVOLUTIONS:
         yield _convolution(module)
     elif kind is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
-        yield Layer("reshape", {"shape": [-1]}, {})
+        yield Layer("flatten", {}, {})
     elif kind is nn.Unflatten and module.dim == 1:
-        yield Layer("reshape", {"shape": list(module.unflattened_size)}, {})
+        yield Layer("unflatten", {"sizes": list(module.unflattened_size)}, {})
     elif kind is nn.LeakyReLU:
         yield Layer("leaky_relu", {"slope": module.negative_slope}, {})
     elif kind in POINTWISE:

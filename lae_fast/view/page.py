@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -32,8 +31,8 @@ def write(folder: Path, model: Autoencoder, test: Split, table: Path | None = No
     """Write a run's page, `view.html`, into its folder.
 
     Args:
-        folder: a run's folder, with config.json and metrics.jsonl; results.json is shown where it is there. Or any other folder, of a
-            model from a loop of your own: its page has no curves and no scores.
+        folder: a run's folder, with config.json and metrics.jsonl; results.json is shown where it is there and no epoch has been
+            trained since. Or any other folder, of a model from a loop of your own: its page has no curves and no scores.
         model: the run's model, with the weights to show.
         test: test images, and labels where there are some.
         table: a table that `lae_fast.score --output` wrote; None: one that lies in the folder.
@@ -42,18 +41,24 @@ def write(folder: Path, model: Autoencoder, test: Split, table: Path | None = No
         The page's path.
 
     Raises:
-        CheckpointError: the run's records are damaged, or the table has no row of it.
+        ValueError: there is no test image.
+        CheckpointError: the run's records are damaged, or the table has no row of its weights of today, or several.
         OSError: the page cannot be written.
     """
+    if not len(test.images):
+        raise ValueError("test holds no images; expected at least 1")
     record, lines, values = {"options": {}}, [], {}
     if (folder / "config.json").exists():
         record, lines = checkpoint.read_json(folder / "config.json"), runlog.read(folder / "metrics.jsonl")
         results = folder / "results.json"
         values = checkpoint.read_json(results) if results.exists() else {}
-        values |= records.row_of(folder, table)
+        expected = records.identity(record, lines)
+        if records.differences(values, expected):  # the run has been resumed since
+            values = {}
+        values |= records.row_of(folder, table, expected)
     pixels = Pixels.of(test.images)
     z, samples = _samples(model)
-    n = max(N_PAIRS, min(MOST_CODES, BYTES_OF_ORIGINALS // math.prod(pixels.shape)))
+    n = max(N_PAIRS, min(MOST_CODES, BYTES_OF_ORIGINALS // pixels.pictures(test.images[:1]).numel()))
     originals, labels = pixels.pictures(test.images[:n]), test.labels
     codes, reconstructions = _codes(model, test.images[:n])
     try:
@@ -123,11 +128,17 @@ def _axes(codes: Tensor) -> list[dict[str, Any]]:
     codes = codes.double()
     named = [(f"z{i + 1}", e) for i, e in enumerate(torch.eye(codes.shape[1], dtype=torch.float64))]
     if len(named) > 2:
-        named.sort(key=lambda axis: -(codes @ axis[1]).var().item())
-        vectors = torch.linalg.eigh(torch.cov(codes.T)).eigenvectors  # in columns, by rising variance
+        named.sort(key=lambda axis: -_variance(codes @ axis[1]))
+        vectors = torch.linalg.eigh(
+            torch.cov(codes.T, correction=0)
+        ).eigenvectors  # in columns, by rising variance
         signed = [v * v[v.abs().argmax()].sign() for v in (vectors[:, -1], vectors[:, -2])]
         named += [(f"principal component {k}", v) for k, v in enumerate(signed, 1)]
-    return [{"name": n, "variance": (codes @ v).var().item(), "direction": v.tolist()} for n, v in named]
+    return [{"name": n, "variance": _variance(codes @ v), "direction": v.tolist()} for n, v in named]
+
+
+def _variance(t: Tensor) -> float:
+    return t.var(correction=0).item()  # 0 of one code
 
 
 def _rounded(t: Tensor) -> list[list[float]]:

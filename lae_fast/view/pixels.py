@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import math
 import struct
 import zlib
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+MOST_BYTES = (
+    28_000  # of a picture, before compression: 96 x 96 in colour; 184 of them make a page of about 5 MB
+)
 _COLOURS = {1: 0, 3: 2}  # channels: PNG's name for grey and for RGB
 
 
@@ -36,12 +41,28 @@ class Pixels(NamedTuple):
         return cls(shape, min(low, 0.0), max(high, 1.0))
 
     def pictures(self, images: Tensor) -> Tensor:
-        """Images, uint8 or floating point, n of them -> uint8 [n, 1 or 3, h, w]; of two channels, or four, the first is shown."""
+        """Images, uint8 or floating point, n of them -> uint8 [n, 1 or 3, h, w]; of two channels, or four, the first is shown.
+        Large ones are shrunk by a whole factor."""
         images = images.reshape(len(images), *self.shape)
         if images.dtype != torch.uint8:
             scaled = (images.float() - self.low) / (self.high - self.low)
             images = (scaled.clamp(0, 1) * 255).round().to(torch.uint8)
-        return images if self.shape[0] == 3 else images[:, :1]
+        return _shrunk(images if self.shape[0] == 3 else images[:, :1])
+
+
+def _shrunk(pictures: Tensor) -> Tensor:
+    """Pictures [n, c, h, w], uint8, as means of the smallest square blocks with which each takes at most MOST_BYTES."""
+    channels, *sides = pictures.shape[1:]
+    block = next(
+        k for k in itertools.count(1) if channels * math.prod(-(-side // k) for side in sides) <= MOST_BYTES
+    )
+    if block == 1:
+        return pictures
+    size = [min(block, side) for side in sides]
+    means = [
+        F.avg_pool2d(picture.float(), size, ceil_mode=True) for picture in pictures
+    ]  # one by one: n may be large
+    return torch.stack(means).round().to(torch.uint8)
 
 
 def png(pixels: Tensor) -> bytes:

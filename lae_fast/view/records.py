@@ -25,7 +25,7 @@ def summary(record: dict[str, Any], lines: Lines, model: Autoencoder) -> str:
     what = f"{kind} with {_counted(model.nz, 'latent dimension')}"
     if not lines:
         return f"{what}."
-    epochs = next((line["epoch"] for line in reversed(lines) if "epoch" in line), 0)
+    epochs = _last_epoch(lines)
     data = re.split(r", (?=found|downloaded|because)", str(record.get("data", "images")))[0]
     return f"{what}, trained for {_counted(epochs, 'epoch')} on {data}."
 
@@ -34,24 +34,55 @@ def _counted(number: float, noun: str) -> str:
     return f"{number:.3g} {noun}{'' if number == 1 else 's'}"
 
 
-def row_of(folder: Path, table: Path | None) -> dict[str, str]:
+def _last_epoch(lines: Lines) -> float:
+    return next((line["epoch"] for line in reversed(lines) if "epoch" in line), 0)
+
+
+def identity(record: dict[str, Any], lines: Lines) -> dict[str, str]:
+    """What a row of `lae_fast.score` or results.json says of the run, where they are of its weights of today."""
+    options = record["options"]
+    known = {name: str(options[name]) for name in ("model", "nz", "seed") if name in options}
+    return known | {"epochs": str(int(_last_epoch(lines)))}
+
+
+def differences(values: dict[str, Any], expected: dict[str, str]) -> str:
+    """Where scores are of another run, or of another state of it: in words; "": nowhere."""
+    found = {name: values[name] for name in expected if values.get(name) is not None}
+    return ", ".join(
+        f"{name} {value}, not {expected[name]}"
+        for name, value in found.items()
+        if str(value) != expected[name]
+    )
+
+
+def row_of(folder: Path, table: Path | None, expected: dict[str, str]) -> dict[str, str]:
     """The run's row in a table of `lae_fast.score`, by default one that lies in the folder; {}: there is none.
 
+    Args:
+        expected: the run's `identity`.
+
     Raises:
-        CheckpointError: the table that was asked for cannot be read, or has no row of the run.
+        CheckpointError: the table that was asked for cannot be read, or has no row of the run as it is now; or a table has two.
     """
+    name = folder.resolve().name
     for path in [table] if table else sorted(folder.glob("*.csv")):
         try:
-            rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+            reader = csv.DictReader(path.read_text(encoding="utf-8").splitlines())
+            rows = [(reader.line_num, row) for row in reader if row.get("run") == name]
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from error
-        for row in rows:
-            if row.get("run") == folder.resolve().name and _number(row.get("ais")) is not None:
-                return row
+        scored = [(line, row) for line, row in rows if _number(row.get("ais")) is not None]
+        fitting = [(line, row) for line, row in scored if not differences(row, expected)]
+        if len(fitting) > 1:
+            lines = ", ".join(str(line) for line, _ in fitting)
+            raise CheckpointError(f"{path} has several rows of {name}, in lines {lines}; expected one")
+        if fitting:
+            return fitting[0][1]
+        if table and scored:
+            found = "; ".join(f"line {line} is of {differences(row, expected)}" for line, row in scored)
+            raise CheckpointError(f"{table} has no row of {name} as it is now: {found}")
     if table:
-        raise CheckpointError(
-            f"{table} has no row of {folder.resolve().name}; expected a table of lae_fast.score"
-        )
+        raise CheckpointError(f"{table} has no row of {name}; expected a table of lae_fast.score")
     return {}
 
 
@@ -164,7 +195,7 @@ def _cells(row: dict[str, Any], columns: dict[str, tuple[str, str]]) -> str:
 
 def making(record: dict[str, Any]) -> str:
     """How the run was made, as a list of definitions: command, data, machine, versions, options."""
-    versions, options = record.get("versions", {}), record["options"]
+    versions, options = record.get("versions") or {}, record["options"]
     facts = {
         "Command": record.get("command"),
         "Data": record.get("data"),
