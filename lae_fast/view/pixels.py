@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MOST_BYTES = (
-    28_000  # of a picture, before compression: 96 x 96 in colour; 184 of them make a page of about 5 MB
+    28_000  # of a picture, before compression: 96 x 96 in colour; 184 of them make 7 MB of page at most
 )
 _COLOURS = {1: 0, 3: 2}  # channels: PNG's name for grey and for RGB
 
