@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,8 +26,13 @@ def bar(*, total: float, desc: str | None = None, unit: str, shown: bool = True,
         shown: False: silent everywhere.
         options: tqdm's own, as `initial` or `bar_format`.
     """
-    from tqdm.auto import tqdm  # here, as `import lae_fast` needs torch and numpy only
-
-    stream = options.get("file") or sys.stderr
-    watched = _in_notebook() or (stream is not None and stream.isatty())
+    stream, in_notebook = options.get("file") or sys.stderr, _in_notebook()
+    watched = in_notebook or (stream is not None and stream.isatty())
+    # Imported here, as `import lae_fast` needs torch and numpy only.
+    if in_notebook and shown:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that ipywidgets are missing: the bar is text then
+            from tqdm.auto import tqdm
+    else:
+        from tqdm import tqdm
     return tqdm(total=total, desc=desc, unit=unit, disable=not (shown and watched), **options)

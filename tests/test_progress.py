@@ -3,6 +3,7 @@
 import io
 import sys
 import types
+import warnings
 
 import pytest
 
@@ -32,6 +33,18 @@ def test_terminals_and_notebooks_have_bars_and_pipes_have_none(monkeypatch):
     assert printed(io.StringIO(), monkeypatch) == ""
     notebook(monkeypatch)
     assert "2/2" in printed(io.StringIO(), monkeypatch)
+
+
+def test_a_notebook_without_widgets_has_a_bar_of_text(monkeypatch):
+    """And no warning of what is missing, which tqdm would give as it is imported."""
+    notebook(monkeypatch)
+    for name in [name for name in sys.modules if name.startswith(("tqdm.auto", "tqdm.notebook"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always")
+        assert "2/2" in printed(io.StringIO(), monkeypatch)
+    assert not given
 
 
 def test_not_shown_is_silent_everywhere(monkeypatch):
