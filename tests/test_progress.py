@@ -40,6 +40,7 @@ def test_a_notebook_without_widgets_has_a_bar_of_text(monkeypatch):
     notebook(monkeypatch)
     for name in [name for name in sys.modules if name.startswith(("tqdm.auto", "tqdm.notebook"))]:
         monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "ipykernel.zmqshell", types.SimpleNamespace())  # by which tqdm knows
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     with warnings.catch_warnings(record=True) as given:
         warnings.simplefilter("always")
