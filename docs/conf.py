@@ -31,10 +31,8 @@ html_extra_path = ["root"]  # index.html, which leads to docs/index.html
 
 nitpicky = True  # a reference to a name of ours that does not exist is an error
 nitpick_ignore_regex = [
-    (
-        "py:.*",
-        r"(torch|nn|np|collections|pathlib|typing|argparse)\..*",
-    ),  # other libraries are documented elsewhere
+    # Other libraries are documented elsewhere.
+    ("py:.*", r"(torch|nn|np|collections|pathlib|typing|argparse)\..*"),
     ("py:class", r"Tensor|Path|Any|Callable|Iterator|Sequence|Generator|Literal|ClassVar|Model|P|.*\.R"),
     ("py:obj", ".*"),  # `x` in a docstring is a name: a link if we document it, else code
 ]

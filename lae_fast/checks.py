@@ -30,6 +30,11 @@ def describe(value: Any) -> str:
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
 
 
+def reason(error: BaseException) -> str:
+    """What an error says, or else its name, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def count(name: str, value: Any, least: int = 1, most: int = 2**63 - 1) -> int:
     """A whole number from `least` to `most`."""
     try:

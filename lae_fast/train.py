@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import tyro
 
-from lae_fast import console, data, info, progress, view
+from lae_fast import checks, console, data, info, progress, view
 from lae_fast.checkpoint import CheckpointError
 from lae_fast.console import complain, say
 from lae_fast.data import DataError
@@ -153,7 +153,7 @@ def _write_page(trainer: Trainer) -> None:
         path = view.write(trainer.folder, trainer.model, trainer.test)
         say(f"view      {path}: open it in a browser")
     except Exception as error:
-        say(f"view      no page was written: {' '.join(str(error).split()) or type(error).__name__}")
+        say(f"view      no page was written: {checks.reason(error)}")
 
 
 def _fit(trainer: Trainer) -> int:

@@ -510,3 +510,14 @@ def test_frozen_or_hooked_decoders_take_the_general_path():
     loss.backward()
     assert m.decoder[0].weight.grad is None
     assert m.decoder[3].weight.grad.isfinite().all()
+
+
+def test_a_layer_with_a_forward_of_its_own_is_not_passed_over():
+    from lae_fast.models.decoder_pass import DensePass, decoder_pass
+
+    m = model(True)
+    plain, z = m.decode(torch.zeros(3, m.nz)), torch.zeros(3, m.nz)
+    layer = m.decoder[-1]
+    layer.forward = lambda a: -F.linear(a, layer.weight, layer.bias)
+    torch.testing.assert_close(m.decode(z), 1 - plain)  # of logits with the other sign
+    assert not isinstance(decoder_pass(m, images()), DensePass)

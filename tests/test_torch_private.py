@@ -57,8 +57,8 @@ class Bare:
 
 def test_a_module_without_the_known_dictionaries():
     layer = nn.Linear(3, 2)
-    assert not torch_private.has_hooks(layer)
-    assert torch_private.has_hooks(Bare(layer))  # nobody knows: the layers run one by one
+    assert not torch_private.is_altered(layer)
+    assert torch_private.is_altered(Bare(layer))  # nobody knows: the layers run one by one
     own, other = torch_private.own_parameters(layer), torch_private.own_parameters(Bare(layer))
     assert own.keys() == other.keys() == {"weight", "bias"}
     assert all(own[name] is other[name] for name in own)

@@ -362,9 +362,13 @@ def test_a_record_without_versions_shows_none(run, tmp_path):
 def test_weights_beyond_16_bits_and_hooks_are_named():
     model = own_model(nn.Linear(3, 6), Bernoulli(), (6,))
     hook = model.decoder.register_forward_hook(lambda *_: None)
-    with pytest.raises(CannotRun, match="a hook changes its Linear"):
+    with pytest.raises(CannotRun, match="its Linear has a hook, or a forward of its own"):
         network(model)
     hook.remove()
+    model.decoder.forward = lambda z: z
+    with pytest.raises(CannotRun, match="a forward of its own"):
+        network(model)
+    del model.decoder.forward
     with torch.no_grad():
         model.decoder.weight[0, 0] = 1e5
     with pytest.raises(CannotRun, match="too large for 16 bits"):

@@ -10,7 +10,7 @@ from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from lae_fast import progress
+from lae_fast import checks, progress
 from lae_fast.data.splits import DataError
 
 MIRRORS = (
@@ -71,7 +71,7 @@ def _fetched(name: str, tell: Callable[[int], object]) -> bytes:
                 return bytes(content)
             reason = "is another file, or cut"
         except (OSError, HTTPException) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__  # on one line
+            reason = checks.reason(error)
         tell(-len(content))
         reasons.append(f"{name} at {urlsplit(mirror).netloc}: {reason}")
     raise DataError("; ".join(reasons))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lae_fast import checks
 from lae_fast.data.decoding import decoded
 from lae_fast.data.images import as_split
 from lae_fast.data.splits import DataError, Source, Split
@@ -33,10 +34,12 @@ def downloading(name: str, root: Path) -> Iterator[None]:
         yield
     except ImportError as error:
         raise DataError(
-            f"{name} is not in {root} and cannot be downloaded: {_one_line(error)}; {EXTRA} installs what it takes"
+            f"{name} is not in {root} and cannot be downloaded: {checks.reason(error)}; {EXTRA} installs what it takes"
         ) from error
     except (RuntimeError, OSError, EOFError) as error:
-        raise DataError(f"{name} is not in {root} and cannot be downloaded: {_one_line(error)}") from error
+        raise DataError(
+            f"{name} is not in {root} and cannot be downloaded: {checks.reason(error)}"
+        ) from error
     finally:
         socket.setdefaulttimeout(timeout)
 
@@ -44,10 +47,6 @@ def downloading(name: str, root: Path) -> Iterator[None]:
 def datasets() -> Any:
     """torchvision's data sets. The import fails if torchvision does not fit this torch."""
     return importlib.import_module("torchvision.datasets")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _open(name: str, root: Path, kind: str, *options: dict[str, Any]) -> list[Any]:

@@ -26,7 +26,7 @@ from lae_fast.models.likelihood import has_kernel, negative_log_prior
 from lae_fast.models.mlp import MLP, Gradients, Trace
 from lae_fast.models.precision import products_in
 from lae_fast.models.with_chain import AutoencoderWithChain
-from lae_fast.ops.torch_private import add_to_each, has_hooks
+from lae_fast.ops.torch_private import add_to_each, is_altered
 
 
 def decoder_pass(model: AutoencoderWithChain, x: Tensor, *, by_row: bool = False) -> DecoderPass:
@@ -48,7 +48,7 @@ def is_dense(model: AutoencoderWithChain, x: Tensor) -> bool:
     return (
         type(decoder) is MLP  # a subclass may have changed anything
         and decoder.is_whole()
-        and not any(has_hooks(m) for m in (decoder, *decoder))
+        and not any(is_altered(m) for m in (decoder, *decoder))
         and _is_known(model, x)
         and all(p.requires_grad for p in decoder.own_parameters())
     )

@@ -12,7 +12,7 @@ from lae_fast.isolation import differentiable
 from lae_fast.models import products
 from lae_fast.models.mlp import MLP
 from lae_fast.models.nets import AsImages
-from lae_fast.ops.torch_private import has_hooks, own_parameters
+from lae_fast.ops.torch_private import is_altered, own_parameters
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 CONVOLUTIONS += (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -41,7 +41,7 @@ def layers_of(net: nn.Module) -> list[nn.Module] | None:
     anything: mix rows, or use a weight that is not their own."""
     found = list(_flat(net))
     parameters = [p for layer in found for p in layer.parameters()]
-    if len({id(p) for p in parameters}) < len(parameters) or any(map(has_hooks, net.modules())):
+    if len({id(p) for p in parameters}) < len(parameters) or any(map(is_altered, net.modules())):
         return None
     return found if all(map(_is_known, found)) else None
 
@@ -54,8 +54,6 @@ def _flat(net: nn.Module) -> list[nn.Module]:
 
 
 def _is_known(layer: nn.Module) -> bool:
-    if "forward" in vars(layer):  # somebody has changed this one
-        return False
     if type(layer) in (nn.Flatten, nn.Unflatten):
         axis = layer.start_dim if type(layer) is nn.Flatten else layer.dim
         return isinstance(axis, int) and axis >= 1  # rows stay rows

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lae_fast import checks, ops
 from lae_fast.models import products
 from lae_fast.ops.once import differentiable_once
-from lae_fast.ops.torch_private import backward_reaches, has_hooks, is_transformed, own_parameters
+from lae_fast.ops.torch_private import backward_reaches, is_altered, is_transformed, own_parameters
 
 
 class Layer(NamedTuple):
@@ -195,7 +195,7 @@ class MLP(nn.Sequential):
             and not torch.compiler.is_compiling()
             and not is_transformed()
             and self.is_whole()
-            and not any(has_hooks(m) for m in self)
+            and not any(is_altered(m) for m in self)
             and all(p.dtype == torch.float32 for p in self.own_parameters())
         )
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lae_fast import checks
 from lae_fast.models.mlp import MLP
-from lae_fast.ops.torch_private import has_hooks
+from lae_fast.ops.torch_private import is_altered
 
 
 def _orthogonal(net: nn.Sequential) -> nn.Sequential:
@@ -116,7 +116,7 @@ def _is_twin(own: nn.Module, twin: nn.Module) -> bool:
     """Whether a network is made as the other is, with parameters of the same names and shapes, and nothing done to it since."""
     sizes, wanted = ({name: t.shape for name, t in net.state_dict().items()} for net in (own, twin))
     is_same = type(own) is type(twin) and str(own) == str(twin) and sizes == wanted
-    return is_same and not any(has_hooks(m) or "forward" in vars(m) for m in own.modules())
+    return is_same and not any(is_altered(m) for m in own.modules())
 
 
 def recognised(

@@ -63,8 +63,9 @@ def is_batched(t: Tensor) -> bool:
         return False
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether a call of `module`, apart from its parts, does more than its `forward`.
+def is_altered(module: nn.Module) -> bool:
+    """Whether a call of `module`, apart from its parts, does anything but the `forward` of its class: by hooks, or by a forward
+    of its own.
 
     Fallback: True. The layers then run one by one, hooks included.
     """
@@ -75,6 +76,7 @@ def has_hooks(module: nn.Module) -> bool:
                 module._forward_pre_hooks,
                 module._backward_hooks,
                 module._backward_pre_hooks,
+                "forward" in module.__dict__,
             )
         )
     except AttributeError:

@@ -242,17 +242,17 @@ def ald_sample(
     """
     checks.function("energy", energy)
     plan = Plan(
-        n_draws,
-        n_warmup,
-        thin,
-        step_size,
-        initial_step_size,
-        mh,
-        target_acceptance,
-        share_step_size,
-        generator,
-        progress,
-        capture,
+        n_draws=n_draws,
+        n_warmup=n_warmup,
+        thin=thin,
+        step_size=step_size,
+        initial_step_size=initial_step_size,
+        mh=mh,
+        target_acceptance=target_acceptance,
+        share_step_size=share_step_size,
+        generator=generator,
+        progress=progress,
+        capture=capture,
     )
     _check_features(features)
     checks.generator("generator", plan.generator, features.device)
@@ -335,17 +335,17 @@ def langevin_sample(
     """
     checks.function("energy", energy)
     plan = Plan(
-        n_draws,
-        n_warmup,
-        thin,
-        step_size,
-        initial_step_size,
-        mh,
-        target_acceptance,
-        share_step_size,
-        generator,
-        progress,
-        capture,
+        n_draws=n_draws,
+        n_warmup=n_warmup,
+        thin=thin,
+        step_size=step_size,
+        initial_step_size=initial_step_size,
+        mh=mh,
+        target_acceptance=target_acceptance,
+        share_step_size=share_step_size,
+        generator=generator,
+        progress=progress,
+        capture=capture,
     )
     checks.tensor("z", z, "C, n, nz")
     checks.generator("generator", plan.generator, z.device)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lae_fast.models.autoencoder import Autoencoder, asks
 from lae_fast.models.likelihood import Bernoulli, DiscretizedLogistic, Gaussian
 from lae_fast.models.mlp import MLP
-from lae_fast.ops.torch_private import has_hooks
+from lae_fast.ops.torch_private import is_altered
 
 MOST_WEIGHTS = 2_000_000  # 5 MB of page
 MOST_MULTIPLICATIONS = 100_000_000  # about 0.1 s an image in a browser
@@ -91,8 +91,8 @@ def _multiplications(model: Autoencoder) -> int:
 def _layers(module: nn.Module) -> Iterator[Layer]:
     """The layers of a module in order."""
     kind = type(module)
-    if has_hooks(module):
-        raise CannotRun(f"a hook changes its {kind.__name__}")
+    if is_altered(module):
+        raise CannotRun(f"its {kind.__name__} has a hook, or a forward of its own")
     if kind in (nn.Sequential, MLP):
         for part in module:
             yield from _layers(part)
