@@ -137,7 +137,9 @@ def _chain(
     """z [n, m, nz], from n runs of the model's own chain for images x [m, nx]."""
     h = model.features(x).to(x.dtype)  # [m, d]
     coordinates = model.coordinates(h, model.log_std(h) if model.spreads else None)
-    start = coordinates.start(n, generator)
+    start = coordinates.start(
+        n, lambda like: torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+    )
 
     def energy(rows: Tensor) -> Tensor:
         with products_in(model.chain_precision, x.device):

@@ -230,7 +230,7 @@ def reached(model, x, start=None):
         h = model.encoder(x)
         coordinates = model.coordinates(h, model.log_std(h) if model.spreads else None)
         if start is not None:
-            coordinates.start = lambda: (start - coordinates.codes) / coordinates.std
+            coordinates.start = lambda *_: (start - coordinates.codes) / coordinates.std
         last, finish = [], coordinates.finish
         coordinates.finish = lambda rows: last.append(coordinates.z(rows)) or finish(rows)
         model._run_chain(decoder_pass(model, x, by_row=True), coordinates)

@@ -27,16 +27,23 @@ def found_in(page):
 
 
 def cells(page):
-    """The same, compiled: each cell with its place for error messages."""
+    """The same, compiled: each cell with its place for error messages. A cell that is a file, `%%writefile NAME`, is written."""
     text = page.read_text()
     for found in CELL.finditer(text):
+        magic, _, rest = found[1].partition("\n")
+        if magic.startswith("%%writefile "):
+            Path(magic.removeprefix("%%writefile ")).write_text(rest)
+            continue
         yield compile("\n" * text[: found.start(1)].count("\n") + found[1], str(page), "exec")
 
 
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
 @pytest.mark.slow
 def test_a_tutorial_runs(page, tmp_path, monkeypatch):
+    if page.stem == "lightning":
+        pytest.importorskip("lightning")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     mpl.use("Agg")
     torch.manual_seed(0)
     names = {"__name__": "__main__"}

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from lae_fast import checks, ops
 from lae_fast.isolation import isolated
@@ -19,9 +20,11 @@ from lae_fast.models.mlp import MLP
 from lae_fast.models.nets import recognised
 from lae_fast.models.precision import Precision, check_precision, products_in
 from lae_fast.ops.torch_private import is_transformed
+from lae_fast.sharing import Shared
 
 P = ParamSpec("P")
 R = TypeVar("R")
+M = TypeVar("M", bound="Autoencoder")
 
 SIZES = ("nx", "nz", "d", "shape")  # arguments that are no options
 WEIGHTS = "best.safetensors"  # a folder's file of weights
@@ -169,6 +172,7 @@ class Autoencoder(nn.Module):
     nz: int
     d: int  # known from the end of the constructor on
     precision: Precision
+    share: Shared | None = None
 
     def __init__(
         self,
@@ -258,7 +262,7 @@ class Autoencoder(nn.Module):
         """The negative ELBO [] of images x [n, nx], nats per image: one draw of q(z|x) for each, the rate in closed form."""
         with products_in(self.precision if self.training else "float32", x.device):
             mean, std = (t.to(x.dtype) for t in self.posterior(x))
-            z = mean + std * torch.randn_like(mean)
+            z = mean + std * self._normals(mean)
             output = self.output(z)
         return (self.likelihood.energy(output, x) + gaussian_rate(mean, std)).mean()
 
@@ -280,6 +284,52 @@ class Autoencoder(nn.Module):
                 f"images of {self.nx} elements"
             )
         return out.reshape(*z.shape[:-1], self.nx)
+
+    def share_minibatches(self: M, process_group: ProcessGroup | None = None) -> M:
+        """Treat every minibatch in train mode as one part of a larger one, which is split over the processes of a group.
+
+        Each process calls `loss` with its own part, all of them with equally many images, and the chain is one: phi, step size and
+        counters stay the same, bit for bit, on all processes. Joint decisions sum V and its gradient over all of them;
+        datapoint decisions the acceptance, and the least squares by which phi remembers the codes. The noise of the chain is
+        that of one process with the whole minibatch; so are other draws where the processes' random streams are alike.
+        Gradients are each process's own, of its part's mean: `DistributedDataParallel`, or whatever trains
+        the parameters, averages them. Eval mode shares nothing.
+
+        Call it on all processes at once, when the model is on its device: they take the weights and the chain of the first one.
+
+        Args:
+            process_group: default: all processes. A copy by `copy.deepcopy` shares too; a model that is read from a file does not.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            ValueError: `torch.distributed` has no process group.
+
+        Example:
+            >>> import torch.distributed as dist
+            >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # or by torchrun, with any number
+            >>> model = lae_fast.LAE(torch.nn.Linear(9, 8), torch.nn.Linear(2, 9), lae_fast.Bernoulli(), nx=9, nz=2)
+            >>> shared = torch.nn.parallel.DistributedDataParallel(model.share_minibatches())
+            >>> shared(torch.rand(16, 9)).backward()
+            >>> dist.destroy_process_group()
+        """
+        self.share = Shared(process_group)
+        with torch.no_grad():
+            self.share.of_first([*self.parameters(), *self.buffers()])
+        return self
+
+    @property
+    def _sharing(self) -> Shared | None:
+        """The processes that this minibatch is split over."""
+        return self.share if self.training else None
+
+    def _normals(self, like: Tensor) -> Tensor:
+        """Standard normals [n, nz] for the images of a minibatch, by the generator that `torch.manual_seed` sets."""
+        if self._sharing is None:
+            return torch.randn_like(like)
+        n, nz = like.shape
+        return self._sharing.rows(like.new_empty(n * self._sharing.size, nz).normal_())
 
     def chain_state(self) -> dict[str, Tensor]:
         """The tensors that a chain needs, besides the `state_dict`, to continue exactly; {} without a chain."""

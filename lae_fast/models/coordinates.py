@@ -2,7 +2,7 @@
 
 Both kinds offer the same to the loop in lae.py:
 
-    start(k)                    the rows [k C, D] where the chains of k such minibatches start
+    start(k, normals)           the rows [k C, D] where the chains of k such minibatches start; normals(like) draws noise
     z(rows)                     the codes [n, nz] at these rows
     many(rows, k)               the codes [k, n, nz] at the rows [k C, D] of k such minibatches
     gradient(z_grad)            the gradient [C, D] of V with respect to rows, from dV/dz [n, nz]
@@ -17,11 +17,15 @@ h [n, d] are the minibatch's features, phi [nz, d] is the encoder's last layer, 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from lae_fast.models import products
+from lae_fast.sharing import Shared
+
+Normals = Callable[[Tensor], Tensor]  # like -> standard normals of its shape, type and device
 
 
 class Memory:
@@ -33,20 +37,34 @@ class Memory:
         n_batches: [], how many minibatches have been averaged so far.
         length: the first `length` minibatches count equally, then each new minibatch counts for 1 / length.
         ridge: what `root` adds to the diagonal of gram, in units of its mean.
+        share: other processes hold the rest of the minibatch. What they add up are the normal equations, d (d + nz) numbers a
+            process: fewer than h and moves, n (d + nz), where there are more images than features. None: h is all of it.
 
     Attributes:
         gram: [d, d], the average of H^T H / n, the new minibatch included.
         root: [d, d], lower triangular: root root^T = gram plus the ridge.
     """
 
-    def __init__(self, gram: Tensor, h: Tensor, n_batches: Tensor, length: int, ridge: float) -> None:
-        self.h = h
+    def __init__(
+        self,
+        gram: Tensor,
+        h: Tensor,
+        n_batches: Tensor,
+        length: int,
+        ridge: float,
+        share: Shared | None = None,
+    ) -> None:
+        self.h, self.share = h, share
         self.weight = (1 / (1 + n_batches.double())).clamp(min=1 / length).to(h.dtype)
-        self.gram = gram.lerp(h.T @ h / len(h), self.weight)
+        self.gram = gram.lerp(self._mean(h.T @ h / len(h)), self.weight)
         eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
         # cholesky_ex does not wait for the device
         mean = self.gram.diagonal().mean().clamp(min=1e-30)  # features that are all 0 leave phi where it is
         self.root = torch.linalg.cholesky_ex(self.gram + ridge * mean * eye).L
+
+    def _mean(self, of_these: Tensor) -> Tensor:
+        """A mean over the images of the whole minibatch, from the mean over these ones."""
+        return of_these if self.share is None else self.share.mean(of_these)
 
     def step(self, moves: Tensor) -> Tensor:
         """The change of phi [nz, d] that moves the codes h phi^T [n, nz] by about `moves`: recursive least squares.
@@ -54,7 +72,7 @@ class Memory:
         While all minibatches count equally, phi is the least-squares fit to the targets of all of them. With length 1, no
         ridge and features of rank n, the codes of this minibatch move by exactly `moves`.
         """
-        target = (self.h.T @ moves) * (self.weight / len(self.h))  # [d, nz]
+        target = self._mean((self.h.T @ moves) * (self.weight / len(self.h)))  # [d, nz]
         half = torch.linalg.solve_triangular(self.root, target, upper=False)
         return torch.linalg.solve_triangular(self.root.T, half, upper=True).T
 
@@ -64,17 +82,18 @@ class JointCoordinates:
 
     Args:
         memory: its root is L; None: phi itself.
+        n: images of the whole minibatch.
     """
 
-    def __init__(self, phi: Tensor, h: Tensor, memory: Memory | None) -> None:
-        self.memory, self.log_n = memory, math.log(len(h))
+    def __init__(self, phi: Tensor, h: Tensor, memory: Memory | None, n: int) -> None:
+        self.memory, self.log_n = memory, math.log(n)
         if memory is not None:  # phi h = (phi L) (L^-1 h)
             h = torch.linalg.solve_triangular(memory.root, h.T, upper=False).T.contiguous()
             phi = phi @ memory.root
         self.h, self.phi = h, phi
         self.total = torch.zeros_like(h)
 
-    def start(self, k: int = 1, generator: torch.Generator | None = None) -> Tensor:
+    def start(self, k: int, normals: Normals) -> Tensor:
         return self.phi.reshape(1, -1).expand(k, -1)
 
     def z(self, rows: Tensor) -> Tensor:
@@ -115,11 +134,9 @@ class DatapointCoordinates:
         self.codes = products.linear(h, phi)
         self.total = torch.zeros_like(self.codes)
 
-    def start(self, k: int = 1, generator: torch.Generator | None = None) -> Tensor:
+    def start(self, k: int, normals: Normals) -> Tensor:
         like = self.codes.repeat(k, 1)
-        if self.std is None:
-            return like
-        return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+        return like if self.std is None else normals(like)
 
     def z(self, rows: Tensor) -> Tensor:
         # A tensor of its own: the chains move `rows` in place, and the decoder's pass keeps z.

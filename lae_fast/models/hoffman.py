@@ -98,7 +98,7 @@ class Hoffman(AutoencoderWithChain, VAE):
         """
         with products_in(self.precision, x.device):
             mean, std = (t.to(x.dtype) for t in self.posterior(x))
-        z = mean + std * torch.randn_like(mean)  # [n, nz]
+        z = mean + std * self._normals(mean)  # [n, nz]
         with torch.no_grad(), chain_context(self.mh, x.device):
             visited, slope = self._run_chain(x, z.detach())
         encoder_loss = ((z * slope).sum(1) + gaussian_rate(mean, std)).mean()
@@ -117,7 +117,7 @@ class Hoffman(AutoencoderWithChain, VAE):
 
         if self.mh and not is_dense(self, x):
             self._check_function(x, z, by_row=True)
-        start = z if self.start == "encoder" else torch.randn_like(z)
+        start = z if self.start == "encoder" else self._normals(z)
         chains = Chains(
             evaluate,
             start,
@@ -125,6 +125,7 @@ class Hoffman(AutoencoderWithChain, VAE):
             self.rng,
             mh=self.mh,
             adaptation=self.adaptation if self.mh else None,
+            share=self._sharing,
         )
         slope = chains.grad - z if self.start == "encoder" else evaluate(z)[1] - z
         visited, acceptance = [], torch.zeros_like(chains.potential)

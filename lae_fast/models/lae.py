@@ -267,9 +267,10 @@ class LAE(AutoencoderWithChain):
         """What the chain moves for a minibatch of features h [n, d] and, with `spread`, log s [n, nz]; changes nothing."""
         memory = None
         if hasattr(self, "gram"):
-            memory = Memory(self.gram, h, self.n_batches, self.memory, self.ridge)
+            memory = Memory(self.gram, h, self.n_batches, self.memory, self.ridge, self._sharing)
         if self.is_joint:
-            return JointCoordinates(self.phi, h, memory)
+            n = len(h) * (1 if self._sharing is None else self._sharing.size)
+            return JointCoordinates(self.phi, h, memory, n)
         return DatapointCoordinates(self.phi, h, memory, None if log_std is None else log_std.exp())
 
     def _states(self, window: Window) -> list[int]:
@@ -282,17 +283,26 @@ class LAE(AutoencoderWithChain):
         """T steps of the chain. The sum of V over the minibatch [], averaged over the decoder's window; and averages of its
         gradients with respect to the features [n, d], with `spread` log s [n, nz], and the decoder's parameters."""
 
+        share_chain = (
+            self._sharing if self.is_joint else None
+        )  # one chain of all processes, or some chains each
+
         def evaluate(rows: Tensor) -> tuple[Tensor, Tensor]:
             potential, z_grad = decoder.evaluate(coordinates.z(rows))
-            return potential, coordinates.gradient(z_grad)
+            gradient = coordinates.gradient(z_grad)
+            if share_chain is not None:
+                total = share_chain.total(torch.cat((potential, gradient.flatten().double())))
+                potential, gradient = total[:1], total[1:].view_as(gradient).to(gradient.dtype)
+            return potential, gradient
 
         chain = Chains(
             evaluate,
-            coordinates.start(),
+            coordinates.start(1, self._normals),
             self.log_step_size - coordinates.log_n,
             self.rng,
             mh=self.mh,
             adaptation=self.adaptation,
+            share=None if self.is_joint else self._sharing,
         )
         decoder.start()
         value, acceptance = torch.zeros_like(chain.potential), torch.zeros_like(chain.potential)
@@ -317,4 +327,6 @@ class LAE(AutoencoderWithChain):
             self.gram.copy_(coordinates.memory.gram)
             self.n_batches += 1
         self._keep(chain, coordinates.log_n, acceptance / self.n_steps, has_moved)
+        if share_chain is not None:  # to the mean over the processes
+            value = value / share_chain.size
         return value.sum() / len(learns), features + [g / len(learns) for g in decoder.totals]

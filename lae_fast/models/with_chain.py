@@ -139,10 +139,15 @@ class AutoencoderWithChain(Autoencoder):
         """
         self.rng.copy_(chains.rng)
         self.log_step_size.copy_(chains.log_step_size + log_n)
-        self.counters += chains.counters.sum(0)
-        self.n_decisions += self.n_steps * len(has_moved)
-        self.acceptance_rate.copy_(acceptance.mean())
-        self.unmoved.copy_(1 - has_moved.double().mean())
+        counters, n_chains = chains.counters.sum(0), len(has_moved)
+        means = torch.stack((acceptance.mean(), 1 - has_moved.double().mean()))
+        if chains.share is not None:
+            counters, n_chains = chains.share.total(counters), n_chains * chains.share.size
+            means = chains.share.mean(means)
+        self.counters += counters
+        self.n_decisions += self.n_steps * n_chains
+        self.acceptance_rate.copy_(means[0])
+        self.unmoved.copy_(means[1])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AutoencoderWithChain:
         """Move the chain with the model, but keep it in float64: `model.half()` concerns only the networks."""

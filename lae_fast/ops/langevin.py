@@ -185,7 +185,7 @@ def decide(
 # ---- transition ----
 
 
-def _adapt(log_step_size: Tensor, adaptation: Tensor, acceptance: Tensor) -> None:
+def adapt(log_step_size: Tensor, adaptation: Tensor, acceptance: Tensor) -> None:
     """Move the step sizes [S] after acceptances [S], in place, by the rule of `adaptation` [S, K]."""
     rate, error = adaptation[:, RATE], adaptation[:, TARGET] - acceptance
     if adaptation.shape[1] == ROBBINS_MONRO:
@@ -249,7 +249,7 @@ def transition_reference(
     if mh and adaptation is not None:
         acceptance = log_ratio.exp().clamp(max=1)
         is_joint = log_step_size.shape[0] == 1 < phi.shape[0]
-        _adapt(log_step_size, adaptation, acceptance.mean(0, keepdim=True) if is_joint else acceptance)
+        adapt(log_step_size, adaptation, acceptance.mean(0, keepdim=True) if is_joint else acceptance)
     next_proposal, next_rng = propose_reference(phi, grad, log_step_size.exp(), rng, noise)
     proposal.copy_(next_proposal)
     rng.copy_(next_rng)

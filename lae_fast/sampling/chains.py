@@ -9,7 +9,9 @@ from torch import Tensor
 
 from lae_fast import ops
 from lae_fast.ops.columns import COUNTERS
+from lae_fast.ops.langevin import adapt
 from lae_fast.sampling.acceptance import acceptance_rate
+from lae_fast.sharing import Shared
 
 Evaluate = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -24,6 +26,8 @@ class Chains:
         rng: [3], from `ops.make_rng`; copied.
         mh: Metropolis-Hastings accept or reject.
         adaptation: [S, K], from adaptation.py, updated in place; None: the step sizes stay.
+        share: other processes have more chains of this kind, with the same step size [1] and rng: noise is drawn, and the step
+            size adapts, as if all were one set of chains, in the order of ranks. None: these are all.
 
     Example:
         >>> from lae_fast import ops, sampling
@@ -46,9 +50,10 @@ class Chains:
         *,
         mh: bool = True,
         adaptation: Tensor | None = None,
+        share: Shared | None = None,
     ) -> None:
         n_chains = phi.shape[0]
-        self.evaluate, self.mh, self.adaptation = evaluate, mh, adaptation
+        self.evaluate, self.mh, self.adaptation, self.share = evaluate, mh, adaptation, share
         self.phi, self.rng = phi.detach().clone(memory_format=torch.contiguous_format), rng.clone()
         self.potential, grad = evaluate(self.phi)
         self.grad = grad.clone(memory_format=torch.contiguous_format)
@@ -59,7 +64,17 @@ class Chains:
         self._propose()
 
     def _propose(self) -> None:
-        self.proposal, self.rng = ops.propose(self.phi, self.grad, self.log_step_size.exp(), self.rng)
+        noise = self._drawn(ops.NORMALS)
+        self.proposal, self.rng = ops.propose(self.phi, self.grad, self.log_step_size.exp(), self.rng, noise)
+
+    def _drawn(self, kind: int) -> Tensor | None:
+        """These chains' part of the noise of all chains; None where these are all: the ops then draw it themselves."""
+        if self.share is None:
+            return None
+        n_chains, n_elements = self.phi.shape
+        return self.share.rows(
+            ops.noise(self.rng, n_chains * self.share.size, n_elements, self.phi.dtype, kind)
+        )
 
     def set_step_size(self, log_step_size: Tensor) -> None:
         """Use log_step_size [S] from now on, without adaptation; the pending proposal is drawn again."""
@@ -69,6 +84,7 @@ class Chains:
     def step(self) -> None:
         """Evaluate the proposal; then one fused transition decides, selects, adapts and proposes again."""
         potential, grad = self.evaluate(self.proposal)
+        noise, uniform = self._drawn(ops.NORMALS), self._drawn(ops.ACCEPT)
         ops.transition_unchecked(
             self.phi,
             self.potential,
@@ -79,11 +95,20 @@ class Chains:
             self.counters,
             self.is_accepted,
             self.log_alpha,
-            self.adaptation,
+            self.adaptation if self.share is None else None,
             potential,
             grad.contiguous(),
             self.mh,
+            noise,
+            None if uniform is None else uniform[:, 0],
         )
+        if self.share is not None and self.adaptation is not None and self.mh:
+            acceptance = self.share.mean(self.acceptance_rate().mean(0, keepdim=True))  # [1], of all chains
+            adapt(self.log_step_size, self.adaptation, acceptance)
+            eta = self.log_step_size.exp()
+            self.proposal, _ = ops.propose(
+                self.phi, self.grad, eta, self.rng, noise
+            )  # of the same noise, by the new eta
 
     def acceptance_rate(self) -> Tensor:
         """min(1, alpha) of the last step, [C]."""

@@ -68,6 +68,10 @@ def fit(
     seed, progress = checks.seed("seed", seed), checks.flag("progress", progress)
     if on_epoch is not None:
         checks.function("on_epoch", on_epoch)
+    if model.share is not None:
+        raise ValueError(
+            "the model shares its minibatches with other processes; expected one that does not: fit trains alone"
+        )
     x = _images(model, images)
     if len(x) < batch_size:
         raise ValueError(f"batch_size is {batch_size}; expected at most {len(x)}, the number of images")

@@ -1,0 +1,128 @@
+"""A minibatch that two processes share: one chain, the decisions and the weights of one process that has all of it."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import distributed, multiprocessing
+from torch.nn.parallel import DistributedDataParallel
+
+import lae_fast
+from lae_fast.models import Architecture, build
+from lae_fast.sharing import Shared
+
+N_PROCESSES, N, N_STEPS = 2, 12, 20  # images of a minibatch, minibatches
+KINDS = {
+    "datapoint": ("lae", {"memory": 5}),
+    "datapoint, no spread": ("lae", {"spread": False}),
+    "datapoint, unadjusted": ("lae", {"mh": False}),
+    "joint": ("lae", {"decisions": "joint", "step_size": 0.1}),
+    "joint, whitened": ("lae", {"decisions": "joint", "whiten": True, "memory": 5, "step_size": 0.1}),
+    "hoffman": ("hoffman", {}),
+    "hoffman, prior": ("hoffman", {"start": "prior"}),
+    "vae": ("vae", {}),
+}
+
+
+def made(kind):
+    """A small model in float64, where no decision can fall differently because of the order of a sum."""
+    torch.manual_seed(0)
+    model, options = KINDS[kind]
+    return build(Architecture(model=model, nx=10, nz=3, nh=8, depth=1), **options).double().train()
+
+
+def trained(model, parts_of, wrapped=None):
+    """What is to be the same on all processes after each of some steps, and losses."""
+    torch.manual_seed(1)
+    minibatches = torch.rand(N_STEPS, N, 10, dtype=torch.float64).round()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    states, losses = [], []
+    torch.manual_seed(2)
+    for x in minibatches:
+        optimizer.zero_grad()
+        loss = (wrapped or model)(parts_of(x))
+        loss.backward()
+        optimizer.step()
+        states.append({name: t.detach().clone() for name, t in model.state_dict().items()})
+        losses.append(loss.detach())
+    return states, torch.stack(losses)
+
+
+def work(rank, folder):
+    """What each process does."""
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=N_PROCESSES
+    )
+    found = {}
+    for kind in KINDS:
+        model = made(kind)
+        if rank > 0:  # what it has is not what counts
+            for value in model.state_dict().values():
+                value.zero_()
+        wrapped = DistributedDataParallel(model.share_minibatches(), broadcast_buffers=False)
+        found[kind] = trained(model, model.share.rows, wrapped)
+    alone = made("datapoint").share_minibatches().eval()
+    torch.manual_seed(rank)
+    found["eval"] = alone(torch.rand(3 + rank, 10, dtype=torch.float64)).detach()  # waits for nobody
+    torch.save(found, f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shared")
+    multiprocessing.spawn(work, (folder,), N_PROCESSES)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(N_PROCESSES)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_processes_have_the_same_model_after_every_step(results, kind):
+    for first, second in zip(results[0][kind][0], results[1][kind][0], strict=True):
+        assert first.keys() == second.keys()
+        assert all(torch.equal(t, second[name]) for name, t in first.items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_the_model_of_one_process(results, kind):
+    expected, losses = trained(made(kind), lambda x: x)
+    found = results[0][kind][0]
+    for t, (state, wanted) in enumerate(zip(found, expected, strict=True)):
+        for name, value in wanted.items():
+            torch.testing.assert_close(
+                state[name], value, rtol=1e-9, atol=1e-9, msg=lambda m, n=name, t=t: f"{t}, {n}: {m}"
+            )
+    torch.testing.assert_close(sum(r[kind][1] for r in results) / N_PROCESSES, losses)
+    if "counters" in wanted and KINDS[kind][1].get("mh", True):
+        assert 0 < wanted["counters"][0, 0] < wanted["n_decisions"]  # both outcomes were met
+
+
+def test_eval_mode_shares_nothing(results):
+    assert results[0]["eval"] != results[1]["eval"]
+
+
+def test_without_a_process_group_it_says_what_is_missing():
+    with pytest.raises(ValueError, match="there is no process group; expected one"):
+        made("vae").share_minibatches()
+
+
+def test_a_copy_shares_and_a_file_does_not(tmp_path):
+    store = distributed.HashStore()
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        with pytest.raises(TypeError, match=r"process_group is 'world' .*expected a process group"):
+            made("vae").share_minibatches("world")
+        model = made("datapoint").share_minibatches()
+        assert copy.deepcopy(model).share is model.share
+        assert pickle.loads(pickle.dumps(model)).share is None
+        file = io.BytesIO()
+        torch.save(model, file)
+        file.seek(0)
+        assert torch.load(file, weights_only=False).share is None
+        assert isinstance(model.share, Shared)
+        with pytest.raises(ValueError, match="shares its minibatches"):
+            lae_fast.fit(model, torch.rand(32, 10), epochs=1, batch_size=16, progress=False)
+    finally:
+        distributed.destroy_process_group()
