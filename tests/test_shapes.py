@@ -227,6 +227,33 @@ def test_networks_that_do_not_fit_are_named_before_training(parts, message):
         own(**parts)
 
 
+def test_a_vae_s_encoder_of_two_heads_is_named():
+    class Heads(nn.Module):
+        def forward(self, x):
+            return x.flatten(1)[:, :2], x.flatten(1)[:, 2:4]
+
+    with pytest.raises(
+        ValueError, match=r"returned \(float32 \[2, 2\] on cpu, float32 \[2, 2\] on cpu\) \(tuple\)"
+    ):
+        lae_fast.LAE(Heads(), nn.Linear(2, 12), lae_fast.Bernoulli(), shape=(3, 2, 2), nz=2)
+
+
+@pytest.mark.parametrize("likelihood", [lae_fast.Bernoulli, nn.Identity()], ids=["class", "module"])
+def test_what_is_no_likelihood_is_named_before_training(likelihood):
+    with pytest.raises(TypeError, match=r"expected a likelihood, as lae_fast.Bernoulli\(\)"):
+        lae_fast.VAE(nn.Linear(12, 4), nn.Linear(2, 12), likelihood, nx=12, nz=2)
+
+
+@pytest.mark.parametrize("part", ["_pixels", "mean", "sample"])
+def test_what_a_likelihood_lacks_is_named(part):
+    class Empty(lae_fast.models.Likelihood):
+        pass
+
+    output = torch.zeros(1, 4)
+    with pytest.raises(NotImplementedError, match=f"Empty has no {part}"):
+        getattr(Empty(), part)(*(output, output)[: 2 if part == "_pixels" else 1])
+
+
 def test_a_shape_or_the_number_of_elements_is_needed():
     with pytest.raises(TypeError, match=r"neither shape nor nx is given; expected one: shape=\(c, h, w\)"):
         own(shape=None)
