@@ -25,7 +25,6 @@ def python_in(page):
 (LOOP,) = python_in("README.md")
 FULL_LOOP, SAMPLING = python_in("docs/sampling.md")
 (VARIATIONS,) = python_in("docs/variations.md")
-(LOADING,) = python_in("docs/training.md")
 (DATA,) = python_in("docs/data.md")
 START = python_in("docs/quickstart.md")
 
@@ -74,19 +73,6 @@ def test_the_loop_trains(loop):
     assert names["state"].potential.isfinite()
     assert names["eta"] > 1e-7  # such short steps are all accepted
     assert all(not torch.equal(a, b) for a, b in zip(before, parameters, strict=True))
-
-
-def test_a_run_is_loaded(tmp_path, monkeypatch):
-    folder = tmp_path / "runs" / "first"
-    folder.mkdir(parents=True)
-    architecture = Architecture(nz=2, nh=8, depth=1)
-    model = build(architecture)
-    checkpoint.save_weights(folder / "best.safetensors", model.state_dict(), dataclasses.asdict(architecture))
-    monkeypatch.chdir(tmp_path)
-    names = dict(x=torch.rand(3, 784))
-    exec(LOADING, names)
-    assert torch.equal(names["model"].phi, model.phi)
-    assert not names["model"].training
 
 
 def test_data_are_loaded(tmp_path, monkeypatch):

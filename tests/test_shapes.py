@@ -185,11 +185,11 @@ def test_the_manual_s_networks_train():
     page = (Path(__file__).parent.parent / "docs" / "networks.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     assert len([line for line in code.splitlines() if line.strip()]) <= 20
-    names = dict(batches=[images((3, 32, 32), 8, seed) for seed in range(3)])
+    names = {}
     torch.manual_seed(0)
     exec(code, names)  # it is our own text
     assert names["model"].d == 128
-    assert names["loss"].isfinite()
+    assert names["losses"][1] < names["losses"][0]
     assert names["model"].sample(2).shape == (2, 3, 32, 32)
 
 
