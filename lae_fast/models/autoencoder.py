@@ -73,7 +73,7 @@ def images_for(model: Autoencoder, x: Tensor) -> Tensor:
         values = x.detach().float().contiguous()
         if not (values.isfinite().all() if bounds is None else ops.in_unit_range(values)):  # a NaN fails too
             low, high = (v.item() for v in values.aminmax())
-            expected = "finite ones" if bounds is None else "all in [0, 1]"
+            expected = "finite ones" if bounds is None else "all in [0, 1], or uint8 in 0..255"
             raise ValueError(f"images have values from {low:g} to {high:g}; expected {expected}")
     return x
 
@@ -327,8 +327,8 @@ class Autoencoder(nn.Module):
 
         Raises:
             TypeError: path is not one.
-            ValueError: path is a name of a pickle (.pt); the model's class is not one of this package, its parameters are not float32, or a value is not finite:
-                `torch.save(model.state_dict(), file)` keeps these. Nothing is written.
+            ValueError: path is a name of a pickle, as model.pt; the model's class is not one of this package, its parameters are not
+                float32, or a value is not finite: `torch.save(model.state_dict(), file)` keeps these. Nothing is written.
             OSError: the file cannot be written.
 
         Example:
