@@ -66,7 +66,8 @@ class Samples:
     def plot(self) -> Any:
         """Acceptance, step size and energy over the draws, a line for each chain.
 
-        The acceptance of single steps is noise: shown is its running mean, over a fiftieth of the draws. Where datapoints decide for themselves a line is their mean, and the band around it holds nine in ten of them.
+        The acceptance of single steps is noise: shown is its running mean, over a fiftieth of the draws. Where datapoints
+        decide for themselves a line is their mean, and the band around it holds nine in ten of them.
 
         Returns:
             A matplotlib figure: `samples.plot().savefig("samples.png")`, or shown as it is by a notebook.
