@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,12 +22,17 @@ REAL = (*FLOATS, torch.float16, torch.bfloat16, torch.int32, torch.int64)
 
 
 def describe(value: Any) -> str:
-    """A value in a few words, for people: a tensor by type, shape and device."""
+    """A value in a few words, for people: a tensor by type, shape and device, an array by type and shape."""
     if isinstance(value, Tensor):
         layout = "" if value.layout == torch.strided else f"{str(value.layout).removeprefix('torch.')} "
         shape = "nested" if value.is_nested else list(value.shape)
         return f"{layout}{str(value.dtype).removeprefix('torch.')} {shape} on {value.device}"
-    text = repr(value)
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {list(value.shape)} (ndarray)"
+    if isinstance(value, tuple) and any(isinstance(v, Tensor) for v in value[:4]):
+        text = ", ".join(map(describe, value[:4])) + (", ..." if len(value) > 4 else "")
+        return f"({text}) ({type(value).__name__})"
+    text = " ".join(repr(value).split())
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
 
 

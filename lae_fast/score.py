@@ -70,6 +70,8 @@ class Options:
     """CSV file to write, one line a run."""
 
     def __post_init__(self) -> None:
+        if not self.runs:
+            raise ValueError("no RUN is given; expected folders that `lae-fast train` has written")
         for name, least in (
             ("images", 1),
             ("n_temperatures", 2),

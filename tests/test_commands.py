@@ -147,7 +147,7 @@ def test_a_record_s_run_is_not_meant_but_its_options(parsed, tmp_path):
         ("x.json", '{"options": {"colours": 1}, "data": "MNIST"}', "'colours' is no option"),
         ("x.json", '{"options": 5}', "expected a run's options, and its data in words"),
         ("x.toml", "nz = 3", "expected a file whose name ends in .yaml, .yml or .json"),
-        ("x.yaml", None, "No such file"),
+        ("x.yaml", None, "x.yaml: there is no such file"),
     ],
 )  # fmt: skip
 def test_a_bad_file_is_named(name, content, message, parsed, tmp_path, capsys, monkeypatch):

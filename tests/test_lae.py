@@ -267,7 +267,7 @@ def test_initialisation():
         (lambda: LAE(nn.Identity(), nn.Identity(), Bernoulli(), nx=NX, nz=0, d=3), "nz is 0"),
         (
             lambda: make().loss(images() * 2),
-            r"images have values from 0\.\d+ to 1\.\d+; expected all in \[0, 1\]",
+            r"images have values from 0\.\d+ to 1\.\d+; expected all in \[0, 1\], or uint8 in 0..255",
         ),
         (lambda: make().loss(images() * math.nan), "images have values from nan"),
         (lambda: make(VAE).loss(images() - 1), "expected all in"),

@@ -127,6 +127,14 @@ def test_a_question_is_answered_in_eval_mode_and_changes_nothing(question, kind)
     assert torch.equal(got, answer(question, model.eval()))
 
 
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("question", ["sample", "simulate", "reconstruct", "interpolate"])
+def test_pictures_are_made_without_gradients(question, kind):
+    answers = QUESTIONS[question](make(kind))
+    for t in answers if isinstance(answers, tuple) else (answers,):
+        t.numpy()  # as matplotlib does; raises where a gradient is wanted
+
+
 def test_the_mode_is_restored_when_a_question_fails():
     model = make("vae", *quirks())
     model.decoder.net[2].eval()

@@ -720,7 +720,9 @@ def test_a_run_on_own_images_records_them_and_resumes(grey_file, tmp_path, monke
 
 
 def test_data_beside_a_data_set_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"--data own.npy beside --dataset digits; expected one of both"):
+    with pytest.raises(
+        ValueError, match=r"--data own.npy beside --dataset digits; expected only one of them"
+    ):
         Config(data=Path("own.npy"), dataset="digits")
 
 

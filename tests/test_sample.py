@@ -478,6 +478,26 @@ def test_a_plot_shows_every_chain(sampler):
     torch.testing.assert_close(torch.from_numpy(step_size.lines[0].get_ydata()), expected)
 
 
+def test_a_plot_shows_a_running_mean_of_the_acceptance():
+    from matplotlib import pyplot
+
+    samples = short_run("ald", n_draws=120)  # the mean over three steps
+    figure = samples.plot()
+    pyplot.close(figure)
+    shown = torch.from_numpy(figure.axes[0].lines[1].get_ydata())
+    rate = samples.acceptance_rate[1]
+    torch.testing.assert_close(shown[2:], rate.unfold(0, 3, 1).mean(1))
+    torch.testing.assert_close(shown[:2], torch.stack((rate[0], rate[:2].mean())))
+
+
+def test_samples_are_told_in_a_line():
+    samples = short_run("langevin")
+    c, n_draws, n, nz = samples.z.shape
+    assert repr(samples).startswith(f"Samples of z [{c} chains, {n_draws} draws, {n} datapoints, nz {nz}], ")
+    assert f"acceptance {samples.acceptance_rate.mean():.2f}, " in repr(samples)
+    assert len(repr(samples)) < 200
+
+
 @both_samplers
 def test_the_bar_is_for_terminals(sampler, capfd, monkeypatch):
     short_run(sampler, progress=False)

@@ -67,6 +67,12 @@ def test_a_model_comes_back_bit_for_bit(architecture, options, tmp_path):
     assert_same(lae_fast.load(str(tmp_path / "one.safetensors")), model)
 
 
+def test_a_name_of_a_pickle_is_no_folder(tmp_path):
+    with pytest.raises(ValueError, match=r"model.pt; expected a folder, or a file that ends in .safetensors"):
+        build(ARCHITECTURES[0][0]).save(tmp_path / "model.pt")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_model_made_by_hand_of_these_parts_is_recognised(tmp_path):
     torch.manual_seed(0)
     networks = conv((3, 8, 8), nz=2, nh=16, channels=4)

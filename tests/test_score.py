@@ -82,6 +82,12 @@ def test_bad_options(options, message, runs, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_no_run_is_an_error(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        score.main([])
+    assert "no RUN is given; expected folders" in capsys.readouterr().err
+
+
 def test_a_run_that_cannot_be_scored_is_named_and_the_others_are_scored(runs, capsys):
     assert score.main([str(runs / "missing"), str(runs / "grey"), *QUICK, "--base", "prior"]) == 2
     out, err = capsys.readouterr()

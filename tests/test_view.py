@@ -18,7 +18,7 @@ from torch import nn
 from lae_fast import VAE, models, train, view
 from lae_fast.data import Split
 from lae_fast.models.likelihood import Bernoulli, DiscretizedLogistic, Gaussian, Likelihood
-from lae_fast.view import page
+from lae_fast.view import page, records
 from lae_fast.view.network import CannotRun, network
 from lae_fast.view.pixels import Pixels, data_uri
 
@@ -54,7 +54,10 @@ def test_the_end_of_training_writes_the_page(run):
     assert "<h1>first &lt;run&gt;</h1>" in text
     results = json.loads((run / "results.json").read_text())
     assert f"<dd>{results['test_negative_elbo']:.2f}<" in text
-    assert f"<dd>{results['test_importance_bound']:.2f}<" in text
+    assert (
+        f"<dd>{results['test_importance_bound']:.2f}<small>-log p(x) is at most this, on average; 100 test images<"
+        in text
+    )
     assert [chart["title"] for chart in data["curves"]] == [
         "Loss, nats per image",
         "Proposals of the chain",
@@ -328,6 +331,22 @@ def test_a_page_of_few_images(tmp_path):
     assert [axis["variance"] for axis in data["axes"]] == [0] * 5
     with pytest.raises(ValueError, match=r"test holds no images; expected at least 1"):
         page.write(tmp_path, model, Split(torch.rand(0, 12), None))
+
+
+def test_a_page_is_written_of_plain_images_into_a_folder_by_name(tmp_path):
+    model, images = own_model(nn.Linear(3, 12), Bernoulli(), (12,)), torch.rand(4, 12)
+    expected = page.write(tmp_path, model, Split(images)).read_text()
+    assert page.write(str(tmp_path), model, images).read_text() == expected
+    with pytest.raises(TypeError, match=r"test is float64 \[4, 12\] \(ndarray\); expected a tensor"):
+        page.write(tmp_path, model, images.double().numpy())
+
+
+def test_the_bound_is_shown_with_its_number_of_images():
+    model, record = own_model(nn.Linear(3, 12), Bernoulli(), (12,)), {"options": {"binarize": "none"}}
+    values = {"test_importance_bound": 5.0, "test_importance_bound_images": 60}
+    assert "on average; 60 test images<" in records.scores(model, record, values)
+    del values["test_importance_bound_images"]  # a run of old
+    assert "on average<" in records.scores(model, record, values)
 
 
 def test_large_pictures_are_shown_smaller(tmp_path):

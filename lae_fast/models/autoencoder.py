@@ -28,6 +28,7 @@ M = TypeVar("M", bound="Autoencoder")
 
 SIZES = ("nx", "nz", "d", "shape")  # arguments that are no options
 WEIGHTS = "best.safetensors"  # a folder's file of weights
+PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")  # names of files that `save` does not write
 
 
 def images_for(model: Autoencoder, x: Tensor) -> Tensor:
@@ -75,7 +76,7 @@ def images_for(model: Autoencoder, x: Tensor) -> Tensor:
         values = x.detach().float().contiguous()
         if not (values.isfinite().all() if bounds is None else ops.in_unit_range(values)):  # a NaN fails too
             low, high = (v.item() for v in values.aminmax())
-            expected = "finite ones" if bounds is None else "all in [0, 1]"
+            expected = "finite ones" if bounds is None else "all in [0, 1], or uint8 in 0..255"
             raise ValueError(f"images have values from {low:g} to {high:g}; expected {expected}")
     return x
 
@@ -132,7 +133,7 @@ class Autoencoder(nn.Module):
     """Base of `LAE`, `VAE` and `Hoffman`. Keyword arguments are a model's options, see registry.py.
 
     `loss`, `encode`, `decode`, `posterior` and `potential` run in the mode that the model is in, train or eval, and can be
-    differentiated; whatever else asks a model something runs in eval mode, and restores the mode.
+    differentiated; whatever else asks a model something runs in eval mode and without gradients, and restores the mode.
 
     Attributes:
         name: of the class, in files of weights; None: they do not know it.
@@ -187,9 +188,14 @@ class Autoencoder(nn.Module):
         precision: Precision = "float32",
     ) -> None:
         super().__init__()
-        for name, part in (("encoder", encoder), ("decoder", decoder), ("likelihood", likelihood)):
-            if not isinstance(part, nn.Module):
-                raise TypeError(f"{name} is {checks.describe(part)}; expected an nn.Module")
+        module, density = (nn.Module, "an nn.Module"), (Likelihood, "a likelihood, as lae_fast.Bernoulli()")
+        for name, part, (cls, kind) in (
+            ("encoder", encoder, module),
+            ("decoder", decoder, module),
+            ("likelihood", likelihood, density),
+        ):
+            if not isinstance(part, cls):
+                raise TypeError(f"{name} is {checks.describe(part)}; expected {kind}")
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
         self.shape = checks.image_shape(shape, nx)
         self.nx, self.nz = math.prod(self.shape), checks.count("nz", nz)
@@ -371,8 +377,8 @@ class Autoencoder(nn.Module):
 
         Raises:
             TypeError: path is not one.
-            ValueError: the model's class is not one of this package, its parameters are not float32, or a value is not finite:
-                `torch.save(model.state_dict(), file)` keeps these. Nothing is written.
+            ValueError: path is a name of a pickle, as model.pt; the model's class is not one of this package, its parameters are not
+                float32, or a value is not finite: `torch.save(model.state_dict(), file)` keeps these. Nothing is written.
             OSError: the file cannot be written.
 
         Example:
@@ -411,6 +417,8 @@ class Autoencoder(nn.Module):
             "options": self.options(),
             "frozen": [name for name, p in self.named_parameters() if not p.requires_grad],
         }
+        if path.suffix in PICKLES and not path.is_dir():
+            raise ValueError(f"path is {path}; expected a folder, or a file that ends in .safetensors")
         file = path if path.suffix == ".safetensors" else path / WEIGHTS
         with checkpoint.naming(file):
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -432,11 +440,13 @@ class Autoencoder(nn.Module):
         """The mean image of each latent variable: [..., nz] -> [..., *shape]."""
         return self.likelihood.mean(self.output(z)).unflatten(-1, self.shape)
 
+    @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
         """The mean image of each image's code, in the shape of the images: [n, *shape] -> [n, *shape], [n, nx] -> [n, nx]."""
         with isolated(self):
             return self.decode(self.encode(x)).reshape(x.shape)
 
+    @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """n mean images [n, *shape] of latent variables drawn from the prior."""
         with isolated(self):
@@ -455,6 +465,7 @@ class Autoencoder(nn.Module):
         with isolated(self):
             return self.likelihood.sample(self.output(z), generator).unflatten(-1, self.shape), z
 
+    @torch.no_grad()
     def interpolate(self, start: Tensor, end: Tensor, n_steps: int) -> Tensor:
         """Decoded straight lines between the codes of two image batches, in the shape of the first one's images: 2 x
         [n, *shape] -> [n, n_steps, *shape]."""

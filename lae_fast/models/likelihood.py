@@ -78,7 +78,15 @@ class Likelihood(nn.Module):
 
     def _pixels(self, output: Tensor, x: Tensor) -> Tensor:
         """-log p of every pixel [..., n, nx], nats, in PyTorch that can be differentiated any number of times."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no _pixels(output, x): -log p of each pixel")
+
+    def mean(self, output: Tensor) -> Tensor:
+        """The image to show to people: [..., n, nx] -> [..., n, nx]."""
+        raise NotImplementedError(f"{type(self).__name__} has no mean(output): images to show")
+
+    def sample(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """A draw of p(x|z): [..., n, nx] -> [..., n, nx]."""
+        raise NotImplementedError(f"{type(self).__name__} has no sample(output, generator): draws of p(x|z)")
 
     def all_pairs(self, output: Tensor, x: Tensor) -> Tensor:
         """-log p of every image under every output, [m, nx] and [n, nx]: float64 [m, n], nats per image."""

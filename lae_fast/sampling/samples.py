@@ -37,6 +37,14 @@ class Samples:
     kind: str  # "Metropolis-Hastings", "unadjusted", or "unadjusted, minibatches of m"
     phi: Tensor | None = None  # [C, nz, d]: ALD's last state
 
+    def __repr__(self) -> str:
+        c, n_draws, n, nz = self.z.shape
+        low, high = (t.item() for t in self.step_size.aminmax())
+        return (
+            f"Samples of z [{c} chains, {n_draws} draws, {n} datapoints, nz {nz}], {self.kind}: acceptance "
+            f"{self.acceptance_rate.mean():.2f}, step sizes {low:.2g} to {high:.2g}, {self.n_nonfinite} proposals not finite"
+        )
+
     def to_arviz(self) -> Any:
         """An `xarray.DataTree` for arviz's ESS, R-hat, summaries and plots.
 
@@ -58,7 +66,8 @@ class Samples:
     def plot(self) -> Any:
         """Acceptance, step size and energy over the draws, a line for each chain.
 
-        Where datapoints decide for themselves a line is their mean, and the band around it holds nine in ten of them.
+        The acceptance of single steps is noise: shown is its running mean, over a fiftieth of the draws. Where datapoints
+        decide for themselves a line is their mean, and the band around it holds nine in ten of them.
 
         Returns:
             A matplotlib figure: `samples.plot().savefig("samples.png")`, or shown as it is by a notebook.
@@ -79,6 +88,8 @@ class Samples:
         }
         for ax, (name, values) in zip(axes, rows.items(), strict=True):
             for k, chain in enumerate(values.cpu().double().numpy()):  # [draw], or [draw, n]
+                if name == "acceptance rate":
+                    chain = _running_mean(chain, -(-len(chain) // 50))
                 colour = f"C{k % 10}"
                 if chain.ndim == 2:
                     low, high = np.quantile(chain, (0.05, 0.95), axis=1)
@@ -94,6 +105,14 @@ class Samples:
             axes[1].set_yscale("log")
         axes[2].set_xlabel("draw")
         return figure
+
+
+def _running_mean(values: np.ndarray, n: int) -> np.ndarray:
+    """Means over the last n draws, or over as many as there have been; of [draw, ...], as [draw, ...]."""
+    total = values.cumsum(0)
+    total[n:] -= total[:-n].copy()
+    count = np.minimum(np.arange(1, len(values) + 1), n)
+    return total / count.reshape(-1, *[1] * (values.ndim - 1))
 
 
 class SamplingInterrupted(KeyboardInterrupt):

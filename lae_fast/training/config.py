@@ -191,7 +191,7 @@ class Config:
         if self.step_size != "auto" and not 0 <= self.step_size < math.inf:
             raise ValueError(f"--step-size is {self.step_size}; expected a finite number >= 0, or auto")
         if self.data is not None and self.dataset != "auto":
-            raise ValueError(f"--data {self.data} beside --dataset {self.dataset}; expected one of both")
+            raise ValueError(f"--data {self.data} beside --dataset {self.dataset}; expected only one of them")
         if self.resume is not None and self.output_dir is not None and self.output_dir != self.resume:
             raise ValueError(
                 f"--output-dir {self.output_dir} beside --resume {self.resume}: a run stays in its folder"

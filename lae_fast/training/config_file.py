@@ -39,6 +39,8 @@ def read(path: Path) -> Config:
 
 
 def _content(path: Path) -> Any:
+    if not path.exists():
+        raise ValueError("there is no such file")
     if path.suffix == ".json":
         return json.loads(path.read_bytes())
     if path.suffix not in (".yaml", ".yml"):

@@ -40,7 +40,7 @@ def fit(
         lr: Adam's learning rate; default: `model.lr`.
         cooldown: the last fraction of training, from 0 to 1, in which the learning rate falls to 0.
         seed: of the order and of all noise but the chain's, which goes on with its own; the program's own random streams stay
-            where they are.
+            where they are. A further call sees other minibatches if it has another seed.
         progress: show a bar.
         on_epoch: called after each epoch with its number, from 1, and its loss; training stops if it returns True.
 

@@ -407,9 +407,11 @@ class Trainer:
             pictures.save_latent_plane(
                 self.model, data.pixels(images), labels, self.folder / "latent_plane.png"
             )
-        bound = -importance_bound(self.model, self.test.images[:N_BOUND]).mean().item()
+        few = self.test.images[:N_BOUND]
+        bound = -importance_bound(self.model, few).mean().item()
         values = {f"test_{name}": value for name, value in result._asdict().items()}
-        values |= {"test_importance_bound": bound, "epochs": self.progress.epoch}
+        values |= {"test_importance_bound": bound, "test_importance_bound_images": len(few)}
+        values |= {"epochs": self.progress.epoch}
         checkpoint.write_atomically(self.folder / "results.json", json.dumps(values, indent=2).encode())
         return result, bound
 

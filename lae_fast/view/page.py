@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lae_fast import checkpoint
+from lae_fast import checkpoint, checks
 from lae_fast.data import Split
 from lae_fast.models.autoencoder import Autoencoder, asks
 from lae_fast.training import runlog
@@ -27,24 +27,30 @@ MOST_CODES = 500  # in the plane
 BYTES_OF_ORIGINALS = 600_000  # of their test images, before compression
 
 
-def write(folder: Path, model: Autoencoder, test: Split, table: Path | None = None) -> Path:
+def write(
+    folder: str | Path, model: Autoencoder, test: Split | Tensor, table: str | Path | None = None
+) -> Path:
     """Write a run's page, `view.html`, into its folder.
 
     Args:
         folder: a run's folder, with config.json and metrics.jsonl; results.json is shown where it is there and no epoch has been
             trained since. Or any other folder, of a model from a loop of your own: its page has no curves and no scores.
         model: the run's model, with the weights to show.
-        test: test images, and labels where there are some.
+        test: test images [N, *shape], or a `Split`: images with labels.
         table: a table that `lae_fast.score --output` wrote; None: one that lies in the folder.
 
     Returns:
         The page's path.
 
     Raises:
+        TypeError: an argument is of another kind.
         ValueError: there is no test image.
         CheckpointError: the run's records are damaged, or the table has no row of its weights of today, or several.
         OSError: the page cannot be written.
     """
+    folder, table = checks.path("folder", folder), None if table is None else checks.path("table", table)
+    if not isinstance(test, Split):
+        test = Split(checks.tensor("test", test, dtypes=None))
     if not len(test.images):
         raise ValueError("test holds no images; expected at least 1")
     record, lines, values = {"options": {}}, [], {}

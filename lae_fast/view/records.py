@@ -94,6 +94,8 @@ def scores(model: Autoencoder, record: dict[str, Any], values: dict[str, Any]) -
         return "unknown" if n.get(name) is None else f"{n[name]:.{places}f}"
 
     images = f"{text('images', 0)} test images"
+    n_few = n.get("test_importance_bound_images")  # older runs do not say
+    few = "" if n_few is None else f"; {n_few:.0f} test images"
     about = {
         "test_negative_elbo": (
             "Negative ELBO",
@@ -101,7 +103,7 @@ def scores(model: Autoencoder, record: dict[str, Any], values: dict[str, Any]) -
         ),
         "test_importance_bound": (
             "Importance bound",
-            "-log p(x) is at most this, on average; 100 test images",
+            "-log p(x) is at most this, on average" + few,
         ),
         "ais": (
             "-log p(x), annealed",
