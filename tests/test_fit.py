@@ -67,14 +67,27 @@ def test_the_learning_rate_falls_to_nothing(monkeypatch):
         RGB.flatten(1),
         TensorDataset(RGB, torch.arange(40)),
         [np.asarray(image) for image in RGB.permute(0, 2, 3, 1)],
+        data.Split(RGB, torch.arange(40)),
     ],
-    ids=["array", "channels last", "flat", "data set", "list"],
+    ids=["array", "channels last", "flat", "data set", "list", "split"],
 )
 def test_images_come_in_many_forms(images):
     reference, m = model(), model()
     lae_fast.fit(reference, RGB, epochs=1, batch_size=20)
     lae_fast.fit(m, images, epochs=1, batch_size=20)
     assert torch.equal(weights(m), weights(reference))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 6), (1, 6, 1), (2, 3, 4)], ids=str)
+def test_channels_may_be_last_where_the_model_s_shape_tells(shape):
+    images = torch.rand(20, *shape)
+    losses = []
+    for x in (images, images.permute(0, 2, 3, 1)):
+        torch.manual_seed(0)
+        n = images[0].numel()
+        m = lae_fast.VAE(nn.Flatten(), nn.Linear(2, n), lae_fast.Bernoulli(), shape=shape, nz=2)
+        losses += lae_fast.fit(m, x, epochs=1, batch_size=20)
+    assert losses[0] == losses[1]
 
 
 def test_of_a_parted_data_set_the_training_images_serve():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lae_fast import checks, data, seeds
-from lae_fast.data.images import as_split, stacked
+from lae_fast.data.images import stacked
 from lae_fast.models import Autoencoder, images_for
 from lae_fast.progress import bar
 from lae_fast.training.config import TrainingError
@@ -34,8 +34,9 @@ def fit(
     Args:
         model: any of this package's models, of any networks. All of it trains in train mode; afterwards each of its modules is
             in the mode that it had.
-        images: [N, ...] as the model takes them, a tensor or array; a `torch.utils.data.Dataset` of images or of pairs (image,
-            label); or the training images of a `lae_fast.data.Dataset`. They are moved to the model's device.
+        images: [N, ...] as the model takes them, or [N, h, w, c], a tensor or array; a `torch.utils.data.Dataset` of images or of
+            pairs (image, label); a `lae_fast.data.Split`, or the training images of a `lae_fast.data.Dataset`. They are moved to
+            the model's device.
         epochs: passes over the images, each in an order of its own, without the rest that fills no minibatch.
         lr: Adam's learning rate; default: `model.lr`.
         cooldown: the last fraction of training, from 0 to 1, in which the learning rate falls to 0.
@@ -116,11 +117,9 @@ def _is_finite(model: Autoencoder) -> bool:
 
 def _images(model: Autoencoder, images: Any) -> Tensor:
     """Images [N, ...] in a form that the model takes, on its device."""
-    if isinstance(images, data.Dataset):
-        images = images.train.images
-    x = stacked(images)[0]
-    if x.shape[1:] not in (model.shape, (model.nx,)) and len(model.shape) == 3:
-        x = as_split(x).images  # channels last, or none
+    x = stacked(images.train if isinstance(images, data.Dataset) else images)[0]
+    if x.dim() == 4 and x.shape[1:] != model.shape and x.movedim(3, 1).shape[1:] == model.shape:
+        x = x.movedim(3, 1)  # the channels are last
     x = x.to(next(model.parameters()).device)
     images_for(model, x)
     return x
