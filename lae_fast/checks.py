@@ -26,7 +26,7 @@ def describe(value: Any) -> str:
         layout = "" if value.layout == torch.strided else f"{str(value.layout).removeprefix('torch.')} "
         shape = "nested" if value.is_nested else list(value.shape)
         return f"{layout}{str(value.dtype).removeprefix('torch.')} {shape} on {value.device}"
-    text = repr(value)
+    text = " ".join(repr(value).split())
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
 
 
@@ -159,15 +159,18 @@ def generator(name: str, value: Any, device: torch.device) -> torch.Generator | 
     return value
 
 
-def device(name: str, value: Any) -> torch.device:
-    """A device of this machine, given as such or by its name."""
+def device(name: str, value: Any, kinds: tuple[str, ...] | None = None) -> torch.device:
+    """A device of this machine, given as such or by its name; of one of these kinds (None: any)."""
     if not isinstance(value, (str, torch.device)):
         raise TypeError(f"{name} is {describe(value)}; expected a torch.device or its name")
     try:
-        return torch.empty(0, device=value).device
+        found = torch.empty(0, device=value).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise ValueError(f"{name} is {str(value)!r}; expected a device of this machine ({reason})") from None
+    if kinds and found.type not in kinds:
+        raise ValueError(f"{name} is {found}; expected {' or '.join(kinds)}")
+    return found
 
 
 def path(name: str, value: Any) -> Path:

@@ -70,6 +70,8 @@ class Options:
     """CSV file to write, one line a run."""
 
     def __post_init__(self) -> None:
+        if not self.runs:
+            raise ValueError("no run is given; expected folders that `python -m lae_fast.train` has written")
         for name, least in (
             ("images", 1),
             ("n_temperatures", 2),
@@ -205,10 +207,7 @@ def _table(scores: Sequence[Score]) -> bytes:
 
 def _score_all(options: Options) -> int:
     """Score each run, and name each that cannot be scored; the exit code."""
-    try:
-        torch.empty(0, device=options.device)
-    except (RuntimeError, AssertionError) as error:  # the device does not exist
-        raise ValueError(f"--device {options.device} cannot be used: {str(error).splitlines()[0]}") from error
+    checks.device("--device", options.device, ("cpu", "cuda"))
     scores, failures = [], 0
     for folder in options.runs:
         try:

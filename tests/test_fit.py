@@ -151,6 +151,20 @@ def test_on_epoch_is_told_and_may_stop():
     assert told == list(zip((1, 2, 3), losses, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("answer", "n"), [(np.True_, 1), (torch.tensor(True), 1), (np.False_, 3), (7, 3), ("x", 3)]
+)
+def test_what_stops_training_is_true_itself(answer, n):
+    m = model(lae_fast.VAE)
+    assert len(lae_fast.fit(m, RGB, epochs=3, batch_size=20, on_epoch=lambda epoch, loss: answer)) == n
+
+
+def test_a_network_s_mask_may_be_infinite():
+    m = model()
+    m.encoder.register_buffer("mask", torch.full((2, 2), -math.inf).triu(1))
+    assert len(lae_fast.fit(m, RGB, epochs=1, batch_size=20)) == 1
+
+
 def test_training_that_fails_leaves_the_last_good_weights():
     m = model(lae_fast.VAE)
     lae_fast.fit(m, RGB, epochs=1, batch_size=20)
@@ -181,6 +195,8 @@ def test_training_that_fails_leaves_the_last_good_weights():
         (dict(cooldown=5), "cooldown is 5; expected a number from 0 to 1"),
         (dict(on_epoch=3), "on_epoch is 3"),
         (dict(model=nn.Linear(2, 2)), "model is Linear"),
+        (dict(model=model().to("meta")), "the model is on meta, where it has no weights"),
+        (dict(model=model().requires_grad_(False)), "no parameter of the model requires a gradient"),
     ],
 )
 def test_bad_arguments_are_named(wrong, words):

@@ -103,6 +103,9 @@ def test_own_networks_are_given_again(kind, tmp_path):
     wider = own_parts() | dict(encoder=nn.Sequential(nn.Flatten(), nn.Linear(16, 9)))
     with pytest.raises(CheckpointError, match="another architecture"):
         lae_fast.load(tmp_path, **wider, likelihood=Laplace())
+    swapped = dict(zip(("decoder", "encoder"), own_parts().values(), strict=True))
+    with pytest.raises(CheckpointError, match="is of other parts than those given: the encoder cannot take"):
+        lae_fast.load(tmp_path, **swapped, likelihood=Laplace())
 
 
 def test_an_own_likelihood_beside_networks_of_here(tmp_path):

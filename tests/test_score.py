@@ -71,6 +71,7 @@ def test_scores_of_several_runs(runs, tmp_path, capsys):
         (["--images", "-5"], "--images is -5"),
         (["--output", "nowhere/table.csv"], "nowhere/table.csv"),
         (["--device", "nothing"], "nothing"),
+        (["--device", "meta"], "--device is meta; expected cpu or cuda"),
     ],
 )
 def test_bad_options(options, message, runs, capsys):
@@ -80,6 +81,13 @@ def test_bad_options(options, message, runs, capsys):
         code = stop.code
     assert code == 2
     assert message in capsys.readouterr().err
+
+
+def test_no_run_is_no_score(capsys):
+    with pytest.raises(SystemExit) as stop:
+        score.main([])
+    assert stop.value.code == 2
+    assert "no run is given" in capsys.readouterr().err
 
 
 def test_a_run_that_cannot_be_scored_is_named_and_the_others_are_scored(runs, capsys):

@@ -129,7 +129,8 @@ class Autoencoder(nn.Module):
     """Base of `LAE`, `VAE` and `Hoffman`. Keyword arguments are a model's options, see registry.py.
 
     `loss`, `encode`, `decode`, `posterior` and `potential` run in the mode that the model is in, train or eval, and can be
-    differentiated; whatever else asks a model something runs in eval mode, and restores the mode.
+    differentiated; whatever else asks a model something runs in eval mode, and restores the mode. What a model adds to its
+    networks is of their type and on their device.
 
     Attributes:
         name: of the class, in files of weights; None: they do not know it.
@@ -147,6 +148,7 @@ class Autoencoder(nn.Module):
         precision: the precision of matrix products in training, as far as the model allows it (precision.py).
 
     Raises:
+        TypeError: a part is not an nn.Module, or the likelihood has no `energy`.
         ValueError: nx, nz, d or a size of the shape is not positive, nx is not the shape's product, a network does not fit the
             images, or the precision is unknown.
 
@@ -186,6 +188,10 @@ class Autoencoder(nn.Module):
         for name, part in (("encoder", encoder), ("decoder", decoder), ("likelihood", likelihood)):
             if not isinstance(part, nn.Module):
                 raise TypeError(f"{name} is {checks.describe(part)}; expected an nn.Module")
+        if not callable(getattr(likelihood, "energy", None)):
+            raise TypeError(
+                f"likelihood is {checks.describe(likelihood)}; expected a likelihood, with an `energy`"
+            )
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
         self.shape = checks.image_shape(shape, nx)
         self.nx, self.nz = math.prod(self.shape), checks.count("nz", nz)
@@ -202,13 +208,16 @@ class Autoencoder(nn.Module):
         Raises:
             ValueError: one of them does not fit, or fails.
         """
-        like = next(self.parameters(), torch.empty(0))
-        blank, z = (torch.zeros(2, n, dtype=like.dtype, device=like.device) for n in (self.nx, self.nz))
+        blank, z = (torch.zeros(2, n).to(self._like()) for n in (self.nx, self.nz))
         with isolated(self.encoder, self.decoder), torch.random.fork_rng(devices=[]):
             self.d = _tried("encoder", self.features, blank, f"images {list(self._seen(blank).shape)}").shape[
                 1
             ]
             _tried("decoder", self.output, z, f"z {list(z.shape)}")
+
+    def _like(self) -> Tensor:
+        """A tensor of the networks' type and device, which are those of what a model adds to them."""
+        return next(self.parameters(), torch.empty(0))
 
     def _seen(self, x: Tensor) -> Tensor:
         """Images as the encoder sees them: flat [n, nx] -> [n, *shape], or flat for an `MLP`."""

@@ -85,7 +85,7 @@ def options_of(model: str) -> dict[str, Any]:
         >>> models.options_of("lae")["decisions"]
         'datapoint'
     """
-    return option_defaults(MODELS[model])
+    return option_defaults(MODELS[checks.choice("model", model, MODELS)])
 
 
 def build(architecture: Architecture, **options: Any) -> Autoencoder:
@@ -177,9 +177,8 @@ def load(
     try:
         model = _assembled(architecture, own, options) if own else build(architecture, **options)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise checkpoint.CheckpointError(
-            f"{path} holds options that its model does not take: {error}"
-        ) from error
+        reason = "is of other parts than those given" if own else "holds options that its model does not take"
+        raise checkpoint.CheckpointError(f"{path} {reason}: {error}") from error
     checkpoint.load_into(model, weights, path)
     for name, p in model.named_parameters():
         p.requires_grad_(name not in frozen)

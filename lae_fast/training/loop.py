@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,13 +44,15 @@ def fit(
         seed: of the order and of all noise but the chain's, which goes on with its own; the program's own random streams stay
             where they are.
         progress: show a bar.
-        on_epoch: called after each epoch with its number, from 1, and its loss; training stops if it returns True.
+        on_epoch: called after each epoch with its number, from 1, and its loss; training stops if it returns True, also NumPy's or a
+            tensor.
 
     Returns:
         The mean loss of each epoch, nats per image.
 
     Raises:
-        TypeError, ValueError: an argument or the images have another form, or there are fewer images than `batch_size`.
+        TypeError, ValueError: an argument or the images have another form, there are fewer images than `batch_size`, or the model
+            has no weights (it is on meta), none to train, or some that are not finite.
         TrainingError: a loss, a weight or the chain's state is not finite. The model then has what it had after the last good
             epoch.
 
@@ -69,6 +72,12 @@ def fit(
     seed, progress = checks.seed("seed", seed), checks.flag("progress", progress)
     if on_epoch is not None:
         checks.function("on_epoch", on_epoch)
+    if any(t.is_meta for t in model.state_dict().values()):
+        raise ValueError(
+            "the model is on meta, where it has no weights; expected one on a device of this machine"
+        )
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("no parameter of the model requires a gradient; expected some to train")
     x = _images(model, images)
     if len(x) < batch_size:
         raise ValueError(f"batch_size is {batch_size}; expected at most {len(x)}, the number of images")
@@ -101,7 +110,7 @@ def fit(
                     )
                 losses.append(loss)
                 shown.set_postfix(loss=f"{loss:.2f}")
-                if on_epoch is not None and on_epoch(epoch + 1, loss) is True:
+                if on_epoch is not None and _is_true(on_epoch(epoch + 1, loss)):
                     break
     finally:
         for module, mode in modes.items():
@@ -109,10 +118,18 @@ def fit(
     return losses
 
 
+def _is_true(answer: object) -> bool:
+    """Whether a function said True; numbers, as some functions happen to return, say nothing."""
+    return isinstance(answer, (bool, np.bool_, Tensor)) and bool(answer)
+
+
 def _is_finite(model: Autoencoder) -> bool:
-    """Whether all weights and the chain's state are; the logarithm of a step size may be -inf."""
-    values = (t.exp() if name == "log_step_size" else t for name, t in model.state_dict().items())
-    return all(t.isfinite().all() for t in values)
+    """Whether all weights and the chain's state are; the logarithm of a step size may be -inf, and buffers of networks may be
+    masks of it."""
+    own = {name: t for name, t in model.state_dict().items() if "." not in name}
+    if "log_step_size" in own:
+        own["log_step_size"] = own["log_step_size"].exp()
+    return all(t.isfinite().all() for t in (*model.parameters(), *own.values()))
 
 
 def _images(model: Autoencoder, images: Any) -> Tensor:
