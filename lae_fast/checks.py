@@ -106,7 +106,7 @@ def tensor(
     verb = "are" if name.endswith("s") else "is"
     if not isinstance(value, Tensor):
         raise TypeError(
-            f"{name} is {describe(value)}; expected {expected}, a tensor".replace("a tensor, a", "a")
+            f"{name} {verb} {describe(value)}; expected {expected}, a tensor".replace("a tensor, a", "a")
         )
     sizes = None if axes is None else [a.strip() for a in axes.split(",") if a.strip()]
     is_dense = value.layout == torch.strided and not value.is_nested

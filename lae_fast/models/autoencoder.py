@@ -47,6 +47,25 @@ def images_for(model: Autoencoder, x: Tensor) -> Tensor:
         >>> x.shape, round(x.max().item(), 3)  # flat, in [0, 1]
         (torch.Size([2, 192]), 0.2)
     """
+    like = check_form(model, x)
+    x = x.flatten(1)
+    if not torch.compiler.is_compiling() and x.is_inference() and not torch.is_inference_mode_enabled():
+        x = x.clone()  # autograd refuses to save the other one
+    if x.dtype == torch.uint8:
+        return x.to(like.dtype) / 255
+    x, bounds = x.to(like.dtype), getattr(model.likelihood, "bounds", (0.0, 1.0))
+    if x.device.type == "cpu" and not torch.compiler.is_compiling() and not is_transformed():
+        values = x.detach().float().contiguous()
+        if not (values.isfinite().all() if bounds is None else ops.in_unit_range(values)):  # a NaN fails too
+            low, high = (v.item() for v in values.aminmax())
+            expected = "finite ones" if bounds is None else "all in [0, 1]"
+            raise ValueError(f"images have values from {low:g} to {high:g}; expected {expected}")
+    return x
+
+
+def check_form(model: Autoencoder, x: Tensor) -> Tensor:
+    """Raise as `images_for` does unless x has the shape, type and device of images; the model's first parameter, which has what
+    the model computes in."""
     checks.tensor("images", x, dtypes=None)
     like = next(model.parameters(), x)
     if like.dtype not in checks.FLOATS:
@@ -62,19 +81,7 @@ def images_for(model: Autoencoder, x: Tensor) -> Tensor:
         raise ValueError(
             f"images are {checks.describe(x)}; expected floating point {shapes} with n >= 1 on {like.device}, or uint8"
         )
-    x = x.flatten(1)
-    if not torch.compiler.is_compiling() and x.is_inference() and not torch.is_inference_mode_enabled():
-        x = x.clone()  # autograd refuses to save the other one
-    if x.dtype == torch.uint8:
-        return x.to(like.dtype) / 255
-    x, bounds = x.to(like.dtype), getattr(model.likelihood, "bounds", (0.0, 1.0))
-    if x.device.type == "cpu" and not torch.compiler.is_compiling() and not is_transformed():
-        values = x.detach().float().contiguous()
-        if not (values.isfinite().all() if bounds is None else ops.in_unit_range(values)):  # a NaN fails too
-            low, high = (v.item() for v in values.aminmax())
-            expected = "finite ones" if bounds is None else "all in [0, 1]"
-            raise ValueError(f"images have values from {low:g} to {high:g}; expected {expected}")
-    return x
+    return like
 
 
 def _is_image(model: Autoencoder, shape: torch.Size) -> bool:
