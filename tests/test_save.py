@@ -108,6 +108,29 @@ def test_own_networks_are_given_again(kind, tmp_path):
         lae_fast.load(tmp_path, **swapped, likelihood=Laplace())
 
 
+def test_nothing_is_kept_on_meta(tmp_path):
+    model = lae_fast.VAE(**own_parts(), likelihood=Laplace(), shape=(1, 4, 4), nz=2)
+    model.save(tmp_path)
+    parts = own_parts() | dict(likelihood=Laplace())
+    with pytest.raises(ValueError, match="decoder is on meta, where weights cannot be kept"):
+        lae_fast.load(tmp_path, **parts | dict(decoder=parts["decoder"].to("meta")))
+    with pytest.raises(ValueError, match=r"float32 .* on meta; expected it on a device of this machine"):
+        model.to("meta").save(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_of_a_run_without_weights_the_checkpoint_is_named(tmp_path):
+    model = build(ARCHITECTURES[0][0])
+    kept = tmp_path / "checkpoints" / "step-000000007" / "model.safetensors"
+    model.save(kept)
+    with pytest.raises(
+        CheckpointError,
+        match=re.escape(f"best.safetensors is not there yet; the run's last checkpoint is {kept}"),
+    ):
+        lae_fast.load(tmp_path)
+    assert_same(lae_fast.load(kept), model)
+
+
 def test_an_own_likelihood_beside_networks_of_here(tmp_path):
     architecture = ARCHITECTURES[0][0]
     model = lae_fast.LAE(*architecture.bodies(), Laplace(), nx=16, nz=2, d=8)

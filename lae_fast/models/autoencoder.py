@@ -337,7 +337,7 @@ class Autoencoder(nn.Module):
 
         Raises:
             TypeError: path is not one.
-            ValueError: the model's class is not one of this package, its parameters are not float32, or a value is not finite:
+            ValueError: the model's class is not one of this package, its parameters are not float32 or are on meta, or a value is not finite:
                 `torch.save(model.state_dict(), file)` keeps these. Nothing is written.
             OSError: the file cannot be written.
 
@@ -358,6 +358,8 @@ class Autoencoder(nn.Module):
             )
         weights = {name: t.clone() for name, t in self.state_dict().items()}  # some may be one tensor
         for name, t in weights.items():
+            if t.is_meta:
+                raise ValueError(f"{name} is {checks.describe(t)}; expected it on a device of this machine")
             if t.is_floating_point():
                 if t.dtype != torch.float32 and name not in self.chain_state():
                     raise ValueError(f"{name} is {checks.describe(t)}; expected float32: {advice}")
