@@ -159,17 +159,22 @@ def generator(name: str, value: Any, device: torch.device) -> torch.Generator | 
     return value
 
 
-def device(name: str, value: Any, kinds: tuple[str, ...] | None = None) -> torch.device:
-    """A device of this machine, given as such or by its name; of one of these kinds (None: any)."""
+def device(name: str, value: Any) -> torch.device:
+    """A device of this machine, given as such or by its name."""
     if not isinstance(value, (str, torch.device)):
         raise TypeError(f"{name} is {describe(value)}; expected a torch.device or its name")
     try:
-        found = torch.empty(0, device=value).device
+        return torch.empty(0, device=value).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise ValueError(f"{name} is {str(value)!r}; expected a device of this machine ({reason})") from None
-    if kinds and found.type not in kinds:
-        raise ValueError(f"{name} is {found}; expected {' or '.join(kinds)}")
+
+
+def command_device(value: str) -> torch.device:
+    """The device that a command computes on, its --device: auto (CUDA where there is one), cpu, cuda, cuda:1, ..."""
+    found = device("--device", ("cuda" if torch.cuda.is_available() else "cpu") if value == "auto" else value)
+    if found.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device is {found}; expected auto, cpu or cuda")
     return found
 
 

@@ -24,10 +24,7 @@ from lae_fast.training.trainer import N_BOUND, Event, Trainer
 
 
 def _device(config: Config) -> torch.device:
-    name = config.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = checks.device("--device", name, ("cpu", "cuda"))
+    device = checks.command_device(config.device)
     if device.type != "cuda" and "tf32" in (config.precision, config.chain_precision):
         raise TrainingError(f"--precision tf32 on {device}; expected a GPU, or float32 or bf16")
     return device

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import lae_fast
-from lae_fast import data
+from lae_fast import data, models
 from lae_fast.training import TrainingError, adam
 
 KINDS = torch.rand(4, 3, 4, 5, generator=torch.Generator().manual_seed(0)).round().mul(255).to(torch.uint8)
@@ -88,6 +88,15 @@ def test_channels_may_be_last_where_the_model_s_shape_tells(shape):
         m = lae_fast.VAE(nn.Flatten(), nn.Linear(2, n), lae_fast.Bernoulli(), shape=shape, nz=2)
         losses += lae_fast.fit(m, x, epochs=1, batch_size=20)
     assert losses[0] == losses[1]
+
+
+def test_bytes_become_floats_a_minibatch_at_a_time(monkeypatch):
+    """All at once they may be more than fits into memory."""
+    sizes, convert = [], models.autoencoder.images_for
+    for module in (models.autoencoder, lae_fast.training.loop):
+        monkeypatch.setattr(module, "images_for", lambda m, x: sizes.append(len(x)) or convert(m, x))
+    lae_fast.fit(model(), RGB, epochs=1, batch_size=10)
+    assert max(sizes) == 10
 
 
 def test_of_a_parted_data_set_the_training_images_serve():
