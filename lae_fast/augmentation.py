@@ -47,8 +47,8 @@ def augment(
                     All chains share one step size, which adapts in all steps except the last.
 
     The model is only read: its chain (phi, random stream, counters, step size) and its gradients do not change, and no
-    gradient flows to the model or to x. It runs in eval mode and is in its own mode afterwards. The call does not wait for the device, except with "posterior", which reads values from the device
-    before and after its steps.
+    gradient flows to the model or to x. It runs in eval mode and is in its own mode afterwards. The call does not wait for the
+    device, except with "posterior", which reads values from the device before and after its steps.
 
     Args:
         model: an LAE, a VAE or a Hoffman.

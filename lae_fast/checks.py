@@ -112,7 +112,7 @@ def tensor(
     verb = "are" if name.endswith("s") else "is"
     if not isinstance(value, Tensor):
         raise TypeError(
-            f"{name} is {describe(value)}; expected {expected}, a tensor".replace("a tensor, a", "a")
+            f"{name} {verb} {describe(value)}; expected {expected}, a tensor".replace("a tensor, a", "a")
         )
     sizes = None if axes is None else [a.strip() for a in axes.split(",") if a.strip()]
     is_dense = value.layout == torch.strided and not value.is_nested
@@ -174,6 +174,14 @@ def device(name: str, value: Any) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise ValueError(f"{name} is {str(value)!r}; expected a device of this machine ({reason})") from None
+
+
+def command_device(value: str) -> torch.device:
+    """The device that a command computes on, its --device: auto (CUDA where there is one), cpu, cuda, cuda:1, ..."""
+    found = device("--device", ("cuda" if torch.cuda.is_available() else "cpu") if value == "auto" else value)
+    if found.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device is {found}; expected auto, cpu or cuda")
+    return found
 
 
 def path(name: str, value: Any) -> Path:

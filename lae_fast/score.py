@@ -61,7 +61,7 @@ class Options:
     seed: int = 0
     """Seed of all draws; the pilot run that fixes the AIS schedule uses separate noise."""
     device: str = "cpu"
-    """cpu, cuda, cuda:1, ..."""
+    """cpu, cuda, cuda:1, ...; auto: CUDA where there is one."""
     data: Path | None = None
     """Images of your own, where they lie now; default: where the run found them (for runs on --data)."""
     data_dir: Path | None = None
@@ -207,10 +207,7 @@ def _table(scores: Sequence[Score]) -> bytes:
 
 def _score_all(options: Options) -> int:
     """Score each run, and name each that cannot be scored; the exit code."""
-    try:
-        torch.empty(0, device=options.device)
-    except (RuntimeError, AssertionError) as error:  # the device does not exist
-        raise ValueError(f"--device {options.device} cannot be used: {str(error).splitlines()[0]}") from error
+    options = dataclasses.replace(options, device=str(checks.command_device(options.device)))
     scores, failures = [], 0
     for folder in options.runs:
         try:

@@ -24,16 +24,7 @@ from lae_fast.training.trainer import N_BOUND, Event, Trainer
 
 
 def _device(config: Config) -> torch.device:
-    name = config.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise TrainingError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
-    if device.type not in ("cpu", "cuda"):
-        raise TrainingError(f"--device is {name}; expected auto, cpu or cuda")
+    device = checks.command_device(config.device)
     if device.type != "cuda" and "tf32" in (config.precision, config.chain_precision):
         raise TrainingError(f"--precision tf32 on {device}; expected a GPU, or float32 or bf16")
     return device
@@ -93,8 +84,7 @@ def _resumed(folder: Path) -> Config:
         saved = run_folder.read_options(folder)
         return Config.from_json(saved | {"output_dir": None, "resume": str(folder)})
     except (CheckpointError, ValueError, TypeError) as error:
-        record = folder / "config.json"
-        raise TrainingError(f"--resume {folder} is not the folder of a run: {record}: {error}") from error
+        raise TrainingError(f"--resume {folder} is not the folder of a run: {error}") from error
 
 
 def _print_start(trainer: Trainer, source: str, facts: dict[str, str]) -> None:

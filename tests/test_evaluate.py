@@ -91,8 +91,11 @@ def test_uint8_images_and_the_vae():
 
 def test_bad_images_are_named():
     model = linear_lae()
-    with pytest.raises(ValueError, match=r"expected floating point \[n, 6\]"):
-        evaluate(model, torch.rand(3, NX + 1))
+    for wrong, given in ((torch.rand(3, NX + 1), r"\[3, 7\]"), (torch.rand(NX), r"\[6\]")):
+        with pytest.raises(
+            ValueError, match=rf"images are float32 {given} .* expected floating point \[n, 6\]"
+        ):
+            evaluate(model, wrong)
     assert math.isfinite(evaluate(model, torch.full((3, NX), 2.0)).mse)  # a Gaussian's pixels have no bounds
     with pytest.raises(ValueError, match=r"values from nan to nan; expected finite ones"):
         evaluate(model, torch.full((3, NX), math.nan))

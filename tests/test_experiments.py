@@ -162,6 +162,18 @@ def test_an_unknown_table_is_refused_before_any_work(experiments, capsys):
     assert "--seeds is 0; expected at least 1" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("meta", "--device is meta; expected auto, cpu or cuda"),
+        ("abacus", "--device is 'abacus'; expected a device"),
+    ],
+)
+def test_what_cannot_compute_is_no_device(name, message, experiments, capsys):
+    assert experiments("table1", "--device", name)[0] == 2
+    assert message in capsys.readouterr().err
+
+
 def test_more_seeds_are_more_rows_in_the_csv(experiments):
     _, text, rows = experiments("table7", "--seeds", "2")
     assert {r["seed"] for r in rows if r["table"] == "table7"} == {"0", "1", "published"}

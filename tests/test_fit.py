@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import lae_fast
-from lae_fast import data
+from lae_fast import data, models
 from lae_fast.training import TrainingError, adam
 
 KINDS = torch.rand(4, 3, 4, 5, generator=torch.Generator().manual_seed(0)).round().mul(255).to(torch.uint8)
@@ -67,14 +67,36 @@ def test_the_learning_rate_falls_to_nothing(monkeypatch):
         RGB.flatten(1),
         TensorDataset(RGB, torch.arange(40)),
         [np.asarray(image) for image in RGB.permute(0, 2, 3, 1)],
+        data.Split(RGB, torch.arange(40)),
     ],
-    ids=["array", "channels last", "flat", "data set", "list"],
+    ids=["array", "channels last", "flat", "data set", "list", "split"],
 )
 def test_images_come_in_many_forms(images):
     reference, m = model(), model()
     lae_fast.fit(reference, RGB, epochs=1, batch_size=20)
     lae_fast.fit(m, images, epochs=1, batch_size=20)
     assert torch.equal(weights(m), weights(reference))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 6), (1, 6, 1), (2, 3, 4)], ids=str)
+def test_channels_may_be_last_where_the_model_s_shape_tells(shape):
+    images = torch.rand(20, *shape)
+    losses = []
+    for x in (images, images.permute(0, 2, 3, 1)):
+        torch.manual_seed(0)
+        n = images[0].numel()
+        m = lae_fast.VAE(nn.Flatten(), nn.Linear(2, n), lae_fast.Bernoulli(), shape=shape, nz=2)
+        losses += lae_fast.fit(m, x, epochs=1, batch_size=20)
+    assert losses[0] == losses[1]
+
+
+def test_bytes_become_floats_a_minibatch_at_a_time(monkeypatch):
+    """All at once they may be more than fits into memory."""
+    sizes, convert = [], models.autoencoder.images_for
+    for module in (models.autoencoder, lae_fast.training.loop):
+        monkeypatch.setattr(module, "images_for", lambda m, x: sizes.append(len(x)) or convert(m, x))
+    lae_fast.fit(model(), RGB, epochs=1, batch_size=10)
+    assert max(sizes) == 10
 
 
 def test_of_a_parted_data_set_the_training_images_serve():
@@ -138,6 +160,20 @@ def test_on_epoch_is_told_and_may_stop():
     assert told == list(zip((1, 2, 3), losses, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("answer", "n"), [(np.True_, 1), (torch.tensor(True), 1), (np.False_, 3), (7, 3), ("x", 3)]
+)
+def test_what_stops_training_is_true_itself(answer, n):
+    m = model(lae_fast.VAE)
+    assert len(lae_fast.fit(m, RGB, epochs=3, batch_size=20, on_epoch=lambda epoch, loss: answer)) == n
+
+
+def test_a_network_s_mask_may_be_infinite():
+    m = model()
+    m.encoder.register_buffer("mask", torch.full((2, 2), -math.inf).triu(1))
+    assert len(lae_fast.fit(m, RGB, epochs=1, batch_size=20)) == 1
+
+
 def test_training_that_fails_leaves_the_last_good_weights():
     m = model(lae_fast.VAE)
     lae_fast.fit(m, RGB, epochs=1, batch_size=20)
@@ -168,6 +204,8 @@ def test_training_that_fails_leaves_the_last_good_weights():
         (dict(cooldown=5), "cooldown is 5; expected a number from 0 to 1"),
         (dict(on_epoch=3), "on_epoch is 3"),
         (dict(model=nn.Linear(2, 2)), "model is Linear"),
+        (dict(model=model().to("meta")), "the model is on meta, where it has no weights"),
+        (dict(model=model().requires_grad_(False)), "no parameter of the model requires a gradient"),
     ],
 )
 def test_bad_arguments_are_named(wrong, words):

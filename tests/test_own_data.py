@@ -120,11 +120,30 @@ def test_images_in_any_layout(given, expected):
         (GREY, list(range(N))),
         (TensorDataset(GREY, torch.arange(N)),),
         (Pairs(GREY, range(N)),),
+        (data.Split(GREY, torch.arange(N)),),
+        (Pairs(GREY, torch.arange(N)),),
         (Pairs([Image.fromarray(image[0].numpy()) for image in GREY], np.arange(N)),),
     ],
 )
 def test_labels_stay_with_their_images(given):
     assert holds(data.from_images(*given), GREY, torch.arange(N))
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        0.5,
+        "cat",
+        {"boxes": 1},
+        [1, [2, 3]],
+        torch.tensor(1.0, requires_grad=True),
+        torch.tensor(1.0, dtype=torch.bfloat16),
+        torch.tensor(1, device="meta"),
+    ],
+    ids=str,
+)
+def test_what_is_no_whole_number_is_no_label(label):
+    assert holds(data.from_images([(image, label) for image in GREY]), GREY)
 
 
 @pytest.mark.parametrize("w", [1, 3])
@@ -195,7 +214,7 @@ def test_fingerprints_of_old_runs_stay_what_they_were():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: data.from_images("photos"), r"images is 'photos' \(str\)|images are 'photos'"),
+        (lambda: data.from_images("photos"), r"images are 'photos' \(str\)"),
         (lambda: data.from_images(7), r"images are 7 \(int\); expected a tensor, an array, or a Dataset"),
         (lambda: data.from_images([]), "expected at least one"),
         (lambda: data.from_images(GREY.long()), r"images are int64 \[40, 1, 5, 4\] on cpu; expected uint8 in 0..255, bool or"),
@@ -302,7 +321,7 @@ class Malice:
         ("a.npy", b"", "cannot be read"),
         ("a.npz", b"PK\3\4junk", "cannot be read"),
         ("a.pt", b"junk" * 99, "cannot be read"),
-        ("a.pt", pickle.dumps(Malice()), "cannot be read"),
+        ("a.pt", pickle.dumps(Malice()), "holds other things than tensors, or is damaged"),
         ("a.npy", pickle.dumps(Malice()), "cannot be read"),
         ("a.npz", b"\x93NUMPY\1\0v\0{'descr': '|u1', 'fortran_order': False, 'shape': (9999999999, 99999), }", "cannot be read"),
         ("a.csv", b"1,2", "is a file .csv; expected a folder of pictures, or .npy, .npz, .pt, .pth"),
@@ -442,6 +461,12 @@ def test_a_class_may_be_called_as_a_split(tmp_path):
     assert data.load(tmp_path).source.endswith("2 classes)")
 
 
+def save_several(path, **options):
+    """A file of two pictures of 4 x 5 pixels."""
+    first, second = (Image.new("RGB", (4, 5), colour) for colour in ("red", "blue"))
+    first.save(path, save_all=True, append_images=[second], **options)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -456,9 +481,14 @@ def test_a_class_may_be_called_as_a_split(tmp_path):
         (lambda p: write_png16(p / "z.png", color_type=6), "z.png has 16 bits a channel"),
         (lambda p: Image.new("RGBA", (4, 5), (1, 2, 3, 200)).save(p / "z.png"), "z.png has transparent pixels"),
         (lambda p: Image.new("RGBA", (4, 5), (1, 2, 3, 255)).save(p / "z.png"), None),
-        (lambda p: [path.unlink() for path in p.iterdir()], "holds no pictures; expected files .bmp, .jpeg"),
+        (lambda p: [path.unlink() for path in p.iterdir()], "holds no pictures; expected files .bmp, .gif, .jpeg"),
         (lambda p: [path.unlink() for path in sorted(p.iterdir())[5:]], "there are 5 training images; expected at least 20"),
         (lambda p: (p / "loop").symlink_to(p), None),
+        (lambda p: save_several(p / "z.png"), r"z.png holds 2 pictures; expected one in each file"),
+        (lambda p: save_several(p / "z.gif"), r"z.gif holds 2 pictures; expected one in each file"),
+        (lambda p: save_several(p / "z.tif"), r"z.tif holds 2 pictures; expected one in each file"),
+        (lambda p: save_several(p / "z.webp"), r"z.webp holds 2 pictures; expected one in each file"),
+        (lambda p: save_several(p / "z.jpg", format="MPO"), None),  # a photograph and its preview
     ],
 )  # fmt: skip
 def test_a_bad_folder_is_named(change, message, tmp_path):

@@ -109,6 +109,32 @@ def test_own_networks_are_given_again(kind, tmp_path):
     wider = own_parts() | dict(encoder=nn.Sequential(nn.Flatten(), nn.Linear(16, 9)))
     with pytest.raises(CheckpointError, match="another architecture"):
         lae_fast.load(tmp_path, **wider, likelihood=Laplace())
+    swapped = dict(zip(("decoder", "encoder"), own_parts().values(), strict=True))
+    with pytest.raises(CheckpointError, match="is of other parts than those given: the encoder cannot take"):
+        lae_fast.load(tmp_path, **swapped, likelihood=Laplace())
+
+
+def test_nothing_is_kept_on_meta(tmp_path):
+    model = lae_fast.VAE(**own_parts(), likelihood=Laplace(), shape=(1, 4, 4), nz=2)
+    model.save(tmp_path)
+    parts = own_parts() | dict(likelihood=Laplace())
+    with pytest.raises(ValueError, match="decoder is on meta, where weights cannot be kept"):
+        lae_fast.load(tmp_path, **parts | dict(decoder=parts["decoder"].to("meta")))
+    with pytest.raises(ValueError, match=r"float32 .* on meta; expected it on a device of this machine"):
+        model.to("meta").save(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_of_a_run_without_weights_the_checkpoint_is_named(tmp_path):
+    model = build(ARCHITECTURES[0][0])
+    kept = tmp_path / "checkpoints" / "step-000000007" / "model.safetensors"
+    model.save(kept)
+    with pytest.raises(
+        CheckpointError,
+        match=re.escape(f"best.safetensors is not there yet; the run's last checkpoint is {kept}"),
+    ):
+        lae_fast.load(tmp_path)
+    assert_same(lae_fast.load(kept), model)
 
 
 def test_an_own_likelihood_beside_networks_of_here(tmp_path):

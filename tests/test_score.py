@@ -71,6 +71,7 @@ def test_scores_of_several_runs(runs, tmp_path, capsys):
         (["--images", "-5"], "--images is -5"),
         (["--output", "nowhere/table.csv"], "nowhere/table.csv"),
         (["--device", "nothing"], "nothing"),
+        (["--device", "meta"], "--device is meta; expected auto, cpu or cuda"),
     ],
 )
 def test_bad_options(options, message, runs, capsys):

@@ -1,6 +1,7 @@
 """Images of any shape: every function of a model gives the same numbers for [n, c, h, w] as for flat images, in the right shape;
 networks for any size; a user's own; and what a convolutional decoder's weight gradients are."""
 
+import copy
 import dataclasses
 import re
 from pathlib import Path
@@ -202,6 +203,11 @@ def own(encoder=None, decoder=None, cls=LAE, likelihood=None, **options):
     return cls(encoder, decoder, likelihood or Bernoulli(), **{"shape": COLOUR, "nz": 2} | options)
 
 
+class Twice(nn.Module):
+    def forward(self, x):
+        return x, x
+
+
 @pytest.mark.parametrize("cls", [LAE, VAE, Hoffman])
 def test_the_number_of_features_is_found(cls):
     m = own(cls=cls)
@@ -216,6 +222,7 @@ def test_the_number_of_features_is_found(cls):
         (dict(encoder=nn.Conv2d(3, 4, 3)), r"the encoder returned float32 \[2, 4, 3, 2\] .*; expected features \[2, d\]"),
         (dict(encoder=nn.Conv2d(1, 4, 3)), r"the encoder cannot take images \[2, 3, 5, 4\]: .*channels"),
         (dict(encoder=nn.Linear(60, 4)), r"the encoder cannot take images \[2, 3, 5, 4\]: "),
+        (dict(encoder=Twice()), r"the encoder returned \(float32 .*\(tuple\) for images \[2, 3, 5, 4\]; expected features"),
         (dict(decoder=nn.Linear(2, 61)), r"the decoder returned float32 \[2, 61\] .* for z \[2, 2\]; expected \[2, 60\]"),
         (dict(decoder=nn.Linear(3, 60)), r"the decoder cannot take z \[2, 2\]: "),
         (dict(nx=61), r"nx is 61 beside the shape \(3, 5, 4\); expected its product, 60"),
@@ -238,7 +245,7 @@ def test_a_vae_s_encoder_of_two_heads_is_named():
         lae_fast.LAE(Heads(), nn.Linear(2, 12), lae_fast.Bernoulli(), shape=(3, 2, 2), nz=2)
 
 
-@pytest.mark.parametrize("likelihood", [lae_fast.Bernoulli, nn.Identity()], ids=["class", "module"])
+@pytest.mark.parametrize("likelihood", [lae_fast.Bernoulli, nn.BCEWithLogitsLoss()], ids=["class", "module"])
 def test_what_is_no_likelihood_is_named_before_training(likelihood):
     with pytest.raises(TypeError, match=r"expected a likelihood, as lae_fast.Bernoulli\(\)"):
         lae_fast.VAE(nn.Linear(12, 4), nn.Linear(2, 12), likelihood, nx=12, nz=2)
@@ -252,6 +259,23 @@ def test_what_a_likelihood_lacks_is_named(part):
     output = torch.zeros(1, 4)
     with pytest.raises(NotImplementedError, match=f"Empty has no {part}"):
         getattr(Empty(), part)(*(output, output)[: 2 if part == "_pixels" else 1])
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [(LAE, {}), (LAE, dict(spread=False)), (LAE, dict(decisions="joint", whiten=True)), (VAE, {}), (Hoffman, {})],
+)  # fmt: skip
+def test_what_a_model_adds_is_as_its_networks(cls, options):
+    """In their type and on their device."""
+    reference = own(cls=cls, **options)
+    networks = (copy.deepcopy(reference.encoder).double(), copy.deepcopy(reference.decoder).double())
+    m, x = own(*networks, cls, **options), images(COLOUR)
+    assert m.loss(x).isfinite()
+    assert m.encode(x).dtype == m.reconstruct(x).dtype == m.sample(2).dtype == torch.float64
+    on_meta = own(*(copy.deepcopy(net).to("meta") for net in networks), cls, **options)
+    assert {t.device.type for t in (*on_meta.parameters(), *on_meta.buffers())} == {"meta"}
+    with pytest.raises(ValueError, match="parameters are float16; expected float32 or float64"):
+        own(*(net.half() for net in networks), cls, **options).loss(x)
 
 
 def test_a_shape_or_the_number_of_elements_is_needed():

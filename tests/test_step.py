@@ -5,10 +5,11 @@ from collections import Counter
 import pytest
 import torch
 from test_dense import images, model
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lae_fast import VAE, Bernoulli, Hoffman
+from lae_fast import VAE, Bernoulli, Hoffman, training
 from lae_fast.graphs import WARMUP
 from lae_fast.models import nets
 from lae_fast.models.decoder_pass import decoder_pass
@@ -183,6 +184,18 @@ def test_the_chain_stays_exact_under_bf16():
         assert (exact[i] - same[i]).norm() < 0.01 * exact[i].norm()
     assert not torch.equal(exact[0], rounded[0])
     torch.testing.assert_close(rounded[0], exact[0], rtol=1e-2, atol=0)
+
+
+class Lossy(nn.Module):
+    def loss(self, x):
+        return x.sum()
+
+
+def test_a_model_without_parameters_is_named():
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters())
+    for call in (lambda: training.adam(Lossy(), 1e-3), lambda: TrainingStep(Lossy(), optimizer)):
+        with pytest.raises(ValueError, match=r"model is Lossy.*, without parameters; expected some to train"):
+            call()
 
 
 def test_what_cannot_be_captured_is_refused():

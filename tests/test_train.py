@@ -378,13 +378,13 @@ def test_config_survives_json():
         (["--binarize", "sometimes"], "sometimes"),
         (["--nz", "two"], "two"),
         (["--no-such-flag"], "no-such-flag"),
-        (["--device", "cuda:77"], "--device cuda:77 cannot be used"),
-        (["--device", "abacus"], "--device abacus cannot be used"),
+        (["--device", "cuda:77"], "--device is 'cuda:77'; expected a device of this machine"),
+        (["--device", "abacus"], "--device is 'abacus'; expected a device of this machine"),
         (["--device", "meta"], "--device is meta"),
         (["--device", "cpu", "--precision", "tf32"], "--precision tf32 on cpu; expected a GPU"),
         (["--chain-precision", "bf16"], "chain_precision is 'bf16' with mh"),
         (["--network", "conv", "--depth", "5"], "depth is 5; expected at most 3"),
-        (["--resume", "/nonexistent"], "--resume /nonexistent is not the folder of a run"),
+        (["--resume", "/nonexistent"], "--resume /nonexistent is not the folder of a run: /nonexistent/config.json cannot be read"),
     ],
 )  # fmt: skip
 def test_bad_options(options, message, tmp_path, capsys):

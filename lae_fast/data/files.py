@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from lae_fast.data.images import as_split
 from lae_fast.data.splits import DataError, Source, Split, parted
 from lae_fast.data.torchvision_sets import EXTRA
 
-PICTURES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 ARRAYS = (".npy", ".npz")
 TENSORS = (".pt", ".pth")
 # Words of which names of arrays and folders are made, as train_images, x_test, val.
@@ -39,7 +40,7 @@ LABELS = {"labels", "label", "targets", "target", "y"}
 def read(path: Path) -> Source:
     """The images in a folder or file.
 
-    - A folder of pictures of one size, grey or RGB, of 8 bits. Sub-folders are classes, numbered in the order of their names;
+    - A folder of pictures of one size, grey or RGB, of 8 bits, one in each file. Sub-folders are classes, numbered in the order of their names;
       sub-folders train, test and perhaps val hold these splits.
     - `.npy`: an array of images; `.npz`: one array, or several by name: images and labels, or x_train, y_train, x_test, y_test,
       or train_images, ...
@@ -89,6 +90,10 @@ def _file(path: Path) -> dict[str, Split]:
         content = _content(path)
     except MemoryError:
         raise
+    except pickle.UnpicklingError as error:
+        raise DataError(
+            f"{path} holds other things than tensors, or is damaged; expected tensors alone"
+        ) from error
     except Exception as error:  # a parser of arbitrary bytes may raise anything
         raise DataError(f"{path} cannot be read: {_reason(error)}") from error
     if isinstance(content, (list, tuple)) and len(content) in (1, 2):
@@ -221,11 +226,12 @@ def _kind(paths: list[Path]) -> tuple[str, tuple[int, int]]:
     """What all pictures can be read as: mode L or RGB, and their size, width and height. Reads headers only.
 
     Raises:
-        DataError: they differ in size, or one cannot be read.
+        DataError: they differ in size, one cannot be read, or a file holds several.
     """
     modes, size = set(), None
     for path in paths:
         with _opened(path) as picture:
+            _check_is_one(picture, path)
             modes.add(pictures.mode(picture, str(path)))
             found = _upright_size(picture)
         size = size or found
@@ -234,6 +240,13 @@ def _kind(paths: list[Path]) -> tuple[str, tuple[int, int]]:
                 f"{path} has {found[0]} x {found[1]} pixels, and {paths[0]} {size[0]} x {size[1]}; expected pictures of one size"
             )
     return "L" if modes == {"L"} else "RGB", size
+
+
+def _check_is_one(picture: Any, path: Path) -> None:
+    """Raise a ValueError for an animation, or a stack of pages. What MPO holds beside a photograph are previews of it."""
+    n = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
+    if n > 1:
+        raise ValueError(f"{path} holds {n} pictures; expected one in each file")
 
 
 @contextmanager

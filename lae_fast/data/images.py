@@ -27,9 +27,9 @@ def as_split(images: Any, labels: Any = None, name: str = "images") -> Split:
 
     Args:
         images: a tensor or array of uint8 in 0..255, bool or floating point: [n, h, w], [n, c, h, w], [n, h, w, c] with one
-            channel or three, or flat grey squares [n, nx]. Or a `torch.utils.data.Dataset` or sequence of such images or
-            of pairs (image, label); an image may be PIL's.
-        labels: whole numbers [n]; default: those of a data set's pairs, if they are whole numbers.
+            channel or three, or flat grey squares [n, nx]. Or a `Split` of them; or a `torch.utils.data.Dataset` or sequence
+            of such images or of pairs (image, label); an image may be PIL's.
+        labels: whole numbers [n]; default: those of a split, or of a data set's pairs if they are whole numbers.
         name: what errors call the images.
 
     Raises:
@@ -40,8 +40,10 @@ def as_split(images: Any, labels: Any = None, name: str = "images") -> Split:
     return Split(found, None if labels is None else _as_labels(labels, len(found)))
 
 
-def stacked(images: Any, name: str = "images") -> tuple[Tensor, list[int] | None]:
+def stacked(images: Any, name: str = "images") -> tuple[Tensor, Tensor | list[int] | None]:
     """Images as `as_split` takes them, in their own layout [n, ...]: uint8 or float32, on the CPU; and their own labels."""
+    if isinstance(images, Split):
+        return _tensor(name, images.images), images.labels
     if isinstance(images, (Tensor, np.ndarray)):
         return _tensor(name, images), None
     return _gathered(name, list(images) if isinstance(images, IterableDataset) else images)
@@ -134,5 +136,13 @@ def _gathered(name: str, items: Sequence[Any]) -> tuple[Tensor, list[int] | None
 
 def _whole(label: Any) -> int | None:
     """A label as a whole number; None if it is something else."""
-    found = np.asarray(label.cpu() if isinstance(label, Tensor) else label)
+    if isinstance(label, Tensor):
+        is_whole = label.numel() == 1 and not (
+            label.is_floating_point() or label.is_complex() or label.is_meta
+        )
+        return int(label.item()) if is_whole else None
+    try:
+        found = np.asarray(label)
+    except ValueError:  # a list of lists of several lengths
+        return None
     return int(found.item()) if found.size == 1 and found.dtype.kind in "biu" else None

@@ -91,9 +91,9 @@ def from_images(
 
     Args:
         images: a tensor or array, uint8 in 0..255, bool or floating point: [n, h, w], [n, c, h, w] or [n, h, w, c], grey or RGB, or
-            flat grey squares [n, nx]. Or any `torch.utils.data.Dataset` or sequence of such images, tensors, arrays or PIL's, or of
-            pairs (image, label). Floating point values stay what they are.
-        labels: whole numbers [n]; default: those of the pairs, if there are any.
+            flat grey squares [n, nx]. Or a `Split` of them; or any `torch.utils.data.Dataset` or sequence of such images, tensors,
+            arrays or PIL's, or of pairs (image, label). Floating point values stay what they are.
+        labels: whole numbers [n]; default: those of the split or the pairs, if there are any.
         test, test_labels: the same for test images.
         validation, binarization: as in `load`.
 

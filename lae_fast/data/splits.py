@@ -114,8 +114,8 @@ def parted(
     description: str, train: Split, validation: Split | None = None, test: Split | None = None
 ) -> Source:
     """A source of images that come in any order, by class perhaps. What is missing is split off the training images, a tenth
-    each (at least 10 test images, and as many as MNIST has at most), after they have been put into an order that is always the same. So are test images that are given: the first of them stand
-    for all.
+    each (at least 10 test images, and as many as MNIST has at most), after they have been put into an order that is always the
+    same. So are test images that are given: the first of them stand for all.
 
     Raises:
         ValueError: there are too few images, or those of two parts differ in shape or type.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lae_fast import checks
 from lae_fast.isolation import differentiable
-from lae_fast.models.autoencoder import Autoencoder, asks, images_for
+from lae_fast.models.autoencoder import Autoencoder, asks, check_form, images_for
 from lae_fast.models.lae import LAE
 from lae_fast.models.likelihood import gaussian_rate, negative_log_prior
 
@@ -41,11 +41,10 @@ def batches(model: Autoencoder, images: Tensor, size: int) -> Iterator[Tensor]:
     """Flat batches [size, nx] of images [N, *shape] (see `images_for`), as the model computes with them.
 
     Raises:
-        TypeError, ValueError: as `images_for`, before the first batch.
+        TypeError, ValueError: as `images_for`, before the first batch; for values, at the batch that has them.
     """
     checks.count("batch_size", size)
-    checks.tensor("images", images, dtypes=None)
-    images_for(model, images[:1] if images.dim() else images)
+    check_form(model, images)
     return (images_for(model, batch) for batch in images.detach().split(size))
 
 

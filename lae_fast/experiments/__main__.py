@@ -14,10 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import torch
 import tyro
 
-from lae_fast import console, progress
+from lae_fast import checks, console, progress
 from lae_fast.checkpoint import CheckpointError, write_atomically
 from lae_fast.console import complain, say
 from lae_fast.data import DataError
@@ -99,10 +98,7 @@ class Experiments:
     """What was asked for, what is known of it so far, and the document that says so."""
 
     def __init__(self, options: Options, command: str) -> None:
-        device = (
-            ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
-        )
-        torch.empty(0, device=device)
+        device = str(checks.command_device(options.device))
         self.options, self.command, self.device = options, command, device
         self.workers = options.workers or (1 if device.startswith("cuda") else os.cpu_count() or 1)
         preset = PRESETS[options.preset]

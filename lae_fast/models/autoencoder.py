@@ -51,6 +51,25 @@ def images_for(model: Autoencoder, x: Tensor) -> Tensor:
         >>> x.shape, round(x.max().item(), 3)  # flat, in [0, 1]
         (torch.Size([2, 192]), 0.2)
     """
+    like = check_form(model, x)
+    x = x.flatten(1)
+    if not torch.compiler.is_compiling() and x.is_inference() and not torch.is_inference_mode_enabled():
+        x = x.clone()  # autograd refuses to save the other one
+    if x.dtype == torch.uint8:
+        return x.to(like.dtype) / 255
+    x, bounds = x.to(like.dtype), getattr(model.likelihood, "bounds", (0.0, 1.0))
+    if x.device.type == "cpu" and not torch.compiler.is_compiling() and not is_transformed():
+        values = x.detach().float().contiguous()
+        if not (values.isfinite().all() if bounds is None else ops.in_unit_range(values)):  # a NaN fails too
+            low, high = (v.item() for v in values.aminmax())
+            expected = "finite ones" if bounds is None else "all in [0, 1], or uint8 in 0..255"
+            raise ValueError(f"images have values from {low:g} to {high:g}; expected {expected}")
+    return x
+
+
+def check_form(model: Autoencoder, x: Tensor) -> Tensor:
+    """Raise as `images_for` does unless x has the shape, type and device of images; the model's first parameter, which has what
+    the model computes in."""
     checks.tensor("images", x, dtypes=None)
     like = next(model.parameters(), x)
     if like.dtype not in checks.FLOATS:
@@ -66,19 +85,7 @@ def images_for(model: Autoencoder, x: Tensor) -> Tensor:
         raise ValueError(
             f"images are {checks.describe(x)}; expected floating point {shapes} with n >= 1 on {like.device}, or uint8"
         )
-    x = x.flatten(1)
-    if not torch.compiler.is_compiling() and x.is_inference() and not torch.is_inference_mode_enabled():
-        x = x.clone()  # autograd refuses to save the other one
-    if x.dtype == torch.uint8:
-        return x.to(like.dtype) / 255
-    x, bounds = x.to(like.dtype), getattr(model.likelihood, "bounds", (0.0, 1.0))
-    if x.device.type == "cpu" and not torch.compiler.is_compiling() and not is_transformed():
-        values = x.detach().float().contiguous()
-        if not (values.isfinite().all() if bounds is None else ops.in_unit_range(values)):  # a NaN fails too
-            low, high = (v.item() for v in values.aminmax())
-            expected = "finite ones" if bounds is None else "all in [0, 1], or uint8 in 0..255"
-            raise ValueError(f"images have values from {low:g} to {high:g}; expected {expected}")
-    return x
+    return like
 
 
 def _is_image(model: Autoencoder, shape: torch.Size) -> bool:
@@ -133,7 +140,8 @@ class Autoencoder(nn.Module):
     """Base of `LAE`, `VAE` and `Hoffman`. Keyword arguments are a model's options, see registry.py.
 
     `loss`, `encode`, `decode`, `posterior` and `potential` run in the mode that the model is in, train or eval, and can be
-    differentiated; whatever else asks a model something runs in eval mode and without gradients, and restores the mode.
+    differentiated; whatever else asks a model something runs in eval mode and without gradients, and restores the mode. What a
+    model adds to its networks is of their type and on their device.
 
     Attributes:
         name: of the class, in files of weights; None: they do not know it.
@@ -151,6 +159,7 @@ class Autoencoder(nn.Module):
         precision: the precision of matrix products in training, as far as the model allows it (precision.py).
 
     Raises:
+        TypeError: a part is not an nn.Module, or the likelihood has no `energy`.
         ValueError: nx, nz, d or a size of the shape is not positive, nx is not the shape's product, a network does not fit the
             images, or the precision is unknown.
 
@@ -212,13 +221,16 @@ class Autoencoder(nn.Module):
         Raises:
             ValueError: one of them does not fit, or fails.
         """
-        like = next(self.parameters(), torch.empty(0))
-        blank, z = (torch.zeros(2, n, dtype=like.dtype, device=like.device) for n in (self.nx, self.nz))
+        blank, z = (torch.zeros(2, n).to(self._like()) for n in (self.nx, self.nz))
         with isolated(self.encoder, self.decoder), torch.random.fork_rng(devices=[]):
             self.d = _tried("encoder", self.features, blank, f"images {list(self._seen(blank).shape)}").shape[
                 1
             ]
             _tried("decoder", self.output, z, f"z {list(z.shape)}")
+
+    def _like(self) -> Tensor:
+        """A tensor of the networks' type and device, which are those of what a model adds to them."""
+        return next(self.parameters(), torch.empty(0))
 
     def _seen(self, x: Tensor) -> Tensor:
         """Images as the encoder sees them: flat [n, nx] -> [n, *shape], or flat for an `MLP`."""
@@ -378,7 +390,8 @@ class Autoencoder(nn.Module):
         Raises:
             TypeError: path is not one.
             ValueError: path is a name of a pickle, as model.pt; the model's class is not one of this package, its parameters are not
-                float32, or a value is not finite: `torch.save(model.state_dict(), file)` keeps these. Nothing is written.
+                float32 or are on meta, or a value is not finite: `torch.save(model.state_dict(), file)` keeps these. Nothing is
+                written.
             OSError: the file cannot be written.
 
         Example:
@@ -398,6 +411,8 @@ class Autoencoder(nn.Module):
             )
         weights = {name: t.clone() for name, t in self.state_dict().items()}  # some may be one tensor
         for name, t in weights.items():
+            if t.is_meta:
+                raise ValueError(f"{name} is {checks.describe(t)}; expected it on a device of this machine")
             if t.is_floating_point():
                 if t.dtype != torch.float32 and name not in self.chain_state():
                     raise ValueError(f"{name} is {checks.describe(t)}; expected float32: {advice}")

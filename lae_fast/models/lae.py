@@ -166,15 +166,17 @@ class LAE(AutoencoderWithChain):
             )
         self.whiten, self.memory = whiten, checks.count("memory", memory)
         self.ridge = checks.number("ridge", ridge, least=0)
-        self.register_buffer("phi", nn.init.orthogonal_(torch.empty(self.nz, self.d)))
+        self.register_buffer("phi", nn.init.orthogonal_(torch.empty(self.nz, self.d)).to(self._like()))
         if self.spreads:
-            self.log_std = nn.utils.skip_init(nn.Linear, self.d, self.nz, device=self.phi.device)
+            self.log_std = nn.utils.skip_init(nn.Linear, self.d, self.nz, device=self.phi.device).to(self.phi)
             self.set_constant_std(0.05)
         else:
-            self.register_buffer("posterior_scale", torch.full((self.nz,), 0.05))
+            self.register_buffer("posterior_scale", self.phi.new_full((self.nz,), 0.05))
         if whiten or not self.is_joint:
-            self.register_buffer("gram", torch.zeros(self.d, self.d))  # H^T H / n, averaged over minibatches
-            self.register_buffer("n_batches", torch.zeros((), dtype=torch.int64))
+            self.register_buffer(
+                "gram", self.phi.new_zeros(self.d, self.d)
+            )  # H^T H / n, averaged over minibatches
+            self.register_buffer("n_batches", self.phi.new_zeros((), dtype=torch.int64))
 
     @property
     def first_step_size(self) -> float:

@@ -85,7 +85,7 @@ def options_of(model: str) -> dict[str, Any]:
         >>> models.options_of("lae")["decisions"]
         'datapoint'
     """
-    return option_defaults(MODELS[model])
+    return option_defaults(MODELS[checks.choice("model", model, MODELS)])
 
 
 def build(architecture: Architecture, **options: Any) -> Autoencoder:
@@ -132,7 +132,7 @@ def load(
 
     Raises:
         TypeError: path is not one, or a part is not an nn.Module.
-        ValueError: other parts are given than those that are not of this package.
+        ValueError: other parts are given than those that are not of this package, or one is on meta.
         CheckpointError: the file is missing or damaged, holds no model of this package, or one of other parts.
 
     Example:
@@ -154,7 +154,11 @@ def load(
     for name, part in own.items():
         if not isinstance(part, nn.Module):
             raise TypeError(f"{name} is {checks.describe(part)}; expected an nn.Module")
-    path = path / WEIGHTS if path.is_dir() else path
+        if any(t.is_meta for t in (*part.parameters(), *part.buffers())):
+            raise ValueError(
+                f"{name} is on meta, where weights cannot be kept; expected it on a device of this machine"
+            )
+    path = _weights_in(path) if path.is_dir() else path
     weights, metadata = checkpoint.load_weights(path)
     wanted = ["encoder", "decoder"] if metadata.get("network", "") is None else []
     wanted += ["likelihood"] if metadata.get("likelihood", "") is None else []
@@ -177,13 +181,28 @@ def load(
     try:
         model = _assembled(architecture, own, options) if own else build(architecture, **options)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise checkpoint.CheckpointError(
-            f"{path} holds options that its model does not take: {error}"
-        ) from error
+        reason = "is of other parts than those given" if own else "holds options that its model does not take"
+        raise checkpoint.CheckpointError(f"{path} {reason}: {error}") from error
     checkpoint.load_into(model, weights, path)
     for name, p in model.named_parameters():
         p.requires_grad_(name not in frozen)
     return model.eval()
+
+
+def _weights_in(folder: Path) -> Path:
+    """A folder's file of weights.
+
+    Raises:
+        CheckpointError: there is none; of a run that was stopped before its first epoch was over, the last checkpoint is named.
+    """
+    from lae_fast import checkpoint
+
+    path = folder / WEIGHTS
+    if not path.exists() and (kept := sorted(folder.glob("checkpoints/step-*/model.safetensors"))):
+        raise checkpoint.CheckpointError(
+            f"{path} is not there yet; the run's last checkpoint is {kept[-1]}, which can be loaded"
+        )
+    return path
 
 
 def _assembled(architecture: Architecture, own: dict[str, nn.Module], options: dict[str, Any]) -> Autoencoder:

@@ -40,9 +40,10 @@ class VAE(Autoencoder):
         precision: Precision = "float32",
     ) -> None:
         super().__init__(encoder, decoder, likelihood, nx=nx, nz=nz, d=d, shape=shape, precision=precision)
-        self.head = nn.Linear(self.d, 2 * self.nz)  # mu and log sigma^2
-        nn.init.orthogonal_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        head = nn.Linear(self.d, 2 * self.nz)  # mu and log sigma^2
+        nn.init.orthogonal_(head.weight)
+        nn.init.zeros_(head.bias)
+        self.head = head.to(self._like())
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_variance = self.head(self.features(images_for(self, x))).chunk(2, dim=-1)

@@ -85,13 +85,14 @@ class AutoencoderWithChain(Autoencoder):
         if step_size is None:
             step_size = self.first_step_size if mh else self.unadjusted_step_size
         log_step_size = math.log(step_size) if step_size > 0 else -math.inf
-        self.register_buffer("log_step_size", torch.tensor([log_step_size], dtype=torch.float64))
-        self.register_buffer("rng", ops.make_rng(torch.get_default_device()))
-        self.register_buffer("counters", torch.zeros(1, COUNTERS, dtype=torch.int64))
-        self.register_buffer("n_decisions", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("adaptation", self._adaptation(), persistent=False)
-        self.register_buffer("acceptance_rate", torch.zeros((), dtype=torch.float64), persistent=False)
-        self.register_buffer("unmoved", torch.zeros((), dtype=torch.float64), persistent=False)
+        with torch.device(self._like().device):
+            self.register_buffer("log_step_size", torch.tensor([log_step_size], dtype=torch.float64))
+            self.register_buffer("rng", ops.make_rng(self.log_step_size.device))
+            self.register_buffer("counters", torch.zeros(1, COUNTERS, dtype=torch.int64))
+            self.register_buffer("n_decisions", torch.zeros((), dtype=torch.int64))
+            self.register_buffer("adaptation", self._adaptation(), persistent=False)
+            self.register_buffer("acceptance_rate", torch.zeros((), dtype=torch.float64), persistent=False)
+            self.register_buffer("unmoved", torch.zeros((), dtype=torch.float64), persistent=False)
         self.register_load_state_dict_pre_hook(_take_weights)
         self.register_load_state_dict_post_hook(_settle)
         self._checked: list[tuple[int, bool]] | None = None

@@ -6,12 +6,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lae_fast import checks, data, seeds
-from lae_fast.data.images import as_split, stacked
+from lae_fast.data.images import stacked
 from lae_fast.models import Autoencoder, images_for
+from lae_fast.models.autoencoder import check_form
 from lae_fast.progress import bar
 from lae_fast.training.config import TrainingError
 from lae_fast.training.step import TrainingStep, adam, cool_down
@@ -34,21 +36,24 @@ def fit(
     Args:
         model: any of this package's models, of any networks. All of it trains in train mode; afterwards each of its modules is
             in the mode that it had.
-        images: [N, ...] as the model takes them, a tensor or array; a `torch.utils.data.Dataset` of images or of pairs (image,
-            label); or the training images of a `lae_fast.data.Dataset`. They are moved to the model's device.
+        images: [N, ...] as the model takes them, or [N, h, w, c], a tensor or array; a `torch.utils.data.Dataset` of images or of
+            pairs (image, label); a `lae_fast.data.Split`, or the training images of a `lae_fast.data.Dataset`. They are moved to
+            the model's device.
         epochs: passes over the images, each in an order of its own, without the rest that fills no minibatch.
         lr: Adam's learning rate; default: `model.lr`.
         cooldown: the last fraction of training, from 0 to 1, in which the learning rate falls to 0.
         seed: of the order and of all noise but the chain's, which goes on with its own; the program's own random streams stay
             where they are. A further call sees other minibatches if it has another seed.
         progress: show a bar.
-        on_epoch: called after each epoch with its number, from 1, and its loss; training stops if it returns True.
+        on_epoch: called after each epoch with its number, from 1, and its loss; training stops if it returns True, also NumPy's or a
+            tensor.
 
     Returns:
         The mean loss of each epoch, nats per image.
 
     Raises:
-        TypeError, ValueError: an argument or the images have another form, or there are fewer images than `batch_size`.
+        TypeError, ValueError: an argument or the images have another form, there are fewer images than `batch_size`, or the model
+            has no weights (it is on meta), none to train, or some that are not finite.
         TrainingError: a loss, a weight or the chain's state is not finite. The model then has what it had after the last good
             epoch.
 
@@ -72,6 +77,12 @@ def fit(
         raise ValueError(
             "the model shares its minibatches with other processes; expected one that does not: fit trains alone"
         )
+    if any(t.is_meta for t in model.state_dict().values()):
+        raise ValueError(
+            "the model is on meta, where it has no weights; expected one on a device of this machine"
+        )
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("no parameter of the model requires a gradient; expected some to train")
     x = _images(model, images)
     if len(x) < batch_size:
         raise ValueError(f"batch_size is {batch_size}; expected at most {len(x)}, the number of images")
@@ -104,7 +115,7 @@ def fit(
                     )
                 losses.append(loss)
                 shown.set_postfix(loss=f"{loss:.2f}")
-                if on_epoch is not None and on_epoch(epoch + 1, loss) is True:
+                if on_epoch is not None and _is_true(on_epoch(epoch + 1, loss)):
                     break
     finally:
         for module, mode in modes.items():
@@ -112,19 +123,26 @@ def fit(
     return losses
 
 
+def _is_true(answer: object) -> bool:
+    """Whether a function said True; numbers, as some functions happen to return, say nothing."""
+    return isinstance(answer, (bool, np.bool_, Tensor)) and bool(answer)
+
+
 def _is_finite(model: Autoencoder) -> bool:
-    """Whether all weights and the chain's state are; the logarithm of a step size may be -inf."""
-    values = (t.exp() if name == "log_step_size" else t for name, t in model.state_dict().items())
-    return all(t.isfinite().all() for t in values)
+    """Whether all weights and the chain's state are; the logarithm of a step size may be -inf, and buffers of networks may be
+    masks of it."""
+    own = {name: t for name, t in model.state_dict().items() if "." not in name}
+    if "log_step_size" in own:
+        own["log_step_size"] = own["log_step_size"].exp()
+    return all(t.isfinite().all() for t in (*model.parameters(), *own.values()))
 
 
 def _images(model: Autoencoder, images: Any) -> Tensor:
     """Images [N, ...] in a form that the model takes, on its device."""
-    if isinstance(images, data.Dataset):
-        images = images.train.images
-    x = stacked(images)[0]
-    if x.shape[1:] not in (model.shape, (model.nx,)) and len(model.shape) == 3:
-        x = as_split(x).images  # channels last, or none
+    x = stacked(images.train if isinstance(images, data.Dataset) else images)[0]
+    if x.dim() == 4 and x.shape[1:] != model.shape and x.movedim(3, 1).shape[1:] == model.shape:
+        x = x.movedim(3, 1)  # the channels are last
     x = x.to(next(model.parameters()).device)
-    images_for(model, x)
+    # Bytes have no wrong values, and all of them as floats may be more than fits into memory.
+    check_form(model, x) if x.dtype == torch.uint8 else images_for(model, x)
     return x

@@ -28,7 +28,7 @@ def adam(model: nn.Module, lr: float, beta1: float = 0.9) -> torch.optim.Adam:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {checks.describe(model)}; expected an nn.Module")
     lr, beta1 = checks.number("lr", lr, least=0), checks.number("beta1", beta1, least=0, below=1)
-    device = next(model.parameters()).device
+    device = _device(model)
     is_captured = device.type == "cuda"
     return torch.optim.Adam(
         model.parameters(),
@@ -37,6 +37,13 @@ def adam(model: nn.Module, lr: float, beta1: float = 0.9) -> torch.optim.Adam:
         fused=True,
         capturable=is_captured,
     )
+
+
+def _device(model: nn.Module) -> torch.device:
+    """Where the model is: its first parameter."""
+    for p in model.parameters():
+        return p.device
+    raise ValueError(f"model is {checks.describe(model)}, without parameters; expected some to train")
 
 
 def cool_down(optimizer: torch.optim.Optimizer, lr: float, done: float, cooldown: float) -> None:
@@ -98,7 +105,7 @@ class TrainingStep:
         if capture is not None:
             checks.flag("capture", capture)
         self.model, self.optimizer = model, optimizer
-        device = next(model.parameters()).device
+        device = _device(model)
         captures = device.type == "cuda" if capture is None else capture
         self.replayed = Replayed(lambda: self._step(self.x), device) if captures else None
         if captures:

@@ -272,11 +272,7 @@ class Trainer:
     def _chain_apart(self) -> dict[str, Tensor]:
         """What the chain needs to go on, as far as it is not among the weights."""
         weights = self.model.state_dict()
-        return {name: t for name, t in self._chain_state().items() if name not in weights}
-
-    def _chain_state(self) -> dict[str, Tensor]:
-        """What the chain needs to go on; {} without a chain."""
-        return getattr(self.model, "chain_state", dict)()
+        return {name: t for name, t in self.model.chain_state().items() if name not in weights}
 
     def _check_architecture(self, saved: Checkpoint) -> None:
         """Raise a CheckpointError unless a checkpoint is of this run's model."""
@@ -310,7 +306,7 @@ class Trainer:
                 self.model.state_dict(),
                 checkpoint.load_weights(best)[0],
                 best,
-                optional=self._chain_state(),
+                optional=self.model.chain_state(),
                 unbounded=["log_step_size"],
             )
 
@@ -321,7 +317,7 @@ class Trainer:
         if "options" in state:  # older checkpoints leave them to the record
             free = {name: v for name, v in self.config.to_json().items() if name in CHANGEABLE}
             self.config.check_resumed(Config.from_json({**state["options"], **free}))
-        chain = self._chain_state()
+        chain = self.model.chain_state()
         apart = {name: t for name, t in chain.items() if name not in weights}
         given = {name: t for name, t in state.get("chain", {}).items() if name in apart or name not in chain}
         checkpoint.check_tensors(apart, given, path, unbounded=["log_step_size"])
