@@ -185,10 +185,13 @@ def command_device(value: str) -> torch.device:
 
 
 def path(name: str, value: Any) -> Path:
-    """A path, given as such or as text."""
+    """A path, given as such or as text, its ~ replaced by the home folder."""
     if not isinstance(value, (str, os.PathLike)):
         raise TypeError(f"{name} is {describe(value)}; expected a path")
-    return Path(value)
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:  # ~name of nobody
+        raise ValueError(f"{name} is {value}; expected a path: {error}") from error
 
 
 def function(name: str, value: Any) -> Any:

@@ -140,7 +140,7 @@ def _print_end(trainer: Trainer) -> None:
 def _write_page(trainer: Trainer) -> None:
     """The run as a page for a browser. The run is done: whatever hinders the page is said, and stops nothing."""
     try:
-        path = view.write(trainer.folder, trainer.model, trainer.test)
+        path = view.write(trainer.folder, trainer.model, trainer.test, classes=trainer.classes)
         say(f"view      {path}: open it in a browser")
     except Exception as error:
         say(f"view      no page was written: {checks.reason(error)}")

@@ -292,7 +292,7 @@ def test_binarisation(mnist_folder):
         (lambda: data.load(["digits"]), r"dataset is \['digits'\]"),
         (lambda: data.load("digits", binarization=None), "binarize is None"),
         (lambda: data.load("mnist", 7), r"root is 7 \(int\); expected a path"),
-        (lambda: data.load("mnist", "~nobody-of-this-name/x"), "root is ~nobody-of-this-name/x; expected a folder"),
+        (lambda: data.load("mnist", "~nobody-of-this-name/x"), "root is ~nobody-of-this-name/x; expected a path"),
         (lambda: data.binarize([[1, 2]]), r"images are .* \(list\); expected uint8 or float32 or float64"),
         (lambda: data.binarize(torch.zeros(2, 3, dtype=torch.int64)), r"images are int64 \[2, 3\] on cpu; expected uint8"),
         (lambda: data.binarize(torch.zeros(1, 3, dtype=torch.uint8), 5), r"generator is 5 \(int\)"),

@@ -92,7 +92,7 @@ def test_unknown_names_are_told_what_there_is():
 class Laplace(Likelihood):
     """A likelihood without a kernel: what a user writes is all of it."""
 
-    def _pixels(self, output, x):
+    def pixel_energies(self, output, x):
         return (x - output).abs() / 0.1 + math.log(0.2)
 
     def mean(self, output):
@@ -178,7 +178,7 @@ def test_a_data_set_is_a_function_and_an_entry(monkeypatch, tmp_path):
     def noise(root):
         images = torch.randint(256, (30, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
         split = Split(images, torch.zeros(30, dtype=torch.int64))
-        return Source(f"noise from {root}", split, Split(*(t[:7] for t in split)), n_validation=4)
+        return Source(f"noise from {root}", split, split.at(slice(7)), n_validation=4)
 
     monkeypatch.setitem(DATASETS, "noise", noise)
     dataset = load("noise", tmp_path)

@@ -86,7 +86,7 @@ class Laplace(Likelihood):
         super().__init__()
         self.log_width = nn.Parameter(torch.tensor(-2.0))
 
-    def _pixels(self, output, x):
+    def pixel_energies(self, output, x):
         return (x - output).abs() / self.log_width.exp() + math.log(2) + self.log_width
 
 

@@ -251,14 +251,14 @@ def test_what_is_no_likelihood_is_named_before_training(likelihood):
         lae_fast.VAE(nn.Linear(12, 4), nn.Linear(2, 12), likelihood, nx=12, nz=2)
 
 
-@pytest.mark.parametrize("part", ["_pixels", "mean", "sample"])
+@pytest.mark.parametrize("part", ["pixel_energies", "mean", "sample"])
 def test_what_a_likelihood_lacks_is_named(part):
     class Empty(lae_fast.models.Likelihood):
         pass
 
     output = torch.zeros(1, 4)
     with pytest.raises(NotImplementedError, match=f"Empty has no {part}"):
-        getattr(Empty(), part)(*(output, output)[: 2 if part == "_pixels" else 1])
+        getattr(Empty(), part)(*(output, output)[: 2 if part == "pixel_energies" else 1])
 
 
 @pytest.mark.parametrize(

@@ -201,7 +201,7 @@ def test_what_cannot_be_shown_is_named(arguments, message, run, tmp_path, capsys
 
 
 def test_a_page_that_cannot_be_written_stops_no_run(tmp_path, monkeypatch, capsys):
-    def fails(*_):
+    def fails(*_, **__):
         raise KeyError("no page\ntoday")
 
     monkeypatch.setattr(view, "write", fails)
@@ -605,6 +605,20 @@ def own_page(run, folder, model, images):
     for name in ("config.json", "metrics.jsonl"):
         shutil.copy(run / name, folder)
     page.write(folder, model, Split(images, None))
+
+
+@pytest.mark.slow
+def test_classes_have_their_names(opened, run, tmp_path):
+    model = own_model(nn.Linear(3, 12), Bernoulli(), (12,))
+    test = Split(torch.rand(6, 12), torch.tensor([0, 2, 0, 2, 2, 0]))
+    for name in ("config.json", "metrics.jsonl"):
+        shutil.copy(run / name, tmp_path)
+    page.write(tmp_path, model, test, classes=("blue", "green", "<b>red</b>"))
+    tab = opened(tmp_path)
+    assert tab.locator("#legend button").all_inner_texts() == ["blue", "<b>red</b>"]
+    tab.mouse.click(*dot_of(tab, 1))
+    settle(tab)
+    assert tab.inner_text("#caption").endswith("class <b>red</b>")
 
 
 @pytest.mark.slow

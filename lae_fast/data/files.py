@@ -58,11 +58,11 @@ def read(path: Path) -> Source:
         ending = path.suffix or "without ending"
         raise DataError(f"{path} is a file {ending}; expected a folder of pictures, or {_endings()}")
     try:
-        splits = _folder(path) if path.is_dir() else _file(path)
+        splits, classes = _folder(path) if path.is_dir() else (_file(path), None)
         train = splits["train"]
         c, h, w = train.images.shape[1:]
         labels = "no labels" if train.labels is None else f"{len(train.labels.unique())} classes"
-        return parted(f"{path} ({KINDS[c]}, {h} x {w}, {labels})", **splits)
+        return parted(f"{path} ({KINDS[c]}, {h} x {w}, {labels})", **splits)._replace(classes=classes)
     except DataError:
         raise
     except (TypeError, ValueError) as error:
@@ -107,7 +107,7 @@ def _file(path: Path) -> dict[str, Split]:
             split, kind = place
             if names.setdefault(place, name) != name:
                 raise DataError(
-                    f"{path} holds {names[place]} and {name}, both {split} {kind}; expected one of both"
+                    f"{path} holds {names[place]} and {name}, both {split} {kind}; expected only one of them"
                 )
             found.setdefault(split, {})[kind] = value
     if not found and len(content) == 1:  # of whatever name
@@ -152,8 +152,8 @@ def _place(name: str) -> tuple[str, str] | None:
 # ---- folders of pictures ----
 
 
-def _folder(folder: Path) -> dict[str, Split]:
-    """By name of the split, what a folder holds."""
+def _folder(folder: Path) -> tuple[dict[str, Split], tuple[str, ...] | None]:
+    """By name of the split, what a folder holds; and the names of the classes, where there are several."""
     places = _places(folder)
     members = {name: _members(place) for name, place in places.items()}  # by split, by class
     classes = list(members["train"])
@@ -163,7 +163,8 @@ def _folder(folder: Path) -> dict[str, Split]:
                 f"{places[name]} has the classes {', '.join(sorted(unknown))}, and {places['train']} has not; expected the same"
             )
     kind = _kind([path for found in members.values() for paths in found.values() for path in paths])
-    return {name: _pictures(places[name], found, classes, *kind) for name, found in members.items()}
+    splits = {name: _pictures(places[name], found, classes, *kind) for name, found in members.items()}
+    return splits, tuple(classes) if len(classes) > 1 else None
 
 
 def _places(folder: Path) -> dict[str, Path]:
@@ -179,7 +180,7 @@ def _places(folder: Path) -> dict[str, Path]:
     places: dict[str, Path] = {}
     for split, path in zip(splits, folders, strict=True):
         if places.setdefault(split, path) != path:
-            raise DataError(f"{places[split]} and {path} both are {split} images; expected one of both")
+            raise DataError(f"{places[split]} and {path} both are {split} images; expected only one of them")
     if "train" not in places:
         raise DataError(
             f"{folder} holds {names}, and no train; expected train, test and perhaps val, or classes"
@@ -213,7 +214,7 @@ def _members(folder: Path) -> dict[str, list[Path]]:
         )
     if "" in found and len(found) > 1:
         raise DataError(
-            f"{folder} holds pictures beside folders of pictures; expected one of both: sub-folders are classes"
+            f"{folder} holds pictures beside folders of pictures; expected only one of them: sub-folders are classes"
         )
     return dict(sorted(found.items()))
 

@@ -85,7 +85,7 @@ def _in_layout(name: str, t: Tensor) -> Tensor:
             is_first, is_last = t.shape[1] in CHANNELS, t.shape[3] in CHANNELS
             if is_first and is_last:
                 raise ValueError(
-                    f"{name} are {checks.describe(t)}: the channels may be first or last; expected one of both"
+                    f"{name} are {checks.describe(t)}: the channels may be first or last; expected only one of them"
                 )
             if is_first or is_last:
                 return (t if is_first else t.permute(0, 3, 1, 2)).contiguous()

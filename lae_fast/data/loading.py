@@ -53,11 +53,11 @@ def load(
         DataError: the files are damaged, or they are missing and cannot be downloaded.
     """
     _check(validation, binarization)
-    root = _folder("root", root)
+    root = checks.path("root", root)
     if isinstance(name, Path) or (
         isinstance(name, str) and name not in ("auto", *DATASETS) and os.path.exists(os.path.expanduser(name))
     ):
-        path = _folder("dataset", name).absolute()
+        path = checks.path("dataset", name).absolute()
         return _dataset(path.name, files.read(path), validation, binarization)
     try:
         checks.choice("dataset", name, ("auto", *DATASETS))
@@ -122,15 +122,6 @@ def _check(validation: int | None, binarization: str) -> None:
         checks.count("validation", validation, least=0)
 
 
-def _folder(name: str, value: str | Path) -> Path:
-    if not isinstance(value, (str, Path)):
-        raise TypeError(f"{name} is {checks.describe(value)}; expected a path")
-    try:
-        return Path(value).expanduser()
-    except RuntimeError as error:  # ~name of nobody
-        raise ValueError(f"{name} is {value}; expected a folder: {error}") from error
-
-
 def _dataset(name: str, source: Source, validation: int | None, binarization: str) -> Dataset:
     """A source with its validation images split off, and binarized."""
     train, test = source.train, source.test
@@ -143,7 +134,7 @@ def _dataset(name: str, source: Source, validation: int | None, binarization: st
         generator = torch.Generator().manual_seed(0)
         drawn = [_binary(split, binarization, generator) for split in splits]
         splits = [splits[0] if binarization == "dynamic" else drawn[0], *drawn[1:]]
-    return Dataset(name, source.description, *splits)
+    return Dataset(name, source.description, *splits, source.classes)
 
 
 def _binary(split: Split, binarization: str, generator: torch.Generator) -> Split:

@@ -62,6 +62,7 @@ class Source(NamedTuple):
     train: Split
     test: Split
     n_validation: int  # default number of validation images, the last of the training images
+    classes: tuple[str, ...] | None = None  # by label, where the classes have names
 
 
 class Dataset(NamedTuple):
@@ -79,6 +80,7 @@ class Dataset(NamedTuple):
     train: Split
     validation: Split
     test: Split
+    classes: tuple[str, ...] | None = None  # by label, where the classes have names
 
     @property
     def shape(self) -> tuple[int, int, int]:

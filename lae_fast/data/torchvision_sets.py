@@ -63,6 +63,7 @@ def cifar10(root: Path) -> Source:
         as_split(train.data, train.targets),
         as_split(test.data, test.targets),
         n_validation=5000,
+        classes=tuple(train.classes),
     )
 
 

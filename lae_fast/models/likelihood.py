@@ -4,7 +4,7 @@
 [..., n], in nats summed over pixels, by one fused op (`lae_fast.ops.energy`); `potential(output, x, z)` adds the prior's
 term. `mean(output)` [..., n, nx] is the image to show to people, `sample(output)` [..., n, nx] a draw of p(x|z).
 
-A likelihood without a kernel is a subclass of `Likelihood` with `_pixels`, `mean` and `sample`, and an entry in
+A likelihood without a kernel is a subclass of `Likelihood` with `pixel_energies`, `mean` and `sample`, and an entry in
 `LIKELIHOODS`.
 """
 
@@ -41,7 +41,7 @@ class Likelihood(nn.Module):
     """Base of all likelihoods. Outputs in half precision are converted to float32.
 
     Attributes:
-        kind: the fused kernel that computes the energy; None: there is no kernel, and `_pixels` computes the energy.
+        kind: the fused kernel that computes the energy; None: there is no kernel, and `pixel_energies` computes the energy.
         log_scale: [], the logarithm of the scale that all pixels share; None: there is no scale.
         density_of: the pixels for which the likelihood is a normalized probability, "binary" or "grey"; None: neither,
             and the numbers of this likelihood compare only with each other.
@@ -50,7 +50,7 @@ class Likelihood(nn.Module):
     Example:
         >>> class Laplace(lae_fast.models.Likelihood):
         ...     bounds = None  # pixels of any value
-        ...     def _pixels(self, output, x):  # -log p of each pixel, nats
+        ...     def pixel_energies(self, output, x):  # -log p of each pixel, nats
         ...         return (x - output).abs() + 0.6931
         ...     def mean(self, output):
         ...         return output
@@ -72,13 +72,15 @@ class Likelihood(nn.Module):
             output = output.float()
         x = x.to(output.dtype)
         if self.kind is None or is_transformed():
-            return self._pixels(output, x).sum(-1, dtype=torch.float64)
+            return self.pixel_energies(output, x).sum(-1, dtype=torch.float64)
         scale = None if self.log_scale is None else self.log_scale.to(output.dtype)
         return ops.energy(output, x, self.kind, scale)[0]
 
-    def _pixels(self, output: Tensor, x: Tensor) -> Tensor:
+    def pixel_energies(self, output: Tensor, x: Tensor) -> Tensor:
         """-log p of every pixel [..., n, nx], nats, in PyTorch that can be differentiated any number of times."""
-        raise NotImplementedError(f"{type(self).__name__} has no _pixels(output, x): -log p of each pixel")
+        raise NotImplementedError(
+            f"{type(self).__name__} has no pixel_energies(output, x): -log p of each pixel"
+        )
 
     def mean(self, output: Tensor) -> Tensor:
         """The image to show to people: [..., n, nx] -> [..., n, nx]."""
@@ -119,7 +121,7 @@ class Bernoulli(Likelihood):
 
     kind, density_of, log_scale = ops.BERNOULLI, "binary", None
 
-    def _pixels(self, output: Tensor, x: Tensor) -> Tensor:
+    def pixel_energies(self, output: Tensor, x: Tensor) -> Tensor:
         return -x * F.logsigmoid(output) - (1 - x) * F.logsigmoid(-output)
 
     def all_pairs(self, output: Tensor, x: Tensor) -> Tensor:
@@ -157,7 +159,7 @@ class Gaussian(Likelihood):
         log_scale = torch.tensor(math.log(0.1 if scale is None else scale))
         self.log_scale = nn.Parameter(log_scale, requires_grad=scale is None)
 
-    def _pixels(self, output: Tensor, x: Tensor) -> Tensor:
+    def pixel_energies(self, output: Tensor, x: Tensor) -> Tensor:
         residual = (x - output) * torch.exp(-self.log_scale)
         return 0.5 * residual.square() + self.log_scale + 0.5 * math.log(2 * math.pi)
 
@@ -193,7 +195,7 @@ class DiscretizedLogistic(Likelihood):
         checks.number("scale", scale, above=0)
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
 
-    def _pixels(self, output: Tensor, x: Tensor) -> Tensor:
+    def pixel_energies(self, output: Tensor, x: Tensor) -> Tensor:
         return logistic_pixels(output.double(), x.double(), self.log_scale.double())[0]
 
     def mean(self, output: Tensor) -> Tensor:

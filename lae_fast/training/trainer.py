@@ -85,6 +85,7 @@ class Trainer:
         self.train, self.validation, self.test = (
             split.to(device) for split in (dataset.train, dataset.validation, dataset.test)
         )
+        self.classes = dataset.classes
         self.n_batches = len(self.train.images) // config.batch_size
         if self.n_batches < 1:
             raise TrainingError(

@@ -40,7 +40,7 @@ def view(options: Options) -> int:
         raise CheckpointError(f"{folder} is not the folder of a run: {error}") from error
     model = models.load(folder / "best.safetensors")
     dataset = run_folder.data_to_evaluate(folder, config, options.data, options.data_dir)
-    path = page.write(folder, model, dataset.test, options.table)
+    path = page.write(folder, model, dataset.test, options.table, dataset.classes)
     console.say(f"written   {path}, {path.stat().st_size / 1e6:.1f} MB: open it in a browser")
     return 0
 

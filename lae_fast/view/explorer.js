@@ -10,6 +10,7 @@ const N_STRIP = 9;
 const subscript = (n) => [...String(n)].map((digit) => "₀₁₂₃₄₅₆₇₈₉"[digit]).join("");
 const axisName = (name) => name.replace(/^z(\d+)$/, (_, n) => `z${subscript(n)}`);
 const colourOf = (code) => (page.labels ? COLOURS[classes.indexOf(page.labels[code]) % COLOURS.length] : "var(--accent)");
+const className = (label) => page.classes?.[label] ?? String(label);
 const classes = page.labels ? [...new Set(page.labels)].sort((a, b) => a - b) : [];
 const mix = (a, b, t) => a.map((v, i) => v + t * (b[i] - v));
 const normal = () => Math.sqrt(-2 * Math.log(1 - Math.random())) * Math.cos(2 * Math.PI * Math.random());
@@ -201,7 +202,7 @@ function chooseCode(code) {
   say(nameOf(code));
 }
 
-const nameOf = (code) => `test image ${code + 1}${page.labels ? `, class ${page.labels[code]}` : ""}`;
+const nameOf = (code) => `test image ${code + 1}${page.labels ? `, class ${className(page.labels[code])}` : ""}`;
 
 function mark(end) {
   if (state.code === null || !decode) return say("Choose the code of a test image first");
@@ -261,7 +262,7 @@ function render() {
 
 drawCharts(byId("charts"), page.curves);
 for (const label of classes) {
-  const button = add(byId("legend"), "button", { type: "button", "aria-pressed": false }, label);
+  const button = add(byId("legend"), "button", { type: "button", "aria-pressed": false }, className(label));
   button.style.setProperty("--colour", COLOURS[classes.indexOf(label) % COLOURS.length]);
   button.onclick = () => highlight(label);
 }

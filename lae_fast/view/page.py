@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,11 @@ BYTES_OF_ORIGINALS = 600_000  # of their test images, before compression
 
 
 def write(
-    folder: str | Path, model: Autoencoder, test: Split | Tensor, table: str | Path | None = None
+    folder: str | Path,
+    model: Autoencoder,
+    test: Split | Tensor,
+    table: str | Path | None = None,
+    classes: Sequence[str] | None = None,
 ) -> Path:
     """Write a run's page, `view.html`, into its folder.
 
@@ -38,6 +43,7 @@ def write(
         model: the run's model, with the weights to show.
         test: test images [N, *shape], or a `Split`: images with labels.
         table: a table that `lae_fast.score --output` wrote; None: one that lies in the folder.
+        classes: names of the labels 0, 1, ..., as `Dataset.classes` holds them; None: labels are shown as numbers.
 
     Returns:
         The page's path.
@@ -78,6 +84,7 @@ def write(
         "samples": _rounded(z),
         "codes": _rounded(codes),
         "labels": None if labels is None else labels[:n].tolist(),
+        "classes": None if classes is None else list(map(str, classes)),
         "originals": data_uri(originals.transpose(0, 1).flatten(1, 2)),  # one below the other
         "axes": _axes(codes),
         "curves": records.curves(record, lines),
