@@ -6,13 +6,22 @@
 
 namespace lae {
 
+// The same bits as another type; std::bit_cast is not for the device.
+template <typename To, typename From>
+LAE_HD To bits_as(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  memcpy(&to, &from, sizeof to);
+  return to;
+}
+
 // What the decoder's output means; lae_fast/ops/energies.py has the same numbers.
 enum Likelihood : int64_t { kBernoulli = 0, kGaussian = 1, kLogistic = 2 };
 
 // exp(x) for x <= 0, to a unit in the last place. Below x = -87 (float64: -708) the result stays what it is there, near
 // the smallest normal number, instead of 0. x = k log 2 + r with |r| <= log 2 / 2: adding the magic number rounds to the
-// integer k and leaves k, with the bias of the exponent, in the low bits. In float32 the polynomial is the one of its degree
-// with the least relative error, 3e-9; `fma` is one of fma.h.
+// integer k and leaves k, with the bias of the exponent, in the low bits. In float32, where `fma` is one of fma.h, the
+// polynomial is the one of its degree with the least relative error, 3e-9.
 template <typename F>
 LAE_HD float exp_negative(F fma, float x) {
   const float clamped = x < -87.0f ? -87.0f : x;  // a NaN stays a NaN
@@ -66,20 +75,20 @@ LAE_HD double divide_unit(double e, double d) {
   return e / d;
 }
 
-// start + log(1 + e), for e in [0, 1] and u = e / (1 + e). The logarithm is right to a few units in its own last place: most
-// pixels of an image are nearly certain, so their e is tiny. y = log(1 + e) has sinh y = (e + u) / 2 and cosh y = 1 + e u / 2:
-// y / sinh y is a function of e u, and this is the polynomial of its degree with the least relative error, 2e-8.
+// log(1 + e), for e in [0, 1] and u = e / (1 + e), to a few units in its last place: most pixels of an image are nearly
+// certain, so their e is tiny. y = log(1 + e) has sinh y = (e + u) / 2 and cosh y = 1 + e u / 2: y / sinh y is a function
+// of e u, and this is the polynomial of its degree with the least relative error, 2e-8.
 template <typename F>
-LAE_HD float add_log1p_unit(F fma, float e, float u, float start) {
+LAE_HD float log1p_unit(F fma, float e, float u) {
   const float v = e * u, sinh = 0.5f * (e + u);
   float p = fma(v, 0.00121815444f, -0.00699676294f);
   p = fma(v, p, 0.0333098285f);
   p = fma(v, p, -0.16666548f);
-  return fma(sinh * v, p, start + sinh);
+  return fma(sinh * v, p, sinh);
 }
 template <typename F>
-LAE_HD double add_log1p_unit(F, double e, double, double start) {
-  return start + log_uniform(1.0 + e);  // 1 + e is rounded once, which does no harm here
+LAE_HD double log1p_unit(F, double e, double) {
+  return log_uniform(1.0 + e);  // 1 + e is rounded once, which does no harm here
 }
 
 template <typename T>
@@ -125,7 +134,7 @@ LAE_HD Pixel<T> bernoulli_pixel(F fma, T logit, T x) {
   const bool is_negative = logit < T(0);
   const T size = is_negative ? -logit : logit, w = is_negative ? x : T(1) - x;
   const T e = exp_negative(fma, -size), u = divide_unit(e, T(1) + e);
-  const T energy = add_log1p_unit(fma, e, u, size * w), derivative = w - u;
+  const T energy = size * w + log1p_unit(fma, e, u), derivative = w - u;
   return {energy, is_negative ? -derivative : derivative, T(0)};
 }
 

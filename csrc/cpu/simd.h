@@ -47,16 +47,16 @@ inline const char* simd_name() {
 }
 
 #if defined(__FP_FAST_FMAF) || defined(__aarch64__)
-using BaselineHasFma = std::true_type;
+using BaselineFma = Fma;
 #else
-using BaselineHasFma = std::false_type;
+using BaselineFma = EmulatedFma;
 #endif
 
-// Calls f, which wants to know whether its level has the instruction of fma.h, or does not.
-template <typename HasFma, typename F>
+// Calls f, with the fma of its level if f asks for one.
+template <typename AnyFma, typename F>
 LAE_INLINE void call(const F& f) {
-  if constexpr (std::is_invocable_v<F, HasFma>)
-    f(HasFma{});
+  if constexpr (std::is_invocable_v<F, AnyFma>)
+    f(AnyFma{});
   else
     f();
 }
@@ -64,7 +64,7 @@ LAE_INLINE void call(const F& f) {
 #if defined(__x86_64__)
 template <typename F>
 __attribute__((target("avx2,fma"))) void run_avx2(const F& f) {
-  call<std::true_type>(f);
+  call<Fma>(f);
 }
 template <typename F>
 #if defined(__clang__)  // clang does not know prefer-vector-width, and would ignore the whole list
@@ -73,11 +73,11 @@ __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,fma")))
 __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,fma,prefer-vector-width=512")))
 #endif
 void run_avx512(const F& f) {
-  call<std::true_type>(f);
+  call<Fma>(f);
 }
 #endif
 
-// Runs f, a lambda marked LAE_SIMD, at the chosen level: `with_simd([&]() LAE_SIMD { ... })`, or `[&](auto has_fma)`.
+// Runs f, a lambda marked LAE_SIMD, at the chosen level: `with_simd([&]() LAE_SIMD { ... })`, or `[&](auto fma)`.
 #define LAE_SIMD __attribute__((always_inline))
 template <typename F>
 void with_simd(const F& f) {
@@ -85,19 +85,7 @@ void with_simd(const F& f) {
   if (simd() == Simd::kAvx512) return run_avx512(f);
   if (simd() == Simd::kAvx2) return run_avx2(f);
 #endif
-  call<BaselineHasFma>(f);
-}
-
-// Calls f with an fma of fma.h; where the instruction is missing, perhaps once more with another: only what f writes last counts.
-template <bool kHasFma, typename F>
-LAE_INLINE void with_fma(const F& f) {
-  if constexpr (kHasFma) {
-    f(Fma{});
-  } else {
-    uint32_t doubts = 0;
-    f(QuickFma{doubts});
-    if (doubts >> 31) f(ExactFma{});
-  }
+  call<BaselineFma>(f);
 }
 
 // A sum runs in kLanes interleaved float64 lanes, whatever the vector width: the width never changes a bit.
