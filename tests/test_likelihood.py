@@ -146,12 +146,12 @@ def test_every_simd_level_keeps_the_bounds_and_computes_the_same_bits(fingerprin
     platform.machine() != "x86_64" or shutil.which("g++") is None, reason="needs an x86-64 and g++"
 )
 @pytest.mark.slow
-def test_the_emulated_fma_is_right_for_every_logit(tmp_path):
+def test_the_emulated_fma_and_the_gpu_s_division_are_right_for_every_logit(tmp_path):
     source, program = Path(__file__).parent / "every_logit.cpp", tmp_path / "every_logit"
     flags = "-std=c++20 -O3 -march=x86-64-v3 -ffp-contract=off -fno-math-errno -fno-trapping-math"
     subprocess.run(["g++", *flags.split(), str(source), "-o", str(program)], check=True)
     result = subprocess.run([program], capture_output=True, text=True)
-    assert result.stdout == "0 of 1118830592 wrong\n"
+    assert result.stdout == "0 of 1118830592 logits wrong\n0 of 1887436809 quotients wrong\n"
 
 
 @pytest.mark.parametrize("implementation", ["op", "reference"])

@@ -26,8 +26,8 @@ LAE_INLINE void add_tile(const V* __restrict__ values, int64_t n, double* __rest
 }
 
 template <typename F, Likelihood kLikelihood, typename T>
-LAE_INLINE RowSums row_body(F fma, const PixelOf<kLikelihood, T>& pixel, const T* output, const T* __restrict__ x, int64_t n,
-                            T* derivative) {
+LAE_INLINE RowSums row_body(F fma, const PixelOf<kLikelihood, T>& pixel, const T* output, const T* __restrict__ x,
+                            int64_t n, T* derivative) {
   using V = decltype(pixel(fma, T{}, T{}).energy);
   double energies[kLanes] = {}, slopes[kLanes] = {};
   for (int64_t begin = 0; begin < n; begin += kTile) {
