@@ -41,9 +41,10 @@ struct PixelOf {
   LAE_HD explicit PixelOf(const PixelScale& s)
       : scale(s), inverse(static_cast<T>(s.inverse)), inverse_square(static_cast<T>(s.inverse * s.inverse)) {}
 
-  LAE_HD auto operator()(T output, T x) const {
+  template <typename F>
+  LAE_HD auto operator()(F fma, T output, T x) const {
     if constexpr (kLikelihood == kBernoulli)
-      return bernoulli_pixel(output, x);
+      return bernoulli_pixel(fma, output, x);
     else if constexpr (kLikelihood == kGaussian)
       return gaussian_pixel(output, x, inverse, inverse_square);
     else

@@ -106,6 +106,7 @@ def test_torch_s_private_names_are_in_one_file():
 # The kernels: headers for one element, then the ops' arguments, then a backend; each includes lower floors only.
 INCLUDES = (
     {"philox.h"},
+    {"fma.h"},
     {"langevin_math.h", "energy_math.h"},
     {"check.h", "tensors.h"},
     {"langevin_ops.h", "energy_ops.h", "dense_ops.h"},

@@ -2,6 +2,10 @@
 
 import hashlib
 import math
+import platform
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -121,6 +125,12 @@ def fingerprint():
             assert_within_bounds(*arguments)
             for t in torch.ops.lae_fast.energy(*arguments):
                 digest.update(t.numpy().tobytes())
+    logits = torch.linspace(-95, 95, 1 << 18).view(
+        -1, 1
+    )  # one by one: the energy of every pixel counts, to the last bit
+    for x in (0.0, 0.3, 1.0):
+        for t in torch.ops.lae_fast.energy(logits, torch.full_like(logits, x), ops.BERNOULLI, None):
+            digest.update(t.numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -130,6 +140,30 @@ def fingerprint():
 @pytest.mark.slow
 def test_every_simd_level_keeps_the_bounds_and_computes_the_same_bits(fingerprints):
     assert {found["test_likelihood"] for found in fingerprints.values()} == {fingerprint()}
+
+
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or shutil.which("g++") is None, reason="needs an x86-64 and g++"
+)
+@pytest.mark.slow
+def test_the_emulated_fma_and_the_gpu_s_division_are_right_for_every_logit(tmp_path):
+    source, program = Path(__file__).parent / "every_logit.cpp", tmp_path / "every_logit"
+    flags = "-std=c++20 -O3 -march=x86-64-v3 -ffp-contract=off -fno-math-errno -fno-trapping-math"
+    subprocess.run(["g++", *flags.split(), str(source), "-o", str(program)], check=True)
+    result = subprocess.run([program], capture_output=True, text=True)
+    assert result.stdout == "0 of 1118830592 logits wrong\n0 of 1887436809 quotients wrong\n"
+
+
+@pytest.mark.parametrize("implementation", ["op", "reference"])
+def test_a_certain_pixel_s_derivative_keeps_its_digits(implementation, device):
+    """For a logit of 20 and a white pixel it is -2e-9, of which sigmoid(l) - x, as written, would leave nothing."""
+    for dtype, bound in ((torch.float32, 2.0**-21), (torch.float64, 1e-15)):
+        sizes = torch.linspace(0, 80, 784, dtype=dtype, device=device)
+        logits = torch.stack((sizes, -sizes))
+        x = (logits > 0).to(dtype)
+        derivative = ENERGIES[implementation][0](logits, x, ops.BERNOULLI, None)[1]
+        exact = torch.sigmoid(-logits.double().abs()) * (1 - 2 * x.double())
+        torch.testing.assert_close(derivative.double(), exact, rtol=bound, atol=0)
 
 
 def test_threads_do_not_change_a_bit():

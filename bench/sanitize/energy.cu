@@ -44,7 +44,7 @@ void compare_energy(Tally& tally, int64_t r, int64_t n, int64_t d, double scale,
     sizes[row] = std::abs(total);
     slope_sizes[row] = std::abs(total_slope);
     for (int64_t i = row * d; i < (row + 1) * d; ++i) {
-      const auto p = pixel(output.host[i], x.host[i % (n * d)]);
+      const auto p = pixel(Fma{}, output.host[i], x.host[i % (n * d)]);
       total += p.energy;
       total_slope += p.log_scale_derivative;
       sizes[row] += std::abs(static_cast<double>(p.energy));

@@ -25,16 +25,16 @@ LAE_INLINE void add_tile(const V* __restrict__ values, int64_t n, double* __rest
   });
 }
 
-template <Likelihood kLikelihood, typename T>
-LAE_INLINE RowSums row_body(const PixelOf<kLikelihood, T>& pixel, const T* output, const T* __restrict__ x, int64_t n,
-                            T* derivative) {
-  using V = decltype(pixel(T{}, T{}).energy);
+template <typename F, Likelihood kLikelihood, typename T>
+LAE_INLINE RowSums row_body(F fma, const PixelOf<kLikelihood, T>& pixel, const T* output, const T* __restrict__ x,
+                            int64_t n, T* derivative) {
+  using V = decltype(pixel(fma, T{}, T{}).energy);
   double energies[kLanes] = {}, slopes[kLanes] = {};
   for (int64_t begin = 0; begin < n; begin += kTile) {
     const int64_t m = n - begin < kTile ? n - begin : kTile;
     V energy[kTile], slope[kTile], d[kTile];
     for (int64_t i = 0; i < m; ++i) {
-      const auto p = pixel(output[begin + i], x[begin + i]);
+      const auto p = pixel(fma, output[begin + i], x[begin + i]);
       energy[i] = p.energy;
       slope[i] = p.log_scale_derivative;
       d[i] = p.derivative;
@@ -65,11 +65,11 @@ struct Cpu {
       const PixelOf<kLikelihood, T> pixel(
           pixel_scale(kLikelihood, a.log_scale ? static_cast<double>(*a.log_scale) : 0.0));
       torch::stable::parallel_for(0, a.n_rows, kGrain, [&](int64_t first, int64_t last) {
-        with_simd([&]() LAE_SIMD {
+        with_simd([&](auto fma) LAE_SIMD {
           for (int64_t r = first; r < last; ++r) {
             const int64_t row = r * a.n_pixels, image = r % a.n_images * a.n_pixels;
             const RowSums sums =
-                row_body(pixel, a.output + row, a.x + image, a.n_pixels, a.derivative + row);
+                row_body(fma, pixel, a.output + row, a.x + image, a.n_pixels, a.derivative + row);
             a.energy[r] = sums.energy;
             if constexpr (kLikelihood != kBernoulli) a.log_scale_derivative[r] = sums.log_scale_derivative;
           }

@@ -4,6 +4,9 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <type_traits>
+
+#include "../fma.h"
 
 // For a loop body and all that it calls: what is not inlined would be compiled for the baseline.
 #define LAE_INLINE inline __attribute__((always_inline))
@@ -18,12 +21,14 @@ inline Simd choose_simd() {
   const auto allows = [&](const char* name) { return !asked || std::strcmp(asked, name) == 0; };
   __builtin_cpu_init();
   if (asked && std::strcmp(asked, "sse2") == 0) return Simd::kBaseline;
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return Simd::kBaseline;
   if (allows("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
     return Simd::kAvx512;
-  if (__builtin_cpu_supports("avx2")) return Simd::kAvx2;
-#endif
+  return Simd::kAvx2;
+#else
   return Simd::kBaseline;
+#endif
 }
 
 inline Simd simd() {
@@ -41,23 +46,38 @@ inline const char* simd_name() {
 #endif
 }
 
+#if defined(__FP_FAST_FMAF) || defined(__aarch64__)
+using BaselineFma = Fma;
+#else
+using BaselineFma = EmulatedFma;
+#endif
+
+// Calls f, with the fma of its level if f asks for one.
+template <typename AnyFma, typename F>
+LAE_INLINE void call(const F& f) {
+  if constexpr (std::is_invocable_v<F, AnyFma>)
+    f(AnyFma{});
+  else
+    f();
+}
+
 #if defined(__x86_64__)
 template <typename F>
-__attribute__((target("avx2"))) void run_avx2(const F& f) {
-  f();
+__attribute__((target("avx2,fma"))) void run_avx2(const F& f) {
+  call<Fma>(f);
 }
 template <typename F>
 #if defined(__clang__)  // clang does not know prefer-vector-width, and would ignore the whole list
-__attribute__((target("avx512f,avx512dq,avx512vl,avx512bw")))
+__attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,fma")))
 #else
-__attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,prefer-vector-width=512")))
+__attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,fma,prefer-vector-width=512")))
 #endif
 void run_avx512(const F& f) {
-  f();
+  call<Fma>(f);
 }
 #endif
 
-// Runs f, a lambda marked LAE_SIMD, at the chosen level: `with_simd([&]() LAE_SIMD { ... })`.
+// Runs f, a lambda marked LAE_SIMD, at the chosen level: `with_simd([&]() LAE_SIMD { ... })`, or `[&](auto fma)`.
 #define LAE_SIMD __attribute__((always_inline))
 template <typename F>
 void with_simd(const F& f) {
@@ -65,7 +85,7 @@ void with_simd(const F& f) {
   if (simd() == Simd::kAvx512) return run_avx512(f);
   if (simd() == Simd::kAvx2) return run_avx2(f);
 #endif
-  f();
+  call<BaselineFma>(f);
 }
 
 // A sum runs in kLanes interleaved float64 lanes, whatever the vector width: the width never changes a bit.

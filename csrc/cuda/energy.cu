@@ -18,7 +18,7 @@ constexpr int64_t kManyRows = 4096;  // from here on, one warp for each row fill
 
 template <Likelihood kLikelihood, typename T>
 __device__ T take(const PixelOf<kLikelihood, T>& pixel, T output, T x, RowSums& sums) {
-  const auto p = pixel(output, x);
+  const auto p = pixel(Fma{}, output, x);
   sums.energy += static_cast<double>(p.energy);
   if constexpr (kLikelihood != kBernoulli) sums.log_scale_derivative += static_cast<double>(p.log_scale_derivative);
   return static_cast<T>(p.derivative);

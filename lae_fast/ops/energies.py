@@ -35,9 +35,11 @@ _SMALLEST_SCALE = HALF_BIN / 500
 
 
 def _bernoulli(logits: Tensor, x: Tensor) -> tuple[Tensor, Tensor, None]:
-    size = logits.abs()
-    pixels = size * torch.where(logits < 0, x, 1 - x) + torch.log1p(torch.exp(-size))
-    return pixels, torch.sigmoid(logits) - x, None
+    is_negative, size = logits < 0, logits.abs()
+    wrong = torch.where(is_negative, x, 1 - x)  # how much of the pixel the sign of the logit gets wrong
+    pixels = size * wrong + torch.log1p(torch.exp(-size))
+    slope = wrong - torch.sigmoid(-size)  # sigmoid(l) - x, up to the sign, without cancellation
+    return pixels, torch.where(is_negative, -slope, slope), None
 
 
 def _gaussian(mean: Tensor, x: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
