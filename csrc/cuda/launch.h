@@ -53,6 +53,17 @@ void launch(const char* what, const Shape& shape, void (*kernel)(Parameters...),
   check_cuda(error, what);
 }
 
+// The shared memory that a launch asked for by its shape.
+template <typename T>
+__device__ T* dynamic_shared() {
+#if defined(__CUDACC__)
+  extern __shared__ __align__(16) char bytes[];
+  return reinterpret_cast<T*>(bytes);
+#else
+  return static_cast<T*>(emulator::dynamic_shared_memory());
+#endif
+}
+
 // Memory on the current device for one launch. It is freed with the tensor, in the order of the stream.
 inline torch::stable::Tensor new_workspace(int64_t n_doubles) {
   return torch::stable::empty({n_doubles}, torch::headeronly::ScalarType::Double, std::nullopt,
