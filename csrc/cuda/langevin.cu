@@ -260,9 +260,8 @@ __global__ void __launch_bounds__(kThreads, 4)  // 4 blocks on a multiprocessor:
   if (!is_last) return;
   for (int64_t c = 0; c < a.n_chains; ++c) {
     ChainScalars s = read_scalars(a, c, seed, step);
-    const Decision d = decide_chain(c, s);
+    const Decision d = decide_chain(c, s);  // it waits for the block: every thread has read the scalars
     const double log_step_size = next_log_step_size(s, d);
-    __syncthreads();  // every thread has read the scalars
     if (threadIdx.x == 0) write_scalars(a, c, s, d, log_step_size);
   }
   if (threadIdx.x == 0) advance_rng(a);

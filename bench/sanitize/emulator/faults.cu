@@ -59,6 +59,7 @@ __global__ void between_blocks(int* out) {
 }
 __global__ void before_a_write(int* out) {
   const int last = out[blockIdx.x];
+  out[kThreads * (1 + blockIdx.x) + threadIdx.x] = last;
   if (threadIdx.x == 40) out[blockIdx.x] = last + 1;
 }
 __global__ void without_a_fence(int* out) {
@@ -81,7 +82,7 @@ __global__ void unwritten_memory(int* out) {
 __global__ void unwritten_shared_memory(int* out) {
   out[threadIdx.x] = dynamic_shared<int>()[threadIdx.x];
 }
-__global__ void beyond_shared_memory(int* out) {
+__global__ void beyond_shared_memory(int*) {
   dynamic_shared<int>()[threadIdx.x + 1] = 1;
 }
 __global__ void misaligned(int* out) {
