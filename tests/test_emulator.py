@@ -1,4 +1,4 @@
-"""Every CUDA kernel of the package, on any machine: bench/sanitize/emulator runs each thread, and watches barriers and memory.
+"""Every CUDA kernel without a GPU: bench/sanitize/emulator runs its threads, and watches barriers and memory.
 
 The programs of bench/sanitize compare the kernels with loops in float64, on ragged sizes. What the emulator must report
 is tested, too: its own faults, every barrier of the kernels deleted, wrong indices.
@@ -26,7 +26,7 @@ pytestmark = [
 
 ORDERS = {"forward": {}, "reversed": {"EMULATOR_REVERSED": "1"}}
 PROGRAMS = ("dense", "energy", "langevin")
-# Whose kernels reach a file's barriers, as often as they must. (A block of the energies serves one row: its sums follow no others.)
+# Whose kernels need a file's barriers. (A block of the energies serves one row: its sums follow no others.)
 PROGRAM_OF = {"dense.cu": "dense", "langevin.cu": "langevin", "reduce.h": "langevin"}
 BARRIER = re.compile(r"__syncthreads\(|__syncwarp\(|\.sync\(|__threadfence\(")
 BARRIERS = [

@@ -12,7 +12,7 @@ if [ $# = 0 ]; then set -- "$here"/*.cu; fi
 "$here/stand_ins.sh" "$out/include" "$here/../../csrc"
 cxx=${CXX:-g++}
 # The kernels of setup.py contract nothing. Without -pie, an address in a report is one that addr2line knows.
-flags="-std=c++20 -g -ffp-contract=off -fno-pie -Wall -Wextra -Wno-unknown-pragmas"
+flags="-std=c++20 -g1 -ffp-contract=off -fno-pie -Wall -Wextra -Wno-unknown-pragmas"
 jobs=()
 for source in threads memory; do
   "$cxx" $flags -O2 -c "$here/emulator/$source.cpp" -o "$out/$source.o" &

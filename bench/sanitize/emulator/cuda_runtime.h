@@ -87,15 +87,16 @@ inline cudaError_t cudaMemcpy(void* to, const void* from, size_t size, cudaMemcp
 }
 
 template <typename... Parameters, typename... Arguments>
-cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments&&... arguments) {
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments&&... arguments) {
   using Call = std::tuple<void (*)(Parameters...), Parameters...>;
   const Call call(kernel, arguments...);
   const auto body = [](const void* p) {
     std::apply([](auto f, auto... values) { f(values...); }, *static_cast<const Call*>(p));
   };
   const bool is_cooperative = config->numAttrs > 0 && config->attrs[0].val.cooperative;
-  const bool is_done = emulator::run({config->gridDim, config->blockDim, config->dynamicSmemBytes, is_cooperative, body, &call,
-                                      sizeof call});
+  const bool is_done = emulator::run({config->gridDim, config->blockDim, config->dynamicSmemBytes, is_cooperative, body,
+                                      &call, sizeof call});
   return is_done ? cudaSuccess : cudaErrorInvalidValue;
 }
 

@@ -10,7 +10,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <source_location>
 
 struct uint3 {
   unsigned x, y, z;
@@ -22,7 +21,13 @@ struct dim3 {
 
 namespace emulator {
 
-using Place = std::source_location;  // of a call in a kernel
+struct Place {  // of a call in a kernel; std::source_location, which not every clang++ has
+  const char* file = nullptr;
+  unsigned line = 0;
+  static constexpr Place current(const char* file = __builtin_FILE(), unsigned line = __builtin_LINE()) {
+    return {file, line};
+  }
+};
 
 struct Launch {
   dim3 grid, block;

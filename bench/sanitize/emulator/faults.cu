@@ -148,7 +148,8 @@ int run(const char* name) {
   Array<int> out((1 + kBlocks) * kThreads);
   if (std::strcmp(name, "unwritten_memory") != 0) out.upload();
   for (const Fault& fault : kFaults)
-    if (std::strcmp(fault.name, name) == 0) launch(name, {kBlocks, kThreads, kThreads * sizeof(int)}, fault.kernel, out.device());
+    if (std::strcmp(fault.name, name) == 0)
+      launch(name, {kBlocks, kThreads, kThreads * sizeof(int)}, fault.kernel, out.device());
   if (std::strcmp(name, "too_many_threads") == 0) launch(name, {1, 2048}, two_barriers, out.device());
   if (std::strcmp(name, "sound") != 0) return 0;
   const Shape shape = {dim3(1, kBlocks), dim3(2, 32), kThreads * sizeof(int)};
@@ -156,7 +157,8 @@ int run(const char* name) {
   Tally tally;
   out.host[0] = kBlocks;
   for (int b = 0; b < kBlocks; ++b)
-    for (int i = 0; i < kThreads; ++i) out.host[kThreads * (1 + b) + i] = b > 0 && i == 0 ? sound_value(0) / kBlocks : sound_value(i);
+    for (int i = 0; i < kThreads; ++i)
+      out.host[kThreads * (1 + b) + i] = sound_value(i) / (b > 0 && i == 0 ? kBlocks : 1);
   out.compare(tally, name);
   return tally.report(name);
 }

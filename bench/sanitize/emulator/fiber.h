@@ -1,5 +1,5 @@
 // A fiber: a function on a stack of its own, that stops where it likes and goes on when it is told to. A switch saves
-// the registers that a callee must keep: a few nanoseconds, where swapcontext makes a system call.
+// the registers that a callee must keep: a few nanoseconds, while swapcontext makes a system call.
 #pragma once
 
 #include <cstddef>

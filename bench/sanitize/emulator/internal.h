@@ -67,7 +67,7 @@ extern Time now;
 
 unsigned threads_per_block();
 bool is_left_out(const Place& place);
-bool is_on_a_stack(const void* address);
+bool is_private(const void* address);  // memory that nobody else uses: stacks, and a thread's indices
 const char* name_of(const Place& place);
 
 // memory.cpp

@@ -114,7 +114,8 @@ bool is_before(const Access& a, bool is_shared) {
   if (block_of(a) != t.block->number) return is_shared || has_seen(t.seen, a) || has_seen(t.block->seen, a);
   if (a.time < t.block->time) return true;
   if (a.span == kBlock || warp_of(a.thread) != warp_of(t.number)) return false;
-  return a.time < t.warp->time || (a.span == kOne && a.time < t.mask_time && (t.synced_mask >> a.thread % threads_per_block() % 32 & 1));
+  if (a.time < t.warp->time) return true;
+  return a.span == kOne && a.time < t.mask_time && (t.synced_mask >> a.thread % threads_per_block() % 32 & 1);
 }
 
 // File and line of the code before an address.
@@ -194,9 +195,9 @@ Region* region_at(const Attempt& a) {
   return nullptr;
 }
 
-// Returns the region of an access, if it has one: a thread may use its stack, and read its kernel's parameters, too.
+// Returns the region of an access, if it has one: a thread may use what is private, and read its kernel's parameters, too.
 Region* checked_region(const Attempt& a, bool is_aligned) {
-  if (is_on_a_stack(a.at)) return nullptr;
+  if (is_private(a.at)) return nullptr;
   Region* region = region_at(a);
   if (!region) {
     const char* parameters = static_cast<const char*>(current.parameters);

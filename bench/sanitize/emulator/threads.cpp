@@ -47,7 +47,7 @@ const char* base_name(const char* path) {
 
 // Two calls in one line are one place: a compiler may copy a call, and templates do.
 bool is_same(const Place& a, const Place& b) {
-  return a.line() == b.line() && (a.file_name() == b.file_name() || std::strcmp(a.file_name(), b.file_name()) == 0);
+  return a.line == b.line && (a.file == b.file || std::strcmp(a.file, b.file) == 0);
 }
 
 std::string listed(const uint3& i) {
@@ -241,15 +241,18 @@ unsigned threads_per_block() {
   return current.block.x * current.block.y * current.block.z;
 }
 
-bool is_on_a_stack(const void* address) {
-  return address >= stacks && address < stacks + n_stacks * kStack;
+bool is_private(const void* address) {
+  if (address >= stacks && address < stacks + n_stacks * kStack) return true;
+  for (const uint3* v : {&threadIdx, &blockIdx, &blockDim, &gridDim})  // clang++ does not take them for constants
+    if (address >= v && address < v + 1) return true;
+  return false;
 }
 
 const char* name_of(const Place& place) {
   static char names[4][200];  // as many as one message may need
   static int next = 0;
   char* name = names[next++ % 4];
-  std::snprintf(name, sizeof names[0], "%s:%u", base_name(place.file_name()), place.line());
+  std::snprintf(name, sizeof names[0], "%s:%u", base_name(place.file), place.line);
   return name;
 }
 
