@@ -278,7 +278,7 @@ void compare_all(Tally& tally, bool is_quick) {
       const bool is_first = &variant == kVariants, is_large = c * d > 1000000;
       if (is_large && !is_first) continue;
       compare_transition<T>(tally, c, d, variant, 0);
-      if (is_large) continue;
+      if (is_large || (is_quick && d > kMaxRowElements)) continue;
       if (is_first || variant.is_given) compare_transition<T>(tally, c, d, variant, 1);
       if (variant.adaptation_columns == 2) continue;
       for (int64_t offset : {0, 1}) compare_halves<T>(tally, c, d, variant, offset);  // the halves adapt nothing

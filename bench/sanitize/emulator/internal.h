@@ -70,9 +70,10 @@ bool is_left_out(const Place& place);
 bool is_private(const void* address);  // memory that nobody else uses: stacks, and a thread's indices
 const char* name_of(const Place& place);
 
+void all_is_done(Time time);  // order.cpp: what came before needs no order any more
+
 // memory.cpp
 void begin_block_memory();
-void all_is_done(Time time);  // what came before needs no order any more
 void save_shared(Block& block);
 void restore_shared(Block& block);
 

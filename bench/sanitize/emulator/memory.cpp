@@ -1,11 +1,11 @@
 // The memory of the emulated device, and whether threads may touch it as they do.
 //
 // Programs are compiled with -fsanitize=thread and linked without its library: the compiler calls the functions at the end
-// of this file before every access, and these look for accesses beyond an array, reads of what nobody wrote, and races: two
-// accesses by two threads, one of them a write, without a barrier between. A wrong value shows only if the threads take
-// turns in an unlucky order; a race shows in every order.
+// of this file before every access, and these look for accesses beyond an array, reads of what nobody wrote, and races
+// (order.cpp): two accesses by two threads, one of them a write, without a barrier between. A wrong value shows only if the
+// threads take turns in an unlucky order; a race shows in every order.
 
-#include "internal.h"
+#include "order.h"
 
 #include <link.h>
 #include <sys/mman.h>
@@ -13,26 +13,12 @@
 #include <cstring>
 #include <map>
 #include <string>
-#include <unordered_map>
 
 namespace emulator {
 namespace {
 
 constexpr size_t kDeviceBytes = 256 << 20, kAlignment = 256;
 constexpr char kGarbage = '\xA5';  // what memory holds before anybody writes to it
-
-enum Span : uint32_t { kOne, kWarp, kBlock };
-
-// The last accesses to some bytes: by one thread, or by several of one warp or block, of which `thread` is one.
-struct Access {
-  Time time;  // of the last one
-  uint32_t thread : 29, span : 2, has_older : 1;
-  uint32_t code;  // the address behind it; programs are linked without -pie
-};
-
-struct Cell {
-  Access write, read;
-};
 
 enum State : char { kNobodys, kUnwritten, kWritten };
 
@@ -86,37 +72,6 @@ Region dynamic = region_of("dynamic shared memory", reserve<char>(kMaxDynamicSha
 
 std::map<const char*, size_t> arrays;  // on the device, with their sizes
 size_t allocated = 0;                  // bytes of the device, from its beginning on
-Time settled = 1;                      // what came before needs no order any more
-std::unordered_map<const Cell*, std::vector<Access>> older;  // reads by other blocks than the last
-std::unordered_map<const void*, std::vector<Release>> releases;
-
-unsigned block_of(const Access& a) {
-  return a.thread / threads_per_block();
-}
-unsigned warp_of(unsigned thread) {
-  return thread % threads_per_block() / 32;
-}
-
-bool has_seen(const Seen& seen, const Access& a) {
-  for (size_t i = 0; i < seen.count; ++i) {
-    const Release& r = (*seen.releases)[i];
-    if (r.block_number == block_of(a) &&
-        (a.time < r.block || (a.span == kOne && a.thread == r.thread && a.time < r.own)))
-      return true;
-  }
-  return false;
-}
-
-// Whether the access comes before all that the running thread does from now on.
-bool is_before(const Access& a, bool is_shared) {
-  const Thread& t = *self;
-  if (a.time < settled || (a.span == kOne && a.thread == t.number)) return true;
-  if (block_of(a) != t.block->number) return is_shared || has_seen(t.seen, a) || has_seen(t.block->seen, a);
-  if (a.time < t.block->time) return true;
-  if (a.span == kBlock || warp_of(a.thread) != warp_of(t.number)) return false;
-  if (a.time < t.warp->time) return true;
-  return a.span == kOne && a.time < t.mask_time && (t.synced_mask >> a.thread % threads_per_block() % 32 & 1);
-}
 
 // File and line of the code before an address.
 std::string line_of(uintptr_t code) {
@@ -150,43 +105,13 @@ struct Attempt {
        a.is_write ? "writes" : "reads", a.size, where.c_str(), line_of(a.code).c_str());
 }
 
-[[noreturn]] void report_race(const Attempt& a, const Region& region, const Access& other, const char* verb) {
+void report_if_race(const Verdict& verdict, const Attempt& a, const Region& region) {
+  if (!verdict) return;
   const unsigned n = threads_per_block();
+  const Access& other = verdict->with;
   const char* who[] = {"thread number ", "the warp of thread number ", "the block of thread number "};
   report(a, &region, std::string("race with ") + who[other.span] + std::to_string(other.thread % n) + ", block number " +
-                         std::to_string(other.thread / n) + ", which " + verb + " at " + line_of(other.code));
-}
-
-Access own_access(uintptr_t code, bool has_older) {
-  return {now, self->number, kOne, has_older, static_cast<uint32_t>(code)};
-}
-
-void note_read(const Attempt& a, const Region& region, Cell& cell) {
-  if (!is_before(cell.write, region.is_shared)) report_race(a, region, cell.write, "wrote");
-  Access& r = cell.read;
-  if (is_before(r, region.is_shared)) {
-    r = own_access(a.code, r.has_older && r.time >= settled);
-  } else if (block_of(r) == self->block->number) {
-    r.span = r.span < kBlock && warp_of(r.thread) == warp_of(self->number) ? kWarp : kBlock;
-    r.time = now;
-  } else {
-    older[&cell].push_back(r);
-    r = own_access(a.code, true);
-  }
-}
-
-void compare_with_last(const Attempt& a, const Region& region, Cell& cell) {
-  if (!is_before(cell.write, region.is_shared)) report_race(a, region, cell.write, "wrote");
-  if (!is_before(cell.read, region.is_shared)) report_race(a, region, cell.read, "read");
-  if (!cell.read.has_older || cell.read.time < settled) return;
-  for (const Access& r : older[&cell])
-    if (!is_before(r, region.is_shared)) report_race(a, region, r, "read");
-}
-
-void note_write(const Attempt& a, const Region& region, Cell& cell) {
-  compare_with_last(a, region, cell);
-  cell.write = own_access(a.code, false);
-  cell.read = {};
+                         std::to_string(other.thread / n) + ", which " + verdict->verb + " at " + line_of(other.code));
 }
 
 Region* region_at(const Attempt& a) {
@@ -228,16 +153,12 @@ void note(const void* p, size_t size, bool is_write, bool is_aligned, void* code
   const Region* region = checked_region(a, is_aligned);
   if (!region) return;
   if (is_write) std::memset(region->states + (a.at - region->base), kWritten, size);
-  for_cells(*region, a, [&](Cell& cell) { is_write ? note_write(a, *region, cell) : note_read(a, *region, cell); });
+  for_cells(*region, a, [&](Cell& cell) {
+    report_if_race((is_write ? note_write : note_read)(cell, region->is_shared, a.code), a, *region);
+  });
 }
 
 }  // namespace
-
-void all_is_done(Time time) {
-  settled = time;
-  older.clear();
-  releases.clear();
-}
 
 void begin_block_memory() {
   declared.reset(kUnwritten);
@@ -264,11 +185,8 @@ void restore_shared(Block& block) {
 void begin_atomic(const void* address, size_t size, void* code) {
   const Attempt a = {static_cast<const char*>(address), size, true, reinterpret_cast<uintptr_t>(code)};
   if (const Region* region = checked_region({a.at, size, false, a.code}, true))
-    for_cells(*region, a, [&](Cell& cell) { compare_with_last(a, *region, cell); });
-  std::vector<Release>& here = releases[address];
-  if (self->fence_time > 0)
-    here.push_back({self->number, self->block->number, self->fence_time, self->block->time});
-  self->seen = {&here, here.size(), ++now};
+    for_cells(*region, a, [&](Cell& cell) { report_if_race(note_atomic(cell, region->is_shared), a, *region); });
+  see_and_release(address);
 }
 
 void* dynamic_shared_memory() {
