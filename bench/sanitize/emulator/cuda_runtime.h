@@ -94,7 +94,9 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   const auto body = [](const void* p) {
     std::apply([](auto f, auto... values) { f(values...); }, *static_cast<const Call*>(p));
   };
-  const bool is_cooperative = config->numAttrs > 0 && config->attrs[0].val.cooperative;
+  bool is_cooperative = false;  // other attributes change nothing here
+  for (unsigned i = 0; i < config->numAttrs; ++i)
+    is_cooperative |= config->attrs[i].id == cudaLaunchAttributeCooperative && config->attrs[i].val.cooperative;
   const bool is_done = emulator::run({config->gridDim, config->blockDim, config->dynamicSmemBytes, is_cooperative, body,
                                       &call, sizeof call});
   return is_done ? cudaSuccess : cudaErrorInvalidValue;

@@ -17,7 +17,7 @@
 namespace emulator {
 namespace {
 
-constexpr size_t kDeviceBytes = 256 << 20, kAlignment = 256;
+constexpr size_t kDeviceBytes = 128 << 20, kAlignment = 256;
 constexpr char kGarbage = '\xA5';  // what memory holds before anybody writes to it
 
 enum State : char { kNobodys, kUnwritten, kWritten };
