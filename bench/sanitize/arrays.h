@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <random>
 #include <vector>
 
@@ -13,6 +14,11 @@ inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   std::printf("FAILED: %s: %s\n", what, cudaGetErrorString(error));
   std::exit(1);
+}
+
+// Programs take the word `quick`: fewer and smaller sizes, for the emulator.
+inline bool is_quick(int argc, char** argv) {
+  return argc > 1 && std::strcmp(argv[1], "quick") == 0;
 }
 
 // What is compared, and how often it differed.

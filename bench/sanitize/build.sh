@@ -6,11 +6,7 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 mkdir -p "$1"
 out=$(cd "$1" && pwd)
-# The stand-in takes the place of every torch header that csrc includes.
-grep -rhoE '#include <torch/[^>]+' "$here/../../csrc" | sort -u | sed 's/#include <//' | while read -r header; do
-  mkdir -p "$out/include/$(dirname "$header")"
-  echo '#include "stand_in.h"' >"$out/include/$header"
-done
+"$here/stand_ins.sh" "$out/include" "$here/../../csrc"
 # The flags of setup.py, but with -O1 and line numbers; -ffp-contract=off: the host computes what the device computes.
 flags="-std=c++20 -O1 -g -lineinfo --fmad=false -Xcompiler -ffp-contract=off -arch=${NVCC_ARCH:-native} -I$out/include -I$here"
 for program in langevin energy dense; do

@@ -9,11 +9,7 @@ csrc=$(cd "${CSRC:-$here/../../csrc}" && pwd)
 mkdir -p "$1"
 out=$(cd "$1" && pwd)
 shift
-# The stand-in takes the place of every torch header that csrc includes.
-grep -rhoE '#include <torch/[^>]+' "$csrc" | sort -u | sed 's/#include <//' | while read -r header; do
-  mkdir -p "$out/include/$(dirname "$header")"
-  echo '#include "stand_in.h"' >"$out/include/$header"
-done
+"$here/stand_ins.sh" "$out/include" "$csrc"
 # The flags of setup.py, but with -O1 and line numbers.
 flags="-std=c++20 -O1 -g -fno-omit-frame-pointer -ffp-contract=off -fno-math-errno -fno-trapping-math -pthread"
 failed=0

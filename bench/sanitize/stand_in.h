@@ -22,7 +22,7 @@ void end_with(const char* condition, const Words&... words) {
 }
 
 #define STD_TORCH_CHECK(condition, ...) \
-  if (!(condition)) end_with(#condition)
+  if (!(condition)) end_with(#condition __VA_OPT__(, ) __VA_ARGS__)
 #define TORCH_ERROR_CODE_CHECK(call) STD_TORCH_CHECK((call) == 0)
 #define TORCH_BOX(function) function
 #define STABLE_TORCH_LIBRARY_IMPL(name, key, library) \

@@ -150,15 +150,13 @@ struct Cuda {
   template <typename T>
   static void norm_relu(const NormReluArgs<T>& a) {
     if (a.n == 0 || a.d == 0) return;
-    norm_relu_rows<T><<<row_blocks(a.n), kThreads, 0, current_stream()>>>(a);
-    check_cuda(cudaGetLastError(), "norm_relu");
+    launch("norm_relu", {row_blocks(a.n), kThreads}, norm_relu_rows<T>, a);
   }
 
   template <typename T>
   static void norm_relu_backward(const NormReluBackwardArgs<T>& a) {
     if (a.n == 0 || a.d == 0) return;
-    norm_relu_backward_rows<T><<<row_blocks(a.n), kThreads, 0, current_stream()>>>(a);
-    check_cuda(cudaGetLastError(), "norm_relu_backward");
+    launch("norm_relu_backward", {row_blocks(a.n), kThreads}, norm_relu_backward_rows<T>, a);
   }
 
   template <typename T>
@@ -169,16 +167,13 @@ struct Cuda {
     const int64_t blocks = groups == 0 ? 0 : (groups + groups_per_block - 1) / groups_per_block;
     Tensor workspace = new_workspace(blocks < 2 ? 0 : (blocks * 3 * a.d * sizeof(T) + 7) / 8);
     T* sums = blocks == 1 ? a.sums : static_cast<T*>(workspace.data_ptr());
-    if (blocks > 0) {
-      norm_relu_sums_rows<T><<<static_cast<unsigned>(blocks), kThreads, 0, current_stream()>>>(
-          a, groups_per_block * kRows, sums);
-      check_cuda(cudaGetLastError(), "norm_relu_sums");
-    }
+    if (blocks > 0)
+      launch("norm_relu_sums", {static_cast<unsigned>(blocks), kThreads}, norm_relu_sums_rows<T>, a,
+             groups_per_block * kRows, sums);
     if (blocks == 1) return;
     const int64_t columns = (3 * a.d + kColumns - 1) / kColumns;
-    add_up<T><<<static_cast<unsigned>(columns), kColumns * kStrands, 0, current_stream()>>>(sums, blocks, 3 * a.d,
-                                                                                           a.sums);
-    check_cuda(cudaGetLastError(), "norm_relu_sums");
+    launch("norm_relu_sums", {static_cast<unsigned>(columns), kColumns * kStrands}, add_up<T>, sums, blocks, 3 * a.d,
+           a.sums);
   }
 
   static void keep(const KeepArgs& a) {
@@ -196,8 +191,7 @@ struct Cuda {
       }
       const int64_t blocks = (a.n_rows * longest + 16 * kCopyThreads - 1) / (16 * kCopyThreads);
       const dim3 grid(static_cast<unsigned>(blocks < 64 ? blocks : 64), static_cast<unsigned>(n));
-      keep_pairs<<<grid, kCopyThreads, 0, current_stream()>>>(pairs);
-      check_cuda(cudaGetLastError(), "keep");
+      launch("keep", {grid, kCopyThreads}, keep_pairs, pairs);
     }
   }
 };

@@ -63,11 +63,11 @@ struct Cuda {
   using Guard = DeviceGuard;
 
   template <Likelihood kLikelihood, typename T, int kTeam>
-  static void launch(const EnergyArgs<T>& a, bool is_wide) {
+  static void energy_by_teams(const EnergyArgs<T>& a, bool is_wide) {
     constexpr int64_t kTeams = kThreads / kTeam, kMost = int64_t{1} << 16;
     const int64_t blocks = (a.n_rows + kTeams - 1) / kTeams;
-    energy_rows<kLikelihood, T, kTeam>
-        <<<static_cast<unsigned>(blocks < kMost ? blocks : kMost), kThreads, 0, current_stream()>>>(a, is_wide);
+    launch("energy", {static_cast<unsigned>(blocks < kMost ? blocks : kMost), kThreads},
+           energy_rows<kLikelihood, T, kTeam>, a, is_wide);
   }
 
   template <typename T>
@@ -76,11 +76,10 @@ struct Cuda {
         a.n_pixels % 4 == 0 && is_aligned(a.output) && is_aligned(a.x) && is_aligned(a.derivative);
     for_likelihood(a.likelihood, [&](auto likelihood) {
       if (a.n_rows < kManyRows)
-        launch<decltype(likelihood)::value, T, kThreads>(a, is_wide);
+        energy_by_teams<decltype(likelihood)::value, T, kThreads>(a, is_wide);
       else
-        launch<decltype(likelihood)::value, T, 32>(a, is_wide);
+        energy_by_teams<decltype(likelihood)::value, T, 32>(a, is_wide);
     });
-    check_cuda(cudaGetLastError(), "energy");
   }
 };
 

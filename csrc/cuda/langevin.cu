@@ -260,9 +260,8 @@ __global__ void __launch_bounds__(kThreads, 4)  // 4 blocks on a multiprocessor:
   if (!is_last) return;
   for (int64_t c = 0; c < a.n_chains; ++c) {
     ChainScalars s = read_scalars(a, c, seed, step);
-    const Decision d = decide_chain(c, s);
+    const Decision d = decide_chain(c, s);  // it waits for the block: every thread has read the scalars
     const double log_step_size = next_log_step_size(s, d);
-    __syncthreads();  // every thread has read the scalars
     if (threadIdx.x == 0) write_scalars(a, c, s, d, log_step_size);
   }
   if (threadIdx.x == 0) advance_rng(a);
@@ -382,13 +381,12 @@ struct Cuda {
   static void transition_by_rows(const TransitionArgs<T>& a, bool is_wide) {
     constexpr int kBlock = kTeam < kThreads ? kThreads : kTeam, kChains = kBlock / kTeam;
     const int64_t blocks = (a.n_chains + kChains - 1) / kChains;
-    transition_rows<T, kTeam, kBlock>
-        <<<static_cast<unsigned>(blocks > 0 ? blocks : 1), kBlock, 0, current_stream()>>>(a, is_wide);
-    check_cuda(cudaGetLastError(), "transition");
+    launch("transition", {static_cast<unsigned>(blocks > 0 ? blocks : 1), kBlock}, transition_rows<T, kTeam, kBlock>, a,
+           is_wide);
   }
 
   template <typename T>
-  static void transition_by_grid(TransitionArgs<T> a, bool is_wide) {
+  static void transition_by_grid(const TransitionArgs<T>& a, bool is_wide) {
     int per_multiprocessor = 0;
     check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, transition_grid<T>,
                                                              kThreads, 0),
@@ -397,12 +395,8 @@ struct Cuda {
     const int64_t useful = (a.n_elements + 4 * kThreads - 1) / (4 * kThreads);
     const int64_t blocks = useful < most ? useful : most;
     Tensor workspace = new_workspace(a.n_chains * blocks * 2);
-    Sums* partials = static_cast<Sums*>(workspace.data_ptr());
-    void* arguments[] = {&a, &partials, &is_wide};
-    check_cuda(cudaLaunchCooperativeKernel(reinterpret_cast<void*>(transition_grid<T>),
-                                           dim3(static_cast<unsigned>(blocks)), dim3(kThreads), arguments, 0,
-                                           current_stream()),
-               "transition");
+    const Shape all_at_once = {static_cast<unsigned>(blocks), kThreads, 0, true};
+    launch("transition", all_at_once, transition_grid<T>, a, static_cast<Sums*>(workspace.data_ptr()), is_wide);
   }
 
   template <typename T>
@@ -411,8 +405,7 @@ struct Cuda {
     if (!a.adapts_jointly()) return;
     Tensor workspace = new_workspace((sizeof(Joint) + sizeof(double) - 1) / sizeof(double));
     Joint* joint = static_cast<Joint*>(workspace.data_ptr());
-    adapt_jointly<T><<<1, kThreads, 0, current_stream()>>>(a, joint);
-    check_cuda(cudaGetLastError(), "transition");
+    launch("transition", {1, kThreads}, adapt_jointly<T>, a, joint);
     propose(ProposeArgs<T>{a.n_chains, a.n_elements, 1, a.phi, a.grad, &joint->step_size, joint->rng,
                            a.noise, a.proposal, a.rng});
   }
@@ -439,22 +432,19 @@ struct Cuda {
   static void decide(const DecideArgs<T>& a) {
     if (a.n_chains == 0) return;
     const bool is_wide = all_wide(a.n_elements, a.phi, a.proposal, a.grad, a.proposal_grad);
-    decide_rows<T><<<static_cast<unsigned>(a.n_chains), kThreads, 0, current_stream()>>>(a, is_wide);
-    check_cuda(cudaGetLastError(), "decide");
+    launch("decide", {static_cast<unsigned>(a.n_chains), kThreads}, decide_rows<T>, a, is_wide);
   }
 
   template <typename T>
   static void propose(const ProposeArgs<T>& a) {
     const bool is_wide = all_wide(a.n_elements, a.phi, a.grad, a.proposal) &&
                          (!a.noise || all_wide(a.n_elements, a.noise));
-    propose_all<T><<<blocks_for(a.n_chains, a.n_elements), kThreads, 0, current_stream()>>>(a, is_wide);
-    check_cuda(cudaGetLastError(), "propose");
+    launch("propose", {blocks_for(a.n_chains, a.n_elements), kThreads}, propose_all<T>, a, is_wide);
   }
 
   template <typename T>
   static void noise(const NoiseArgs<T>& a) {
-    noise_all<T><<<blocks_for(a.n_chains, a.n_elements), kThreads, 0, current_stream()>>>(a);
-    check_cuda(cudaGetLastError(), "noise");
+    launch("noise", {blocks_for(a.n_chains, a.n_elements), kThreads}, noise_all<T>, a);
   }
 };
 

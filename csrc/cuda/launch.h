@@ -27,6 +27,43 @@ inline cudaStream_t current_stream() {
   return static_cast<cudaStream_t>(current);
 }
 
+// How many threads a kernel gets, and how much shared memory beside what it declares.
+struct Shape {
+  dim3 grid, block;
+  size_t shared_bytes = 0;
+  bool is_cooperative = false;  // all blocks at once: they may wait for each other
+};
+
+// Launches `kernel` on the current stream. The arguments become the kernel's parameters by value. A function, not
+// <<<>>>: every C++ compiler reads it, and bench/sanitize/emulator runs what it launches.
+template <typename... Parameters, typename... Arguments>
+void launch(const char* what, const Shape& shape, void (*kernel)(Parameters...), const Arguments&... arguments) {
+  cudaLaunchAttribute cooperative = {};
+  cooperative.id = cudaLaunchAttributeCooperative;
+  cooperative.val.cooperative = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = shape.grid;
+  config.blockDim = shape.block;
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.stream = current_stream();
+  config.attrs = &cooperative;
+  config.numAttrs = shape.is_cooperative ? 1 : 0;
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+  if (error != cudaSuccess) cudaGetLastError();  // reported here, and to nobody else
+  check_cuda(error, what);
+}
+
+// The shared memory that a launch asked for by its shape.
+template <typename T>
+__device__ T* dynamic_shared() {
+#if defined(__CUDACC__)
+  extern __shared__ __align__(16) char bytes[];
+  return reinterpret_cast<T*>(bytes);
+#else
+  return static_cast<T*>(emulator::dynamic_shared_memory());
+#endif
+}
+
 // Memory on the current device for one launch. It is freed with the tensor, in the order of the stream.
 inline torch::stable::Tensor new_workspace(int64_t n_doubles) {
   return torch::stable::empty({n_doubles}, torch::headeronly::ScalarType::Double, std::nullopt,
