@@ -56,6 +56,16 @@ void gather(const void* own, void* all, size_t size, unsigned mask, Place place)
 // Replaces `value` by that of another lane.
 void shuffle(void* value, size_t size, unsigned lane, unsigned mask, Place place);
 
+// Conversions of numbers of 16 bits, float16 and bfloat16; from float32 to the nearest, ties to even.
+uint16_t to_half(float x);
+float from_half(uint16_t half);
+uint16_t to_bfloat(float x);
+float from_bfloat(uint16_t bfloat);
+
+// mma.sync.m16n8k16 of a whole warp, by a lane; `type` is f16 or bf16. csrc/cuda/halves.h says what a lane holds.
+void multiply_halves(const char* type, float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                     Place place = Place::current());
+
 // What a thread did before its fence is visible to those that see its next atomic operation.
 void fence(Place place);
 void begin_atomic(const void* address, size_t size, void* code);  // `code`: an address in the kernel
