@@ -20,6 +20,7 @@ from fuzz import CALLABLES, Call
 import lae_fast
 from lae_fast import attacks, data, models, ops
 from lae_fast.checkpoint import CheckpointError
+from lae_fast.ops import layer
 from lae_fast.training import TrainingStep, adam
 
 CALLS: dict[str, Call] = {}
@@ -165,6 +166,20 @@ def _():
     latest, previous = ([normal(4, 6, seed=s), normal(4, seed=s)] for s in (0, 1))
     return ops.keep, dict(
         latest=latest, previous=previous, is_accepted=torch.tensor([True, False, True, False])
+    )
+
+
+@entry("ops.layer_forward", free=("x", "weight", "bias", "moments", "norm_weight", "norm_bias"))
+def _():
+    x = normal(4, 36)
+    return ops.layer_forward, dict(
+        x=x,
+        weight=normal(8, 36, seed=1),
+        bias=normal(8),
+        moments=layer.moments_of(x),
+        norm_weight=normal(36),
+        norm_bias=normal(36, seed=1),
+        eps=1e-5,
     )
 
 

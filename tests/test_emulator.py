@@ -26,9 +26,9 @@ pytestmark = [
 ]
 
 ORDERS = {"forward": {}, "reversed": {"EMULATOR_REVERSED": "1"}}
-PROGRAMS = ("dense", "energy", "langevin")
+PROGRAMS = ("dense", "energy", "langevin", "layer")
 # Whose kernels need a file's barriers. (A block of the energies serves one row: its sums follow no others.)
-PROGRAM_OF = {"dense.cu": "dense", "langevin.cu": "langevin", "reduce.h": "langevin"}
+PROGRAM_OF = {"dense.cu": "dense", "langevin.cu": "langevin", "layer.cu": "layer", "reduce.h": "langevin"}
 BARRIER = re.compile(r"__syncthreads\(|__syncwarp\(|\.sync\(|__threadfence\(")
 BARRIERS = [
     f"{path.name}:{number}"
@@ -41,6 +41,11 @@ WRONG_INDICES = {
     "dense": ("y_sum += a.y_grad[i]", "y_sum += a.y_grad[i + 1]", "FAULT: beyond an array"),
     "energy": ("a.x + r % a.n_images * n", "a.x + r * n", "FAULT: beyond an array"),
     "langevin": ("sums + partials[c * gridDim.x + b]", "sums + partials[c * gridDim.x]", "WRONG: transition"),
+    "layer": (
+        "w.fill_row(r, first_column + r < m",
+        "w.fill_row(r, first_column + r <= m",
+        "FAULT: beyond an array",
+    ),
 }
 
 # Kernels of emulator/faults.cu, and what must be said of them.
@@ -62,6 +67,7 @@ COMPLAINTS = {
     "beyond_shared_memory": "beyond an array: .* of dynamic shared memory",
     "misaligned": "a misaligned address",
     "memory_of_the_host": "an address that is not the device's",
+    "too_much_shared_memory": "FAILED: .*too_much_shared_memory.*invalid launch",
     "too_many_threads": "FAILED: .*too_many_threads.*invalid launch",
 }  # fmt: skip
 

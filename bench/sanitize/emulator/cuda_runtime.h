@@ -34,6 +34,7 @@ using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess, cudaErrorInvalidValue, cudaErrorMemoryAllocation };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 enum cudaLaunchAttributeID { cudaLaunchAttributeCooperative };
 
 struct cudaLaunchAttribute {
@@ -72,6 +73,10 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* n, Kernel, int, s
   *n = emulator::kBlocksEach;
   return cudaSuccess;
 }
+template <typename... Parameters>
+cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribute, int bytes) {
+  return emulator::allow_shared(reinterpret_cast<const void*>(kernel), bytes) ? cudaSuccess : cudaErrorInvalidValue;
+}
 inline cudaError_t cudaMalloc(void** memory, size_t size) {
   *memory = emulator::allocate(size);
   return *memory ? cudaSuccess : cudaErrorMemoryAllocation;
@@ -98,7 +103,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   for (unsigned i = 0; i < config->numAttrs; ++i)
     is_cooperative |= config->attrs[i].id == cudaLaunchAttributeCooperative && config->attrs[i].val.cooperative;
   const bool is_done = emulator::run({config->gridDim, config->blockDim, config->dynamicSmemBytes, is_cooperative, body,
-                                      &call, sizeof call});
+                                      &call, sizeof call, reinterpret_cast<const void*>(kernel)});
   return is_done ? cudaSuccess : cudaErrorInvalidValue;
 }
 

@@ -36,6 +36,7 @@ struct Launch {
   void (*body)(const void* parameters);  // one thread's work
   const void* parameters;                // a kernel may read them, and nobody may write to them
   size_t parameter_bytes;
+  const void* kernel;
 };
 
 constexpr int kMultiprocessors = 4, kBlocksEach = 2;  // few: small grids already have more blocks than the device holds
@@ -43,6 +44,9 @@ constexpr size_t kMaxDynamicShared = 227 << 10, kMaxParameterBytes = 4096;
 
 // Returns false if no GPU would take it.
 bool run(const Launch& launch);
+
+// Lets a kernel have so many bytes of dynamic shared memory; without, 48 KiB.
+bool allow_shared(const void* kernel, size_t bytes);
 
 // These return when all threads of the block, the lanes that `mask` names, or all threads of the grid have called them.
 void wait_for_block(Place place);

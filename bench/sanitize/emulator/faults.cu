@@ -157,6 +157,7 @@ int run(const char* name) {
     if (std::strcmp(fault.name, name) == 0)
       launch(name, {kBlocks, kThreads, kThreads * sizeof(int)}, fault.kernel, out.device());
   if (std::strcmp(name, "too_many_threads") == 0) launch(name, {1, 2048}, two_barriers, out.device());
+  if (std::strcmp(name, "too_much_shared_memory") == 0) launch(name, {1, 32, (227 << 10) + 1}, two_barriers, out.device());
   if (std::strcmp(name, "sound") != 0) return 0;
   const Shape shape = {dim3(1, kBlocks), dim3(2, 32), kThreads * sizeof(int)};
   launch(name, shape, sound, out.device());

@@ -1,0 +1,209 @@
+// CUDA kernels of whole layers: a product on tensor cores, with the layer norm and ReLU of its input done while it is
+// read, and what the next layer's norm must know of the output, its moments, while it is written.
+//
+// Compiles alone, with TORCH the folder of the torch package:
+// nvcc -std=c++20 -O3 --fmad=false -DUSE_CUDA -DTORCH_TARGET_VERSION=0x020b000000000000 -isystem $TORCH/include -arch=sm_90 -Xcompiler -fPIC -c csrc/cuda/layer.cu -o /tmp/layer.o
+//
+// A block makes 32 x 32 numbers of a product from all of its inner dimension, which shared memory holds as pairs of
+// halves. The minibatches of a chain are small: a block waits for memory most of its time, and multiplies little of it.
+
+#include "../layer_ops.h"
+#include "halves.h"
+#include "launch.h"
+#include "reduce.h"
+
+namespace lae {
+namespace {
+
+constexpr int kTile = kPart, kWarps = 8, kThreads = 32 * kWarps;
+constexpr int kLanes = kTile / 4;  // threads for a row of the tile, four neighbouring columns each
+constexpr int kSumStride = kTile + 4;
+constexpr int kStep = 16;  // of the inner dimension, in one product of the tensor cores
+static_assert(kThreads == kTile * kLanes);
+
+__host__ __device__ int padded(int inner) {
+  return (inner + kStep - 1) / kStep * kStep;
+}
+// Words from row to row: rows that are read together begin in banks of their own.
+__host__ __device__ int stride_of(int inner) {
+  return padded(inner) / 2 + 4;
+}
+size_t shared_bytes(int inner) {
+  const size_t operands = size_t{4} * kTile * stride_of(inner), sums = kWarps * kTile * kSumStride;
+  return 4 * (operands > sums ? operands : sums);
+}
+
+// 32 rows of a factor in shared memory, the inner dimension along the rows.
+template <typename Format>
+struct Operand {
+  uint32_t *high, *low;
+  int stride;
+
+  __device__ Operand(uint32_t* words, int inner)
+      : high(words), low(words + kTile * stride_of(inner)), stride(stride_of(inner)) {}
+
+  // Two neighbouring numbers of a row, the first at an even place.
+  __device__ void put(int row, int i, float x, float y) const {
+    const uint32_t word = Format::pack(x, y);
+    const float2 rounded = Format::unpack(word);
+    high[row * stride + i / 2] = word;
+    low[row * stride + i / 2] = Format::pack((x - rounded.x) * Format::kLow, (y - rounded.y) * Format::kLow);
+  }
+  // Writes a row by kLanes threads: four numbers f(i) from i on, and zeros up to a whole step. Without `is_inside` zeros.
+  template <typename F>
+  __device__ void fill_row(int row, bool is_inside, int inner, F f) const {
+#pragma unroll 4
+    for (int i = threadIdx.x % kLanes * 4; i < padded(inner); i += kLanes * 4) {
+      float4 v = {0, 0, 0, 0};
+      if (is_inside && i < inner) v = f(i);
+      put(row, i, v.x, v.y);
+      put(row, i + 2, v.z, v.w);
+    }
+  }
+};
+
+__device__ float4 four(const float* p) {
+  return *reinterpret_cast<const float4*>(p);
+}
+
+// The product x w^T of two operands: each thread gets four neighbouring numbers of row threadIdx.x / kLanes. A warp
+// multiplies the whole tile over its share of the inner dimension. Tensor cores cut their sums off, so they add no more
+// than 16 products of high parts: float32 does the rest. `sums` may be the operands' memory.
+template <typename Format>
+__device__ float4 multiply(const Operand<Format>& x, const Operand<Format>& w, int inner, float* sums) {
+  const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;  // as in halves.h
+  float product[2][4][4] = {}, correction[2][4][4] = {};
+  __syncthreads();
+  for (int k = kStep * warp; k < inner; k += kStep * kWarps) {
+    uint32_t x_high[2][4], x_low[2][4];
+    for (int i = 0; i < 2; ++i)
+      for (int j = 0; j < 4; ++j) {
+        const int at = (16 * i + 8 * (j % 2) + g) * x.stride + k / 2 + 4 * (j / 2) + t;
+        x_high[i][j] = x.high[at];
+        x_low[i][j] = x.low[at];
+      }
+    for (int j = 0; j < 4; ++j) {
+      uint32_t w_high[2], w_low[2];
+      for (int h = 0; h < 2; ++h) {
+        const int at = (8 * j + g) * w.stride + k / 2 + 4 * h + t;
+        w_high[h] = w.high[at];
+        w_low[h] = w.low[at];
+      }
+      for (int i = 0; i < 2; ++i) {
+        Format::multiply(correction[i][j], x_low[i], w_high);
+        Format::multiply(correction[i][j], x_high[i], w_low);
+        float step[4] = {};
+        Format::multiply(step, x_high[i], w_high);
+        for (int e = 0; e < 4; ++e) product[i][j][e] += step[e];
+      }
+    }
+  }
+  __syncthreads();
+  for (int i = 0; i < 2; ++i)
+    for (int j = 0; j < 4; ++j)
+      for (int h = 0; h < 2; ++h) {
+        const float *p = product[i][j] + 2 * h, *c = correction[i][j] + 2 * h;
+        *reinterpret_cast<float2*>(sums + (warp * kTile + 16 * i + 8 * h + g) * kSumStride + 8 * j + 2 * t) = {
+            p[0] + c[0] / Format::kLow, p[1] + c[1] / Format::kLow};
+      }
+  __syncthreads();
+  float4 v = {0, 0, 0, 0};
+  const int row = threadIdx.x / kLanes, column = threadIdx.x % kLanes * 4;
+  for (int w = 0; w < kWarps; ++w) {
+    const float4 share = four(sums + (w * kTile + row) * kSumStride + column);
+    v = {v.x + share.x, v.y + share.y, v.z + share.z, v.w + share.w};
+  }
+  return v;
+}
+
+// How many of a row's `width` columns a part has.
+__device__ float size_of(int part, int width) {
+  return static_cast<float>(width - part * kPart < kPart ? width - part * kPart : kPart);
+}
+
+// A row's mean and 1 / standard deviation from the moments of its parts, by kLanes threads (Chan, Golub, LeVeque 1983).
+struct RowNorm {
+  float mean = 0, rstd = 0;
+
+  __device__ RowNorm(bool is_inside, const float* moments, int64_t row, int width, float eps) {
+    const int n_parts = is_inside ? (width + kPart - 1) / kPart : 0;
+    const float2* parts = reinterpret_cast<const float2*>(moments) + row * n_parts;
+    for (int p = threadIdx.x % kLanes; p < n_parts; p += kLanes) mean += size_of(p, width) * parts[p].x;
+    warp_sum<kLanes>(mean);
+    mean /= static_cast<float>(width);
+    float squares = 0;
+    for (int p = threadIdx.x % kLanes; p < n_parts; p += kLanes) {
+      const float distance = parts[p].x - mean;
+      squares += parts[p].y + size_of(p, width) * (distance * distance);
+    }
+    warp_sum<kLanes>(squares);
+    rstd = 1 / sqrtf(squares / static_cast<float>(width) + eps);
+  }
+  __device__ float normalized(float y) const { return (y - mean) * rstd; }
+};
+
+// The value before ReLU. Forward and backward pass share these roundings: what one of them cut off, so does the other.
+__device__ float affine(float normalized, float weight, float bias) {
+  return fmaf(normalized, weight, bias);
+}
+__device__ float relu(float v) {
+  return v < 0 ? 0 : v;  // a NaN stays a NaN
+}
+
+__global__ void __launch_bounds__(kThreads) forward_tile(LayerForwardArgs a) {
+  const int k = static_cast<int>(a.k), m = static_cast<int>(a.m), r = threadIdx.x / kLanes;
+  uint32_t* words = dynamic_shared<uint32_t>();
+  const Operand<Float16> x(words, k), w(words + 2 * kTile * x.stride, k);
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kTile + r;
+  const int first_column = blockIdx.y * kTile;
+  const float *x_row = a.x + row * k, *w_row = a.weight + static_cast<int64_t>(first_column + r) * k;
+  w.fill_row(r, first_column + r < m, k, [&](int i) { return four(w_row + i); });
+  if (a.moments) {
+    const RowNorm norm(row < a.n, a.moments, row, k, a.eps);
+    x.fill_row(r, row < a.n, k, [&](int i) -> float4 {
+      const float4 v = four(x_row + i), weight = four(a.norm_weight + i), bias = four(a.norm_bias + i);
+      return {relu(affine(norm.normalized(v.x), weight.x, bias.x)), relu(affine(norm.normalized(v.y), weight.y, bias.y)),
+              relu(affine(norm.normalized(v.z), weight.z, bias.z)), relu(affine(norm.normalized(v.w), weight.w, bias.w))};
+    });
+  } else {
+    x.fill_row(r, row < a.n, k, [&](int i) { return four(x_row + i); });
+  }
+  float4 v = multiply(x, w, k, reinterpret_cast<float*>(words));
+
+  const int column = first_column + threadIdx.x % kLanes * 4;
+  const bool is_inside = row < a.n && column < m;
+  if (is_inside) {
+    const float4 bias = four(a.bias + column);
+    v = {v.x + bias.x, v.y + bias.y, v.z + bias.z, v.w + bias.w};
+    *reinterpret_cast<float4*>(a.y + row * m + column) = v;
+  }
+  float mean = is_inside ? (v.x + v.y) + (v.z + v.w) : 0;
+  warp_sum<kLanes>(mean);
+  mean /= size_of(blockIdx.y, m);
+  const float4 d = {v.x - mean, v.y - mean, v.z - mean, v.w - mean};
+  float squares = is_inside ? (d.x * d.x + d.y * d.y) + (d.z * d.z + d.w * d.w) : 0;
+  warp_sum<kLanes>(squares);
+  if (is_inside && threadIdx.x % kLanes == 0)
+    reinterpret_cast<float2*>(a.y_moments)[row * gridDim.y + blockIdx.y] = {mean, squares};
+}
+
+struct Cuda {
+  using Guard = DeviceGuard;
+  static constexpr int kMaxInner = 896;  // 227 KiB of shared memory hold that many
+
+  static Shape tiles(int64_t rows, int64_t columns, int64_t inner) {
+    const dim3 grid(static_cast<unsigned>((rows + kTile - 1) / kTile), static_cast<unsigned>((columns + kTile - 1) / kTile));
+    return {grid, kThreads, shared_bytes(static_cast<int>(inner))};
+  }
+
+  static void layer_forward(const LayerForwardArgs& a) {
+    if (a.n > 0) launch("layer_forward", tiles(a.n, a.m, a.k), forward_tile, a);
+  }
+};
+
+}  // namespace
+}  // namespace lae
+
+STABLE_TORCH_LIBRARY_IMPL(lae_fast, CUDA, library) {
+  lae::LayerOps<lae::Cuda>::register_with(library);
+}
