@@ -183,6 +183,39 @@ def _():
     )
 
 
+BACKWARD = (
+    "grad",
+    "weight",
+    "y",
+    "y_moments",
+    "y_norm_weight",
+    "y_sums",
+    "x",
+    "x_moments",
+    "x_norm_weight",
+    "x_norm_bias",
+)
+
+
+@entry("ops.layer_backward", free=BACKWARD)
+def _():
+    y, x, grad = normal(4, 36), normal(4, 8, seed=1), normal(4, 36, seed=2)
+    return ops.layer_backward, dict(
+        grad=grad,
+        weight=normal(36, 8),
+        y=y,
+        y_moments=layer.moments_of(y),
+        y_norm_weight=normal(36),
+        y_sums=layer.sums_of(grad, y, normal(36)),
+        y_eps=1e-5,
+        x=x,
+        x_moments=layer.moments_of(x),
+        x_norm_weight=normal(8),
+        x_norm_bias=normal(8, seed=1),
+        x_eps=1e-5,
+    )
+
+
 @entry("ops.is_compiled")
 def _():
     return ops.is_compiled, dict(device=torch.device("cpu"))

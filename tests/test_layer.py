@@ -40,6 +40,51 @@ def test_a_layer_is_norm_relu_and_a_product(n, k, m, has_norm, device):
     torch.testing.assert_close(moments.double(), wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("has_norm", [False, True])
+@pytest.mark.parametrize("has_input_norm", [False, True])
+@pytest.mark.parametrize(("n", "k", "m"), [(n, m, k) for n, k, m in SHAPES])
+def test_a_layer_s_gradient_is_autograd_s(n, k, m, has_norm, has_input_norm, device):
+    """Of relu(norm(a weight^T)) with a = relu(norm(x)), each norm where there is one."""
+    x, y = normal(n, k, device=device, size=3, shift=1), normal(n, m, device=device, seed=1, size=3)
+    weight, grad = (
+        normal(m, k, device=device, seed=2, size=m**-0.5),
+        normal(n, m, device=device, seed=3, size=1e6),
+    )
+    norms = [[normal(w, device=device, seed=s) for s in (4, 5)] for w in (k, m)]
+
+    def norm_relu(t, weight, bias):
+        return torch.nn.functional.layer_norm(t, t.shape[1:], weight.double(), bias.double(), EPS).relu()
+
+    y_leaf, x_leaf = (t.double().requires_grad_() for t in (y, x))
+    g, given = grad.double(), {}
+    if has_norm:
+        out = norm_relu(y_leaf, *norms[1])
+        grad = grad.masked_fill(out <= 0, 0)
+        (g,) = torch.autograd.grad(out, y_leaf, grad.double())
+        moments = layer.moments_of(y)
+        sums = layer.sums_of(grad, layer._normalized(y, moments, EPS)[0], norms[1][0])
+        given |= dict(y=y, y_moments=moments, y_norm_weight=norms[1][0], y_sums=sums, y_eps=EPS)
+    wanted = g @ weight.double()
+    if has_input_norm:
+        before = torch.nn.functional.layer_norm(x_leaf, (k,), *(t.double() for t in norms[0]), EPS)
+        wanted = wanted.masked_fill(before <= 0, 0)
+        given |= dict(
+            x=x, x_moments=layer.moments_of(x), x_norm_weight=norms[0][0], x_norm_bias=norms[0][1], x_eps=EPS
+        )
+    x_grad, sums = ops.layer_backward(grad, weight, **given)
+    if has_input_norm:  # rounding decides whether a ReLU cuts off at 0
+        wanted = wanted.where(before.abs() > 1e-5, x_grad.double())
+    scale = max((g.norm() * weight.norm()).item() / m**0.5, 1e-30)
+    assert (x_grad.double() - wanted).norm().item() < 6e-6 * scale
+    assert sums.shape == (n, layer.n_parts(k) if has_input_norm else 0, 2)
+    if has_input_norm:
+        normalized = torch.nn.functional.layer_norm(x.double(), (k,), eps=EPS)
+        wanted = layer.sums_of(x_grad.double(), normalized, norms[0][0].double())
+        torch.testing.assert_close(
+            sums.double(), wanted, rtol=0, atol=1e-5 * max(wanted.abs().max().item() if n else 0, 1)
+        )
+
+
 def test_moments_join_to_those_of_the_row():
     y = normal(3, 100, size=2, shift=50).double()
     normalized, rstd = layer._normalized(y, layer.moments_of(y), EPS)
@@ -89,4 +134,9 @@ def test_opcheck(device):
     x, weight, bias, norm = (normal(*shape, device=device) for shape in ((6, 40), (8, 40), (8,), (40,)))
     forward = torch.ops.lae_fast.layer_forward.default
     torch.library.opcheck(forward, (x, weight, bias, None, None, None, 0.0))
-    torch.library.opcheck(forward, (x, weight, bias, layer.moments_of(x), norm, norm, EPS))
+    moments = layer.moments_of(x)
+    torch.library.opcheck(forward, (x, weight, bias, moments, norm, norm, EPS))
+    backward = torch.ops.lae_fast.layer_backward.default
+    torch.library.opcheck(backward, (x, weight.T.contiguous(), *[None] * 4, 0.0, *[None] * 4, 0.0))
+    own = (x, moments, norm, layer.sums_of(x, x, norm), EPS)
+    torch.library.opcheck(backward, (x, normal(40, 40, device=device), *own, x, moments, norm, norm, EPS))

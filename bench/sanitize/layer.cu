@@ -131,6 +131,60 @@ void compare_forward(Tally& tally, int64_t n, int64_t k, int64_t m, bool has_nor
   moments.compare(tally, "moments", [&](int64_t i) { return bounds[i]; });
 }
 
+// The sums that a norm's backward pass needs, of a gradient [n, width] after its ReLU.
+std::vector<double> sums_of(const Normed& norm, const std::vector<float>& grad) {
+  std::vector<double> sums(norm.moments.host.size());
+  for_parts(norm.n, norm.width, [&](int64_t at, int64_t begin, int64_t size) {
+    for (int64_t i = begin; i < begin + size; ++i) {
+      const double g = static_cast<double>(grad[i]) * norm.weight.host[i % norm.width];
+      sums[at] += g, sums[at + 1] += g * norm.normalized[i];
+    }
+  });
+  return sums;
+}
+
+void compare_backward(Tally& tally, int64_t n, int64_t k, int64_t m, bool has_norm, bool has_input_norm) {
+  tally.name("layer_backward [%lld, %lld] -> %lld%s%s", (long long)n, (long long)m, (long long)k,
+             has_norm ? ", norm" : "", has_input_norm ? ", norm of the input" : "");
+  std::mt19937_64 engine(n * 1000003 + k * 1009 + m);
+  Normed x(n, k, engine), y(n, m, engine);
+  Array<float> grad(n * m), weight(m * k), sums(n * parts_of(m) * 2), x_grad(n * k), x_sums(n * parts_of(k) * 2);
+  fill(weight, engine, 1 / std::sqrt(static_cast<double>(m))), fill(grad, engine, 1e6);  // beyond float16
+  if (has_norm)
+    for (int64_t i = 0; i < n * m; ++i) grad.host[i] *= y.after[i] > 0;
+  const std::vector<double> exact_sums = sums_of(y, grad.host);
+  for (int64_t i = 0; i < sums.size(); ++i) sums.host[i] = static_cast<float>(exact_sums[i]);
+  grad.upload(), sums.upload();
+  const auto given = [](bool is_given, const Array<float>& array) { return is_given ? array.device() : nullptr; };
+  Cuda::layer_backward(LayerBackwardArgs{
+      n, k, m, grad.device(), given(has_norm, y.y), given(has_norm, y.moments), given(has_norm, y.weight),
+      given(has_norm, sums), static_cast<float>(kEps), weight.device(), given(has_input_norm, x.y),
+      given(has_input_norm, x.moments), given(has_input_norm, x.weight), given(has_input_norm, x.bias),
+      static_cast<float>(kEps), x_grad.device(), given(has_input_norm, x_sums)});
+  check(cudaDeviceSynchronize(), tally.label);
+  std::vector<double> g(grad.host.begin(), grad.host.end());  // at y
+  for (int64_t r = 0; has_norm && r < n; ++r) {
+    double mean = 0.0, slope = 0.0;
+    for (int64_t p = 0; p < parts_of(m); ++p) {
+      mean += exact_sums[2 * (r * parts_of(m) + p)] / static_cast<double>(m);
+      slope += exact_sums[2 * (r * parts_of(m) + p) + 1] / static_cast<double>(m);
+    }
+    for (int64_t i = r * m; i < (r + 1) * m; ++i)
+      g[i] = y.rstd[r] * (g[i] * y.weight.host[i % m] - mean - y.normalized[i] * slope);
+  }
+  Product exact = product_of(g, n, m, k, [&](int64_t i, int64_t c) { return weight.host[i * k + c]; });
+  const std::vector<float> got = download(x_grad);
+  for (int64_t i = 0; has_input_norm && i < n * k; ++i) {
+    const bool is_doubtful = std::abs(x.before[i]) < 1e-5;  // rounding decides whether the ReLU cuts off
+    exact.numbers[i] = is_doubtful ? got[i] : x.before[i] < 0 ? 0.0 : exact.numbers[i];
+  }
+  compare_product(tally, "gradient", got, exact, 6e-6);  // 16 bits instead of 24
+  if (!has_input_norm) return;
+  const std::vector<double> wanted = sums_of(x, got);
+  for (int64_t i = 0; i < x_sums.size(); ++i) x_sums.host[i] = static_cast<float>(wanted[i]);
+  x_sums.compare(tally, "sums", [&](int64_t i) { return 1e-5 * exact.sizes[i / 2 / parts_of(k)]; });
+}
+
 void compare_all(Tally& tally, bool is_quick) {
   struct Case {
     int64_t n, k, m;
@@ -142,6 +196,8 @@ void compare_all(Tally& tally, bool is_quick) {
     cases.insert(cases.end(), {{100, 256, 784, true}, {64, 784, 256, false}, {129, 880, 8, true}, {70, 200, 44, true},
                                {31, 60, 892, true}});
   for (const Case& c : cases) compare_forward(tally, c.n, c.k, c.m, c.has_norm);
+  for (const Case& c : cases) compare_backward(tally, c.n, c.m, c.k, c.has_norm, true);
+  for (const Case& c : cases) compare_backward(tally, c.n, c.m, c.k, !c.has_norm, false);
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
 // CUDA kernels of whole layers: a product on tensor cores, with the layer norm and ReLU of its input done while it is
-// read, and what the next layer's norm must know of the output, its moments, while it is written.
+// read, and what the next layer's norm must know of the output, its moments, while it is written. Backward alike.
 //
 // Compiles alone, with TORCH the folder of the torch package:
 // nvcc -std=c++20 -O3 --fmad=false -DUSE_CUDA -DTORCH_TARGET_VERSION=0x020b000000000000 -isystem $TORCH/include -arch=sm_90 -Xcompiler -fPIC -c csrc/cuda/layer.cu -o /tmp/layer.o
@@ -33,6 +33,10 @@ size_t shared_bytes(int inner) {
   return 4 * (operands > sums ? operands : sums);
 }
 
+__device__ float4 four(const float* p) {
+  return *reinterpret_cast<const float4*>(p);
+}
+
 // 32 rows of a factor in shared memory, the inner dimension along the rows.
 template <typename Format>
 struct Operand {
@@ -60,11 +64,24 @@ struct Operand {
       put(row, i + 2, v.z, v.w);
     }
   }
+  // Writes the columns [column, column + 32) of a matrix [inner, width] as rows, by all threads; beyond the matrix zeros. Of
+  // a warp eight neighbours take pairs of the matrix's rows, and write to as many banks.
+  __device__ void fill_columns(const float* matrix, int inner, int width, int column) const {
+    const int own = threadIdx.x / 8 % kLanes * 4, pair = threadIdx.x % 8 + threadIdx.x / (8 * kLanes) * 8;
+#pragma unroll 4
+    for (int i = 2 * pair; i < padded(inner); i += 2 * kThreads / kLanes) {
+      float4 even = {0, 0, 0, 0}, odd = even;
+      if (i < inner && column + own < width) {
+        even = four(matrix + static_cast<int64_t>(i) * width + column + own);
+        odd = four(matrix + static_cast<int64_t>(i + 1) * width + column + own);
+      }
+      put(own, i, even.x, odd.x);
+      put(own + 1, i, even.y, odd.y);
+      put(own + 2, i, even.z, odd.z);
+      put(own + 3, i, even.w, odd.w);
+    }
+  }
 };
-
-__device__ float4 four(const float* p) {
-  return *reinterpret_cast<const float4*>(p);
-}
 
 // The product x w^T of two operands: each thread gets four neighbouring numbers of row threadIdx.x / kLanes. A warp
 // multiplies the whole tile over its share of the inner dimension. Tensor cores cut their sums off, so they add no more
@@ -187,6 +204,74 @@ __global__ void __launch_bounds__(kThreads) forward_tile(LayerForwardArgs a) {
     reinterpret_cast<float2*>(a.y_moments)[row * gridDim.y + blockIdx.y] = {mean, squares};
 }
 
+// A gradient's path back through a norm whose input is y, and whose gradient, times the norm's weight, is g.
+struct RowNormBackward {
+  RowNorm norm;
+  float mean = 0, slope = 0;  // of g, and of g times the normalized number
+
+  __device__ RowNormBackward(bool is_inside, const LayerBackwardArgs& a, int64_t row, int width)
+      : norm(is_inside, a.y_moments, row, width, a.y_eps) {
+    const int n_parts = is_inside ? (width + kPart - 1) / kPart : 0;
+    const float2* parts = reinterpret_cast<const float2*>(a.y_sums) + row * n_parts;
+    for (int p = threadIdx.x % kLanes; p < n_parts; p += kLanes) {
+      const float2 sums = parts[p];
+      mean += sums.x;
+      slope += sums.y;
+    }
+    warp_sum<kLanes>(mean, slope);
+    mean /= static_cast<float>(width);
+    slope /= static_cast<float>(width);
+  }
+  __device__ float operator()(float g, float y) const {
+    return norm.rstd * (g - mean - norm.normalized(y) * slope);
+  }
+};
+
+__global__ void __launch_bounds__(kThreads) backward_tile(LayerBackwardArgs a) {
+  const int k = static_cast<int>(a.k), m = static_cast<int>(a.m), r = threadIdx.x / kLanes;
+  uint32_t* words = dynamic_shared<uint32_t>();
+  const Operand<Bfloat16> g(words, m), w(words + 2 * kTile * g.stride, m);
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kTile + r;
+  const int first_column = blockIdx.y * kTile;
+  const float* grad_row = a.grad + row * m;
+  w.fill_columns(a.weight, m, k, first_column);
+  if (a.y) {
+    const RowNormBackward back(row < a.n, a, row, m);
+    const float* y_row = a.y + row * m;
+    g.fill_row(r, row < a.n, m, [&](int i) -> float4 {
+      const float4 v = four(grad_row + i), weight = four(a.y_norm_weight + i), y = four(y_row + i);
+      return {back(v.x * weight.x, y.x), back(v.y * weight.y, y.y), back(v.z * weight.z, y.z), back(v.w * weight.w, y.w)};
+    });
+  } else {
+    g.fill_row(r, row < a.n, m, [&](int i) { return four(grad_row + i); });
+  }
+  float4 v = multiply(g, w, m, reinterpret_cast<float*>(words));
+
+  const int column = first_column + threadIdx.x % kLanes * 4;
+  const bool is_inside = row < a.n && column < k;
+  float sum = 0, product = 0;
+  if (a.x) {
+    const RowNorm norm(row < a.n, a.x_moments, row, k, a.x_eps);
+    if (is_inside) {
+      const float4 x = four(a.x + row * k + column), weight = four(a.x_norm_weight + column),
+                   bias = four(a.x_norm_bias + column);
+      const auto through = [&](float gradient, float x, float weight, float bias) {
+        const float normalized = norm.normalized(x);
+        const float kept = affine(normalized, weight, bias) <= 0 ? 0 : gradient;
+        sum += kept * weight;
+        product += kept * weight * normalized;
+        return kept;
+      };
+      v = {through(v.x, x.x, weight.x, bias.x), through(v.y, x.y, weight.y, bias.y), through(v.z, x.z, weight.z, bias.z),
+           through(v.w, x.w, weight.w, bias.w)};
+    }
+    warp_sum<kLanes>(sum, product);
+    if (is_inside && threadIdx.x % kLanes == 0)
+      reinterpret_cast<float2*>(a.x_sums)[row * gridDim.y + blockIdx.y] = {sum, product};
+  }
+  if (is_inside) *reinterpret_cast<float4*>(a.x_grad + row * k + column) = v;
+}
+
 struct Cuda {
   using Guard = DeviceGuard;
   static constexpr int kMaxInner = 896;  // 227 KiB of shared memory hold that many
@@ -198,6 +283,10 @@ struct Cuda {
 
   static void layer_forward(const LayerForwardArgs& a) {
     if (a.n > 0) launch("layer_forward", tiles(a.n, a.m, a.k), forward_tile, a);
+  }
+
+  static void layer_backward(const LayerBackwardArgs& a) {
+    if (a.n > 0) launch("layer_backward", tiles(a.n, a.k, a.m), backward_tile, a);
   }
 };
 

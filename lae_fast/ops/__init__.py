@@ -4,7 +4,7 @@ langevin   propose, decide, transition: one step of a chain
 philox     noise, make_rng: the random stream of a chain
 energies   energy, energy_, in_unit_range: -log p(x|z) and its derivatives
 dense      norm_relu, norm_relu_backward, norm_relu_sums, keep: the work between a network's matrix products
-layer      layer_forward: a layer as one op, with the norm and ReLU before its product
+layer      layer_forward, layer_backward: a layer as one op, with the norm and ReLU before its product
 library    the implementation that serves a device, a compiled kernel or the reference, and the reason
 """
 
@@ -29,7 +29,12 @@ from lae_fast.ops.energies import (
     in_unit_range,
 )
 from lae_fast.ops.langevin import decide, propose, transition, transition_unchecked
-from lae_fast.ops.layer import layer_forward, layer_forward_unchecked
+from lae_fast.ops.layer import (
+    layer_backward,
+    layer_backward_unchecked,
+    layer_forward,
+    layer_forward_unchecked,
+)
 from lae_fast.ops.library import is_compiled
 from lae_fast.ops.philox import ACCEPT, INTEGERS, NORMALS, UNIFORMS, make_rng, noise
 
@@ -52,6 +57,8 @@ __all__ = [
     "is_compiled",
     "keep",
     "keep_unchecked",
+    "layer_backward",
+    "layer_backward_unchecked",
     "layer_forward",
     "layer_forward_unchecked",
     "library",
