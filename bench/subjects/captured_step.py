@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 
 from finding import Finding, Setting
 from floor import ROUTES, floor
 from graphs import captured
 from timing import Rows, compare
 
+from lae_fast.models import whole_layers
 from subjects.contestants import (
     OFFICIAL,
     OURS,
@@ -23,6 +26,7 @@ from subjects.contestants import (
 )
 
 OURS_EAGER = "LAE, eager"
+OURS_PARTS = "LAE, layers in parts"
 PRODUCTS, PRODUCTS_BF16 = "products alone", "products alone, bf16"
 ROUTE_NAMES = {PRODUCTS: "torch.mm", f"{PRODUCTS}, by our routes": "fastest route"}
 WARMUP = 6  # calls before anything is timed: captures and compilers are done by then
@@ -41,6 +45,20 @@ def captured_step_targets(rows: Rows) -> dict[str, float]:
     }
 
 
+@contextlib.contextmanager
+def layers_in_parts() -> Iterator[None]:
+    """Steps that begin in here evaluate a decoder's layers as a product and a norm each, on every device."""
+    before = os.environ.get(whole_layers.VARIABLE)
+    os.environ[whole_layers.VARIABLE] = "parts"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[whole_layers.VARIABLE]
+        else:
+            os.environ[whole_layers.VARIABLE] = before
+
+
 def captured_step(
     s: Setting, n: int = 512, nh: int = 256, nz: int = 8, n_steps: int = 2, mh: bool = True, **options: int
 ) -> Finding:
@@ -52,6 +70,11 @@ def captured_step(
         calls[name] = lambda step=step: step(x)
     eager = our_step(copy.deepcopy(found[OURS]), capture=False)
     calls[OURS_EAGER] = lambda: eager(x)
+    with layers_in_parts():
+        in_parts = our_step(copy.deepcopy(found[OURS]))
+        for _ in range(WARMUP):  # captured by then
+            in_parts(x)
+    calls[OURS_PARTS] = lambda: in_parts(x)
     bodies = [copy.deepcopy(body).to(s.device) for body in (found[OURS].encoder, found[OURS].decoder)]
     graphs = {}
     for name, route in ROUTE_NAMES.items():
@@ -78,6 +101,14 @@ def captured_step(
         "float32 products unless said (TF32 and bfloat16: gradients and encoder; energies stay float32). "
         "Weights, optimizer state and activations of a step lie in L2, as in training.",
         "Products alone: those of the floor (bench/floor.py), in a graph; the target takes the faster float32 row.",
+    )
+    obstacle = whole_layers.obstacle(s.device)
+    notes += (
+        (
+            f"Layers are in parts: {obstacle}."
+            if obstacle
+            else "The decoder's layers are whole, but for one row."
+        ),
     )
     title = f"training step, batch {n}, nh {nh}, nz {nz}, T = {n_steps}, {'MH' if mh else 'no MH'}"
     return Finding(title, rows, OURS, captured_step_targets(rows), notes, calls[OURS])
