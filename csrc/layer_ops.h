@@ -55,8 +55,8 @@ struct LayerOps {
     STD_TORCH_CHECK(width > 0 && width % 4 == 0, "lae_fast::", op, ": ", name, " must have a multiple of 4 columns");
   }
   static void check_inner(const char* op, int64_t width) {
-    STD_TORCH_CHECK(width <= Backend::kMaxInner, "lae_fast::", op, ": the product's inner dimension is ", width,
-                    ", of which a block holds ", Backend::kMaxInner);
+    STD_TORCH_CHECK(width <= Backend::kMaxInner, "lae_fast::", op, ": a product's inner dimension, or a norm's width, is ",
+                    width, "; expected at most ", Backend::kMaxInner);
   }
   // Loads are of 16 bytes.
   static void check_array(const Check& check, const char* op, const char* name, const Tensor& t,
@@ -117,6 +117,7 @@ struct LayerOps {
       check_array(check, op, "y_sums", y_sums, {n, parts_of(m), 2});
     }
     if (x) {
+      check_inner(op, k);
       check_array(check, op, "x", x, {n, k});
       check_array(check, op, "x_moments", x_moments, {n, parts_of(k), 2});
       check_array(check, op, "x_norm_weight", x_norm_weight, {k});

@@ -42,8 +42,8 @@ WRONG_INDICES = {
     "energy": ("a.x + r % a.n_images * n", "a.x + r * n", "FAULT: beyond an array"),
     "langevin": ("sums + partials[c * gridDim.x + b]", "sums + partials[c * gridDim.x]", "WRONG: transition"),
     "layer": (
-        "w.fill_row(r, first_column + r < m",
-        "w.fill_row(r, first_column + r <= m",
+        "tile.first_column + tile.row_of_tile < m",
+        "tile.first_column + tile.row_of_tile <= m",
         "FAULT: beyond an array",
     ),
 }

@@ -18,6 +18,7 @@ namespace {
 constexpr int kTile = kPart, kWarps = 8, kThreads = 32 * kWarps;
 constexpr int kLanes = kTile / 4;  // threads for a row of the tile, four neighbouring columns each
 constexpr int kSumStride = kTile + 4;
+constexpr int kMaxInner = 896;  // 227 KiB of shared memory hold that many
 constexpr int kStep = 16;  // of the inner dimension, in one product of the tensor cores
 static_assert(kThreads == kTile * kLanes);
 
@@ -37,6 +38,15 @@ __device__ float4 four(const float* p) {
   return *reinterpret_cast<const float4*>(p);
 }
 
+// f of each of four numbers.
+template <typename F, typename... Fours>
+__device__ float4 each(F f, const Fours&... v) {
+  return {f(v.x...), f(v.y...), f(v.z...), f(v.w...)};
+}
+__device__ float4 operator+(const float4& a, const float4& b) {
+  return each([](float a, float b) { return a + b; }, a, b);
+}
+
 // 32 rows of a factor in shared memory, the inner dimension along the rows.
 template <typename Format>
 struct Operand {
@@ -53,7 +63,8 @@ struct Operand {
     high[row * stride + i / 2] = word;
     low[row * stride + i / 2] = Format::pack((x - rounded.x) * Format::kLow, (y - rounded.y) * Format::kLow);
   }
-  // Writes a row by kLanes threads: four numbers f(i) from i on, and zeros up to a whole step. Without `is_inside` zeros.
+  // Writes a row by kLanes threads: four numbers f(i) from i on, and zeros up to a whole step; only zeros where the row is
+  // not inside.
   template <typename F>
   __device__ void fill_row(int row, bool is_inside, int inner, F f) const {
 #pragma unroll 4
@@ -64,8 +75,8 @@ struct Operand {
       put(row, i + 2, v.z, v.w);
     }
   }
-  // Writes the columns [column, column + 32) of a matrix [inner, width] as rows, by all threads; beyond the matrix zeros. Of
-  // a warp eight neighbours take pairs of the matrix's rows, and write to as many banks.
+  // Writes the columns [column, column + 32) of a matrix [inner, width] as rows, by all threads; beyond the matrix zeros.
+  // Eight neighbours in a warp take pairs of the matrix's rows, and write to as many banks.
   __device__ void fill_columns(const float* matrix, int inner, int width, int column) const {
     const int own = threadIdx.x / 8 % kLanes * 4, pair = threadIdx.x % 8 + threadIdx.x / (8 * kLanes) * 8;
 #pragma unroll 4
@@ -126,33 +137,48 @@ __device__ float4 multiply(const Operand<Format>& x, const Operand<Format>& w, i
   __syncthreads();
   float4 v = {0, 0, 0, 0};
   const int row = threadIdx.x / kLanes, column = threadIdx.x % kLanes * 4;
-  for (int w = 0; w < kWarps; ++w) {
-    const float4 share = four(sums + (w * kTile + row) * kSumStride + column);
-    v = {v.x + share.x, v.y + share.y, v.z + share.z, v.w + share.w};
-  }
+  for (int w = 0; w < kWarps; ++w)
+    v = v + four(sums + (w * kTile + row) * kSumStride + column);
   return v;
 }
 
-// How many of a row's `width` columns a part has.
+// How many of a row's `width` columns a part has; 0 beyond the last part.
 __device__ float size_of(int part, int width) {
-  return static_cast<float>(width - part * kPart < kPart ? width - part * kPart : kPart);
+  const int left = width - part * kPart;
+  return static_cast<float>(left < 0 ? 0 : left < kPart ? left : kPart);
 }
 
-// A row's mean and 1 / standard deviation from the moments of its parts, by kLanes threads (Chan, Golub, LeVeque 1983).
+// What kLanes threads share of a row's parts: loaded early, needed late.
+struct RowParts {
+  float2 own[kMaxInner / kPart / kLanes + 1] = {};
+
+  __device__ RowParts(bool is_inside, const float* array, int64_t row, int width) {
+    const int n_parts = (width + kPart - 1) / kPart;
+    const float2* parts = reinterpret_cast<const float2*>(array) + row * n_parts;
+    for_own([&](int part, float2& values) {
+      if (is_inside && part < n_parts) values = parts[part];
+    });
+  }
+  template <typename F>
+  __device__ void for_own(F f) {
+#pragma unroll
+    for (int i = 0; i < kMaxInner / kPart / kLanes + 1; ++i) f(threadIdx.x % kLanes + i * kLanes, own[i]);
+  }
+};
+
+// A row's mean and 1 / standard deviation from the moments of its parts (Chan, Golub, LeVeque 1983).
 struct RowNorm {
   float mean = 0, rstd = 0;
 
-  __device__ RowNorm(bool is_inside, const float* moments, int64_t row, int width, float eps) {
-    const int n_parts = is_inside ? (width + kPart - 1) / kPart : 0;
-    const float2* parts = reinterpret_cast<const float2*>(moments) + row * n_parts;
-    for (int p = threadIdx.x % kLanes; p < n_parts; p += kLanes) mean += size_of(p, width) * parts[p].x;
+  __device__ RowNorm(RowParts moments, int width, float eps) {
+    moments.for_own([&](int part, float2& values) { mean += size_of(part, width) * values.x; });
     warp_sum<kLanes>(mean);
     mean /= static_cast<float>(width);
     float squares = 0;
-    for (int p = threadIdx.x % kLanes; p < n_parts; p += kLanes) {
-      const float distance = parts[p].x - mean;
-      squares += parts[p].y + size_of(p, width) * (distance * distance);
-    }
+    moments.for_own([&](int part, float2& values) {
+      const float distance = values.x - mean;
+      squares += values.y + size_of(part, width) * (distance * distance);
+    });
     warp_sum<kLanes>(squares);
     rstd = 1 / sqrtf(squares / static_cast<float>(width) + eps);
   }
@@ -167,41 +193,55 @@ __device__ float relu(float v) {
   return v < 0 ? 0 : v;  // a NaN stays a NaN
 }
 
+// What each block of a kernel works at: 32 rows and 32 columns of its product.
+struct Tile {
+  int64_t row;  // a thread's
+  int row_of_tile;
+  int column, first_column;  // the first of the thread's four, of the tile
+
+  __device__ Tile()
+      : row(static_cast<int64_t>(blockIdx.x) * kTile + threadIdx.x / kLanes),
+        row_of_tile(threadIdx.x / kLanes),
+        column(blockIdx.y * kTile + threadIdx.x % kLanes * 4),
+        first_column(blockIdx.y * kTile) {}
+};
+
+__device__ float4 four_if(bool is_inside, const float* p, int64_t i) {
+  return is_inside ? four(p + i) : float4{0, 0, 0, 0};
+}
+
+// Loads come early, so that their time is that of others, too.
 __global__ void __launch_bounds__(kThreads) forward_tile(LayerForwardArgs a) {
-  const int k = static_cast<int>(a.k), m = static_cast<int>(a.m), r = threadIdx.x / kLanes;
+  const int k = static_cast<int>(a.k), m = static_cast<int>(a.m);
   uint32_t* words = dynamic_shared<uint32_t>();
   const Operand<Float16> x(words, k), w(words + 2 * kTile * x.stride, k);
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * kTile + r;
-  const int first_column = blockIdx.y * kTile;
-  const float *x_row = a.x + row * k, *w_row = a.weight + static_cast<int64_t>(first_column + r) * k;
-  w.fill_row(r, first_column + r < m, k, [&](int i) { return four(w_row + i); });
+  const Tile tile;
+  const bool has_row = tile.row < a.n, is_inside = has_row && tile.column < m;
+  const float *x_row = a.x + tile.row * k,
+              *w_row = a.weight + static_cast<int64_t>(tile.first_column + tile.row_of_tile) * k;
+  const RowParts moments(has_row && a.moments, a.moments, tile.row, k);
+  const float4 bias = four_if(is_inside, a.bias, tile.column);
+  w.fill_row(tile.row_of_tile, tile.first_column + tile.row_of_tile < m, k, [&](int i) { return four(w_row + i); });
   if (a.moments) {
-    const RowNorm norm(row < a.n, a.moments, row, k, a.eps);
-    x.fill_row(r, row < a.n, k, [&](int i) -> float4 {
-      const float4 v = four(x_row + i), weight = four(a.norm_weight + i), bias = four(a.norm_bias + i);
-      return {relu(affine(norm.normalized(v.x), weight.x, bias.x)), relu(affine(norm.normalized(v.y), weight.y, bias.y)),
-              relu(affine(norm.normalized(v.z), weight.z, bias.z)), relu(affine(norm.normalized(v.w), weight.w, bias.w))};
+    const RowNorm norm(moments, k, a.eps);
+    x.fill_row(tile.row_of_tile, has_row, k, [&](int i) {
+      return each([&](float x, float weight, float bias) { return relu(affine(norm.normalized(x), weight, bias)); },
+                  four(x_row + i), four(a.norm_weight + i), four(a.norm_bias + i));
     });
   } else {
-    x.fill_row(r, row < a.n, k, [&](int i) { return four(x_row + i); });
+    x.fill_row(tile.row_of_tile, has_row, k, [&](int i) { return four(x_row + i); });
   }
-  float4 v = multiply(x, w, k, reinterpret_cast<float*>(words));
+  const float4 v = multiply(x, w, k, reinterpret_cast<float*>(words)) + bias;
 
-  const int column = first_column + threadIdx.x % kLanes * 4;
-  const bool is_inside = row < a.n && column < m;
-  if (is_inside) {
-    const float4 bias = four(a.bias + column);
-    v = {v.x + bias.x, v.y + bias.y, v.z + bias.z, v.w + bias.w};
-    *reinterpret_cast<float4*>(a.y + row * m + column) = v;
-  }
+  if (is_inside) *reinterpret_cast<float4*>(a.y + tile.row * m + tile.column) = v;
   float mean = is_inside ? (v.x + v.y) + (v.z + v.w) : 0;
   warp_sum<kLanes>(mean);
   mean /= size_of(blockIdx.y, m);
-  const float4 d = {v.x - mean, v.y - mean, v.z - mean, v.w - mean};
-  float squares = is_inside ? (d.x * d.x + d.y * d.y) + (d.z * d.z + d.w * d.w) : 0;
+  const float4 square = each([&](float y) { return (y - mean) * (y - mean); }, v);
+  float squares = is_inside ? (square.x + square.y) + (square.z + square.w) : 0;
   warp_sum<kLanes>(squares);
   if (is_inside && threadIdx.x % kLanes == 0)
-    reinterpret_cast<float2*>(a.y_moments)[row * gridDim.y + blockIdx.y] = {mean, squares};
+    reinterpret_cast<float2*>(a.y_moments)[tile.row * gridDim.y + blockIdx.y] = {mean, squares};
 }
 
 // A gradient's path back through a norm whose input is y, and whose gradient, times the norm's weight, is g.
@@ -209,15 +249,11 @@ struct RowNormBackward {
   RowNorm norm;
   float mean = 0, slope = 0;  // of g, and of g times the normalized number
 
-  __device__ RowNormBackward(bool is_inside, const LayerBackwardArgs& a, int64_t row, int width)
-      : norm(is_inside, a.y_moments, row, width, a.y_eps) {
-    const int n_parts = is_inside ? (width + kPart - 1) / kPart : 0;
-    const float2* parts = reinterpret_cast<const float2*>(a.y_sums) + row * n_parts;
-    for (int p = threadIdx.x % kLanes; p < n_parts; p += kLanes) {
-      const float2 sums = parts[p];
-      mean += sums.x;
-      slope += sums.y;
-    }
+  __device__ RowNormBackward(const RowParts& moments, RowParts sums, int width, float eps) : norm(moments, width, eps) {
+    sums.for_own([&](int, float2& values) {
+      mean += values.x;
+      slope += values.y;
+    });
     warp_sum<kLanes>(mean, slope);
     mean /= static_cast<float>(width);
     slope /= static_cast<float>(width);
@@ -228,65 +264,63 @@ struct RowNormBackward {
 };
 
 __global__ void __launch_bounds__(kThreads) backward_tile(LayerBackwardArgs a) {
-  const int k = static_cast<int>(a.k), m = static_cast<int>(a.m), r = threadIdx.x / kLanes;
+  const int k = static_cast<int>(a.k), m = static_cast<int>(a.m);
   uint32_t* words = dynamic_shared<uint32_t>();
   const Operand<Bfloat16> g(words, m), w(words + 2 * kTile * g.stride, m);
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * kTile + r;
-  const int first_column = blockIdx.y * kTile;
-  const float* grad_row = a.grad + row * m;
-  w.fill_columns(a.weight, m, k, first_column);
+  const Tile tile;
+  const bool has_row = tile.row < a.n, is_inside = has_row && tile.column < k, has_input_norm = is_inside && a.x;
+  const float* grad_row = a.grad + tile.row * m;
+  const RowParts moments(has_row && a.y, a.y_moments, tile.row, m), sums(has_row && a.y, a.y_sums, tile.row, m);
+  w.fill_columns(a.weight, m, k, tile.first_column);
   if (a.y) {
-    const RowNormBackward back(row < a.n, a, row, m);
-    const float* y_row = a.y + row * m;
-    g.fill_row(r, row < a.n, m, [&](int i) -> float4 {
-      const float4 v = four(grad_row + i), weight = four(a.y_norm_weight + i), y = four(y_row + i);
-      return {back(v.x * weight.x, y.x), back(v.y * weight.y, y.y), back(v.z * weight.z, y.z), back(v.w * weight.w, y.w)};
+    const RowNormBackward back(moments, sums, m, a.y_eps);
+    const float* y_row = a.y + tile.row * m;
+    g.fill_row(tile.row_of_tile, has_row, m, [&](int i) {
+      return each([&](float grad, float weight, float y) { return back(grad * weight, y); }, four(grad_row + i),
+                  four(a.y_norm_weight + i), four(y_row + i));
     });
   } else {
-    g.fill_row(r, row < a.n, m, [&](int i) { return four(grad_row + i); });
+    g.fill_row(tile.row_of_tile, has_row, m, [&](int i) { return four(grad_row + i); });
   }
+  const RowParts x_moments(has_row && a.x, a.x_moments, tile.row, k);
+  const float4 x = four_if(has_input_norm, a.x, tile.row * k + tile.column),
+               weight = four_if(has_input_norm, a.x_norm_weight, tile.column),
+               bias = four_if(has_input_norm, a.x_norm_bias, tile.column);
   float4 v = multiply(g, w, m, reinterpret_cast<float*>(words));
 
-  const int column = first_column + threadIdx.x % kLanes * 4;
-  const bool is_inside = row < a.n && column < k;
-  float sum = 0, product = 0;
   if (a.x) {
-    const RowNorm norm(row < a.n, a.x_moments, row, k, a.x_eps);
-    if (is_inside) {
-      const float4 x = four(a.x + row * k + column), weight = four(a.x_norm_weight + column),
-                   bias = four(a.x_norm_bias + column);
-      const auto through = [&](float gradient, float x, float weight, float bias) {
-        const float normalized = norm.normalized(x);
-        const float kept = affine(normalized, weight, bias) <= 0 ? 0 : gradient;
-        sum += kept * weight;
-        product += kept * weight * normalized;
-        return kept;
-      };
-      v = {through(v.x, x.x, weight.x, bias.x), through(v.y, x.y, weight.y, bias.y), through(v.z, x.z, weight.z, bias.z),
-           through(v.w, x.w, weight.w, bias.w)};
-    }
+    const RowNorm norm(x_moments, k, a.x_eps);
+    float sum = 0, product = 0;
+    const auto through = [&](float gradient, float x, float weight, float bias) {
+      const float normalized = norm.normalized(x);
+      const float kept = affine(normalized, weight, bias) <= 0 ? 0 : gradient;
+      sum += kept * weight;
+      product += kept * weight * normalized;
+      return kept;
+    };
+    v = each(through, v, x, weight, bias);
     warp_sum<kLanes>(sum, product);
     if (is_inside && threadIdx.x % kLanes == 0)
-      reinterpret_cast<float2*>(a.x_sums)[row * gridDim.y + blockIdx.y] = {sum, product};
+      reinterpret_cast<float2*>(a.x_sums)[tile.row * gridDim.y + blockIdx.y] = {sum, product};
   }
-  if (is_inside) *reinterpret_cast<float4*>(a.x_grad + row * k + column) = v;
+  if (is_inside) *reinterpret_cast<float4*>(a.x_grad + tile.row * k + tile.column) = v;
 }
 
 struct Cuda {
   using Guard = DeviceGuard;
-  static constexpr int kMaxInner = 896;  // 227 KiB of shared memory hold that many
+  static constexpr int kMaxInner = lae::kMaxInner;
 
-  static Shape tiles(int64_t rows, int64_t columns, int64_t inner) {
-    const dim3 grid(static_cast<unsigned>((rows + kTile - 1) / kTile), static_cast<unsigned>((columns + kTile - 1) / kTile));
-    return {grid, kThreads, shared_bytes(static_cast<int>(inner))};
+  static Shape shape_of(int64_t rows, int64_t columns, int64_t inner) {
+    const auto tiles = [](int64_t n) { return static_cast<unsigned>((n + kTile - 1) / kTile); };
+    return {dim3(tiles(rows), tiles(columns)), kThreads, shared_bytes(static_cast<int>(inner))};
   }
 
   static void layer_forward(const LayerForwardArgs& a) {
-    if (a.n > 0) launch("layer_forward", tiles(a.n, a.m, a.k), forward_tile, a);
+    if (a.n > 0) launch("layer_forward", shape_of(a.n, a.m, a.k), forward_tile, a);
   }
 
   static void layer_backward(const LayerBackwardArgs& a) {
-    if (a.n > 0) launch("layer_backward", tiles(a.n, a.k, a.m), backward_tile, a);
+    if (a.n > 0) launch("layer_backward", shape_of(a.n, a.k, a.m), backward_tile, a);
   }
 };
 

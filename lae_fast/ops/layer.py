@@ -183,7 +183,7 @@ def layer_backward(
     With y, its moments, norm and sums, a norm and ReLU follow the layer: grad is that of the norm's output, after the ReLU's
     derivative, and the sums are those that came with it. Without, grad is that of y. With x, its moments and norm, a is the
     norm and ReLU of x: the result is the gradient of the norm's output, 0 where the ReLU cut off, and its sums. Without, it is that of
-    a, with no sums. All in float32; k and m are multiples of 4, m is at most 896.
+    a, with no sums. All in float32; k and m are multiples of 4; m, and k beside x, are at most 896.
 
     Raises:
         TypeError, ValueError: an argument does not fit, or somebody wants a derivative, which this op does not have.
@@ -202,7 +202,7 @@ def layer_backward(
     m = _expect_width(op, "grad", grad, MAX_INNER)
     k = weight.shape[1] if is_dense(weight) and weight.dim() == 2 else 4
     expect_like(op, "grad", grad.dtype, grad.device, weight=(weight, (m, k)))
-    _expect_width(op, "weight", weight)
+    _expect_width(op, "weight", weight, None if x is None else MAX_INNER)
     n = len(grad)
     norm = dict(
         y=(y, (n, m)),
