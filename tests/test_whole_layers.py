@@ -10,6 +10,7 @@ import torch
 from test_dense import images, model
 from torch import nn
 
+from lae_fast import info
 from lae_fast.models import mlp, whole_layers
 from lae_fast.models.decoder_pass import decoder_pass
 from lae_fast.training.step import TrainingStep, adam
@@ -120,6 +121,15 @@ def test_what_a_device_lacks_is_said(card, monkeypatch):
     assert whole_layers.obstacle(card) == "the GPU has compute capability 8.6; expected 9.0"
     monkeypatch.setattr(whole_layers.ops, "is_compiled", lambda device: False)
     assert whole_layers.obstacle(card) == "the compiled kernels for GPUs are not in use"
+
+
+def test_info_says_which_serves(monkeypatch):
+    for obstacle, words in (
+        ("too old", "a product and a norm each: too old"),
+        (None, "one kernel each, where widths"),
+    ):
+        monkeypatch.setattr(whole_layers, "obstacle", lambda *_, obstacle=obstacle: obstacle)
+        assert info.report()["decoder layers"].startswith(words)
 
 
 def test_who_asks_for_parts_gets_them(card, monkeypatch):

@@ -26,14 +26,16 @@ __device__ __forceinline__ Pair pair_of(uint32_t word) {
   return pair;
 }
 
-#if defined(__CUDACC__)
+#if !defined(__CUDACC__)
+#define LAE_MULTIPLY(type) emulator::multiply_halves(type, c, a, b)
+#elif __CUDA_ARCH__ < 800  // compiled, and never launched
+#define LAE_MULTIPLY(type) __trap()
+#else
 #define LAE_MULTIPLY(type)                                                                                          \
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                                               \
                ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                               \
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                     \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
-#else
-#define LAE_MULTIPLY(type) emulator::multiply_halves(type, c, a, b)
 #endif
 
 // What a format offers: pack and unpack; kLow, which makes low parts as large as high ones where the format's range is

@@ -311,6 +311,9 @@ struct Cuda {
   static constexpr int kMaxInner = lae::kMaxInner;
 
   static Shape shape_of(int64_t rows, int64_t columns, int64_t inner) {
+    int major = 0;
+    check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, current_device()), "capability");
+    STD_TORCH_CHECK(major >= 8, "lae_fast: whole layers need tensor cores for bfloat16, compute capability 8.0 or more");
     const auto tiles = [](int64_t n) { return static_cast<unsigned>((n + kTile - 1) / kTile); };
     return {dim3(tiles(rows), tiles(columns)), kThreads, shared_bytes(static_cast<int>(inner))};
   }

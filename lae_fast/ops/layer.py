@@ -4,10 +4,10 @@ Between two layers stands what the first one's product gave, and its moments: th
 it of every `PART` columns of a row. The next layer joins them to the row's mean and variance (Chan, Golub, LeVeque 1983).
 Backward alike: with a gradient comes what the norm's backward pass must know of it, its sums over every `PART` columns.
 
-On a GPU the products are made on tensor cores, of pairs of halves (csrc/cuda/halves.h), with float32's accuracy: an error of
-2e-7 of a row's norm. Numbers beyond 65504 become infinite. Gradients have float32's range, and an error of 5e-6: a proposal may
-follow any drift, as its Metropolis-Hastings ratio uses the same one. On a CPU the reference serves: its products have faster routes.
-None of these ops has a derivative.
+On a GPU of compute capability 8.0 or more the products are made on tensor cores, of pairs of halves (csrc/cuda/halves.h), with
+float32's accuracy: an error of 2e-7 of a row's norm. Numbers beyond 65504 become infinite. Gradients have float32's range, and an
+error of 5e-6: a proposal may follow any drift, as its Metropolis-Hastings ratio uses the same one. On a CPU the reference
+serves, as products have faster routes there. None of these ops has a derivative.
 """
 
 from __future__ import annotations
