@@ -74,6 +74,7 @@ def _traced(evaluate: Evaluate, rows: Tensor) -> tuple[fx.GraphModule, list[Tens
     constants = []
     after = [node for node in graph.graph.nodes if node.op == "placeholder"][-1]
     for node in list(graph.graph.nodes):
+        node.meta.clear()  # of fake tensors, one world for each; the compiler makes its own
         tags = getattr(node.target, "tags", ())
         if torch.Tag.nondeterministic_seeded in tags:
             raise ValueError(f"it draws random numbers ({node.target})")
@@ -83,7 +84,6 @@ def _traced(evaluate: Evaluate, rows: Tensor) -> tuple[fx.GraphModule, list[Tens
                 continue
             with graph.graph.inserting_after(after):
                 after = graph.graph.placeholder(f"constant_{len(constants)}")
-            after.meta = dict(node.meta)
             constants.append(value.detach())
             node.replace_all_uses_with(after)
             graph.graph.erase_node(node)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +41,7 @@ def _sample(
         potential: rows [R, D] -> energies [R] or [R, m], nats.
         given: rows [R, D] -> V [R] and grad V [R, D], float64 and like the rows; None: autograd takes the potential's.
         start: [R, D].
-        read: rows [R, D] -> z [C, n, nz].
+        read: rows [R, D] -> z [C, n, nz]; K R rows, those of K draws -> [K C, n, nz].
         shape: (C,) or (C, n): the axes that the R rows stand for.
         kind: added to the samples' kind.
         phi: rows [R, D] -> the samples' phi.
@@ -83,7 +82,10 @@ def _sample(
         chains.step()
         accepted.add_(chains.acceptance_rate() if plan.mh else chains.is_accepted)
 
-    def one_step(thin: int, since: int) -> Draws:
+    def advance(n_steps: int, thin: int, since: int) -> Draws:
+        """n_steps steps, `since` of `thin` after the last draw: one, or with a library many."""
+        if found and found.library:
+            return chains.walk(found.library, found.constants, accepted, n_steps, thin, since)
         run()
         if since + 1 < thin:
             return chains.phi[:0, None], chains.potential[:0, None], accepted[:0, None]
@@ -110,22 +112,20 @@ def _sample(
                 bar.set_postfix_str("compiling the energy")
                 found, note = _compiled(evaluate, chains, start, plan)
                 bar.unpause()
-            if found and not found.library:
+            if found:
                 chains.evaluate = found.evaluate
-            library = found.library if found else None
             run = plan.prepared(step, start.device)
-            for t, n_steps in plan.spans(AT_ONCE if library else 1):
+            for t, n_steps in plan.spans(AT_ONCE if found and found.library else 1):
                 if t == plan.n_warmup:
                     chains.set_step_size(averaged(chains.adaptation) if plan.adapts else chains.log_step_size)
                     chains.counters.zero_()
                     accepted.zero_()
                     run = plan.prepared(step, start.device)  # the chains' step sizes are another tensor now
-                is_warm = t >= plan.n_warmup
-                thin, since = (plan.thin, (t - plan.n_warmup) % plan.thin) if is_warm else (n_steps + 1, 0)
-                if found and library:
-                    draws = chains.walk(library, found.constants, accepted, n_steps, thin, since)
-                else:
-                    draws = one_step(thin, since)
+                is_sampling = t >= plan.n_warmup
+                thin, since = (
+                    (plan.thin, (t - plan.n_warmup) % plan.thin) if is_sampling else (n_steps + 1, 0)
+                )
+                draws = advance(n_steps, thin, since)
                 if len(draws[0]):
                     drawn = slice(n_drawn, n_drawn + len(draws[0]))
                     z[:, drawn] = read(draws[0].flatten(0, 1)).unflatten(0, (-1, shape[0])).transpose(0, 1)
@@ -134,7 +134,7 @@ def _sample(
                     n_drawn = drawn.stop
                 end = t + n_steps
                 if not bar.disable and end // 50 > t // 50:  # the loop waits for the device only here
-                    phase = "sampling" if is_warm else "warm-up"
+                    phase = "sampling" if is_sampling else "warm-up"
                     bar.set_postfix_str(
                         f"{phase}, acceptance {chains.acceptance_rate().mean():.2f}{note}", refresh=False
                     )
@@ -165,7 +165,7 @@ def _compiled(evaluate: Evaluate, chains: Chains, start: Tensor, plan: Plan) -> 
         return compiled(evaluate, start), f", compiled in {time.perf_counter() - began:.0f} s"
     except Exception as error:
         if plan.compile:
-            warnings.warn(f"the energy runs uncompiled: {checks.reason(error)}", stacklevel=5)
+            warnings.warn(f"the energy runs uncompiled: {checks.reason(error)[:300]}", stacklevel=5)
         return None, ""
 
 
