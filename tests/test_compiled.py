@@ -94,7 +94,7 @@ def test_compiled_draws_are_the_same(sampler, dtype, monkeypatch):
         "compiled_call",
     ):  # other data, a draw longer than a walk: nothing is compiled again
         monkeypatch.setattr(compilation, name, None)
-    options = dict(dtype=dtype, seed=5, n_draws=2, thin=70, share_step_size=True)
+    options = dict(dtype=dtype, seed=5, n_draws=1, thin=90, share_step_size=True)
     assert_same(draw(sampler, compile=True, **options), draw(sampler, compile=False, **options))
 
 
