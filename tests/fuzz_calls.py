@@ -321,6 +321,7 @@ def _():
 @entry(
     "langevin_sample, a gradient given",
     without=LONG | STEPPED["without"] | dict(value_and_grad=CALLABLES, compile=(True,)),
+    says=dict(z=("energy",)),
 )
 def _():
     own = dict(energy=bowl, z=normal(2, 3, 2), value_and_grad=lambda z: (bowl(z), z))
