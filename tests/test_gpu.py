@@ -103,6 +103,10 @@ def test_waiting_is_noticed():
         (1000, 64),
         (500, 512),
         (500, 516),
+        (1, 2048),
+        (3, 1001),
+        (100, 600),
+        (100, 2052),
     ],
 )
 def test_every_way_to_share_a_chain_follows_the_float64_reference(n_chains, n, dtype, mh):

@@ -5,7 +5,8 @@
 //
 // A thread owns groups of four consecutive elements: one Philox call makes the noise of a group. A *team* serves a
 // chain: a few lanes of a warp, a block, or (for a few long chains) the whole grid, with one barrier. The team depends
-// on the shape of the problem and on the card alone, so a run never depends on timing.
+// on the shape of the problem and on the card alone, so a run never depends on timing. Few chains of a usual length have
+// a kernel of their own, `transition_few`: then nothing counts but how long one chain takes.
 
 #include <cooperative_groups.h>
 
@@ -19,6 +20,7 @@ namespace {
 
 constexpr int kThreads = 256;              // threads of a block
 constexpr int kManyThreads = 512;          // threads of a block if few chains have one each: only latency counts then
+constexpr int64_t kMaxFewElements = 4 * kManyThreads;  // a group for each thread
 constexpr int64_t kMaxRowElements = 8192;  // a few longer chains are spread over all blocks
 
 // Elements i .. i + 3 of a row of n; `is_wide` promises n % 4 == 0 and aligned rows.
@@ -109,12 +111,22 @@ __device__ Quad<T> noise_quad(Stream stream, const T* noise_row, int64_t i, int6
   return eps;
 }
 
+// What a proposal needs of the step size.
 template <typename T>
-__device__ Quad<T> proposal_quad(const Quad<T>& phi, const Quad<T>& grad, double eta, const Quad<T>& eps) {
-  const T drift = static_cast<T>(eta), noise_scale = static_cast<T>(sqrt(2.0 * eta));
+struct Stride {
+  T drift, noise_scale;
+};
+
+template <typename T>
+__device__ Stride<T> stride_of(double eta) {
+  return {static_cast<T>(eta), static_cast<T>(sqrt(2.0 * eta))};
+}
+
+template <typename T>
+__device__ Quad<T> proposal_quad(const Quad<T>& phi, const Quad<T>& grad, Stride<T> stride, const Quad<T>& eps) {
   Quad<T> out;
   for (int k = 0; k < 4; ++k)
-    out.v[k] = proposal_element(phi.v[k], grad.v[k], drift, noise_scale, eps.v[k]);
+    out.v[k] = proposal_element(phi.v[k], grad.v[k], stride.drift, stride.noise_scale, eps.v[k]);
   return out;
 }
 
@@ -142,18 +154,18 @@ __device__ double next_log_step_size(ChainScalars& s, const Decision& d) {
 // Elements i .. i + 3 of the new state, and of the proposal from there (unless it waits for all decisions).
 template <typename T>
 __device__ void advance_quad(const TransitionArgs<T>& a, int64_t row, int64_t i, bool is_wide, bool is_accepted,
-                             const Quad<T>& phi, const Quad<T>& grad, double eta, const Quad<T>& eps) {
+                             const Quad<T>& phi, const Quad<T>& grad, Stride<T> stride, const Quad<T>& eps) {
   const int64_t n = a.n_elements;
   if (is_accepted) {
     store(a.phi + row, i, n, is_wide, phi);
     store(a.grad + row, i, n, is_wide, grad);
   }
-  if (!a.adapts_jointly()) store(a.proposal + row, i, n, is_wide, proposal_quad(phi, grad, eta, eps));
+  if (!a.adapts_jointly()) store(a.proposal + row, i, n, is_wide, proposal_quad(phi, grad, stride, eps));
 }
 
 // Selects the new state and proposes from there: this thread's groups from element `first` on.
 template <typename T>
-__device__ void advance(const TransitionArgs<T>& a, int64_t row, bool is_accepted, double eta, Stream stream,
+__device__ void advance(const TransitionArgs<T>& a, int64_t row, bool is_accepted, Stride<T> stride, Stream stream,
                         int64_t first, int64_t n_lanes, bool is_wide) {
   const int64_t n = a.n_elements;
   const T* noise_row = a.noise ? a.noise + row : nullptr;
@@ -161,7 +173,7 @@ __device__ void advance(const TransitionArgs<T>& a, int64_t row, bool is_accepte
     const Quad<T> phi = load<T>(is_accepted ? a.proposal + row : a.phi + row, i, n, is_wide);
     const Quad<T> grad = load<T>(is_accepted ? a.proposal_grad + row : a.grad + row, i, n, is_wide);
     const Quad<T> eps = a.adapts_jointly() ? Quad<T>{} : noise_quad(stream, noise_row, i, n, is_wide);
-    advance_quad(a, row, i, is_wide, is_accepted, phi, grad, eta, eps);
+    advance_quad(a, row, i, is_wide, is_accepted, phi, grad, stride, eps);
   }
 }
 
@@ -179,14 +191,18 @@ __device__ void write_scalars(const TransitionArgs<T>& a, int64_t c, const Chain
   }
 }
 
-// Returns true in one thread, in the block that gets here last: all other blocks have done their reads and writes.
-__device__ bool is_last_block(int64_t* rng) {
-  __syncthreads();
-  if (threadIdx.x != 0) return false;
+// Whether this block gets here last: all other blocks have done their reads and writes. One thread asks, when its own
+// block has done them.
+__device__ bool is_last_of_grid(int64_t* rng) {
   if (gridDim.x == 1) return true;  // a fence and an atomic take longer than a short chain's arithmetic
   __threadfence();
   const auto before = atomicAdd(reinterpret_cast<unsigned long long*>(rng + kTicket), 1ull);
   return before % gridDim.x + 1 == gridDim.x;
+}
+// The answer is in thread 0.
+__device__ bool is_last_block(int64_t* rng) {
+  __syncthreads();
+  return threadIdx.x == 0 && is_last_of_grid(rng);
 }
 template <typename T>
 __device__ void advance_rng(const TransitionArgs<T>& a) {
@@ -216,14 +232,80 @@ __global__ void __launch_bounds__(kBlock) transition_rows(TransitionArgs<T> a, b
   sums = sum_over_team<kTeam>(sums);
   if (is_real) {
     const Decision d = metropolis(s.potential, s.proposal_potential, sums, a.mh, s.log_u);
-    const double log_step_size = next_log_step_size(s, d), next_eta = exp(log_step_size);
+    const double log_step_size = next_log_step_size(s, d);
+    const Stride<T> stride = stride_of<T>(exp(log_step_size));
     if (has_group)
       advance_quad(a, row, first, is_wide, d.is_accepted, select(d.is_accepted, own.proposal, own.phi),
-                   select(d.is_accepted, own.proposal_grad, own.grad), next_eta, eps);
-    advance(a, row, d.is_accepted, next_eta, stream, others, kTeam, is_wide);
+                   select(d.is_accepted, own.proposal_grad, own.grad), stride, eps);
+    advance(a, row, d.is_accepted, stride, stream, others, kTeam, is_wide);
     if (first == 0) write_scalars(a, c, s, d, log_step_size);
   }
   if (is_last_block(a.rng)) advance_rng(a);
+}
+
+template <typename T>
+__device__ RatioLine line_of(const Group<T>& q, bool mh) {
+  RatioLine line = {0.0, 0.0};
+  bool is_finite = true;
+  for (int k = 0; k < 4; ++k) {
+    if (mh) add_element(line, q.phi.v[k], q.proposal.v[k], q.grad.v[k], q.proposal_grad.v[k]);
+    is_finite = is_finite && std::isfinite(q.proposal.v[k]) && std::isfinite(q.proposal_grad.v[k]);
+  }
+  if (!is_finite) line.moved = NAN;
+  return line;
+}
+
+// One block serves one chain that gives each of kOwners threads at most one group, which stays in registers. One more
+// warp owns nothing: it does all that is in double precision and the same for the whole chain (exp, log, sqrt, the
+// decision), while the owners draw their noise.
+template <typename T, int kOwners>
+__global__ void __launch_bounds__(kOwners + 32) transition_few(TransitionArgs<T> a, bool is_wide) {
+  struct Verdict {
+    bool is_accepted;
+    Stride<T> stride;
+  };
+  __shared__ RatioLine lines[kOwners];
+  __shared__ Verdict verdict;
+  const int64_t c = blockIdx.x, row = c * a.n_elements, first = 4 * threadIdx.x;
+  const bool decides = threadIdx.x >= kOwners, is_owner = first < a.n_elements;
+  const int lane = threadIdx.x % 32;
+  const Stream stream = {static_cast<uint64_t>(a.rng[kSeed]), static_cast<uint64_t>(a.rng[kStep]),
+                         static_cast<uint32_t>(c)};
+  Group<T> own = {};
+  Quad<T> eps = {};
+  ChainScalars s = {};
+  Decision d = {};
+  double eta = 0.0, log_step_size = 0.0;
+  if (decides) {
+    s = read_scalars(a, c, stream.seed, stream.step);
+    eta = exp(s.log_step_size);
+  } else {
+    if (is_owner) own = load_group<T>(a, row, first, is_wide);
+    lines[threadIdx.x] = line_of(own, a.mh);
+  }
+  __syncthreads();
+  if (decides) {
+    RatioLine line = {0.0, 0.0};
+    for (int k = lane; k < kOwners; k += 32) line = {line.moved + lines[k].moved, line.pulled + lines[k].pulled};
+    warp_sum(line.moved, line.pulled);
+    const Sums sums = a.mh ? Sums{2.0 * line.moved + eta * line.pulled, 0.0} : Sums{0.0, line.moved};
+    d = metropolis(s.potential, s.proposal_potential, sums, a.mh, s.log_u);
+    log_step_size = next_log_step_size(s, d);
+    if (log_step_size != s.log_step_size) eta = exp(log_step_size);
+    if (lane == 0) verdict = {d.is_accepted, stride_of<T>(eta)};
+  } else if (is_owner && !a.adapts_jointly()) {
+    eps = noise_quad(stream, a.noise ? a.noise + row : nullptr, first, a.n_elements, is_wide);
+  }
+  __syncthreads();
+  if (decides) {
+    if (lane != 0) return;
+    write_scalars(a, c, s, d, log_step_size);
+    if (is_last_of_grid(a.rng)) advance_rng(a);  // every thread of this block has read the rng, and waited since
+  } else if (is_owner) {
+    const bool is_accepted = verdict.is_accepted;
+    advance_quad(a, row, first, is_wide, is_accepted, select(is_accepted, own.proposal, own.phi),
+                 select(is_accepted, own.proposal_grad, own.grad), verdict.stride, eps);
+  }
 }
 
 // The whole grid serves each of a few long chains; all blocks are resident (cooperative launch).
@@ -250,7 +332,7 @@ __global__ void __launch_bounds__(kThreads, 4)  // 4 blocks on a multiprocessor:
   for (int64_t c = 0; c < a.n_chains; ++c) {
     ChainScalars s = read_scalars(a, c, seed, step);
     const Decision d = decide_chain(c, s);
-    advance(a, c * a.n_elements, d.is_accepted, exp(next_log_step_size(s, d)),
+    advance(a, c * a.n_elements, d.is_accepted, stride_of<T>(exp(next_log_step_size(s, d))),
             {seed, step, static_cast<uint32_t>(c)}, 4 * lane, n_lanes, is_wide);
   }
   __shared__ bool is_last;
@@ -323,7 +405,7 @@ __global__ void __launch_bounds__(kThreads) propose_all(ProposeArgs<T> a, bool i
     const Quad<T> eps = noise_quad(stream, a.noise ? a.noise + row : nullptr, i, n, is_wide);
     store(a.proposal + row, i, n, is_wide,
           proposal_quad(load(a.phi + row, i, n, is_wide), load(a.grad + row, i, n, is_wide),
-                        a.step_size[a.n_step_sizes == 1 ? 0 : c], eps));
+                        stride_of<T>(a.step_size[a.n_step_sizes == 1 ? 0 : c]), eps));
   });
   if (blockIdx.x == 0 && threadIdx.x == 0) {
     a.next_rng[kSeed] = a.rng[kSeed];
@@ -424,8 +506,11 @@ struct Cuda {
       transition_by_rows<T, 32>(a, is_wide);
     else if (a.n_chains > multiprocessors())
       transition_by_rows<T, kThreads>(a, is_wide);
-    else
+    else if (a.n_elements > kMaxFewElements || a.n_chains == 0)
       transition_by_rows<T, kManyThreads>(a, is_wide);
+    else
+      launch("transition", {static_cast<unsigned>(a.n_chains), kManyThreads + 32}, transition_few<T, kManyThreads>, a,
+             is_wide);
   }
 
   template <typename T>
