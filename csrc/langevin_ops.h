@@ -36,6 +36,8 @@ struct TransitionArgs {
   const T* noise;                    // [C, D] or null
   const double* uniform;             // [C] or null
   bool mh;
+  double* acceptance;   // [C], added to, or null
+  bool* known_finite;   // [C], in and out, or null: whether the proposal is known to be finite
 
   // One step size for several chains adapts to their mean acceptance: all decisions come before any proposal.
   LAE_HD bool adapts_jointly() const { return adaptation && n_step_sizes == 1 && n_chains > 1; }
@@ -79,7 +81,7 @@ struct NoiseArgs {
 
 template <class Backend>
 struct LangevinOps {
-  // Calls f(TransitionArgs<T>) with the chains' state, checked; the proposals' energies are left to f.
+  // Calls f(TransitionArgs<T>) with the chains' state, checked; the proposals' energies and totals are left to f.
   template <typename F>
   static void with_state(const Check& check, const Tensor& phi, const Tensor& potential, const Tensor& grad,
                          const Tensor& proposal, const Tensor& rng, const Tensor& log_step_size, const Tensor& counters,
@@ -105,14 +107,15 @@ struct LangevinOps {
                           nullptr, pointer<double>(potential), nullptr, pointer<int64_t>(rng),
                           pointer<double>(log_step_size), mh ? pointer<double>(adaptation) : nullptr, n_columns,
                           pointer<int64_t>(counters), pointer<bool>(is_accepted), pointer<double>(log_alpha), nullptr,
-                          nullptr, mh});
+                          nullptr, mh, nullptr, nullptr});
     });
   }
 
   static void transition(Tensor phi, Tensor potential, Tensor grad, Tensor proposal, Tensor rng,
                          Tensor log_step_size, Tensor counters, Tensor is_accepted, Tensor log_alpha,
                          std::optional<Tensor> adaptation, Tensor proposal_potential, Tensor proposal_grad, bool mh,
-                         std::optional<Tensor> noise, std::optional<Tensor> uniform) {
+                         std::optional<Tensor> noise, std::optional<Tensor> uniform, std::optional<Tensor> acceptance,
+                         std::optional<Tensor> known_finite) {
     const Check check("transition", phi);
     with_state(check, phi, potential, grad, proposal, rng, log_step_size, counters, is_accepted, log_alpha, adaptation,
                mh, [&](auto args) {
@@ -121,10 +124,14 @@ struct LangevinOps {
                  check.array("proposal_potential", proposal_potential, ScalarType::Double, {args.n_chains});
                  if (noise) check.like("noise", *noise);
                  if (uniform) check.array("uniform", *uniform, ScalarType::Double, {args.n_chains});
+                 if (acceptance) check.array("acceptance", *acceptance, ScalarType::Double, {args.n_chains});
+                 if (known_finite) check.array("known_finite", *known_finite, ScalarType::Bool, {args.n_chains});
                  args.proposal_potential = pointer<double>(proposal_potential);
                  args.proposal_grad = pointer<T>(proposal_grad);
                  args.noise = pointer<T>(noise);
                  args.uniform = pointer<double>(uniform);
+                 args.acceptance = pointer<double>(acceptance);
+                 args.known_finite = pointer<bool>(known_finite);
                  Backend::transition(args);
                });
   }

@@ -39,7 +39,11 @@ BARRIERS = [
 WRONG_INDICES = {
     "dense": ("y_sum += a.y_grad[i]", "y_sum += a.y_grad[i + 1]", "FAULT: beyond an array"),
     "energy": ("a.x + r % a.n_images * n", "a.x + r * n", "FAULT: beyond an array"),
-    "langevin": ("sums + partials[c * gridDim.x + b]", "sums + partials[c * gridDim.x]", "WRONG: transition"),
+    "langevin": (
+        "sums + shares[c * gridDim.x + b].*part",
+        "sums + shares[c * gridDim.x].*part",
+        "WRONG: transition",
+    ),
 }
 
 # Kernels of emulator/faults.cu, and what must be said of them.

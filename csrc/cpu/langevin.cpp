@@ -204,6 +204,8 @@ struct Cpu {
       a.log_alpha[c] = d.log_alpha;
       a.counters[2 * c + kRejected] += !d.is_accepted && !d.is_nonfinite;
       a.counters[2 * c + kNonfinite] += d.is_nonfinite;
+      if (a.acceptance) a.acceptance[c] += acceptance_probability(d.log_alpha);
+      if (a.known_finite) a.known_finite[c] = false;  // the next call looks for itself
       if (d.is_accepted) a.potential[c] = a.proposal_potential[c];
       if (a.adaptation && !adapts_jointly) {
         adapt(a, s, acceptance_probability(d.log_alpha));
@@ -324,7 +326,7 @@ void walk(std::string library, std::vector<Tensor> constants, Tensor phi, Tensor
         check.array("energies", energies, ScalarType::Double, {n_draws, c});
         check.array("rates", rates, ScalarType::Double, {n_draws, c});
         check.array("acceptance", acceptance, ScalarType::Double, {c});
-        double* sum = pointer<double>(acceptance);
+        a.acceptance = pointer<double>(acceptance);
         for (int64_t k = 0; k < n_steps; ++k) {
           const auto [v, g] = evaluate(proposal, constants);
           if (k == 0) check.array("the compiled potential", v, ScalarType::Double, {c});
@@ -332,14 +334,13 @@ void walk(std::string library, std::vector<Tensor> constants, Tensor phi, Tensor
           a.proposal_potential = pointer<double>(v);
           a.proposal_grad = pointer<T>(g);
           Cpu::transition(a);
-          for (int64_t i = 0; i < c; ++i) sum[i] += mh ? acceptance_probability(a.log_alpha[i]) : a.is_accepted[i];
           const int64_t draw = (since + k + 1) / thin - 1;
           if ((since + k + 1) % thin) continue;
           std::memcpy(pointer<T>(draws) + draw * size, a.phi, size * sizeof(T));
           std::memcpy(pointer<double>(energies) + draw * c, a.potential, c * sizeof(double));
           for (int64_t i = 0; i < c; ++i) {
-            pointer<double>(rates)[draw * c + i] = sum[i] / static_cast<double>(thin);
-            sum[i] = 0.0;
+            pointer<double>(rates)[draw * c + i] = a.acceptance[i] / static_cast<double>(thin);
+            a.acceptance[i] = 0.0;
           }
         }
       });

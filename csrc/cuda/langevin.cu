@@ -86,21 +86,33 @@ __device__ Group<T> load_group(const Args& a, int64_t row, int64_t i, bool is_wi
           load<T>(a.grad + row, i, n, is_wide), load<T>(a.proposal_grad + row, i, n, is_wide)};
 }
 
+template <typename T>
+__device__ bool is_finite(const Quad<T>& q) {
+  bool result = true;
+  for (int k = 0; k < 4; ++k) result = result && std::isfinite(q.v[k]);
+  return result;
+}
+// What finite_probe sums to.
+__device__ Sums probe_of(bool is_finite) {
+  return {0.0, is_finite ? 0.0 : NAN};
+}
+
 // This thread's share of a chain's sums: the groups from element `first` on, n_lanes groups apart. Without
-// Metropolis-Hastings only the probe counts, and half of the arrays are not read.
+// Metropolis-Hastings only the probe counts: phi and grad are not read, nor a proposal that is known to be finite.
 template <typename T, typename Args>
-__device__ Sums partial_sums(const Args& a, int64_t row, double eta, int64_t first, int64_t n_lanes, bool is_wide) {
+__device__ Sums partial_sums(const Args& a, int64_t row, double eta, int64_t first, int64_t n_lanes, bool is_wide,
+                             bool is_known_finite = false) {
   const int64_t n = a.n_elements;
   Sums sums = {0.0, 0.0};
   if (a.mh) {
     for (int64_t i = first; i < n; i += 4 * n_lanes) sums = sums + sums_of(load_group<T>(a, row, i, is_wide), eta);
-  } else {
-    for (int64_t i = first; i < n; i += 4 * n_lanes) {
-      const Quad<T> y = load<T>(a.proposal + row, i, n, is_wide), h = load<T>(a.proposal_grad + row, i, n, is_wide);
-      for (int k = 0; k < 4; ++k) sums.probe += finite_probe(y.v[k], h.v[k]);
-    }
+    return sums;
   }
-  return sums;
+  bool is_sound = true;
+  if (!is_known_finite)
+    for (int64_t i = first; i < n; i += 4 * n_lanes) is_sound &= is_finite(load<T>(a.proposal + row, i, n, is_wide));
+  for (int64_t i = first; i < n; i += 4 * n_lanes) is_sound &= is_finite(load<T>(a.proposal_grad + row, i, n, is_wide));
+  return probe_of(is_sound);
 }
 
 template <typename T>
@@ -151,30 +163,32 @@ __device__ double next_log_step_size(ChainScalars& s, const Decision& d) {
   return adapted_log_step_size(s.log_step_size, acceptance_probability(d.log_alpha), s.adaptation);
 }
 
-// Elements i .. i + 3 of the new state, and of the proposal from there (unless it waits for all decisions).
+// Elements i .. i + 3 of the new state, and of the proposal from there (unless it waits for all decisions), which is
+// returned.
 template <typename T>
-__device__ void advance_quad(const TransitionArgs<T>& a, int64_t row, int64_t i, bool is_wide, bool is_accepted,
+__device__ Quad<T> advance_quad(const TransitionArgs<T>& a, int64_t row, int64_t i, bool is_wide, bool is_accepted,
                              const Quad<T>& phi, const Quad<T>& grad, Stride<T> stride, const Quad<T>& eps) {
   const int64_t n = a.n_elements;
   if (is_accepted) {
     store(a.phi + row, i, n, is_wide, phi);
     store(a.grad + row, i, n, is_wide, grad);
   }
-  if (!a.adapts_jointly()) store(a.proposal + row, i, n, is_wide, proposal_quad(phi, grad, stride, eps));
+  if (a.adapts_jointly()) return {};
+  const Quad<T> proposal = proposal_quad(phi, grad, stride, eps);
+  store(a.proposal + row, i, n, is_wide, proposal);
+  return proposal;
 }
 
-// Selects the new state and proposes from there: this thread's groups from element `first` on.
+// The same for elements that are not in registers.
 template <typename T>
-__device__ void advance(const TransitionArgs<T>& a, int64_t row, bool is_accepted, Stride<T> stride, Stream stream,
-                        int64_t first, int64_t n_lanes, bool is_wide) {
+__device__ Quad<T> advance(const TransitionArgs<T>& a, int64_t row, bool is_accepted, Stride<T> stride, Stream stream,
+                           int64_t i, bool is_wide) {
   const int64_t n = a.n_elements;
-  const T* noise_row = a.noise ? a.noise + row : nullptr;
-  for (int64_t i = first; i < n; i += 4 * n_lanes) {
-    const Quad<T> phi = load<T>(is_accepted ? a.proposal + row : a.phi + row, i, n, is_wide);
-    const Quad<T> grad = load<T>(is_accepted ? a.proposal_grad + row : a.grad + row, i, n, is_wide);
-    const Quad<T> eps = a.adapts_jointly() ? Quad<T>{} : noise_quad(stream, noise_row, i, n, is_wide);
-    advance_quad(a, row, i, is_wide, is_accepted, phi, grad, stride, eps);
-  }
+  const Quad<T> phi = load<T>(is_accepted ? a.proposal + row : a.phi + row, i, n, is_wide);
+  const Quad<T> grad = load<T>(is_accepted ? a.proposal_grad + row : a.grad + row, i, n, is_wide);
+  const Quad<T> eps =
+      a.adapts_jointly() ? Quad<T>{} : noise_quad(stream, a.noise ? a.noise + row : nullptr, i, n, is_wide);
+  return advance_quad(a, row, i, is_wide, is_accepted, phi, grad, stride, eps);
 }
 
 template <typename T>
@@ -184,6 +198,8 @@ __device__ void write_scalars(const TransitionArgs<T>& a, int64_t c, const Chain
   a.log_alpha[c] = d.log_alpha;
   a.counters[2 * c + kRejected] += !d.is_accepted && !d.is_nonfinite;
   a.counters[2 * c + kNonfinite] += d.is_nonfinite;
+  if (a.acceptance) a.acceptance[c] += acceptance_probability(d.log_alpha);
+  if (a.known_finite) a.known_finite[c] = false;  // transition_grid knows better
   if (d.is_accepted) a.potential[c] = s.proposal_potential;
   if (a.adaptation && !a.adapts_jointly()) {
     a.log_step_size[c] = log_step_size;
@@ -237,7 +253,8 @@ __global__ void __launch_bounds__(kBlock) transition_rows(TransitionArgs<T> a, b
     if (has_group)
       advance_quad(a, row, first, is_wide, d.is_accepted, select(d.is_accepted, own.proposal, own.phi),
                    select(d.is_accepted, own.proposal_grad, own.grad), stride, eps);
-    advance(a, row, d.is_accepted, stride, stream, others, kTeam, is_wide);
+    for (int64_t i = others; i < a.n_elements; i += 4 * kTeam)
+      advance(a, row, d.is_accepted, stride, stream, i, is_wide);
     if (first == 0) write_scalars(a, c, s, d, log_step_size);
   }
   if (is_last_block(a.rng)) advance_rng(a);
@@ -246,12 +263,9 @@ __global__ void __launch_bounds__(kBlock) transition_rows(TransitionArgs<T> a, b
 template <typename T>
 __device__ RatioLine line_of(const Group<T>& q, bool mh) {
   RatioLine line = {0.0, 0.0};
-  bool is_finite = true;
-  for (int k = 0; k < 4; ++k) {
-    if (mh) add_element(line, q.phi.v[k], q.proposal.v[k], q.grad.v[k], q.proposal_grad.v[k]);
-    is_finite = is_finite && std::isfinite(q.proposal.v[k]) && std::isfinite(q.proposal_grad.v[k]);
-  }
-  if (!is_finite) line.moved = NAN;
+  if (mh)
+    for (int k = 0; k < 4; ++k) add_element(line, q.phi.v[k], q.proposal.v[k], q.grad.v[k], q.proposal_grad.v[k]);
+  if (!(is_finite(q.proposal) && is_finite(q.proposal_grad))) line.moved = NAN;
   return line;
 }
 
@@ -308,43 +322,64 @@ __global__ void __launch_bounds__(kOwners + 32) transition_few(TransitionArgs<T>
   }
 }
 
+// What a block knows of one chain: the sums over its share of the elements, and then whether the next proposal is finite
+// there (probe: 0 or NaN).
+struct Share {
+  Sums sums, next;
+};
+
 // The whole grid serves each of a few long chains; all blocks are resident (cooperative launch).
-// partials: [C, gridDim.x]. The scalars of the chains do not change before all blocks have finished.
+// shares: [C, gridDim.x]. The scalars of the chains do not change before all blocks have finished.
+// The second pass over the elements runs backwards: what the first one has read last is still in the cache.
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 4)  // 4 blocks on a multiprocessor: only the loads in flight count
-    transition_grid(TransitionArgs<T> a, Sums* partials, bool is_wide) {
+    transition_grid(TransitionArgs<T> a, Share* shares, bool is_wide) {
   const uint64_t seed = a.rng[kSeed], step = a.rng[kStep];
-  const int64_t lane = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t first = 4 * (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x);
   const int64_t n_lanes = static_cast<int64_t>(gridDim.x) * kThreads;
+  const bool records = a.known_finite && !a.mh;
   for (int64_t c = 0; c < a.n_chains; ++c) {
-    const int64_t row = c * a.n_elements;
     const double eta = exp(a.log_step_size[a.n_step_sizes == 1 ? 0 : c]);
-    const Sums sums = sum_over_team<kThreads>(partial_sums<T>(a, row, eta, 4 * lane, n_lanes, is_wide));
-    if (threadIdx.x == 0) partials[c * gridDim.x + blockIdx.x] = sums;
+    const Sums sums = sum_over_team<kThreads>(
+        partial_sums<T>(a, c * a.n_elements, eta, first, n_lanes, is_wide, records && a.known_finite[c]));
+    if (threadIdx.x == 0) shares[c * gridDim.x + blockIdx.x].sums = sums;
   }
   cooperative_groups::this_grid().sync();
 
-  const auto decide_chain = [&](int64_t c, const ChainScalars& s) {  // the same in every block
+  const auto sum_over_grid = [&](int64_t c, Sums Share::*part) {  // the same in every block
     Sums sums = {0.0, 0.0};
-    for (unsigned b = threadIdx.x; b < gridDim.x; b += kThreads) sums = sums + partials[c * gridDim.x + b];
-    return metropolis(s.potential, s.proposal_potential, sum_over_team<kThreads>(sums), a.mh, s.log_u);
+    for (unsigned b = threadIdx.x; b < gridDim.x; b += kThreads) sums = sums + shares[c * gridDim.x + b].*part;
+    return sum_over_team<kThreads>(sums);
   };
-  for (int64_t c = 0; c < a.n_chains; ++c) {
+  const auto decide_chain = [&](int64_t c, const ChainScalars& s) {
+    return metropolis(s.potential, s.proposal_potential, sum_over_grid(c, &Share::sums), a.mh, s.log_u);
+  };
+  const int64_t last = first + (a.n_elements - 1 - first) / (4 * n_lanes) * (4 * n_lanes);
+  for (int64_t c = a.n_chains - 1; c >= 0; --c) {
     ChainScalars s = read_scalars(a, c, seed, step);
     const Decision d = decide_chain(c, s);
-    advance(a, c * a.n_elements, d.is_accepted, stride_of<T>(exp(next_log_step_size(s, d))),
-            {seed, step, static_cast<uint32_t>(c)}, 4 * lane, n_lanes, is_wide);
+    const Stride<T> stride = stride_of<T>(exp(next_log_step_size(s, d)));
+    bool is_sound = true;
+    for (int64_t i = last; i >= first && i < a.n_elements; i -= 4 * n_lanes)
+      is_sound &= is_finite(advance(a, c * a.n_elements, d.is_accepted, stride, {seed, step, static_cast<uint32_t>(c)},
+                                    i, is_wide));
+    if (!records) continue;
+    const Sums next = sum_over_team<kThreads>(probe_of(is_sound));
+    if (threadIdx.x == 0) shares[c * gridDim.x + blockIdx.x].next = next;
   }
   __shared__ bool is_last;
-  const bool last = is_last_block(a.rng);
-  if (threadIdx.x == 0) is_last = last;
+  const bool ends = is_last_block(a.rng);
+  if (threadIdx.x == 0) is_last = ends;
   __syncthreads();
   if (!is_last) return;
   for (int64_t c = 0; c < a.n_chains; ++c) {
     ChainScalars s = read_scalars(a, c, seed, step);
     const Decision d = decide_chain(c, s);  // it waits for the block: every thread has read the scalars
     const double log_step_size = next_log_step_size(s, d);
-    if (threadIdx.x == 0) write_scalars(a, c, s, d, log_step_size);
+    const bool is_next_finite = records && sum_over_grid(c, &Share::next).probe == 0.0;
+    if (threadIdx.x != 0) continue;
+    write_scalars(a, c, s, d, log_step_size);
+    if (records) a.known_finite[c] = is_next_finite;
   }
   if (threadIdx.x == 0) advance_rng(a);
 }
@@ -476,9 +511,9 @@ struct Cuda {
     const int64_t most = static_cast<int64_t>(per_multiprocessor) * multiprocessors();
     const int64_t useful = (a.n_elements + 4 * kThreads - 1) / (4 * kThreads);
     const int64_t blocks = useful < most ? useful : most;
-    Tensor workspace = new_workspace(a.n_chains * blocks * 2);
+    Tensor workspace = new_workspace(a.n_chains * blocks * static_cast<int64_t>(sizeof(Share) / sizeof(double)));
     const Shape all_at_once = {static_cast<unsigned>(blocks), kThreads, 0, true};
-    launch("transition", all_at_once, transition_grid<T>, a, static_cast<Sums*>(workspace.data_ptr()), is_wide);
+    launch("transition", all_at_once, transition_grid<T>, a, static_cast<Share*>(workspace.data_ptr()), is_wide);
   }
 
   template <typename T>

@@ -59,8 +59,8 @@ def walk_reference(
             adaptation,
             *evaluate(proposal, *constants),
             mh,
+            acceptance=acceptance,
         )
-        acceptance += log_alpha.exp().clamp(max=1) if mh else is_accepted
         if k % thin == 0:
             draw = k // thin - 1
             draws[draw], energies[draw], rates[draw] = phi, potential, acceptance / thin
