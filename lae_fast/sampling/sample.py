@@ -182,7 +182,7 @@ def _given(value_and_grad: ValueAndGrad, z: Tensor, index: tuple[Tensor, ...] = 
     if not isinstance(result, (tuple, list)) or len(result) != 2:
         form = f"U {list(z.shape[:2])} and dU/dz {list(z.shape)}"
         raise TypeError(f"value_and_grad returned {checks.describe(result)}; expected {form}")
-    value, grad = _checked(result[0], *z.shape[:2], name="value_and_grad"), result[1]
+    value, grad = _checked(result[0], z.shape[0], z.shape[1], "value_and_grad"), result[1]
     checks.tensor(
         "the gradient of value_and_grad",
         grad,
@@ -369,6 +369,7 @@ def ald_sample(
 
     def given(rows: Tensor) -> tuple[Tensor, Tensor]:
         index = () if batch_size is None else (minibatch(),)
+        assert value_and_grad is not None
         value, grad = _given(value_and_grad, read(rows, *index), index)
         weight = n / grad.shape[1]
         return weight * value.sum(1), weight * (grad.mT @ basis[index]).flatten(1)
@@ -452,6 +453,7 @@ def langevin_sample(
         return _checked(energy(rows.view(c, n, nz)), c, n).reshape(c * n)
 
     def given(rows: Tensor) -> tuple[Tensor, Tensor]:
+        assert value_and_grad is not None
         value, grad = _given(value_and_grad, rows.view(c, n, nz))
         return value.reshape(c * n), grad.reshape(c * n, nz)
 
