@@ -120,12 +120,13 @@ struct LangevinOps {
     with_state(check, phi, potential, grad, proposal, rng, log_step_size, counters, is_accepted, log_alpha, adaptation,
                mh, [&](auto args) {
                  using T = std::remove_pointer_t<decltype(args.phi)>;
+                 const int64_t n_chains = phi.size(0);
                  check.like("proposal_grad", proposal_grad);
-                 check.array("proposal_potential", proposal_potential, ScalarType::Double, {args.n_chains});
+                 check.array("proposal_potential", proposal_potential, ScalarType::Double, {n_chains});
                  if (noise) check.like("noise", *noise);
-                 if (uniform) check.array("uniform", *uniform, ScalarType::Double, {args.n_chains});
-                 if (acceptance) check.array("acceptance", *acceptance, ScalarType::Double, {args.n_chains});
-                 if (known_finite) check.array("known_finite", *known_finite, ScalarType::Bool, {args.n_chains});
+                 if (uniform) check.array("uniform", *uniform, ScalarType::Double, {n_chains});
+                 if (acceptance) check.array("acceptance", *acceptance, ScalarType::Double, {n_chains});
+                 if (known_finite) check.array("known_finite", *known_finite, ScalarType::Bool, {n_chains});
                  args.proposal_potential = pointer<double>(proposal_potential);
                  args.proposal_grad = pointer<T>(proposal_grad);
                  args.noise = pointer<T>(noise);

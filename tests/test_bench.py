@@ -573,7 +573,7 @@ def test_blackjax_drifts_by_eta_with_noise_of_variance_two_eta(mh):
     run = blackjax_langevin(torch.full((2000, 8), 100.0), eta, mh)
     if run is None:
         pytest.skip("not installed")
-    moved = torch.from_numpy(run(1)).double()
+    moved = torch.from_numpy(run(1).copy()).double()  # jax lends its own read-only
     assert (moved.mean() - 100 * (1 - eta)).abs() < 8 * math.sqrt(2 * eta / n)
     assert (moved.var() - 2 * eta).abs() < 8 * 2 * eta * math.sqrt(2 / n)
 

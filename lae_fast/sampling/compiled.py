@@ -71,7 +71,8 @@ def _traced(evaluate: Evaluate, rows: Tensor) -> tuple[fx.GraphModule, list[Tens
         return value.contiguous(), grad.contiguous()
 
     graph = make_fx(contiguous)(rows)
-    constants = []
+    graph.graph.eliminate_dead_code()  # questions among it that were answered while it was traced, as `in_unit_range`
+    constants: list[Tensor] = []
     after = [node for node in graph.graph.nodes if node.op == "placeholder"][-1]
     for node in list(graph.graph.nodes):
         node.meta.clear()  # of fake tensors, one world for each; the compiler makes its own

@@ -82,16 +82,14 @@ def _sample(
         chains.step()
         accepted.add_(chains.acceptance_rate() if plan.mh else chains.is_accepted)
 
-    def advance(n_steps: int, thin: int, since: int) -> Draws:
-        """n_steps steps, `since` of `thin` after the last draw: one, or with a library many."""
-        if found and found.library:
-            return chains.walk(found.library, found.constants, accepted, n_steps, thin, since)
-        run()
-        if since + 1 < thin:
-            return chains.phi[:0, None], chains.potential[:0, None], accepted[:0, None]
-        rate = accepted / thin
-        accepted.zero_()
-        return chains.phi[None], chains.potential[None], rate[None]
+    def keep(draws: Draws) -> None:
+        nonlocal n_drawn
+        rows, v, rate = draws
+        drawn = slice(n_drawn, n_drawn + len(rows))
+        z[:, drawn] = read(rows.flatten(0, 1)).unflatten(0, (-1, shape[0])).transpose(0, 1)
+        energies[:, drawn] = v.unflatten(1, shape).transpose(0, 1)
+        rates[:, drawn] = rate.unflatten(1, shape).transpose(0, 1)
+        n_drawn = drawn.stop
 
     def samples(n: int) -> Samples:
         step_size = chains.log_step_size.exp().expand(n_rows).reshape(shape).clone()
@@ -125,13 +123,15 @@ def _sample(
                 thin, since = (
                     (plan.thin, (t - plan.n_warmup) % plan.thin) if is_sampling else (n_steps + 1, 0)
                 )
-                draws = advance(n_steps, thin, since)
-                if len(draws[0]):
-                    drawn = slice(n_drawn, n_drawn + len(draws[0]))
-                    z[:, drawn] = read(draws[0].flatten(0, 1)).unflatten(0, (-1, shape[0])).transpose(0, 1)
-                    for kept, values in zip((energies, rates), draws[1:], strict=True):
-                        kept[:, drawn] = values.unflatten(1, shape).transpose(0, 1)
-                    n_drawn = drawn.stop
+                if found and found.library:
+                    keep(chains.walk(found.library, found.constants, accepted, n_steps, thin, since))
+                else:
+                    run()
+                    if since + 1 == thin:
+                        rates[:, n_drawn] = accepted.div_(thin).view(shape)
+                        accepted.zero_()
+                        z[:, n_drawn], energies[:, n_drawn] = read(chains.phi), chains.potential.view(shape)
+                        n_drawn += 1
                 end = t + n_steps
                 if not bar.disable and end // 50 > t // 50:  # the loop waits for the device only here
                     phase = "sampling" if is_sampling else "warm-up"
@@ -182,7 +182,7 @@ def _given(value_and_grad: ValueAndGrad, z: Tensor, index: tuple[Tensor, ...] = 
     if not isinstance(result, (tuple, list)) or len(result) != 2:
         form = f"U {list(z.shape[:2])} and dU/dz {list(z.shape)}"
         raise TypeError(f"value_and_grad returned {checks.describe(result)}; expected {form}")
-    value, grad = _checked(result[0], *z.shape[:2], name="value_and_grad"), result[1]
+    value, grad = _checked(result[0], z.shape[0], z.shape[1], "value_and_grad"), result[1]
     checks.tensor(
         "the gradient of value_and_grad",
         grad,
@@ -369,6 +369,7 @@ def ald_sample(
 
     def given(rows: Tensor) -> tuple[Tensor, Tensor]:
         index = () if batch_size is None else (minibatch(),)
+        assert value_and_grad is not None
         value, grad = _given(value_and_grad, read(rows, *index), index)
         weight = n / grad.shape[1]
         return weight * value.sum(1), weight * (grad.mT @ basis[index]).flatten(1)
@@ -452,6 +453,7 @@ def langevin_sample(
         return _checked(energy(rows.view(c, n, nz)), c, n).reshape(c * n)
 
     def given(rows: Tensor) -> tuple[Tensor, Tensor]:
+        assert value_and_grad is not None
         value, grad = _given(value_and_grad, rows.view(c, n, nz))
         return value.reshape(c * n), grad.reshape(c * n, nz)
 
