@@ -77,7 +77,7 @@ def _():
     return ops.decide, decision() | own
 
 
-@entry("ops.transition", free=(*VALUES, "log_step_size", "log_alpha", "adaptation"))
+@entry("ops.transition", free=(*VALUES, "log_step_size", "log_alpha", "adaptation", "acceptance"))
 def _():
     own = dict(
         log_step_size=torch.full((C,), -2.0, dtype=F64),
@@ -88,6 +88,8 @@ def _():
         mh=True,
         noise=normal(C, D, seed=5),
         uniform=torch.full((C,), 0.5, dtype=F64),
+        acceptance=torch.zeros(C, dtype=F64),
+        known_finite=torch.zeros(C, dtype=torch.bool),
     )
     arguments = decision() | own
 
