@@ -91,8 +91,10 @@ def test_fractions_of_copy_bandwidth_by_hand(by_table):
     found = transition.long_transition(OF_CPU, d=64)  # an array has 256 bytes, a copy moves one in 256 ns
     expected = {"transition, no MH": 5 / 2, "transition, accepted": 9 / 3, "transition, rejected": 7 / 4}
     assert found.measured == pytest.approx({key: 25.6 * value for key, value in expected.items()})
-    assert found.rows["no MH"]["% of copy, as two passes"] == pytest.approx(25.6 * 7 / 2)
-    assert found.rows["MH, rejected"]["% of copy, as two passes"] == found.rows["MH, rejected"]["% of copy"]
+    moved = "% of copy, moved"
+    assert found.rows["no MH"][moved] == pytest.approx(25.6 * 6 / 2)
+    assert found.rows[transition.FORGETFUL][moved] == pytest.approx(25.6 * 7 / 7)
+    assert found.rows["MH, rejected"][moved] == found.rows["MH, rejected"]["% of copy"]
     by_table(energy, {"energy": 5e-3})
     found = energy.cold_energy(OF_CPU, n=4, nx=12)
     assert found.measured == pytest.approx({"energy": 100 * 3 * 4 * 48 / 5e-6 / 1e9})

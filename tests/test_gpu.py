@@ -202,11 +202,15 @@ def test_launches():
 
     for name, shape, n_step_sizes in (
         ("rows", (9, 300), 9),
+        ("few", (1, 2048), 1),
         ("grid", (1, 2**20), 1),
         ("shared", (9, 300), 1),
     ):
         state, inputs = problem(*shape, torch.float32, DEVICE, n_step_sizes=n_step_sizes)
-        count(name, lambda s=state, i=inputs: ops.transition(*s.values(), **i))
+        totals = dict(
+            acceptance=state["log_alpha"].clone(), known_finite=torch.zeros_like(state["is_accepted"])
+        )
+        count(name, lambda s=state, i=inputs | totals: ops.transition(*s.values(), **i))
     phi, grad, rng = state["phi"], state["grad"], state["rng"]
     eta = state["log_step_size"].exp()
     potentials = state["potential"], inputs["proposal_potential"]
@@ -245,7 +249,7 @@ def chains(n_chains, n, n_step_sizes, adaptation, dtype=torch.float32, device=No
 
 
 def remembered(c):
-    tensors = (c.phi, c.proposal, c.potential, c.log_alpha, c.log_step_size, c.counters, c.rng)
+    tensors = (c.phi, c.proposal, c.potential, c.log_alpha, c.log_step_size, c.counters, c.rng, c.acceptance)
     return [t.clone() for t in (*tensors, *([] if c.adaptation is None else [c.adaptation]))]
 
 

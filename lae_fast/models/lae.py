@@ -300,15 +300,15 @@ class LAE(AutoencoderWithChain):
         chain = Chains(
             evaluate,
             coordinates.start(1, self._normals),
-            self.log_step_size - coordinates.log_n,
+            self.log_step_size - coordinates.log_n if self.is_joint else self.log_step_size,
             self.rng,
             mh=self.mh,
             adaptation=self.adaptation,
             share=None if self.is_joint else self._sharing,
+            copies=False,
         )
         decoder.start()
-        value, acceptance = torch.zeros_like(chain.potential), torch.zeros_like(chain.potential)
-        has_moved = torch.zeros_like(chain.is_accepted)
+        value = torch.zeros_like(chain.potential)
         # The derivative by log s of the negative ELBO: s u dU/dz at the start, and -1 of the entropy.
         spread = [chain.phi * chain.grad - 1] if self.spreads else []
         learns, shapes = self._states(self.decoder_window), self._states(self.feature_window)
@@ -316,8 +316,6 @@ class LAE(AutoencoderWithChain):
             if t > 0:
                 chain.step()
                 decoder.decide(chain.is_accepted)
-                acceptance += chain.acceptance_rate()
-                has_moved |= chain.is_accepted
             if t in learns:
                 decoder.add_weight_gradients()
                 value += chain.potential
@@ -328,7 +326,7 @@ class LAE(AutoencoderWithChain):
         if coordinates.memory is not None:
             self.gram.copy_(coordinates.memory.gram)
             self.n_batches += 1
-        self._keep(chain, coordinates.log_n, acceptance / self.n_steps, has_moved)
+        self._keep(chain, coordinates.log_n)
         if share_chain is not None:  # to the mean over the processes
             value = value / share_chain.size
         return value.sum() / len(learns), features + [g / len(learns) for g in decoder.totals]

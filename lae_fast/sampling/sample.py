@@ -75,12 +75,8 @@ def _sample(
         )
     z = read(start).new_empty(shape[0], plan.n_draws, *read(start).shape[1:])
     energies = chains.potential.new_empty(shape[0], plan.n_draws, *shape[1:])
-    rates, accepted = torch.empty_like(energies), torch.zeros_like(chains.potential)
+    rates, accepted = torch.empty_like(energies), chains.acceptance  # since the last draw
     n_drawn = 0
-
-    def step() -> None:
-        chains.step()
-        accepted.add_(chains.acceptance_rate() if plan.mh else chains.is_accepted)
 
     def keep(draws: Draws) -> None:
         nonlocal n_drawn
@@ -112,13 +108,15 @@ def _sample(
                 bar.unpause()
             if found:
                 chains.evaluate = found.evaluate
-            run = plan.prepared(step, start.device)
+            run = plan.prepared(chains.step, start.device)
             for t, n_steps in plan.spans(AT_ONCE if found and found.library else 1):
                 if t == plan.n_warmup:
                     chains.set_step_size(averaged(chains.adaptation) if plan.adapts else chains.log_step_size)
                     chains.counters.zero_()
                     accepted.zero_()
-                    run = plan.prepared(step, start.device)  # the chains' step sizes are another tensor now
+                    run = plan.prepared(
+                        chains.step, start.device
+                    )  # the chains' step sizes are another tensor now
                 is_sampling = t >= plan.n_warmup
                 thin, since = (
                     (plan.thin, (t - plan.n_warmup) % plan.thin) if is_sampling else (n_steps + 1, 0)
