@@ -87,7 +87,10 @@ def by_table(monkeypatch):
 
 
 def test_fractions_of_copy_bandwidth_by_hand(by_table):
-    by_table(transition, {"no MH": 2e-3, "MH, accepted": 3e-3, "MH, rejected": 4e-3})
+    by_table(
+        transition,
+        {"no MH": 2e-3, "MH, accepted": 3e-3, "MH, rejected": 4e-3, transition.FORGETFUL: 7e-3},
+    )
     found = transition.long_transition(OF_CPU, d=64)  # an array has 256 bytes, a copy moves one in 256 ns
     expected = {"transition, no MH": 5 / 2, "transition, accepted": 9 / 3, "transition, rejected": 7 / 4}
     assert found.measured == pytest.approx({key: 25.6 * value for key, value in expected.items()})

@@ -39,7 +39,7 @@ from lae_fast import (
     models,
     ops,
 )
-from lae_fast.graphs import WARMUP
+from lae_fast.graphs import WARMUP, Replayed
 from lae_fast.models.decoder_pass import decoder_pass
 from lae_fast.ops import library
 from lae_fast.sampling import Chains, dual_averaging, robbins_monro
@@ -612,6 +612,29 @@ def test_a_gpu_evaluates_as_a_cpu_does(cls, monkeypatch):
 
     for expected, got in zip(*on_both_devices(scores), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-7, atol=1e-7)
+
+
+def test_one_graph_anneals_all_batches_of_a_size(monkeypatch):
+    """27 images in batches of 10: two graphs, and the numbers of the moves without any."""
+    monkeypatch.setattr("lae_fast.evaluation.ais.ROWS", 40)
+    n_graphs, captured = 0, Replayed._captured
+
+    def counted(self):
+        nonlocal n_graphs
+        n_graphs += 1
+        return captured(self)
+
+    monkeypatch.setattr(Replayed, "_captured", counted)
+    x = (torch.rand(27, 16, generator=torch.Generator().manual_seed(3)) > 0.5).double().to(DEVICE)
+    m = make(LAE).double().to(DEVICE)
+    schedule = fit_schedule(m, x, n_temperatures=20, n_pilot=10, capture=False)
+    replayed, eager = (
+        annealed_log_likelihood(m, x, schedule, n_chains=4, seed=1, progress=False, capture=capture)
+        for capture in (True, False)
+    )
+    assert n_graphs == 2
+    for a, b in zip(replayed, eager, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
 def test_a_gpu_attacks_as_a_cpu_does(monkeypatch):

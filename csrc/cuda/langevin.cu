@@ -406,13 +406,16 @@ __global__ void __launch_bounds__(kThreads) adapt_jointly(TransitionArgs<T> a, J
   for (int k = 0; k < 3; ++k) joint->rng[k] = a.rng[k];
 }
 
-// One block serves one chain.
-template <typename T>
+// One team serves one chain.
+template <typename T, int kTeam>
 __global__ void __launch_bounds__(kThreads) decide_rows(DecideArgs<T> a, bool is_wide) {
-  const int64_t c = blockIdx.x, row = c * a.n_elements;
+  const int64_t chain = static_cast<int64_t>(blockIdx.x) * (kThreads / kTeam) + threadIdx.x / kTeam;
+  const bool is_real = chain < a.n_chains;  // the last block may hold idle teams: they only take part in the sums
+  const int64_t c = is_real ? chain : 0, first = 4 * (threadIdx.x % kTeam);
   const double eta = a.step_size[a.n_step_sizes == 1 ? 0 : c];
-  const Sums sums = sum_over_team<kThreads>(partial_sums<T>(a, row, eta, 4 * threadIdx.x, kThreads, is_wide));
-  if (threadIdx.x != 0) return;
+  const Sums sums = sum_over_team<kTeam>(
+      is_real ? partial_sums<T>(a, c * a.n_elements, eta, first, kTeam, is_wide) : Sums{0.0, 0.0});
+  if (!is_real || first != 0) return;
   const double u =
       a.uniform ? a.uniform[c] : accept_uniform(a.rng[kSeed], a.rng[kStep], static_cast<uint32_t>(c));
   const Decision d = metropolis(a.potential[c], a.proposal_potential[c], sums, a.mh, log_uniform(u));
@@ -551,8 +554,22 @@ struct Cuda {
   template <typename T>
   static void decide(const DecideArgs<T>& a) {
     if (a.n_chains == 0) return;
+    if (a.n_elements <= 8)
+      decide_by_rows<T, 2>(a);
+    else if (a.n_elements <= 64)
+      decide_by_rows<T, 8>(a);
+    else if (a.n_elements <= 512)
+      decide_by_rows<T, 32>(a);
+    else
+      decide_by_rows<T, kThreads>(a);
+  }
+
+  template <typename T, int kTeam>
+  static void decide_by_rows(const DecideArgs<T>& a) {
     const bool is_wide = all_wide(a.n_elements, a.phi, a.proposal, a.grad, a.proposal_grad);
-    launch("decide", {static_cast<unsigned>(a.n_chains), kThreads}, decide_rows<T>, a, is_wide);
+    constexpr int kChains = kThreads / kTeam;
+    const int64_t blocks = (a.n_chains + kChains - 1) / kChains;
+    launch("decide", {static_cast<unsigned>(blocks), kThreads}, decide_rows<T, kTeam>, a, is_wide);
   }
 
   template <typename T>
