@@ -222,7 +222,7 @@ __device__ bool is_last_block(int64_t* rng) {
 }
 template <typename T>
 __device__ void advance_rng(const TransitionArgs<T>& a) {
-  a.rng[kStep] += !a.adapts_jointly();  // after a joint adaptation, propose_all advances it
+  a.rng[kStep] += !a.adapts_jointly();  // before a joint adaptation: propose_jointly draws the noise of this step
   a.rng[kTicket] = 0;
 }
 
@@ -384,28 +384,6 @@ __global__ void __launch_bounds__(kThreads, 4)  // 4 blocks on a multiprocessor:
   if (threadIdx.x == 0) advance_rng(a);
 }
 
-// What the proposals read after a joint adaptation, while they write to the rng itself.
-struct Joint {
-  double step_size;
-  int64_t rng[3];
-};
-
-// Adapts the shared step size to the acceptance of all chains. One block, between the decisions and the proposals.
-template <typename T>
-__global__ void __launch_bounds__(kThreads) adapt_jointly(TransitionArgs<T> a, Joint* joint) {
-  Sums sums = {0.0, 0.0};
-  for (int64_t c = threadIdx.x; c < a.n_chains; c += kThreads)
-    sums.ratio += acceptance_probability(a.log_alpha[c]);
-  sums = sum_over_team<kThreads>(sums);
-  if (threadIdx.x != 0) return;
-  Adaptation adaptation = load_adaptation(a.adaptation, a.adaptation_stride);
-  a.log_step_size[0] =
-      adapted_log_step_size(a.log_step_size[0], sums.ratio / static_cast<double>(a.n_chains), adaptation);
-  store_adaptation(adaptation, a.adaptation);
-  joint->step_size = exp(a.log_step_size[0]);
-  for (int k = 0; k < 3; ++k) joint->rng[k] = a.rng[k];
-}
-
 // One team serves one chain.
 template <typename T, int kTeam>
 __global__ void __launch_bounds__(kThreads) decide_rows(DecideArgs<T> a, bool is_wide) {
@@ -450,6 +428,32 @@ __global__ void __launch_bounds__(kThreads) propose_all(ProposeArgs<T> a, bool i
     a.next_rng[kStep] = a.rng[kStep] + 1;
     a.next_rng[kTicket] = 0;
   }
+}
+
+// After all decisions, adapts the shared step size to the acceptance of all chains, and proposes. Every block adapts for
+// itself, and alike; the one that gets here last writes it down.
+template <typename T>
+__global__ void __launch_bounds__(kThreads) propose_jointly(TransitionArgs<T> a, bool is_wide) {
+  const uint64_t seed = a.rng[kSeed], step = a.rng[kStep];
+  const int64_t n = a.n_elements;
+  Sums sums = {0.0, 0.0};
+  for (int64_t c = threadIdx.x; c < a.n_chains; c += kThreads) sums.ratio += acceptance_probability(a.log_alpha[c]);
+  const double acceptance = sum_over_team<kThreads>(sums).ratio / static_cast<double>(a.n_chains);
+  Adaptation adaptation = load_adaptation(a.adaptation, a.adaptation_stride);
+  const double log_step_size = adapted_log_step_size(a.log_step_size[0], acceptance, adaptation);
+  const Stride<T> stride = stride_of<T>(exp(log_step_size));
+  for_groups(a.n_chains, n, [&](int64_t c, int64_t i) {
+    const int64_t row = c * n;
+    const Stream stream = {seed, step, static_cast<uint32_t>(c)};
+    const Quad<T> eps = noise_quad(stream, a.noise ? a.noise + row : nullptr, i, n, is_wide);
+    const Quad<T> phi = load(a.phi + row, i, n, is_wide), grad = load(a.grad + row, i, n, is_wide);
+    store(a.proposal + row, i, n, is_wide, proposal_quad(phi, grad, stride, eps));
+  });
+  if (!is_last_block(a.rng)) return;
+  a.log_step_size[0] = log_step_size;
+  store_adaptation(adaptation, a.adaptation);
+  a.rng[kStep] = step + 1;
+  a.rng[kTicket] = 0;
 }
 
 template <typename T>
@@ -521,19 +525,17 @@ struct Cuda {
 
   template <typename T>
   static void transition(const TransitionArgs<T>& a) {
-    decide_and_advance(a);
+    const bool is_wide = all_wide(a.n_elements, a.phi, a.grad, a.proposal, a.proposal_grad) &&
+                         (!a.noise || all_wide(a.n_elements, a.noise));
+    decide_and_advance(a, is_wide);
     if (!a.adapts_jointly()) return;
-    Tensor workspace = new_workspace((sizeof(Joint) + sizeof(double) - 1) / sizeof(double));
-    Joint* joint = static_cast<Joint*>(workspace.data_ptr());
-    launch("transition", {1, kThreads}, adapt_jointly<T>, a, joint);
-    propose(ProposeArgs<T>{a.n_chains, a.n_elements, 1, a.phi, a.grad, &joint->step_size, joint->rng,
-                           a.noise, a.proposal, a.rng});
+    // No more blocks than run at once: each of them adds up the acceptances.
+    const unsigned blocks = blocks_for(a.n_chains, a.n_elements), most = 4 * multiprocessors();
+    launch("transition", {blocks < most ? blocks : most, kThreads}, propose_jointly<T>, a, is_wide);
   }
 
   template <typename T>
-  static void decide_and_advance(const TransitionArgs<T>& a) {
-    const bool is_wide = all_wide(a.n_elements, a.phi, a.grad, a.proposal, a.proposal_grad) &&
-                         (!a.noise || all_wide(a.n_elements, a.noise));
+  static void decide_and_advance(const TransitionArgs<T>& a, bool is_wide) {
     if (a.n_chains > 0 && a.n_elements > kMaxRowElements && a.n_chains < multiprocessors())
       transition_by_grid(a, is_wide);
     else if (a.n_elements <= 8)

@@ -286,7 +286,7 @@ def transition(
     All positional arguments and `adaptation` are updated. `noise` and `uniform` replace the draws. `acceptance` is a running
     total of min(1, alpha), so that nobody has to sum it up beside the op. `known_finite` is the op's memory between two
     unadjusted steps: True where the proposal on entry is known to be finite, and need not be read again to see it; false to
-    begin with, and whenever somebody else has written the proposal. On a GPU this is one launch (three where a shared step
+    begin with, and whenever somebody else has written the proposal. On a GPU this is one launch (two where a shared step
     size waits for all decisions) and no host synchronisation.
 
     Raises:
