@@ -41,6 +41,11 @@ class _KnownGradients(torch.autograd.Function):
         return None, None, *gradients, *([None] * len(gradients))
 
 
+def _mean(total: Tensor, n: int) -> Tensor:
+    """The mean of n tensors from their total; with one tensor, nothing is launched."""
+    return total if n == 1 else total / n
+
+
 class LAE(AutoencoderWithChain):
     """An encoder z = phi g(x) whose last layer phi is moved by a Langevin chain instead of an optimizer.
 
@@ -321,7 +326,7 @@ class LAE(AutoencoderWithChain):
                 value += chain.potential
             if t in shapes:
                 coordinates.add_feature_gradient(decoder.z_grad, chain.phi)
-        features = [coordinates.h_grad() / len(shapes), *spread]  # before phi moves
+        features = [_mean(coordinates.h_grad(), len(shapes)), *spread]  # before phi moves
         self.phi.copy_(coordinates.finish(chain.phi))
         if coordinates.memory is not None:
             self.gram.copy_(coordinates.memory.gram)
@@ -329,4 +334,4 @@ class LAE(AutoencoderWithChain):
         self._keep(chain, coordinates.log_n)
         if share_chain is not None:  # to the mean over the processes
             value = value / share_chain.size
-        return value.sum() / len(learns), features + [g / len(learns) for g in decoder.totals]
+        return _mean(value.sum(), len(learns)), features + [_mean(g, len(learns)) for g in decoder.totals]
