@@ -76,12 +76,22 @@ class _Annealing:
     """Rows e [C, n, nz], moved from N(0, I) at one temperature after another; z = m + s e.
 
     m and s [n, nz] are mean and standard deviation of the base: in e the base is round, and one step size fits all
-    images. `log_ratio` [C, n] is log p(x, z) - log r(z|x), by which the weights grow. All tensors keep their memory, also
-    from one batch of n images to the next: a CUDA graph of a move serves them all.
+    images. All tensors keep their memory, also from one batch of n images to the next: a CUDA graph of a move serves them
+    all.
 
     Args:
         x: the first images, [n, *shape].
     """
+
+    x: Tensor  # [n, *shape]
+    mean: Tensor  # m, [n, nz]
+    std: Tensor  # s, [n, nz]
+    log_volume: Tensor  # float64 [n], the sum of log s
+    rng: Tensor  # int64 [3]
+    e: Tensor  # [C, n, nz]
+    prior: Tensor  # float64 [C, n], -log N(e)
+    log_ratio: Tensor  # float64 [C, n], log p(x, z) - log r(z|x), by which the weights grow
+    slope: Tensor  # [C, n, nz], its derivative in e
 
     def __init__(
         self, model: Autoencoder, x: Tensor, base: str, n_chains: int, generator: torch.Generator
