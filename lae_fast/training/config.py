@@ -14,7 +14,7 @@ from typing import Any, Literal
 from lae_fast import checks, seeds
 from lae_fast.data import BINARIZATIONS, DATASETS
 from lae_fast.models import LAE, LIKELIHOODS, MODELS, NETWORKS, Architecture, Hoffman, options_of
-from lae_fast.models.precision import PRECISIONS, chosen_chain_precision
+from lae_fast.models.precision import PRECISIONS, Precision, chosen_chain_precision
 
 _LAE, _HOFFMAN = options_of("lae"), options_of("hoffman")
 
@@ -96,7 +96,7 @@ class Config:
     start: Literal[Hoffman.starts] = _HOFFMAN["start"]
     """Start of the chains: a draw of the encoder, or a draw of the prior, the traditional way (Hoffman)."""
 
-    precision: Literal[PRECISIONS] = _LAE["precision"]
+    precision: Precision = _LAE["precision"]
     """Precision of matrix products in training: in the encoder, in all gradients and, where no Metropolis-Hastings
     decision depends on them, in the energies. tf32 is for GPUs."""
     chain_precision: Literal[("auto", *PRECISIONS)] = "auto"
@@ -243,14 +243,15 @@ class Config:
         return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
 
     @classmethod
-    def from_json(cls, values: dict[str, object]) -> Config:
+    def from_json(cls, values: dict[str, Any]) -> Config:
         """A configuration as `config.json` holds it."""
         values = dict(values)
         if "window" in values:  # from before decisions were a choice, and windows two
             window = values.pop("window")
             values |= {"decisions": "joint", "decoder_window": window, "feature_window": window}
         paths = {name for name, kind in _kinds().items() if Path in _parts(kind)}
-        return cls(**{k: Path(v) if k in paths and isinstance(v, str) else v for k, v in values.items()})
+        values = {k: Path(v) if k in paths and isinstance(v, str) else v for k, v in values.items()}
+        return cls(**values)
 
 
 def _flag(name: str) -> str:

@@ -132,10 +132,9 @@ class Trainer:
         with RunLog(self.folder, resume_step, self.config.to_json()) as self.log:
             while not self.is_over():
                 for x in self.batches():
-                    metrics, messages = self._step(x), ()
+                    metrics = self._step(x)
                     ends_epoch = self.progress.position == self.n_batches
-                    if ends_epoch:
-                        messages = self._end_epoch()
+                    messages = self._end_epoch() if ends_epoch else ()
                     stops = on_step is not None and on_step(Event(len(x), metrics, messages))
                     every = self.config.checkpoint_every
                     if ends_epoch or stops or (every and self.progress.step % every == 0):
@@ -201,8 +200,8 @@ class Trainer:
         fit_posterior_scale(self.model, self.fit_images)
         values = {"epoch": float(epoch)}
         if self.chain:
-            values["epoch_acceptance_rate"] = rate = self._epoch_acceptance_rate()
-            messages += self._acceptance_warning(rate)
+            values["epoch_acceptance_rate"] = rate = self._epoch_acceptance_rate(self.chain)
+            messages += self._acceptance_warning(self.chain, rate)
         if isinstance(self.model, LAE):
             std = self.model.posterior(self.shown)[1]
             values |= {"phi_norm": self.model.phi.norm().item(), "posterior_std": std.mean().item()}
@@ -222,22 +221,20 @@ class Trainer:
         self.seconds += time.perf_counter() - start  # images per second are those of training
         return tuple(messages)
 
-    def _epoch_acceptance_rate(self) -> float:
+    def _epoch_acceptance_rate(self, chain: AutoencoderWithChain) -> float:
         """The fraction of the epoch's proposals that were accepted."""
-        decisions, rejections = self.chain.n_decisions.item(), self.chain.counters.sum().item()
+        decisions, rejections = int(chain.n_decisions), int(chain.counters.sum())
         progress = self.progress
         rate = 1 - (rejections - progress.rejections) / (decisions - progress.decisions)
         progress.decisions, progress.rejections = decisions, rejections
         return rate
 
-    def _acceptance_warning(self, rate: float) -> list[str]:
+    def _acceptance_warning(self, chain: AutoencoderWithChain, rate: float) -> list[str]:
         """A warning if an epoch's acceptance rate is too low or too high, once in a run."""
         # While the step size is still adapting there is nothing to be done.
-        adapted = (
-            self.chain.adaptation_rate * self.config.n_steps * (self.progress.epoch - 1) * self.n_batches
-        )
-        is_settled = self.chain.adaptation_rate == 0 or adapted >= SETTLED
-        message = acceptance_warning(torch.tensor([rate])) if self.chain.mh and is_settled else None
+        adapted = chain.adaptation_rate * self.config.n_steps * (self.progress.epoch - 1) * self.n_batches
+        is_settled = chain.adaptation_rate == 0 or adapted >= SETTLED
+        message = acceptance_warning(torch.tensor([rate])) if chain.mh and is_settled else None
         if message is None or self.has_warned:
             return []
         self.has_warned = True
