@@ -197,20 +197,16 @@ class Config:
                 f"--output-dir {self.output_dir} beside --resume {self.resume}: a run stays in its folder"
             )
 
-    def for_images(self, n: int) -> Config:
-        """These options for n training images: with numbers where batch size, epochs and patience are auto."""
-        size = self.batch_size
-        if size == "auto":  # a power of 2, or all images
-            size = min(n, BATCH_SIZE, max(LEAST_BATCH, 1 << max(0, (n // LEAST_BATCHES).bit_length() - 1)))
+    def for_images(self, n: int) -> tuple[int, int, int]:
+        """Batch size, epochs and patience for n training images: as given, and numbers where they are auto."""
+        power = 1 << max(0, (n // LEAST_BATCHES).bit_length() - 1)  # of 2
+        few = min(n, BATCH_SIZE, max(LEAST_BATCH, power))
+        size = few if self.batch_size == "auto" else self.batch_size
         n_batches = max(1, n // size)
         longer = max(EPOCHS, -(-LEAST_UPDATES // n_batches))
         wait = max(PATIENCE, -(-LEAST_UPDATES * PATIENCE // (EPOCHS * n_batches)))
-        return dataclasses.replace(
-            self,
-            batch_size=size,
-            epochs=longer if self.epochs == "auto" else self.epochs,
-            patience=wait if self.patience == "auto" else self.patience,
-        )
+        epochs = longer if self.epochs == "auto" else self.epochs
+        return size, epochs, wait if self.patience == "auto" else self.patience
 
     def architecture(self, shape: Sequence[int]) -> Architecture:
         """The model's part of the options, for images of this shape: (c, h, w), or (nx,) for flat ones."""

@@ -79,17 +79,20 @@ class Trainer:
     def __init__(
         self, config: Config, dataset: Dataset, folder: Path, device: torch.device, *, resume: bool = False
     ) -> None:
-        self.config = config = config.for_images(len(dataset.train.images))
+        self.batch_size, self.epochs, self.patience = config.for_images(len(dataset.train.images))
+        self.config = config = dataclasses.replace(
+            config, batch_size=self.batch_size, epochs=self.epochs, patience=self.patience
+        )
         self.folder, self.device = folder, device
         _check_values(dataset, config.likelihood)
         self.train, self.validation, self.test = (
             split.to(device) for split in (dataset.train, dataset.validation, dataset.test)
         )
         self.classes = dataset.classes
-        self.n_batches = len(self.train.images) // config.batch_size
+        self.n_batches = len(self.train.images) // self.batch_size
         if self.n_batches < 1:
             raise TrainingError(
-                f"--batch-size is {config.batch_size}; expected at most {len(self.train.images)} images"
+                f"--batch-size is {self.batch_size}; expected at most {len(self.train.images)} images"
             )
         if len(self.test.images) < 10:
             raise TrainingError(f"the test set holds {len(self.test.images)} images; expected at least 10")
@@ -145,12 +148,12 @@ class Trainer:
 
     def is_over(self) -> bool:
         """Whether all epochs are done, or the patience is over."""
-        return self.progress.epoch >= self.config.epochs or self.progress.is_finished
+        return self.progress.epoch >= self.epochs or self.progress.is_finished
 
     def batches(self) -> Iterator[Tensor]:
         """The rest of the current epoch's minibatches, float [n, c, h, w] in [0, 1]; the order depends on seed and epoch."""
         seed = seeds.mixed(self.config.seed, self.progress.epoch)
-        order = data.shuffled(len(self.train.images), self.config.batch_size, seed, self.device)
+        order = data.shuffled(len(self.train.images), self.batch_size, seed, self.device)
         for index in itertools.islice(order, self.progress.position, None):
             images = self.train.images[index]
             if self.config.binarize == "dynamic":
@@ -159,7 +162,7 @@ class Trainer:
 
     def _step(self, x: Tensor) -> dict[str, float]:
         """Train on one minibatch; returns the metrics of a log line if one is due, else {}."""
-        done = self.progress.step / (self.config.epochs * self.n_batches)
+        done = self.progress.step / (self.epochs * self.n_batches)
         cool_down(self.optimizer, self.lr, done, self.config.cooldown)
         self.window[0] += self.training_step(x)
         if self.chain:
@@ -184,7 +187,7 @@ class Trainer:
             }
         if not math.isfinite(loss):
             self._check_finite()
-        values["images_per_second"] = self.n_window * self.config.batch_size / (now - self.seconds)
+        values["images_per_second"] = self.n_window * self.batch_size / (now - self.seconds)
         self.log.scalars(self.progress.step, values)
         self.window.zero_()
         self.n_window, self.seconds = 0, now
@@ -242,7 +245,7 @@ class Trainer:
 
     def _is_out_of_patience(self) -> bool:
         waited = self.progress.epoch - self.progress.best_epoch
-        return len(self.validation.images) > 0 and waited >= self.config.patience
+        return len(self.validation.images) > 0 and waited >= self.patience
 
     # ---- checkpoints ----
 
