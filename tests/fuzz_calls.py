@@ -279,6 +279,7 @@ def plan() -> dict[str, Any]:
         generator=torch.Generator(),
         progress=False,
         capture=False,
+        compile=None,
     )
 
 
@@ -297,7 +298,7 @@ def drawn(sampler: Callable) -> Callable:
 
 @entry("ald_sample", without=LONG | STEPPED["without"])
 def _():
-    own = dict(phi=None, nz=2, n_chains=2, whiten=True, batch_size=None)
+    own = dict(phi=None, nz=2, n_chains=2, whiten=True, batch_size=None, value_and_grad=None)
     return drawn(lae_fast.ald_sample), dict(energy=bowl, features=normal(3, 4)) | own | plan()
 
 
@@ -315,6 +316,16 @@ def batch_bowl(z: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tens
 @entry("langevin_sample", without=LONG | STEPPED["without"], says=dict(z=("energy",)))
 def _():
     return drawn(lae_fast.langevin_sample), dict(energy=bowl, z=normal(2, 3, 2)) | plan()
+
+
+@entry(
+    "langevin_sample, a gradient given",
+    without=LONG | STEPPED["without"] | dict(value_and_grad=CALLABLES, compile=(True,)),
+    says=dict(z=("energy",)),
+)
+def _():
+    own = dict(energy=bowl, z=normal(2, 3, 2), value_and_grad=lambda z: (bowl(z), z))
+    return drawn(lae_fast.langevin_sample), own | plan()
 
 
 # ---- models ----

@@ -1,6 +1,7 @@
 """The fused ops. Each file holds complete ops: schema, reference, fake kernel, and the function that checks and calls.
 
 langevin   propose, decide, transition: one step of a chain
+walk       many steps of a chain whose potential is compiled
 philox     noise, make_rng: the random stream of a chain
 energies   energy, energy_, in_unit_range: -log p(x|z) and its derivatives
 dense      norm_relu, norm_relu_backward, norm_relu_sums, keep: the work between a network's matrix products
@@ -30,6 +31,7 @@ from lae_fast.ops.energies import (
 from lae_fast.ops.langevin import decide, propose, transition, transition_unchecked
 from lae_fast.ops.library import is_compiled
 from lae_fast.ops.philox import ACCEPT, INTEGERS, NORMALS, UNIFORMS, make_rng, noise
+from lae_fast.ops.walk import walk_unchecked
 
 library.load_kernels()
 
@@ -62,4 +64,5 @@ __all__ = [
     "propose",
     "transition",
     "transition_unchecked",
+    "walk_unchecked",
 ]

@@ -6,10 +6,11 @@ chain's step size too.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.autograd import forward_ad
 
 Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -133,3 +134,27 @@ def onednn_linear() -> Linear | None:
         return None
     op = packet.default
     return lambda a, weight, bias: op(a, weight, bias, "none", [], "")
+
+
+def compiled_call(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+    """inductor's code for a graph of aten ops, without the guards of `torch.compile`: inputs of these shapes -> its results.
+
+    Fallback: none. Where this torch has no such function, or the machine no C++ compiler, the error says so, and the caller
+    goes on without.
+    """
+    return torch._inductor.compile(graph, list(inputs))
+
+
+def compiled_library(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> str:
+    """The path of a shared library with AOTInductor's code for a graph of aten ops.
+
+    Fallback: none, as above.
+    """
+    return torch._inductor.aot_compile(graph, tuple(inputs))
+
+
+@functools.cache
+def aot_loaded(path: str) -> Callable[..., list[Tensor]]:
+    """The function that `compiled_library` has left at this path, for Python. Fallback: none; only a build without kernels asks."""
+    runner = torch._C._aoti.AOTIModelContainerRunnerCpu(path, 1)
+    return lambda *inputs: runner.run(list(inputs))

@@ -110,6 +110,48 @@ class Chains:
                 self.phi, self.grad, eta, self.rng, noise
             )  # of the same noise, by the new eta
 
+    def walk(
+        self,
+        library: str,
+        constants: list[Tensor],
+        acceptance: Tensor,  # [C], float64
+        n_steps: int,
+        thin: int,
+        since: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """n_steps steps in one call, on a CPU, with the energies of a compiled potential: see ops/walk.py.
+
+        Returns:
+            phi [K, C, D], V [K, C] and the mean acceptances [K, C] at the K draws that these steps complete.
+        """
+        n_draws = (since + n_steps) // thin
+        draws = self.phi.new_empty(n_draws, *self.phi.shape)
+        energies = self.potential.new_empty(n_draws, *self.potential.shape)
+        rates = torch.empty_like(energies)
+        ops.walk_unchecked(
+            library,
+            constants,
+            self.phi,
+            self.potential,
+            self.grad,
+            self.proposal,
+            self.rng,
+            self.log_step_size,
+            self.counters,
+            self.is_accepted,
+            self.log_alpha,
+            self.adaptation,
+            acceptance,
+            draws,
+            energies,
+            rates,
+            n_steps,
+            thin,
+            since,
+            self.mh,
+        )
+        return draws, energies, rates
+
     def acceptance_rate(self) -> Tensor:
         """min(1, alpha) of the last step, [C]."""
         return acceptance_rate(self.log_alpha)
