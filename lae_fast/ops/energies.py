@@ -248,7 +248,7 @@ energy_unchecked_ = torch.ops.lae_fast.energy_
 # ---- in_unit_range ----
 
 
-@define("in_unit_range(Tensor x) -> bool", fake=None, on_cpu_only=True)
+@define("in_unit_range(Tensor x) -> bool", fake=None, compiled_on=("cpu",))
 def in_unit_range_reference(x: Tensor) -> bool:
     if x.numel() == 0:
         return True
