@@ -26,7 +26,7 @@ from lae_fast.models.likelihood import has_kernel, negative_log_prior
 from lae_fast.models.mlp import MLP, Gradients, Trace
 from lae_fast.models.precision import products_in
 from lae_fast.models.with_chain import AutoencoderWithChain
-from lae_fast.ops.torch_private import add_to_each, is_altered
+from lae_fast.ops.torch_private import is_altered, on_each
 
 
 def decoder_pass(model: AutoencoderWithChain, x: Tensor, *, by_row: bool = False) -> DecoderPass:
@@ -117,7 +117,7 @@ class DecoderPass:
         """Add the weight gradients of the current state to `totals`."""
         gradients = self.weight_gradients()
         if self.totals:
-            add_to_each(self.totals, gradients)
+            on_each("add_", self.totals, gradients)
         else:
             self.totals = list(gradients)
 

@@ -143,7 +143,10 @@ class TrainingStep:
         if not self.model.training:
             raise ValueError("the model is in eval mode; expected train mode: call model.train() first")
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.model.loss(x)
-        loss.backward()
+        if isinstance(self.model, Autoencoder):
+            loss = self.model.add_gradients(x)
+        else:
+            loss = self.model.loss(x)
+            loss.backward()
         self.optimizer.step()
         return loss.detach()
