@@ -44,6 +44,7 @@ from lae_fast import (
 from lae_fast.graphs import WARMUP
 from lae_fast.models.decoder_pass import decoder_pass
 from lae_fast.ops import library
+from lae_fast.ops.energies import add_prior_unchecked_
 from lae_fast.sampling import Chains, dual_averaging, robbins_monro
 from lae_fast.training.config import Config
 from lae_fast.training.optimizer import Adam
@@ -215,6 +216,7 @@ def test_launches():
     count("decide", lambda: ops.decide(phi, phi, *potentials, grad, grad, eta, rng))
     count("noise", lambda: ops.noise(rng, 5, 1000, torch.float32))
     count("energy", lambda: ops.energy(phi, phi, ops.BERNOULLI))
+    count("add_prior_", lambda: add_prior_unchecked_(state["potential"], grad, phi))
     count("keep", lambda: ops.keep([phi] * 40, [grad] * 40, state["is_accepted"][:1]))
     weight = torch.ones(phi.shape[1], device=DEVICE)
     normalized = torch.empty_like(phi)

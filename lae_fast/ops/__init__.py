@@ -2,7 +2,7 @@
 
 langevin   propose, decide, transition: one step of a chain
 philox     noise, make_rng: the random stream of a chain
-energies   energy, energy_, in_unit_range: -log p(x|z) and its derivatives
+energies   energy, energy_, in_unit_range, add_prior_: -log p(x, z) and its derivatives
 dense      norm_relu, norm_relu_backward, norm_relu_sums, keep: the work between a network's matrix products
 adam       adam_: one step of Adam for all parameters, on GPUs
 library    the implementation that serves a device, a compiled kernel or the reference, and the reason

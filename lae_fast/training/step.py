@@ -148,5 +148,6 @@ class TrainingStep:
         else:
             loss = self.model.loss(x)
             loss.backward()
+            loss = loss.detach()
         self.optimizer.step()
-        return loss.detach()
+        return loss
