@@ -151,6 +151,9 @@ def test_parameters_without_a_gradient_stay(calls):
         True,
     ]
     assert optimizer.state[params[1]]["step"] == 2
+    optimizer.zero_grad()
+    optimizer.step()  # no gradient at all
+    assert calls == [5, 3, 0]
 
 
 def test_hooks_are_called_once():

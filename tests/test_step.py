@@ -263,7 +263,7 @@ KNOWN = {
 def after(n_batches, m, add):
     """All that minibatches leave: losses, gradients, which add up, and the model."""
     torch.manual_seed(1)
-    losses = [add(m, images(seed=i).repeat(1, 2)[:, : m.nx].contiguous()) for i in range(n_batches)]
+    losses = [add(m, images(100, seed=i).repeat(1, 2)[:, : m.nx].contiguous()) for i in range(n_batches)]
     assert not any(loss.requires_grad for loss in losses)
     return losses, [p.grad for p in m.parameters()], list(m.state_dict().values())
 

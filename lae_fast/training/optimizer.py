@@ -40,9 +40,8 @@ class Adam(torch.optim.Adam):
             return inspect.unwrap(torch.optim.Adam.step)(self, closure)
         for group in groups:
             ops.adam_unchecked_(*group)
-            torch.autograd.graph.increment_version(
-                group[0]
-            )  # who has saved one for a backward pass gets an error
+            # Who has saved a parameter for a backward pass gets an error.
+            torch.autograd.graph.increment_version(group[0])
         return None
 
     def _arguments(self, group: dict[str, Any]) -> tuple[Any, ...] | None:
