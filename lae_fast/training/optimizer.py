@@ -48,7 +48,7 @@ class Adam(torch.optim.Adam):
         """What the op takes for a group of parameters; None: it cannot serve."""
         params = [p for p in group["params"] if p.grad is not None]
         states = [self.state.get(p) for p in params]
-        others = ("amsgrad", "maximize", "weight_decay", "differentiable", "foreach")
+        others = ("amsgrad", "maximize", "weight_decay", "differentiable")
         if (
             not (group["fused"] and group["capturable"])
             or any(group[name] for name in others)
