@@ -5,10 +5,12 @@ whole training step, evaluation or attack agree to many digits: no decision can 
 """
 
 import contextlib
+import copy
 import ctypes
 import json
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import test_likelihood
@@ -42,8 +44,10 @@ from lae_fast import (
 from lae_fast.graphs import WARMUP, Replayed
 from lae_fast.models.decoder_pass import decoder_pass
 from lae_fast.ops import library
+from lae_fast.ops.energies import add_prior_unchecked_
 from lae_fast.sampling import Chains, dual_averaging, robbins_monro
 from lae_fast.training.config import Config
+from lae_fast.training.optimizer import Adam
 from lae_fast.training.step import TrainingStep, adam
 
 DEVICE = "cuda"
@@ -77,6 +81,13 @@ def capture(function, keep_graph=False):
     with torch.cuda.graph(graph):
         function()
     return graph
+
+
+def n_launches(graph):
+    """How many nodes a graph has that was kept."""
+    handle, n = ctypes.c_void_p(graph.raw_cuda_graph()), ctypes.c_size_t()
+    assert ctypes.CDLL("libcuda.so.1").cuGraphGetNodes(handle, None, ctypes.byref(n)) == 0
+    return n.value
 
 
 def test_waiting_is_noticed():
@@ -193,12 +204,7 @@ def test_launches():
     counts = {}
 
     def count(name, function):
-        graph, n = capture(function, keep_graph=True), ctypes.c_size_t()
-        status = ctypes.CDLL("libcuda.so.1").cuGraphGetNodes(
-            ctypes.c_void_p(graph.raw_cuda_graph()), None, ctypes.byref(n)
-        )
-        assert status == 0
-        counts[name] = n.value
+        counts[name] = n_launches(capture(function, keep_graph=True))
 
     for name, shape, n_step_sizes in (
         ("rows", (9, 300), 9),
@@ -218,6 +224,7 @@ def test_launches():
     count("decide", lambda: ops.decide(phi, phi, *potentials, grad, grad, eta, rng))
     count("noise", lambda: ops.noise(rng, 5, 1000, torch.float32))
     count("energy", lambda: ops.energy(phi, phi, ops.BERNOULLI))
+    count("add_prior_", lambda: add_prior_unchecked_(state["potential"], grad, phi))
     count("keep", lambda: ops.keep([phi] * 40, [grad] * 40, state["is_accepted"][:1]))
     weight = torch.ones(phi.shape[1], device=DEVICE)
     normalized = torch.empty_like(phi)
@@ -345,6 +352,60 @@ def test_two_streams_do_not_meet():
 
 
 # ---- whole steps -------------------------------------------------------------------------------
+
+
+@compiled
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_adam_takes_pytorch_s_steps(dtype):
+    """Formula and roundings are PyTorch's: only powers of beta, by another compilation of the same function, may differ."""
+    shapes = [(784, 256), (256,), (1,), (3, 341)] * 17  # 68: more than a launch takes
+    results = []
+    for kind in (Adam, partial(torch.optim.Adam, fused=True, capturable=True)):
+        g = torch.Generator(DEVICE).manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(s, generator=g, device=DEVICE, dtype=dtype)) for s in shapes]
+        optimizer = kind(params, torch.tensor(1e-3, device=DEVICE), (0.5, 0.999))
+        for _ in range(20):
+            for p in params:
+                p.grad = torch.randn(p.shape, generator=g, device=DEVICE, dtype=dtype)
+            optimizer.step()
+        results.append([t for p in params for t in (p.detach(), *optimizer.state[p].values())])
+    for got, expected in zip(*results, strict=True):
+        rounding = 2.0**-23 if dtype == torch.float32 else 2.0**-52
+        torch.testing.assert_close(got, expected, rtol=8 * rounding, atol=8 * rounding)
+
+
+@compiled
+def test_adam_is_captured_in_two_launches_and_follows_its_learning_rate():
+    p = torch.nn.Parameter(torch.ones(1000, device=DEVICE))
+    lr = torch.tensor(1e-3, device=DEVICE)
+    optimizer, p.grad = Adam([p], lr), torch.ones_like(p)
+    optimizer.step()
+    graph = capture(optimizer.step, keep_graph=True)
+    assert n_launches(graph) == 2
+    graph.instantiate()
+    for rate in (1e-3, 0.0, 1e-2):
+        lr.fill_(rate)
+        before = p.detach().clone()
+        graph.replay()
+        torch.testing.assert_close(p.detach(), before - rate, rtol=1e-5, atol=1e-7)  # all gradients are alike
+    assert optimizer.state[p]["step"] == 5  # PyTorch's own, the one before the capture, three replays
+
+
+def test_adam_loads_what_a_cpu_has_saved_and_the_other_way_round():
+    m = build("vae")
+    on_cpu, on_gpu = adam(m, 1e-3), adam(copy.deepcopy(m).to(DEVICE), 1e-3)
+    for a, b in ((on_cpu, on_gpu), (on_gpu, on_cpu)):
+        for p in a.param_groups[0]["params"]:
+            p.grad = torch.ones_like(p)
+        a.step()
+        own = {k: v for k, v in b.param_groups[0].items() if k != "params"}
+        b.load_state_dict(a.state_dict())
+        b.param_groups[0].update(own)  # as a resumed run does
+        for p in b.param_groups[0]["params"]:
+            p.grad = torch.ones_like(p)
+        b.step()
+        assert all(s["step"] == 2 + 2 * (b is on_cpu) for s in b.state.values())
+
 
 TF32 = [(kind, {"precision": "tf32"}) for kind in ("lae", "vae", "hoffman")]
 

@@ -3,12 +3,14 @@
 langevin   propose, decide, transition: one step of a chain
 walk       many steps of a chain whose potential is compiled
 philox     noise, make_rng: the random stream of a chain
-energies   energy, energy_, in_unit_range: -log p(x|z) and its derivatives
+energies   energy, energy_, in_unit_range, add_prior_: -log p(x, z) and its derivatives
 dense      norm_relu, norm_relu_backward, norm_relu_sums, keep: the work between a network's matrix products
+adam       adam_: one step of Adam for all parameters, on GPUs
 library    the implementation that serves a device, a compiled kernel or the reference, and the reason
 """
 
 from lae_fast.ops import columns, library
+from lae_fast.ops.adam import adam_unchecked_
 from lae_fast.ops.dense import (
     keep,
     keep_unchecked,
@@ -43,6 +45,7 @@ __all__ = [
     "LOGISTIC",
     "NORMALS",
     "UNIFORMS",
+    "adam_unchecked_",
     "columns",
     "decide",
     "energy",
