@@ -25,6 +25,7 @@ OTHERS = {
     "pytest_benchmark": "`pytest bench/`; bench/table.py does without",
     "torchebm": "a rival",
     "posteriors": "a rival",
+    "blackjax": "a rival",
 }
 
 

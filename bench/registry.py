@@ -50,6 +50,10 @@ MANY_CHAINS = {
     "chains_64x8": dict(c=64, d=8, step_size=0.6),
     "chains_1024x128": dict(c=1024, d=128, step_size=0.25),
 }
+LONG_CHAINS = {
+    "jitted_64x8": MANY_CHAINS["chains_64x8"] | dict(n_steps=50_000),
+    "jitted_1024x128": MANY_CHAINS["chains_1024x128"] | dict(n_steps=1000),
+}
 
 # device, heading over the tables, module and function in subjects/, and by name what it takes
 BENCHMARKS = [
@@ -63,6 +67,7 @@ BENCHMARKS = [
     *_each("cpu", "training step: its parts", "parts.parts", PARTS),
     *_each("cpu", "one chain of ALD", "samplers.one_chain", _with_and_without_mh(ONE_CHAIN)),
     *_each("cpu", "C chains", "samplers.many_chains", _with_and_without_mh(MANY_CHAINS)),
+    *_each("cpu", "C chains, compiled", "jitted_samplers.jitted_chains", _with_and_without_mh(LONG_CHAINS)),
     *_each("cpu", "training step", "step.training_step", STEPS),
     *_each("cuda", "ops: transition", "transition.long_transition", {"transition_long": {}}),
     *_each("cuda", "ops: transition", "transition.short_transition", {"transition_short": {}}),

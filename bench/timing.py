@@ -32,6 +32,14 @@ def host_seconds(call: Callable[[], object], loops: int) -> float:
     return (_now() - start) / loops
 
 
+def cpu_seconds(call: Callable[[], object], loops: int) -> float:
+    """Of all threads of this process together: what other processes do on the same cores hardly counts."""
+    start = time.process_time()
+    for _ in range(loops):
+        call()
+    return (time.process_time() - start) / loops
+
+
 def device_seconds(call: Callable[[], object], loops: int) -> float:
     """By events in the current stream: what the host does meanwhile counts only where the device waits for it."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -32,6 +32,19 @@ LAE_HD double ratio_element(T phi, T proposal, T grad, T proposal_grad, double e
   return (g + h) * (2.0 * delta + eta * (g - h));
 }
 
+// The sum as a straight line in eta, for who adds up before eta is known: ratio = 2 moved + eta pulled.
+struct RatioLine {
+  double moved;   // sum of (g + h) (phi' - phi); NaN if a proposal or its gradient is not finite
+  double pulled;  // sum of (g + h) (g - h)
+};
+
+template <typename T>
+LAE_HD void add_element(RatioLine& line, T phi, T proposal, T grad, T proposal_grad) {
+  const double g = grad, h = proposal_grad;
+  line.moved = std::fma(g + h, static_cast<double>(proposal) - static_cast<double>(phi), line.moved);
+  line.pulled = std::fma(g + h, g - h, line.pulled);
+}
+
 // 0 for finite values, NaN otherwise: the sum over a chain tells whether any value is not finite.
 template <typename T>
 LAE_HD double finite_probe(T proposal, T proposal_grad) {

@@ -6,6 +6,7 @@
 
 #include <optional>
 #include <tuple>
+#include <type_traits>
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -35,6 +36,8 @@ struct TransitionArgs {
   const T* noise;                    // [C, D] or null
   const double* uniform;             // [C] or null
   bool mh;
+  double* acceptance;   // [C], added to, or null
+  bool* known_finite;   // [C], in and out, or null: whether the proposal is known to be finite
 
   // One step size for several chains adapts to their mean acceptance: all decisions come before any proposal.
   LAE_HD bool adapts_jointly() const { return adaptation && n_step_sizes == 1 && n_chains > 1; }
@@ -78,18 +81,17 @@ struct NoiseArgs {
 
 template <class Backend>
 struct LangevinOps {
-  static void transition(Tensor phi, Tensor potential, Tensor grad, Tensor proposal, Tensor rng,
-                         Tensor log_step_size, Tensor counters, Tensor is_accepted, Tensor log_alpha,
-                         std::optional<Tensor> adaptation, Tensor proposal_potential, Tensor proposal_grad, bool mh,
-                         std::optional<Tensor> noise, std::optional<Tensor> uniform) {
-    const Check check("transition", phi);
+  // Calls f(TransitionArgs<T>) with the chains' state, checked; the proposals' energies and totals are left to f.
+  template <typename F>
+  static void with_state(const Check& check, const Tensor& phi, const Tensor& potential, const Tensor& grad,
+                         const Tensor& proposal, const Tensor& rng, const Tensor& log_step_size, const Tensor& counters,
+                         const Tensor& is_accepted, const Tensor& log_alpha, const std::optional<Tensor>& adaptation,
+                         bool mh, F f) {
     check.state("phi", phi);
     const int64_t n_chains = phi.size(0), n_elements = phi.size(1);
     check.like("grad", grad);
     check.like("proposal", proposal);
-    check.like("proposal_grad", proposal_grad);
     check.array("potential", potential, ScalarType::Double, {n_chains});
-    check.array("proposal_potential", proposal_potential, ScalarType::Double, {n_chains});
     check.array("rng", rng, ScalarType::Long, {3});
     const int64_t n_step_sizes = check.step_sizes("log_step_size", log_step_size);
     check.array("counters", counters, ScalarType::Long, {n_chains, 2});
@@ -98,18 +100,41 @@ struct LangevinOps {
     const bool is_dual = adaptation && adaptation->dim() == 2 && adaptation->size(1) == kDualColumns;
     const int64_t n_columns = is_dual ? kDualColumns : 2;
     if (adaptation) check.array("adaptation", *adaptation, ScalarType::Double, {n_step_sizes, n_columns});
-    if (noise) check.like("noise", *noise);
-    if (uniform) check.array("uniform", *uniform, ScalarType::Double, {n_chains});
     const typename Backend::Guard guard(phi);
     for_type(phi, [&](auto type) {
       using T = decltype(type);
-      Backend::transition(TransitionArgs<T>{
-          n_chains, n_elements, n_step_sizes, pointer<T>(phi), pointer<T>(grad), pointer<T>(proposal),
-          pointer<T>(proposal_grad), pointer<double>(potential), pointer<double>(proposal_potential),
-          pointer<int64_t>(rng), pointer<double>(log_step_size), mh ? pointer<double>(adaptation) : nullptr, n_columns,
-          pointer<int64_t>(counters), pointer<bool>(is_accepted), pointer<double>(log_alpha),
-          pointer<T>(noise), pointer<double>(uniform), mh});
+      f(TransitionArgs<T>{n_chains, n_elements, n_step_sizes, pointer<T>(phi), pointer<T>(grad), pointer<T>(proposal),
+                          nullptr, pointer<double>(potential), nullptr, pointer<int64_t>(rng),
+                          pointer<double>(log_step_size), mh ? pointer<double>(adaptation) : nullptr, n_columns,
+                          pointer<int64_t>(counters), pointer<bool>(is_accepted), pointer<double>(log_alpha), nullptr,
+                          nullptr, mh, nullptr, nullptr});
     });
+  }
+
+  static void transition(Tensor phi, Tensor potential, Tensor grad, Tensor proposal, Tensor rng,
+                         Tensor log_step_size, Tensor counters, Tensor is_accepted, Tensor log_alpha,
+                         std::optional<Tensor> adaptation, Tensor proposal_potential, Tensor proposal_grad, bool mh,
+                         std::optional<Tensor> noise, std::optional<Tensor> uniform, std::optional<Tensor> acceptance,
+                         std::optional<Tensor> known_finite) {
+    const Check check("transition", phi);
+    with_state(check, phi, potential, grad, proposal, rng, log_step_size, counters, is_accepted, log_alpha, adaptation,
+               mh, [&](auto args) {
+                 using T = std::remove_pointer_t<decltype(args.phi)>;
+                 const int64_t n_chains = phi.size(0);
+                 check.like("proposal_grad", proposal_grad);
+                 check.array("proposal_potential", proposal_potential, ScalarType::Double, {n_chains});
+                 if (noise) check.like("noise", *noise);
+                 if (uniform) check.array("uniform", *uniform, ScalarType::Double, {n_chains});
+                 if (acceptance) check.array("acceptance", *acceptance, ScalarType::Double, {n_chains});
+                 if (known_finite) check.array("known_finite", *known_finite, ScalarType::Bool, {n_chains});
+                 args.proposal_potential = pointer<double>(proposal_potential);
+                 args.proposal_grad = pointer<T>(proposal_grad);
+                 args.noise = pointer<T>(noise);
+                 args.uniform = pointer<double>(uniform);
+                 args.acceptance = pointer<double>(acceptance);
+                 args.known_finite = pointer<bool>(known_finite);
+                 Backend::transition(args);
+               });
   }
 
   static std::tuple<Tensor, Tensor, Tensor> decide(Tensor phi, Tensor proposal, Tensor potential,

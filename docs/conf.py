@@ -33,7 +33,7 @@ nitpicky = True  # a reference to a name of ours that does not exist is an error
 nitpick_ignore_regex = [
     # Other libraries are documented elsewhere.
     ("py:.*", r"(torch|nn|np|collections|pathlib|typing|argparse)\..*"),
-    ("py:class", r"Tensor|Path|Any|Callable|Iterator|Sequence|Generator|Literal|ClassVar|Model|P|.*\.R"),
+    ("py:class", r"Tensor|Path|Any|Callable|Iterator|Sequence|Generator|Literal|ClassVar|Model|P|.*\.[RM]"),
     ("py:obj", ".*"),  # `x` in a docstring is a name: a link if we document it, else code
 ]
 default_role = "py:obj"
@@ -52,7 +52,7 @@ myst_enable_extensions = ["dollarmath", "amsmath", "html_image", "colon_fence", 
 myst_heading_anchors = 3
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 60
+nb_execution_timeout = 600  # seconds a cell, also on a busy machine
 nb_execution_in_temp = True
 nb_merge_streams = True
 nb_output_stderr = "remove"  # bars

@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code."""
     command, *arguments = (sys.argv[1:] if argv is None else argv) or [""]
     if command in COMMANDS:
-        return importlib.import_module(COMMANDS[command][0]).main(arguments)
+        code: int = importlib.import_module(COMMANDS[command][0]).main(arguments)
+        return code
     if command in ("-h", "--help", "--version"):
         console.say(f"lae_fast {__version__}" if command == "--version" else _usage())
         return 0

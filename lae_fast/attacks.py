@@ -112,7 +112,7 @@ def _per_row(values: Tensor, x: Tensor) -> Tensor:
 
 def _norm(x: Tensor, order: float = 2) -> Tensor:
     """The norm of each image, [R, ...] -> [R, 1, ...]; it is never 0, so that callers can divide by it."""
-    norm = torch.linalg.vector_norm(x, order, dim=tuple(range(1, x.dim())), keepdim=True)
+    norm: Tensor = torch.linalg.vector_norm(x, order, dim=tuple(range(1, x.dim())), keepdim=True)
     return norm.clamp_(min=torch.finfo(x.dtype).tiny)
 
 
@@ -153,7 +153,7 @@ class _Ball:
 
     def random(self, generator: torch.Generator | None) -> Tensor:
         """Images uniform within eps, then clamped to the bounds."""
-        options = dict(generator=generator, dtype=self.x.dtype, device=self.x.device)
+        options: dict[str, Any] = dict(generator=generator, dtype=self.x.dtype, device=self.x.device)
         direction = _unit(torch.randn(self.x.shape, **options))
         radius = torch.rand(self.eps.shape, **options).pow_(1 / self.x[0].numel())  # P(radius < r) = r^D
         return (self.x + self.eps * radius * direction).clamp_(*self.bounds)
@@ -166,7 +166,7 @@ class _Ball:
         torch.addcmul(self.x, delta, shrink, out=adversary).clamp_(*self.bounds)
 
 
-_REGIONS = {"linf": _Box, "l2": _Ball}
+_REGIONS: dict[str, type[_Box] | type[_Ball]] = {"linf": _Box, "l2": _Ball}
 
 
 def _check(model: Any, x: Any, labels: Any, eps: Any, bounds: Any) -> tuple[Tensor, tuple[float, float]]:

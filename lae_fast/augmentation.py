@@ -96,7 +96,7 @@ def augment(
         raise ValueError(f"labels are {list(labels.shape)}; expected [{m}, ...], one for each image")
     if n == 0:
         return x, labels
-    if source == "chain":
+    if isinstance(model, LAE) and source == "chain":
         z = _chain(model, flat, n, n_steps or model.n_steps, step_size, generator)
     else:
         mean, std = (t.to(flat.dtype) for t in model.posterior(flat))  # [m, nz]

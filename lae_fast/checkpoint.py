@@ -82,7 +82,7 @@ def _digest(weights: dict[str, Tensor], *texts: str) -> str:
     for name in sorted(weights):
         t = weights[name]
         found.update(f"\0{name} {t.dtype} {list(t.shape)} ".encode())
-        found.update(t.reshape(-1).view(torch.uint8).numpy())
+        found.update(t.reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
@@ -205,7 +205,7 @@ def check_tensors(
         if a is b or (name in optional and isinstance(a, str)):
             continue
         shapes = [list(t.shape) if isinstance(t, Tensor) else t for t in (a, b)]
-        if shapes[0] != shapes[1] or not isinstance(a, Tensor):
+        if shapes[0] != shapes[1] or not isinstance(a, Tensor) or not isinstance(b, Tensor):
             raise CheckpointError(
                 f"{source} is of another architecture: {name} is {shapes[0]!s:.80} there, {shapes[1]} in this model"
             )
@@ -224,7 +224,7 @@ def load_into(model: nn.Module, weights: dict[str, Tensor], source: Path) -> Non
     Raises:
         CheckpointError: names, shapes or types differ from the model's, or values are not finite.
     """
-    chain = getattr(model, "chain_state", dict)()
+    chain: dict[str, Tensor] = getattr(model, "chain_state", dict)()
     check_tensors(model.state_dict(), weights, source, optional=chain, unbounded=["log_step_size"])
     model.load_state_dict(weights)
 

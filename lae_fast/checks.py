@@ -137,10 +137,10 @@ def image_shape(shape: Any, nx: Any) -> tuple[int, ...]:
         return (count("nx", nx),)
     if not isinstance(shape, (tuple, list)) or not 1 <= len(shape) <= 8:
         raise TypeError(f"shape is {describe(shape)}; expected that of one image, as (c, h, w)")
-    shape = tuple(count("a size of the shape", size) for size in shape)
-    if nx is not None and count("nx", nx) != math.prod(shape):
-        raise ValueError(f"nx is {nx} beside the shape {shape}; expected its product, {math.prod(shape)}")
-    return shape
+    sizes = tuple(count("a size of the shape", size) for size in shape)
+    if nx is not None and count("nx", nx) != math.prod(sizes):
+        raise ValueError(f"nx is {nx} beside the shape {sizes}; expected its product, {math.prod(sizes)}")
+    return sizes
 
 
 def step_sizes(name: str, value: Any, n: int) -> Tensor:

@@ -11,7 +11,9 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
+from typing import TextIO, TypeVar
+
+S = TypeVar("S", bound="_Signals")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and what schedulers send
 
@@ -59,7 +61,7 @@ def typed(command: str = "COMMAND") -> list[str]:
 class _Signals:
     """Handlers that are in force while it is entered; none off the main thread, where Python allows none."""
 
-    def __enter__(self) -> _Signals:
+    def __enter__(self: S) -> S:
         on_main = threading.current_thread() is threading.main_thread()
         self._previous = {s: signal.signal(s, self._handle) for s in SIGNALS} if on_main else {}
         return self

@@ -106,7 +106,8 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
 # ---- exact products ----
 
 ROUNDED = ("tf32", "bf16")
-_cpu, _cuda = torch.backends.mkldnn, torch.backends.cudnn
+_cpu: Any = torch.backends.mkldnn  # torch puts the settings into its modules at run time
+_cuda: Any = torch.backends.cudnn
 # PyTorch's settings, each with the one that it inherits from. cuDNN's are set together: its older interface expects so.
 _ON_CPU = ((_cpu.matmul, _cpu), (_cpu.conv, _cpu), (_cpu.rnn, _cpu))
 _ON_GPU = ((torch.backends.cuda.matmul, torch.backends), (_cuda.conv, _cuda), (_cuda.rnn, _cuda))

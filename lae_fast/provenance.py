@@ -37,12 +37,23 @@ def commit(tree: Path = _TREE) -> str:
 
 
 def processor() -> str:
-    """The processor's name where the system tells it, else its architecture."""
+    """The processor's name where the system tells it, with the numbers that tell apart what virtual machines call alike; else
+    its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
+    except OSError:
         return platform.machine()
+    found: dict[str, str] = {}  # of the first core
+    for name, _, value in (line.partition(":") for line in lines):
+        found.setdefault(name.strip(), value.strip())
+    if not found.get("model name"):
+        return platform.machine()
+    numbers = [
+        f"{word} {found[name]}"
+        for word, name in (("family", "cpu family"), ("model", "model"))
+        if name in found
+    ]
+    return found["model name"] + (f" ({', '.join(numbers)})" if numbers else "")
 
 
 def machine(device: torch.device | str = "cpu") -> str:

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -143,7 +143,7 @@ def score(folder: Path, options: Options) -> Score:
     x = data.pixels(dataset.test.images[: options.images].to(options.device))
     quality = evaluate(model, x, n_draws=20, seed=options.seed)
     bound = -importance_bound(model, x, n_draws=options.n_draws, seed=options.seed).mean().item()
-    annealing = dict(n_chains=options.n_chains, seed=options.seed)
+    annealing: dict[str, Any] = dict(n_chains=options.n_chains, seed=options.seed)
     bases = BASES if options.base == "both" else (options.base,)
     start = time.perf_counter()
     forward, schedule = anneal(model, x, bases=bases, n_temperatures=options.n_temperatures, **annealing)

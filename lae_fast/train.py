@@ -94,9 +94,9 @@ def _print_start(trainer: Trainer, source: str, facts: dict[str, str]) -> None:
     say(f"data      {source}; {sizes} train / validation / test images")
     say(f"kernels   {kind}: {facts[kind]}")
     say(f"model     {config.model}, nz {config.nz}, {n_parameters:,} parameters")
-    if isinstance(trainer.model, LAE) and trainer.model.is_joint and config.nh < config.batch_size:
+    if isinstance(trainer.model, LAE) and trainer.model.is_joint and config.nh < trainer.batch_size:
         say(
-            f"note      {config.nh} features for minibatches of {config.batch_size}: with fewer features than images the law of"
+            f"note      {config.nh} features for minibatches of {trainer.batch_size}: with fewer features than images the law of"
         )
         say("          joint decisions is close to, but not, the product of the posteriors")
     if not runlog.has_tensorboard():
@@ -148,8 +148,8 @@ def _write_page(trainer: Trainer) -> None:
 
 def _fit(trainer: Trainer) -> int:
     """Train under a bar; the signal that asked to stop before the end, or 0."""
-    size = trainer.config.batch_size
-    total, done = trainer.config.epochs * trainer.n_batches * size, trainer.progress.step * size
+    size = trainer.batch_size
+    total, done = trainer.epochs * trainer.n_batches * size, trainer.progress.step * size
     bar = progress.bar(total=total, initial=done, unit=" images", unit_scale=True, smoothing=0.05)
     with console.Interrupt() as interrupt, bar:
 

@@ -32,6 +32,7 @@ CHECKS = {
     "datapoint_posteriors": 180,
     "datapoint_getting_it_right": 27,
     "kept_z": 10,
+    "compiled_posteriors": 30,
 }
 
 

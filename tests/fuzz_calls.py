@@ -78,7 +78,7 @@ def _():
     return ops.decide, decision() | own
 
 
-@entry("ops.transition", free=(*VALUES, "log_step_size", "log_alpha", "adaptation"))
+@entry("ops.transition", free=(*VALUES, "log_step_size", "log_alpha", "adaptation", "acceptance"))
 def _():
     own = dict(
         log_step_size=torch.full((C,), -2.0, dtype=F64),
@@ -89,6 +89,8 @@ def _():
         mh=True,
         noise=normal(C, D, seed=5),
         uniform=torch.full((C,), 0.5, dtype=F64),
+        acceptance=torch.zeros(C, dtype=F64),
+        known_finite=torch.zeros(C, dtype=torch.bool),
     )
     arguments = decision() | own
 
@@ -327,6 +329,7 @@ def plan() -> dict[str, Any]:
         generator=torch.Generator(),
         progress=False,
         capture=False,
+        compile=None,
     )
 
 
@@ -345,7 +348,7 @@ def drawn(sampler: Callable) -> Callable:
 
 @entry("ald_sample", without=LONG | STEPPED["without"])
 def _():
-    own = dict(phi=None, nz=2, n_chains=2, whiten=True, batch_size=None)
+    own = dict(phi=None, nz=2, n_chains=2, whiten=True, batch_size=None, value_and_grad=None)
     return drawn(lae_fast.ald_sample), dict(energy=bowl, features=normal(3, 4)) | own | plan()
 
 
@@ -363,6 +366,16 @@ def batch_bowl(z: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tens
 @entry("langevin_sample", without=LONG | STEPPED["without"], says=dict(z=("energy",)))
 def _():
     return drawn(lae_fast.langevin_sample), dict(energy=bowl, z=normal(2, 3, 2)) | plan()
+
+
+@entry(
+    "langevin_sample, a gradient given",
+    without=LONG | STEPPED["without"] | dict(value_and_grad=CALLABLES, compile=(True,)),
+    says=dict(z=("energy",)),
+)
+def _():
+    own = dict(energy=bowl, z=normal(2, 3, 2), value_and_grad=lambda z: (bowl(z), z))
+    return drawn(lae_fast.langevin_sample), own | plan()
 
 
 # ---- models ----

@@ -107,6 +107,25 @@ def test_the_pilot_is_frozen_before_anything_is_estimated(simulated):
     assert len(schedule.step_size) == len(schedule.beta) - 2
 
 
+def test_batches_of_images_take_turns_in_the_same_memory(simulated, monkeypatch):
+    """The first batch is what it is by itself, and no batch is another's."""
+    model, x, z, schedule = simulated
+    monkeypatch.setattr("lae_fast.evaluation.ais.ROWS", 40)  # ten images of four chains
+    for exact in (None, z):
+
+        def estimate(n, exact=exact):
+            part = None if exact is None else exact[:n]
+            return annealed_log_likelihood(
+                model, x[:n], schedule, n_chains=4, exact=part, progress=False
+            ).log_likelihood
+
+        alone, together = estimate(10), estimate(43)
+        assert torch.equal(together[:10], alone)
+        error = (together - exact_log_likelihood(model, x[:43])).abs()
+        assert error.max() < 3  # nats; the log-likelihoods of other images are tens of nats apart
+        assert len(together.unique()) == 43
+
+
 def test_collapsed_weights_are_warned_of_where_ais_was_called():
     model = linear_model()
     x = model.simulate(30, torch.Generator().manual_seed(1))[0].detach()

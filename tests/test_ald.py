@@ -141,6 +141,47 @@ def test_steps_follow_the_fused_transition(dtype, device):
     assert 0 < counters[:, 0].sum() < 20 * c
 
 
+@pytest.mark.parametrize("n_chains", [None, 3])
+def test_t_unadjusted_steps_take_t_evaluations(n_chains):
+    """The last one need not be evaluated: the same states as with it, and a new minibatch goes on from there."""
+    calls = []
+
+    def potential(phi):
+        calls.append(len(calls))
+        return (0.5 * phi.square()).flatten(1).sum(1) if n_chains else 0.5 * phi.square().sum()
+
+    start, found = torch.randn(3, 2, generator=torch.Generator().manual_seed(0)), []
+    for evaluate in (True, False):
+        calls.clear()
+        generator = torch.Generator().manual_seed(1)
+        state = lae_fast.ald_init(potential, start, 0.1, mh=False, n_chains=n_chains, generator=generator)
+        state, _ = lae_fast.ald_step(potential, state, mh=False)
+        state, info = lae_fast.ald_step(potential, state, mh=False, evaluate=evaluate)
+        assert len(calls) == 2 + evaluate
+        assert info.is_accepted.all()
+        assert (info.log_alpha == 0).all()
+        assert info.log_alpha.shape == state.potential.shape == (() if n_chains is None else (n_chains,))
+        found.append((state, info))
+    (with_it, _), (without, info) = found
+    assert torch.equal(with_it.phi, without.phi)
+    assert torch.equal(with_it.rng, without.rng)
+    assert without.potential.isnan().all()
+    assert without.grad is None
+    with pytest.raises(
+        ValueError, match=r"V was not evaluated at the state; expected ald_init\(potential, state\) first"
+    ):
+        lae_fast.ald_step(potential, without, mh=False)
+    again = lae_fast.ald_init(potential, without, mh=False)
+    assert torch.equal(again.grad, with_it.grad)
+    with pytest.raises(ValueError, match="evaluate is False with mh=True; expected mh=False"):
+        lae_fast.ald_step(potential, again, evaluate=False)
+    wild = again._replace(grad=torch.full_like(again.grad, math.inf))
+    stays, info = lae_fast.ald_step(potential, wild, mh=False, evaluate=False)
+    assert torch.equal(stays.phi, wild.phi)
+    assert info.is_nonfinite.all()
+    assert (info.log_alpha == -math.inf).all()
+
+
 def test_a_stale_state_gives_a_wrong_ratio():
     scale = torch.tensor(1.0)
 

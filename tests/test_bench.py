@@ -16,6 +16,7 @@ from memory import peak_bytes
 from registry import BENCHMARKS, chosen
 from render import render
 from rivals import ops as eager
+from rivals.jitted import blackjax_langevin
 from rivals.models import OfficialLAE, PlainVAE
 from rivals.samplers import (
     energy_and_gradient,
@@ -563,6 +564,18 @@ def test_other_packages_take_the_same_steps_on_the_same_noise(package, dtype):
     torch.manual_seed(1)
     torch.testing.assert_close(theirs, unadjusted_langevin(quartic, x, 0.1, 10))
     assert torch.equal(x, start)
+
+
+@pytest.mark.parametrize("mh", [True, False])
+def test_blackjax_drifts_by_eta_with_noise_of_variance_two_eta(mh):
+    """No alarm by chance: at 8 standard deviations."""
+    eta, n = 0.1, 2000 * 8
+    run = blackjax_langevin(torch.full((2000, 8), 100.0), eta, mh)
+    if run is None:
+        pytest.skip("not installed")
+    moved = torch.from_numpy(run(1).copy()).double()  # jax lends its own read-only
+    assert (moved.mean() - 100 * (1 - eta)).abs() < 8 * math.sqrt(2 * eta / n)
+    assert (moved.var() - 2 * eta).abs() < 8 * 2 * eta * math.sqrt(2 / n)
 
 
 def rivals_on_gaussians(energy, start, mh):

@@ -216,6 +216,12 @@ def test_a_download_is_there_as_a_whole_or_not_at_all(mirrors, tmp_path, damage)
     assert not list((root / "MNIST" / "raw").iterdir())
 
 
+def test_a_download_that_somebody_deletes_at_once_is_missed(tmp_path, monkeypatch):
+    monkeypatch.setattr(mnist_download, "download", lambda raw: None)
+    with pytest.raises(data.DataError, match=f"MNIST was downloaded to {tmp_path}, and is there no more"):
+        data.load("mnist", tmp_path)
+
+
 def test_a_mirror_that_sends_without_end_is_left(tmp_path, monkeypatch):
     endless = contextlib.nullcontext(types.SimpleNamespace(read=bytes))  # n -> n zeros
     monkeypatch.setattr(mnist_download, "FILES", {"zeros": (1000, "")})

@@ -26,8 +26,8 @@ pytestmark = [
 ]
 
 ORDERS = {"forward": {}, "reversed": {"EMULATOR_REVERSED": "1"}}
-PROGRAMS = ("dense", "energy", "langevin", "layer")
-# Whose kernels need a file's barriers. (A block of the energies serves one row: its sums follow no others.)
+PROGRAMS = ("adam", "dense", "energy", "langevin", "layer")
+# Whose kernels need a file's barriers. (Adam has none. A block of the energies serves one row: its sums follow no others.)
 PROGRAM_OF = {"dense.cu": "dense", "langevin.cu": "langevin", "layer.cu": "layer", "reduce.h": "langevin"}
 BARRIER = re.compile(r"__syncthreads\(|__syncwarp\(|\.sync\(|__threadfence\(")
 BARRIERS = [
@@ -38,9 +38,14 @@ BARRIERS = [
 ]
 
 WRONG_INDICES = {
+    "adam": ("left >= kEach && ", "", "FAULT: beyond an array"),
     "dense": ("y_sum += a.y_grad[i]", "y_sum += a.y_grad[i + 1]", "FAULT: beyond an array"),
     "energy": ("a.x + r % a.n_images * n", "a.x + r * n", "FAULT: beyond an array"),
-    "langevin": ("sums + partials[c * gridDim.x + b]", "sums + partials[c * gridDim.x]", "WRONG: transition"),
+    "langevin": (
+        "sums + shares[c * gridDim.x + b].*part",
+        "sums + shares[c * gridDim.x].*part",
+        "WRONG: transition",
+    ),
     "layer": (
         "tile.first_column + tile.row_of_tile < m",
         "tile.first_column + tile.row_of_tile <= m",

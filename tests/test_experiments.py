@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from lae_fast import data
 from lae_fast.experiments import __main__ as cli
 from lae_fast.experiments import autoencoders, presets, published, render
 from lae_fast.experiments.autoencoders import Quality, TrainedAutoencoder
@@ -312,6 +313,14 @@ def test_training_that_diverges_keeps_what_was_good_or_says_so(lab, monkeypatch)
 
 
 # ---- classifiers ----
+
+
+def test_what_classifiers_need_is_asked_for_before_they_learn(tmp_path):
+    images = data.from_images(torch.zeros(40, 8, 8))
+    with pytest.raises(ValueError, match="images has no labels; expected a data set of classes"):
+        Lab(images, torch.device("cpu"), tmp_path)
+    with pytest.raises(ValueError, match="n is 2 without an autoencoder; expected 0"):
+        TrainedClassifier(0, 2)
 
 
 def test_few_labels_and_a_rare_class(lab):

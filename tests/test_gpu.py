@@ -10,6 +10,7 @@ import ctypes
 import json
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import test_likelihood
@@ -41,12 +42,14 @@ from lae_fast import (
     models,
     ops,
 )
-from lae_fast.graphs import WARMUP
+from lae_fast.graphs import WARMUP, Replayed
 from lae_fast.models import nets, whole_layers
 from lae_fast.models.decoder_pass import decoder_pass
 from lae_fast.ops import layer, library
+from lae_fast.ops.energies import add_prior_unchecked_
 from lae_fast.sampling import Chains, dual_averaging, robbins_monro
 from lae_fast.training.config import Config
+from lae_fast.training.optimizer import Adam
 from lae_fast.training.step import TrainingStep, adam
 
 DEVICE = "cuda"
@@ -82,6 +85,13 @@ def capture(function, keep_graph=False):
     return graph
 
 
+def n_launches(graph):
+    """How many nodes a graph has that was kept."""
+    handle, n = ctypes.c_void_p(graph.raw_cuda_graph()), ctypes.c_size_t()
+    assert ctypes.CDLL("libcuda.so.1").cuGraphGetNodes(handle, None, ctypes.byref(n)) == 0
+    return n.value
+
+
 def test_waiting_is_noticed():
     t = torch.ones(3, device=DEVICE)
     with pytest.raises(RuntimeError, match="synchroniz"), no_waiting():
@@ -106,6 +116,10 @@ def test_waiting_is_noticed():
         (1000, 64),
         (500, 512),
         (500, 516),
+        (1, 2048),
+        (3, 1001),
+        (100, 600),
+        (100, 2052),
     ],
 )
 def test_every_way_to_share_a_chain_follows_the_float64_reference(n_chains, n, dtype, mh):
@@ -188,24 +202,23 @@ def test_noise_is_the_cpu_s_to_the_last_bit(n_chains, n, dtype, kind):
 
 @compiled
 def test_launches():
-    """One each, as the ops promise; three where a shared step size waits for all decisions."""
+    """One each, as the ops promise; two where a shared step size waits for all decisions."""
     counts = {}
 
     def count(name, function):
-        graph, n = capture(function, keep_graph=True), ctypes.c_size_t()
-        status = ctypes.CDLL("libcuda.so.1").cuGraphGetNodes(
-            ctypes.c_void_p(graph.raw_cuda_graph()), None, ctypes.byref(n)
-        )
-        assert status == 0
-        counts[name] = n.value
+        counts[name] = n_launches(capture(function, keep_graph=True))
 
     for name, shape, n_step_sizes in (
         ("rows", (9, 300), 9),
+        ("few", (1, 2048), 1),
         ("grid", (1, 2**20), 1),
         ("shared", (9, 300), 1),
     ):
         state, inputs = problem(*shape, torch.float32, DEVICE, n_step_sizes=n_step_sizes)
-        count(name, lambda s=state, i=inputs: ops.transition(*s.values(), **i))
+        totals = dict(
+            acceptance=state["log_alpha"].clone(), known_finite=torch.zeros_like(state["is_accepted"])
+        )
+        count(name, lambda s=state, i=inputs | totals: ops.transition(*s.values(), **i))
     phi, grad, rng = state["phi"], state["grad"], state["rng"]
     eta = state["log_step_size"].exp()
     potentials = state["potential"], inputs["proposal_potential"]
@@ -213,6 +226,7 @@ def test_launches():
     count("decide", lambda: ops.decide(phi, phi, *potentials, grad, grad, eta, rng))
     count("noise", lambda: ops.noise(rng, 5, 1000, torch.float32))
     count("energy", lambda: ops.energy(phi, phi, ops.BERNOULLI))
+    count("add_prior_", lambda: add_prior_unchecked_(state["potential"], grad, phi))
     count("keep", lambda: ops.keep([phi] * 40, [grad] * 40, state["is_accepted"][:1]))
     weight = torch.ones(phi.shape[1], device=DEVICE)
     normalized = torch.empty_like(phi)
@@ -228,7 +242,7 @@ def test_launches():
             "layer_backward",
             lambda: ops.layer_backward(grad, square, *norm, moments, 1e-5, *norm, weight, 1e-5),
         )
-    assert counts.pop("shared") == 3
+    assert counts.pop("shared") == 2
     assert counts.pop("norm_relu_sums") == 2  # sums of a few rows, and the sums of these
     assert set(counts.values()) == {1}, counts
 
@@ -252,7 +266,7 @@ def chains(n_chains, n, n_step_sizes, adaptation, dtype=torch.float32, device=No
 
 
 def remembered(c):
-    tensors = (c.phi, c.proposal, c.potential, c.log_alpha, c.log_step_size, c.counters, c.rng)
+    tensors = (c.phi, c.proposal, c.potential, c.log_alpha, c.log_step_size, c.counters, c.rng, c.acceptance)
     return [t.clone() for t in (*tensors, *([] if c.adaptation is None else [c.adaptation]))]
 
 
@@ -348,6 +362,60 @@ def test_two_streams_do_not_meet():
 
 
 # ---- whole steps -------------------------------------------------------------------------------
+
+
+@compiled
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_adam_takes_pytorch_s_steps(dtype):
+    """Formula and roundings are PyTorch's: only powers of beta, by another compilation of the same function, may differ."""
+    shapes = [(784, 256), (256,), (1,), (3, 341)] * 17  # 68: more than a launch takes
+    results = []
+    for kind in (Adam, partial(torch.optim.Adam, fused=True, capturable=True)):
+        g = torch.Generator(DEVICE).manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(s, generator=g, device=DEVICE, dtype=dtype)) for s in shapes]
+        optimizer = kind(params, torch.tensor(1e-3, device=DEVICE), (0.5, 0.999))
+        for _ in range(20):
+            for p in params:
+                p.grad = torch.randn(p.shape, generator=g, device=DEVICE, dtype=dtype)
+            optimizer.step()
+        results.append([t for p in params for t in (p.detach(), *optimizer.state[p].values())])
+    for got, expected in zip(*results, strict=True):
+        rounding = 2.0**-23 if dtype == torch.float32 else 2.0**-52
+        torch.testing.assert_close(got, expected, rtol=8 * rounding, atol=8 * rounding)
+
+
+@compiled
+def test_adam_is_captured_in_two_launches_and_follows_its_learning_rate():
+    p = torch.nn.Parameter(torch.ones(1000, device=DEVICE))
+    lr = torch.tensor(1e-3, device=DEVICE)
+    optimizer, p.grad = Adam([p], lr), torch.ones_like(p)
+    optimizer.step()
+    graph = capture(optimizer.step, keep_graph=True)
+    assert n_launches(graph) == 2
+    graph.instantiate()
+    for rate in (1e-3, 0.0, 1e-2):
+        lr.fill_(rate)
+        before = p.detach().clone()
+        graph.replay()
+        torch.testing.assert_close(p.detach(), before - rate, rtol=1e-5, atol=1e-7)  # all gradients are alike
+    assert optimizer.state[p]["step"] == 5  # PyTorch's own, the one before the capture, three replays
+
+
+def test_adam_loads_what_a_cpu_has_saved_and_the_other_way_round():
+    m = build("vae")
+    on_cpu, on_gpu = adam(m, 1e-3), adam(copy.deepcopy(m).to(DEVICE), 1e-3)
+    for a, b in ((on_cpu, on_gpu), (on_gpu, on_cpu)):
+        for p in a.param_groups[0]["params"]:
+            p.grad = torch.ones_like(p)
+        a.step()
+        own = {k: v for k, v in b.param_groups[0].items() if k != "params"}
+        b.load_state_dict(a.state_dict())
+        b.param_groups[0].update(own)  # as a resumed run does
+        for p in b.param_groups[0]["params"]:
+            p.grad = torch.ones_like(p)
+        b.step()
+        assert all(s["step"] == 2 + 2 * (b is on_cpu) for s in b.state.values())
+
 
 TF32 = [(kind, {"precision": "tf32"}) for kind in ("lae", "vae", "hoffman")]
 
@@ -670,6 +738,29 @@ def test_a_gpu_evaluates_as_a_cpu_does(cls, monkeypatch):
 
     for expected, got in zip(*on_both_devices(scores), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-7, atol=1e-7)
+
+
+def test_one_graph_anneals_all_batches_of_a_size(monkeypatch):
+    """27 images in batches of 10: two graphs, and the numbers of the moves without any."""
+    monkeypatch.setattr("lae_fast.evaluation.ais.ROWS", 40)
+    n_graphs, captured = 0, Replayed._captured
+
+    def counted(self):
+        nonlocal n_graphs
+        n_graphs += 1
+        return captured(self)
+
+    monkeypatch.setattr(Replayed, "_captured", counted)
+    x = (torch.rand(27, 16, generator=torch.Generator().manual_seed(3)) > 0.5).double().to(DEVICE)
+    m = make(LAE).double().to(DEVICE)
+    schedule = fit_schedule(m, x, n_temperatures=20, n_pilot=10, capture=False)
+    replayed, eager = (
+        annealed_log_likelihood(m, x, schedule, n_chains=4, seed=1, progress=False, capture=capture)
+        for capture in (True, False)
+    )
+    assert n_graphs == 2
+    for a, b in zip(replayed, eager, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
 def test_a_gpu_attacks_as_a_cpu_does(monkeypatch):

@@ -791,7 +791,5 @@ def test_values_that_a_likelihood_does_not_know_are_refused(tmp_path):
     ],
 )
 def test_few_images_have_small_minibatches_and_enough_of_them(n, expected):
-    found = Config().for_images(n)
-    assert (found.batch_size, found.epochs, found.patience) == expected
-    given = Config(batch_size=7, epochs=3, patience=5)
-    assert given.for_images(n) == given
+    assert Config().for_images(n) == expected
+    assert Config(batch_size=7, epochs=3, patience=5).for_images(n) == (7, 3, 5)

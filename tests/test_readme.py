@@ -23,7 +23,7 @@ def python_in(page):
 
 
 (LOOP,) = python_in("README.md")
-FULL_LOOP, SAMPLING = python_in("docs/sampling.md")
+FULL_LOOP, SAMPLING, *_ = python_in("docs/sampling.md")
 (VARIATIONS,) = python_in("docs/variations.md")
 (DATA,) = python_in("docs/data.md")
 START = python_in("docs/quickstart.md")

@@ -70,7 +70,7 @@ def mala(energy: Energy, x: Tensor, step_size: float, n_steps: int) -> Tensor:
     return x
 
 
-def _installed(name: str) -> ModuleType | None:
+def installed(name: str) -> ModuleType | None:
     """The module, or None; what it warns of while it is imported is its own affair."""
     if importlib.util.find_spec(name) is None:
         return None
@@ -81,9 +81,9 @@ def _installed(name: str) -> ModuleType | None:
 
 def torchebm_langevin(energy: Energy, x: Tensor, step_size: float) -> Callable[[int], Tensor] | None:
     """torchebm's `LangevinDynamics` from x, n_steps -> [C, D]: unadjusted. None: it is not installed."""
-    if _installed("torchebm") is None:
+    if installed("torchebm") is None:
         return None
-    core, samplers = _installed("torchebm.core"), _installed("torchebm.samplers")
+    core, samplers = installed("torchebm.core"), installed("torchebm.samplers")
 
     class Model(core.BaseModel):
         def forward(self, x: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ def torchebm_langevin(energy: Energy, x: Tensor, step_size: float) -> Callable[[
 
 def posteriors_sgld(energy: Energy, x: Tensor, step_size: float) -> Callable[[int], Tensor] | None:
     """posteriors' SGLD at temperature 1 from x, n_steps -> [C, D]: unadjusted. None: it is not installed."""
-    posteriors = _installed("posteriors")
+    posteriors = installed("posteriors")
     if posteriors is None:
         return None
 

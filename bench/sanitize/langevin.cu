@@ -24,23 +24,25 @@ constexpr Variant kVariants[] = {
     {"own step sizes, Robbins-Monro", true, 2, false, false}, {"own, dual averaging", true, 6, false, false},
     {"shared, Robbins-Monro", true, 2, true, false},          {"shared, dual averaging", true, 6, true, false},
     {"shared, given noise", true, 0, true, true},             {"without MH", false, 6, false, false},
+    {"without MH, given noise", false, 0, false, true},
 };
 
-// Inputs of all Langevin ops near a Gaussian target. From three chains on, one proposal has infinite energy, one a NaN.
+// Inputs of all Langevin ops near a Gaussian target. From three chains on, one proposal has infinite energy, one a gradient
+// with a NaN; and without Metropolis-Hastings, given noise makes one that is not finite itself.
 template <typename T>
 struct Problem {
   int64_t c, d, s;
   Variant variant;
   Array<T> phi, grad, proposal, proposal_grad, noise;
-  Array<double> potential, proposal_potential, uniform, log_step_size, step_size, adaptation, log_alpha;
+  Array<double> potential, proposal_potential, uniform, log_step_size, step_size, adaptation, log_alpha, acceptance;
   Array<int64_t> rng, next_rng, counters;
-  Array<uint8_t> is_accepted, is_nonfinite;
+  Array<uint8_t> is_accepted, is_nonfinite, known_finite;
 
   Problem(int64_t n_chains, int64_t n, const Variant& v, int64_t offset)
       : c(n_chains), d(n), s(v.is_shared ? 1 : n_chains), variant(v), phi(c * d, offset), grad(c * d, offset),
         proposal(c * d, offset), proposal_grad(c * d, offset), noise(c * d, offset), potential(c),
         proposal_potential(c), uniform(c), log_step_size(s), step_size(s), adaptation(s * columns()), log_alpha(c),
-        rng(3), next_rng(3), counters(2 * c), is_accepted(c), is_nonfinite(c) {
+        acceptance(c), rng(3), next_rng(3), counters(2 * c), is_accepted(c), is_nonfinite(c), known_finite(c) {
     std::mt19937_64 engine(c * 1000003 + d);
     std::normal_distribution<double> normal;
     for (int64_t i = 0; i < c * d; ++i) {
@@ -68,10 +70,13 @@ struct Problem {
     if (c >= 3 && d > 0) {
       proposal_potential.host[1] = INFINITY;
       proposal_grad.host[3 * d - 1] = NAN;
+      if (!variant.mh) noise.host[d / 2] = INFINITY;
     }
     for (auto* a : {&phi, &grad, &proposal, &proposal_grad, &noise}) a->upload();
-    for (auto* a : {&potential, &proposal_potential, &uniform, &log_step_size, &step_size, &adaptation}) a->upload();
+    for (auto* a : {&potential, &proposal_potential, &uniform, &log_step_size, &step_size, &adaptation, &acceptance})
+      a->upload();
     for (auto* a : {&rng, &counters}) a->upload();
+    known_finite.upload();
   }
 
   int64_t columns() const { return variant.adaptation_columns > 0 ? variant.adaptation_columns : 2; }
@@ -103,7 +108,7 @@ struct Problem {
             adapts ? adaptation.at(on_device) : nullptr, columns(), counters.at(on_device),
             reinterpret_cast<bool*>(is_accepted.at(on_device)), log_alpha.at(on_device),
             variant.is_given ? noise.at(on_device) : nullptr, variant.is_given ? uniform.at(on_device) : nullptr,
-            variant.mh};
+            variant.mh, acceptance.at(on_device), reinterpret_cast<bool*>(known_finite.at(on_device))};
   }
   DecideArgs<T> decide_args(bool on_device) {
     return {c, d, s, phi.at(on_device), proposal.at(on_device), grad.at(on_device), proposal_grad.at(on_device),
@@ -160,6 +165,7 @@ void transition_on_host(Problem<T>& p) {
     a.log_alpha[k] = decision.log_alpha;
     a.counters[2 * k + kRejected] += !decision.is_accepted && !decision.is_nonfinite;
     a.counters[2 * k + kNonfinite] += decision.is_nonfinite;
+    a.acceptance[k] += acceptance_probability(decision.log_alpha);
     acceptance += acceptance_probability(decision.log_alpha) / static_cast<double>(a.n_chains);
     if (decision.is_accepted) {
       a.potential[k] = a.proposal_potential[k];
@@ -190,25 +196,35 @@ void compare_transition(Tally& tally, int64_t c, int64_t d, const Variant& varia
   std::vector<double> scale = p.scales();
   double largest = 1.0;
   for (double v : scale) largest = std::max(largest, v);
-  Cuda::transition(p.transition_args(true));
-  check(cudaDeviceSynchronize(), tally.label);
-  transition_on_host(p);
+  for (int k = 0; k < (variant.mh ? 1 : 2); ++k) {  // unadjusted, the second step goes by what the first has recorded
+    Cuda::transition(p.transition_args(true));
+    check(cudaDeviceSynchronize(), tally.label);
+    transition_on_host(p);
+  }
+  const bool records = !variant.mh && d > kMaxRowElements && c < multiprocessors();  // what the whole grid serves
+  for (int64_t k = 0; k < c; ++k) {
+    const T* row = p.proposal.host.data() + k * d;
+    p.known_finite.host[k] = records && std::all_of(row, row + d, [](T v) { return std::isfinite(v); });
+  }
 
+  p.known_finite.compare(tally, "known_finite");
   p.is_accepted.compare(tally, "is_accepted");
   p.counters.compare(tally, "counters");
   p.rng.compare(tally, "rng");
-  p.phi.compare(tally, "phi");
   p.grad.compare(tally, "grad");
   p.potential.compare(tally, "potential");
   p.log_alpha.compare(tally, "log_alpha", [&](int64_t k) { return 1e-13 * scale[k]; });
+  p.acceptance.compare(tally, "acceptance", [&](int64_t k) { return 1e-13 * scale[k]; });
   const auto step_bound = [&](int64_t k) { return 1e-12 * (p.s == 1 ? largest : scale[k]); };
   p.log_step_size.compare(tally, "log_step_size", step_bound);
   p.adaptation.compare(tally, "adaptation", [&](int64_t i) { return step_bound(i / p.columns()); });
-  p.proposal.compare(tally, "proposal", [&](int64_t i) {
+  const auto proposal_bound = [&](int64_t i) {
     const double eta = p.step_size.host[p.s == 1 ? 0 : i / d], rounding = sizeof(T) == 4 ? 0x1p-23 : 0x1p-52;
     const double terms = std::abs(p.phi.host[i]) + eta * std::abs(p.grad.host[i]) + 7 * std::sqrt(2 * eta);
     return (4 * rounding + step_bound(i / d)) * terms;
-  });
+  };
+  p.proposal.compare(tally, "proposal", proposal_bound);
+  p.phi.compare(tally, "phi", [&](int64_t i) { return variant.mh ? 0.0 : proposal_bound(i); });  // proposed here, then taken
 }
 
 template <typename T>
@@ -268,11 +284,11 @@ void compare_noise(Tally& tally, int64_t c, int64_t d, NoiseKind kind) {
 template <typename T>
 void compare_all(Tally& tally, bool is_quick) {
   // Every team of `transition`; few long chains (the whole grid), more long chains, no chain; then both ends of each range.
-  std::vector<std::pair<int64_t, int64_t>> sizes = {{1, 7},    {70, 9},   {5, 33},   {3, 65},  {1, 257}, {9, 513},
-                                                    {1, 8193}, {3, 8200}, {3, 1000}, {0, 4},   {3, 0}};
+  std::vector<std::pair<int64_t, int64_t>> sizes = {{1, 7},    {70, 9},   {5, 33},   {3, 65},  {1, 257},  {9, 513},
+                                                    {1, 8193}, {3, 8200}, {3, 1001}, {2, 2052}, {0, 4},  {0, 600}, {3, 0}};
   if (!is_quick)
     sizes.insert(sizes.end(), {{1, 1},    {300, 8},   {300, 9},   {40, 33},    {40, 64},     {7, 65},   {1, 255}, {1, 256},
-                               {9, 512},  {2, 2048},  {1, 8192},  {3, 9000},   {2, 20000},   {1, 70001}, {150, 8196}});
+                               {9, 512},  {2, 2048},  {1, 2047}, {2, 2049}, {1, 8192},  {3, 9000},   {2, 20000},   {1, 70001}, {150, 8196}});
   for (const auto& [c, d] : sizes)
     for (const Variant& variant : kVariants) {
       const bool is_first = &variant == kVariants, is_large = c * d > 1000000;

@@ -45,14 +45,16 @@ def our_transition(
     noise: Tensor | None = None,
     mh: bool = True,
     rate: float = eager.RATE,
+    remembers: bool = True,
 ):
     """What takes one step of copies of these chains in place, as all samplers here call it; and the copies, log_alpha [C]
-    and the counters [C, 2] too."""
+    and the counters [C, 2] too. `remembers`: without `mh`, proposals that are known to be finite are not read again."""
     phi, per_chain = state["phi"], state["potential"]
     own = {name: value.clone() for name, value in state.items()}
     own["log_alpha"] = torch.zeros_like(per_chain)
     own["counters"] = torch.zeros(len(phi), 2, dtype=torch.int64, device=phi.device)
-    adaptation = per_chain.new_tensor([[eager.TARGET, rate]]).repeat(len(phi), 1)
+    adaptation = per_chain.new_tensor([[eager.TARGET, rate]]).repeat(len(own["log_step_size"]), 1)
+    known_finite = torch.zeros_like(per_chain, dtype=torch.bool) if remembers and not mh else None
     arguments = (
         *(own[name] for name in ("phi", "potential", "grad", "proposal")),
         ops.make_rng(phi.device),
@@ -66,6 +68,8 @@ def our_transition(
         mh,
         noise,
         uniform,
+        torch.zeros_like(per_chain),
+        known_finite,
     )
     return lambda: ops.transition_unchecked(*arguments), own
 
@@ -117,6 +121,11 @@ LONG = {
     "MH, accepted": (True, True, "transition, accepted"),
     "MH, rejected": (True, False, "transition, rejected"),
 }
+FORGETFUL = "no MH, proposals read twice"
+
+
+def _moved(n_arrays: int, d: int, ms: float, copy_rate: float) -> dict[str, float]:
+    return {"arrays moved": n_arrays, "% of copy, moved": 100 * n_arrays * 4 * d / ms * 1e3 / copy_rate}
 
 
 def long_transition(s: Setting, d: int = 2**26) -> Finding:
@@ -130,6 +139,7 @@ def long_transition(s: Setting, d: int = 2**26) -> Finding:
         calls[name], owned[name] = our_transition(
             state | {"proposal_potential": potential}, uniform if is_accepted else None, mh=mh, rate=0.0
         )
+    calls[FORGETFUL] = our_transition(state, mh=False, rate=0.0, remembers=False)[0]
     del state
     calls[COPY] = lambda: target.copy_(source)
     rounds, warmup, loops = 20, 2, 5
@@ -146,28 +156,38 @@ def long_transition(s: Setting, d: int = 2**26) -> Finding:
         rate = traffic.total * 4 * d / row["ms"] * 1e3
         row |= {"arrays": traffic.total, "GB": traffic.total * 4 * d / 1e9, "GB/s": rate / 1e9}
         row["% of copy"] = measured[key] = 100 * rate / s.copy_rate
-        moved = traffic.total + (0 if mh else 2)
-        row["% of copy, as two passes"] = 100 * moved * 4 * d / row["ms"] * 1e3 / s.copy_rate
+        row |= _moved(traffic.total + (0 if mh else 1), d, row["ms"], s.copy_rate)
+    rows[FORGETFUL] |= _moved(transition_traffic(mh=False).total + 2, d, rows[FORGETFUL]["ms"], s.copy_rate)
     rows[COPY] |= {"arrays": 2, "GB": 8 * d / 1e9, "GB/s": 8 * d / rows[COPY]["ms"] / 1e6}
     rows[COPY]["% of copy"] = 8 * d / rows[COPY]["ms"] * 1e5 / s.copy_rate
     notes = (
         "Arrays, each counted once in a pass: accepted, the proposal and its gradient are read, phi, grad and the next "
         "proposal written (5); rejected, phi and grad read, the next proposal written (3); with Metropolis-Hastings all four "
         "are read before, for the decision.",
-        "As two passes: what the kernel moves, which reads the proposal and its gradient first also without MH, to see whether "
-        "everything is finite. Cold by size: every array is several times the L2.",
+        "Moved: what the kernel reads and writes. Without MH it reads the proposal's gradient first (6 arrays in all), to see "
+        "whether everything is finite, and the proposal too (7) where nobody recorded that when it was written. Cold by size: "
+        "every array is several times the L2.",
     )
     return Finding(f"transition, 1 x {d:,}, float32", rows, COPY, measured, notes, calls["no MH"])
 
 
 def short_transition(s: Setting, d: int = 2**11, n: int = 200) -> Finding:
-    """One chain of a usual length, as a training step calls it: many in one graph, warm, as its neighbours leave it."""
+    """One chain of a usual length, as a training step calls it: many in one graph, warm, as its neighbours leave it.
+
+    Beside it one of four elements more, which at 2,048 is another kernel's: a block in which all warps do the same scalars;
+    and the codes of a minibatch, each a chain, with one step size for all.
+    """
     state = chain_state(1, d, device=s.device)
     same_type = [value.to(torch.float32) for value in state.values()]
-    ours = our_transition(state)[0]
+    ours, longer = (our_transition(chain_state(1, k, device=s.device))[0] for k in (d, d + 4))
+    codes = chain_state(512, 8, device=s.device)
+    codes["log_step_size"] = codes["log_step_size"][:1]
+    datapoints = our_transition(codes)[0]
     one = torch.zeros(1, device=s.device)
     runs = {
         "transition": captured(ours, s.device, n),
+        f"transition, 1 x {d + 4:,}": captured(longer, s.device, n),
+        "transition, 512 x 8, one step size": captured(datapoints, s.device, n),
         EAGER: captured(lambda: eager.transition(*same_type), s.device, n),
         "one launch": captured(lambda: one.add_(1), s.device, n),
     }

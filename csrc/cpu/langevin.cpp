@@ -7,10 +7,12 @@
 // nor the number of threads ever changes a bit.
 
 #include <cstring>
+#include <string>
 #include <vector>
 
 #include "../langevin_math.h"
 #include "../langevin_ops.h"
+#include "compiled_potential.h"
 #include "simd.h"
 
 namespace lae {
@@ -43,6 +45,16 @@ LAE_INLINE void ratio_body(const T* __restrict__ phi, const T* __restrict__ prop
     }
   });
   *out = {total(ratio), total(probe)};
+}
+
+template <typename T>
+LAE_INLINE void probe_body(const T* __restrict__ proposal, const T* __restrict__ proposal_grad, int64_t n, Sums* out) {
+  double probe[kLanes] = {};
+  for_lanes<kLanes>(n, [&](int64_t i, int m) LAE_SIMD {
+#pragma GCC unroll 1
+    for (int l = 0; l < m; ++l) probe[l] += finite_probe(proposal[i + l], proposal_grad[i + l]);
+  });
+  *out = {0.0, total(probe)};
 }
 
 template <typename T>
@@ -112,20 +124,25 @@ void for_chains_with_noise(int64_t n_chains, int64_t n_elements, uint64_t seed, 
   });
 }
 
+// Without a decision to make, nobody needs the ratio.
 template <typename T>
 Sums chain_sums(const T* phi, const T* proposal, const T* grad, const T* proposal_grad, double eta,
-                int64_t n_elements) {
+                int64_t n_elements, bool mh) {
+  const auto block_sums = [&](int64_t i, int64_t n, Sums* out) {
+    with_simd([&]() LAE_SIMD {
+      if (mh)
+        ratio_body(phi + i, proposal + i, grad + i, proposal_grad + i, eta, n, out);
+      else
+        probe_body(proposal + i, proposal_grad + i, n, out);
+    });
+  };
   if (n_elements <= kBlock) {
     Sums sums;
-    with_simd([&]() LAE_SIMD { ratio_body(phi, proposal, grad, proposal_grad, eta, n_elements, &sums); });
+    block_sums(0, n_elements, &sums);
     return sums;
   }
   std::vector<Sums> partial((n_elements + kBlock - 1) / kBlock);
-  for_blocks(n_elements, [&](int64_t i, int64_t n) {
-    with_simd([&]() LAE_SIMD {
-      ratio_body(phi + i, proposal + i, grad + i, proposal_grad + i, eta, n, &partial[i / kBlock]);
-    });
-  });
+  for_blocks(n_elements, [&](int64_t i, int64_t n) { block_sums(i, n, &partial[i / kBlock]); });
   Sums total = partial[0];
   for (size_t b = 1; b < partial.size(); ++b) {
     total.ratio += partial[b].ratio;
@@ -178,13 +195,17 @@ struct Cpu {
       T *phi = a.phi + row, *grad = a.grad + row, *proposal = a.proposal + row;
       const T* proposal_grad = a.proposal_grad + row;
 
-      const Sums sums = chain_sums(phi, proposal, grad, proposal_grad, eta, a.n_elements);
-      const double u = a.uniform ? a.uniform[c] : accept_uniform(seed, step, static_cast<uint32_t>(c));
+      const Sums sums = chain_sums(phi, proposal, grad, proposal_grad, eta, a.n_elements, a.mh);
+      const double u = !a.mh       ? 1.0  // every finite proposal is accepted
+                       : a.uniform ? a.uniform[c]
+                                   : accept_uniform(seed, step, static_cast<uint32_t>(c));
       const Decision d = metropolis(a.potential[c], a.proposal_potential[c], sums, a.mh, log_uniform(u));
       a.is_accepted[c] = d.is_accepted;
       a.log_alpha[c] = d.log_alpha;
       a.counters[2 * c + kRejected] += !d.is_accepted && !d.is_nonfinite;
       a.counters[2 * c + kNonfinite] += d.is_nonfinite;
+      if (a.acceptance) a.acceptance[c] += acceptance_probability(d.log_alpha);
+      if (a.known_finite) a.known_finite[c] = false;  // the next call looks for itself
       if (d.is_accepted) a.potential[c] = a.proposal_potential[c];
       if (a.adaptation && !adapts_jointly) {
         adapt(a, s, acceptance_probability(d.log_alpha));
@@ -227,7 +248,7 @@ struct Cpu {
     for_chains(a.n_chains, a.n_elements, [&](int64_t c) {
       const int64_t row = c * a.n_elements;
       const Sums sums = chain_sums(a.phi + row, a.proposal + row, a.grad + row, a.proposal_grad + row,
-                                   a.step_size[a.n_step_sizes == 1 ? 0 : c], a.n_elements);
+                                   a.step_size[a.n_step_sizes == 1 ? 0 : c], a.n_elements, a.mh);
       const double u =
           a.uniform ? a.uniform[c]
                     : accept_uniform(a.rng[kSeed], a.rng[kStep], static_cast<uint32_t>(c));
@@ -284,6 +305,47 @@ struct Cpu {
   }
 };
 
+// n_steps steps of evaluation and transition. Each adds to `acceptance` [C], and wherever `thin` steps are complete (`since`
+// of them were taken before) a draw is written to `draws` [K, C, D], its energies and mean acceptances to `energies` and
+// `rates` [K, C], and `acceptance` starts again.
+void walk(std::string library, std::vector<Tensor> constants, Tensor phi, Tensor potential, Tensor grad, Tensor proposal,
+          Tensor rng, Tensor log_step_size, Tensor counters, Tensor is_accepted, Tensor log_alpha,
+          std::optional<Tensor> adaptation, Tensor acceptance, Tensor draws, Tensor energies, Tensor rates,
+          int64_t n_steps, int64_t thin, int64_t since, bool mh) {
+  const Check check("walk", phi);
+  CompiledPotential& evaluate = CompiledPotential::of(library);
+  LangevinOps<Cpu>::with_state(
+      check, phi, potential, grad, proposal, rng, log_step_size, counters, is_accepted, log_alpha, adaptation, mh,
+      [&](auto a) {
+        using T = std::remove_pointer_t<decltype(a.phi)>;
+        const int64_t c = a.n_chains, size = c * a.n_elements;
+        STD_TORCH_CHECK(thin > 0 && since >= 0 && since < thin && n_steps >= 0, "lae_fast::walk: counts are out of range");
+        const int64_t n_draws = (since + n_steps) / thin;
+        STD_TORCH_CHECK(draws.scalar_type() == phi.scalar_type(), "lae_fast::walk: draws has the wrong dtype");
+        check.array("draws", draws, phi.scalar_type(), {n_draws, c, a.n_elements});
+        check.array("energies", energies, ScalarType::Double, {n_draws, c});
+        check.array("rates", rates, ScalarType::Double, {n_draws, c});
+        check.array("acceptance", acceptance, ScalarType::Double, {c});
+        a.acceptance = pointer<double>(acceptance);
+        for (int64_t k = 0; k < n_steps; ++k) {
+          const auto [v, g] = evaluate(proposal, constants);
+          if (k == 0) check.array("the compiled potential", v, ScalarType::Double, {c});
+          if (k == 0) check.like("the compiled gradient", g);
+          a.proposal_potential = pointer<double>(v);
+          a.proposal_grad = pointer<T>(g);
+          Cpu::transition(a);
+          const int64_t draw = (since + k + 1) / thin - 1;
+          if ((since + k + 1) % thin) continue;
+          std::memcpy(pointer<T>(draws) + draw * size, a.phi, size * sizeof(T));
+          std::memcpy(pointer<double>(energies) + draw * c, a.potential, c * sizeof(double));
+          for (int64_t i = 0; i < c; ++i) {
+            pointer<double>(rates)[draw * c + i] = a.acceptance[i] / static_cast<double>(thin);
+            a.acceptance[i] = 0.0;
+          }
+        }
+      });
+}
+
 }  // namespace
 }  // namespace lae
 
@@ -294,4 +356,5 @@ extern "C" __attribute__((visibility("default"))) const char* lae_fast_simd_leve
 
 STABLE_TORCH_LIBRARY_IMPL(lae_fast, CPU, library) {
   lae::LangevinOps<lae::Cpu>::register_with(library);
+  library.impl("walk", TORCH_BOX(&lae::walk));
 }

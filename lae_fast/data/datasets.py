@@ -98,6 +98,8 @@ def idx_set(what: IDXSet, root: Path) -> Source:
     if files is None:
         _download(what, root)
         files, source = _find(what, root), f"{what.title}, downloaded to {root}"
+    if files is None:
+        raise DataError(f"{what.title} was downloaded to {root}, and is there no more")
     train, test = _read(what, files)
     if train.images.shape[1:] != test.images.shape[1:]:
         raise DataError(f"training and test images in {root} differ in size")

@@ -171,9 +171,9 @@ def _places(folder: Path) -> dict[str, Path]:
     """By name of the split, where its pictures are: in sub-folders if all are named by splits, otherwise all are of training."""
     inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     folders = [path for path in inside if path.is_dir()]
-    splits = [SPLITS.get(path.name.lower()) for path in folders]
+    splits = [SPLITS[path.name.lower()] for path in folders if path.name.lower() in SPLITS]
     names = ", ".join(path.name for path in folders)
-    if None in splits or not splits:
+    if len(splits) < len(folders) or not splits:
         if {"train", "test"} <= set(splits):
             raise DataError(f"{folder} holds {names}; expected train, test and perhaps val, or classes")
         return {"train": folder}
@@ -229,18 +229,19 @@ def _kind(paths: list[Path]) -> tuple[str, tuple[int, int]]:
     Raises:
         DataError: they differ in size, one cannot be read, or a file holds several.
     """
-    modes, size = set(), None
+    modes: set[str] = set()
+    sizes: list[tuple[int, int]] = []
     for path in paths:
         with _opened(path) as picture:
             _check_is_one(picture, path)
             modes.add(pictures.mode(picture, str(path)))
-            found = _upright_size(picture)
-        size = size or found
-        if found != size:
+            sizes.append(_upright_size(picture))
+        (w, h), (w0, h0) = sizes[-1], sizes[0]
+        if (w, h) != (w0, h0):
             raise DataError(
-                f"{path} has {found[0]} x {found[1]} pixels, and {paths[0]} {size[0]} x {size[1]}; expected pictures of one size"
+                f"{path} has {w} x {h} pixels, and {paths[0]} {w0} x {h0}; expected pictures of one size"
             )
-    return "L" if modes == {"L"} else "RGB", size
+    return "L" if modes == {"L"} else "RGB", sizes[0]
 
 
 def _check_is_one(picture: Any, path: Path) -> None:

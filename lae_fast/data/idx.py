@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import struct
 import zlib
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -30,7 +30,7 @@ def read(path: Path, n_axes: int) -> np.ndarray:
         raise DataError(f"{path} cannot be read: {str(error) or type(error).__name__}. {CURE}") from error
 
 
-def _read(file: BinaryIO, path: Path, n_axes: int) -> np.ndarray:
+def _read(file: gzip.GzipFile | io.BufferedReader, path: Path, n_axes: int) -> np.ndarray:
     start = file.read(4)
     if start[:3] != b"\0\0\x08" or len(start) < 4:
         raise DataError(f"{path} is not an IDX file of unsigned bytes. {CURE}")
@@ -69,8 +69,10 @@ def find(folder: Path, train: str = "train", test: str = "t10k") -> dict[str, tu
     found = {}
     for split, start in (("train", train), ("test", test)):
         names = f"{start}-images-idx3-ubyte", f"{start}-labels-idx1-ubyte"
-        paths = [next((folder / v for v in _names(n) if (folder / v).is_file()), None) for n in names]
-        if None in paths:
+        images, labels = (
+            next((folder / v for v in _names(n) if (folder / v).is_file()), None) for n in names
+        )
+        if images is None or labels is None:
             return None
-        found[split] = tuple(paths)
+        found[split] = images, labels
     return found

@@ -57,21 +57,21 @@ def _tensor(name: str, value: Any) -> Tensor:
             raise ValueError(f"{name} {verb} {value.dtype} {list(value.shape)}; expected {EXPECTED}")
         with np.errstate(over="ignore"):  # infinity is told below
             native = value.astype(np.float32 if value.dtype.kind == "f" else value.dtype, copy=False)
-        value = torch.from_numpy(np.require(native, requirements="CW"))
-    checks.tensor(name, value, dtypes=None)
-    is_pixels = value.dtype in (torch.uint8, torch.bool) or value.is_floating_point()
-    if not is_pixels or value.is_meta:
-        raise ValueError(f"{name} {verb} {checks.describe(value)}; expected {EXPECTED}")
-    value = value.detach().cpu()
-    if value.dtype == torch.bool:
-        return value.to(torch.uint8) * 255
-    if value.dtype == torch.uint8:
-        return value
-    value = value.float()
-    low, high = (v.item() for v in value.aminmax()) if value.numel() else (0.0, 0.0)
+        value = torch.from_numpy(np.require(native, requirements=["C", "W"]))
+    t = checks.tensor(name, value, dtypes=None)
+    is_pixels = t.dtype in (torch.uint8, torch.bool) or t.is_floating_point()
+    if not is_pixels or t.is_meta:
+        raise ValueError(f"{name} {verb} {checks.describe(t)}; expected {EXPECTED}")
+    t = t.detach().cpu()
+    if t.dtype == torch.bool:
+        return t.to(torch.uint8) * 255
+    if t.dtype == torch.uint8:
+        return t
+    t = t.float()
+    low, high = (v.item() for v in t.aminmax()) if t.numel() else (0.0, 0.0)
     if not math.isfinite(low) or not math.isfinite(high):
         raise ValueError(f"values of {name} go from {low:g} to {high:g}; expected finite ones")
-    return value
+    return t
 
 
 def _in_layout(name: str, t: Tensor) -> Tensor:
@@ -131,7 +131,8 @@ def _gathered(name: str, items: Sequence[Any]) -> tuple[Tensor, list[int] | None
         labels.append(_whole(label))
     if images is None:
         raise ValueError(f"{name} are {checks.describe(items)}; expected at least one")
-    return images, None if None in labels else labels
+    whole = [label for label in labels if label is not None]
+    return images, whole if len(whole) == len(labels) else None
 
 
 def _whole(label: Any) -> int | None:

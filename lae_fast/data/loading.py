@@ -134,7 +134,8 @@ def _dataset(name: str, source: Source, validation: int | None, binarization: st
         generator = torch.Generator().manual_seed(0)
         drawn = [_binary(split, binarization, generator) for split in splits]
         splits = [splits[0] if binarization == "dynamic" else drawn[0], *drawn[1:]]
-    return Dataset(name, source.description, *splits, source.classes)
+    train, rest, test = splits
+    return Dataset(name, source.description, train, rest, test, source.classes)
 
 
 def _binary(split: Split, binarization: str, generator: torch.Generator) -> Split:

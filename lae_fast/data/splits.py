@@ -45,7 +45,7 @@ class Split(NamedTuple):
 
     def to(self, device: torch.device) -> Split:
         """The same on this device."""
-        return Split(*(None if t is None else t.to(device) for t in self))
+        return Split(self.images.to(device), None if self.labels is None else self.labels.to(device))
 
 
 class Source(NamedTuple):
@@ -95,7 +95,7 @@ class Dataset(NamedTuple):
             for t in split:
                 found.update(f"{_described(t)} ".encode())
                 if t is not None:
-                    found.update(t.cpu().contiguous().numpy())
+                    found.update(t.cpu().contiguous().numpy().data)
         return found.hexdigest()
 
 
@@ -139,9 +139,10 @@ def parted(
         train, test = train.at(slice(n)), train.at(slice(n, None))
     if validation is None:
         return Source(description, train, test, min(MOST_VALIDATION, n // 10))
-    has_labels = train.labels is not None and validation.labels is not None
     images = torch.cat((train.images, validation.images))
-    labels = torch.cat((train.labels, validation.labels)) if has_labels else None
+    labels = None
+    if train.labels is not None and validation.labels is not None:
+        labels = torch.cat((train.labels, validation.labels))
     return Source(description, Split(images, labels), test, len(validation.images))
 
 

@@ -87,12 +87,12 @@ def celeba(root: Path) -> Source:
     The shorter side (178 pixels) is resized to 64 and the centre cut out, as the code of the LAE paper does. The images lie in
     memory as bytes, 2.5 GB; they are read anew each time, by all cores.
     """
-    options = ({"split": s, "target_type": []} for s in ("train", "valid", "test"))
+    options: list[dict[str, Any]] = [{"split": s, "target_type": []} for s in ("train", "valid", "test")]
     train, validation, test = _open("CelebA", root, "CelebA", *options)
     from torchvision.transforms import CenterCrop, Compose, Resize
 
     small = Compose([Resize(SIDE), CenterCrop(SIDE)])
-    both = torch.utils.data.ConcatDataset([train, validation])
+    both: torch.utils.data.ConcatDataset[Any] = torch.utils.data.ConcatDataset([train, validation])
     return Source(
         f"CelebA in {root}, {SIDE} x {SIDE}",
         _read("CelebA", both, small),

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,75 +76,130 @@ class _Annealing:
     """Rows e [C, n, nz], moved from N(0, I) at one temperature after another; z = m + s e.
 
     m and s [n, nz] are mean and standard deviation of the base: in e the base is round, and one step size fits all
-    images. `log_ratio` [C, n] is log p(x, z) - log r(z|x), by which the weights grow. A move changes all tensors in
-    place, so that a CUDA graph can replay it.
+    images. All tensors keep their memory, also from one batch of n images to the next: a CUDA graph of a move serves them
+    all.
+
+    Args:
+        x: the first images, [n, *shape].
     """
+
+    x: Tensor  # [n, *shape]
+    mean: Tensor  # m, [n, nz]
+    std: Tensor  # s, [n, nz]
+    log_volume: Tensor  # float64 [n], the sum of log s
+    rng: Tensor  # int64 [3]
+    e: Tensor  # [C, n, nz]
+    prior: Tensor  # float64 [C, n], -log N(e)
+    log_ratio: Tensor  # float64 [C, n], log p(x, z) - log r(z|x), by which the weights grow
+    slope: Tensor  # [C, n, nz], its derivative in e
 
     def __init__(
         self, model: Autoencoder, x: Tensor, base: str, n_chains: int, generator: torch.Generator
     ) -> None:
-        self.model, self.x = model, x
-        self.mean, self.std = x.new_zeros(len(x), model.nz), x.new_ones(len(x), model.nz)
-        if base == "encoder":
-            self.mean, self.std = model.posterior(x)
-        self.rng = ops.make_rng(x.device, generator)
+        self.model, self.base, self.n_chains = model, base, n_chains
         # beta and step size of the next move, [1] each
         self.beta, self.step_size = torch.zeros(2, 1, dtype=torch.float64, device=x.device)
-        shape = (n_chains, len(x), model.nz)
+        self.start(x, generator)
+
+    def start(self, x: Tensor, generator: torch.Generator) -> None:
+        """Start the chains of images x [n, *shape], as many as before, at draws of the base."""
+        mean, std = x.new_zeros(len(x), self.model.nz), x.new_ones(len(x), self.model.nz)
+        if self.base == "encoder":
+            mean, std = self.model.posterior(x)
+        self._hold(x=x, mean=mean, std=std, log_volume=std.log().sum(-1, dtype=torch.float64))
+        self._hold(rng=ops.make_rng(x.device, generator))
+        shape = (self.n_chains, len(x), self.model.nz)
         self.start_at(torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device))
 
     def start_at(self, e: Tensor) -> None:
         """Start the chains at e [C, n, nz]."""
-        self.e = e.contiguous()
-        self.log_ratio, self.slope = self._evaluate(self.e)
+        self._hold(e=e)
+        prior, log_ratio, slope = self._evaluate(self.e)
+        self._hold(prior=prior, log_ratio=log_ratio, slope=slope)
 
-    def start_at_z(self, z: Tensor, n_chains: int) -> None:
-        """Start `n_chains` chains at z [n, nz]."""
-        self.start_at(((z - self.mean) / self.std).expand(n_chains, -1, -1))
+    def start_at_z(self, z: Tensor) -> None:
+        """Start all chains of an image at its z [n, nz]."""
+        self.start_at(((z - self.mean) / self.std).expand(self.n_chains, -1, -1))
 
-    def _evaluate(self, e: Tensor) -> tuple[Tensor, Tensor]:
-        """log p(x, z) - log r(z|x) [C, n], and its derivative in e [C, n, nz]."""
+    def _hold(self, **values: Tensor) -> None:
+        """Keep values as attributes, each always in the same memory."""
+        for name, value in values.items():
+            if hasattr(self, name):
+                getattr(self, name).copy_(value)
+            else:
+                setattr(self, name, value.clone(memory_format=torch.contiguous_format))
+
+    def _evaluate(self, e: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """-log N(e) [C, n]; log p(x, z) - log r(z|x) [C, n]; and the derivative of the latter in e [C, n, nz]."""
         with differentiable():
             leaf = e.detach().requires_grad_()
-            log_joint = -self.model.potential(self.x, self.mean + self.std * leaf)
-            (slope,) = torch.autograd.grad(log_joint.sum(), leaf)
-        log_base = -negative_log_prior(e) - self.std.log().sum(-1, dtype=torch.float64)
-        return log_joint.detach() - log_base, slope + e
+            potential = self.model.potential(self.x, self.mean + self.std * leaf)
+            (gradient,) = torch.autograd.grad(potential, leaf, torch.ones_like(potential))
+        prior = negative_log_prior(e)
+        return prior, prior + self.log_volume - potential.detach(), e - gradient
 
     def move(self) -> Tensor:
         """One MALA step that leaves r^(1 - beta) p^beta invariant; its acceptance rates [C, n]."""
+        weight = self.beta.to(self.e.dtype)
 
-        def rows(e: Tensor, log_ratio: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            potential = negative_log_prior(e) - self.beta * log_ratio
-            grad = e - self.beta.to(e.dtype) * slope
-            return e.flatten(0, 1), potential.flatten(), grad.flatten(0, 1)
+        def rows(e: Tensor, prior: Tensor, log_ratio: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+            potential, grad = prior - self.beta * log_ratio, e - weight * slope
+            return potential.flatten(), grad.flatten(0, 1)
 
-        e, potential, grad = rows(self.e, self.log_ratio, self.slope)
+        state = [self.e, self.prior, self.log_ratio, self.slope]
+        potential, grad = rows(*state)
+        e = self.e.flatten(0, 1)
         proposal, rng = ops.propose(e, grad, self.step_size, self.rng)
-        new = proposal.view_as(self.e), *self._evaluate(proposal.view_as(self.e))
-        _, new_potential, new_grad = rows(*new)
+        new = [proposal.view_as(self.e), *self._evaluate(proposal.view_as(self.e))]
+        new_potential, new_grad = rows(*new)
         accepted, _, log_alpha = ops.decide(
             e, proposal, potential, new_potential, grad, new_grad, self.step_size, rng
         )
-        accepted = accepted.view_as(self.log_ratio)
-        for state, proposed in zip((self.e, self.log_ratio, self.slope), new, strict=True):
-            is_accepted = accepted if state.dim() == 2 else accepted[..., None]
-            torch.where(is_accepted, proposed, state, out=state)
+        ops.keep([t.flatten(0, 1) for t in state], [t.flatten(0, 1) for t in new], ~accepted)
         self.rng.copy_(rng)
         return acceptance_rate(log_alpha).view_as(self.log_ratio)
 
 
-class _Moves:
-    """`moves(beta, step_size)`, both []: one `_Annealing.move`; on a GPU a graph replays it, unless declined."""
+def _repeated(call: Callable[[], Any], device: torch.device, capture: bool | None) -> Callable[[], Any]:
+    """A call on the same memory every time; on a GPU a graph replays it, unless declined."""
+    captures = device.type == "cuda" if capture is None else capture
+    return Replayed(call, device) if captures else call
 
-    def __init__(self, chains: _Annealing, capture: bool | None) -> None:
-        captures = chains.e.is_cuda if capture is None else capture
-        self.chains, self.run = chains, Replayed(chains.move, chains.e.device) if captures else chains.move
 
-    def __call__(self, beta: Tensor, step_size: Tensor) -> Tensor:
-        self.chains.beta.copy_(beta)
-        self.chains.step_size.copy_(step_size)
-        return self.run()
+class _Descent:
+    """All moves of one schedule, forward or in reverse, and what they add up to.
+
+    What a move needs of the schedule lies on the device, at a position that the move itself advances: the host only
+    repeats it.
+    """
+
+    def __init__(
+        self, chains: _Annealing, schedule: Schedule, is_forward: bool, capture: bool | None
+    ) -> None:
+        growth = schedule.beta.diff()  # [K], steps of beta: growth[k] and growth[k + 1] lie around move k
+        columns = [schedule.beta[1:-1], schedule.step_size, growth[1:] if is_forward else growth[:-1]]
+        table = torch.stack(columns, 1)  # [K - 1, 3]
+        self.table = table if is_forward else table.flip(0)
+        self.first = growth[0 if is_forward else -1]
+        self.chains, self.n_moves = chains, len(table)
+        self.position = torch.zeros(1, dtype=torch.int64, device=table.device)
+        self.log_w = torch.zeros_like(chains.log_ratio)  # [C, n]
+        self.acceptance = torch.zeros_like(self.log_w[0])  # [n]: the mean over chains and moves
+        self.move = _repeated(self._move, table.device, capture)
+
+    def start(self) -> None:
+        self.position.zero_()
+        self.acceptance.zero_()
+        torch.mul(self.chains.log_ratio, self.first, out=self.log_w)
+
+    def _move(self) -> None:
+        chains = self.chains
+        beta, step_size, growth = self.table.index_select(0, self.position).unbind(1)  # [1] each
+        chains.beta.copy_(beta)
+        chains.step_size.copy_(step_size)
+        self.acceptance += chains.move().mean(0) / self.n_moves
+        self.log_w += chains.log_ratio * growth
+        self.position += 1
 
 
 def _interpolate(at: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -204,13 +259,15 @@ def fit_schedule(
     images = images_for(model, images).detach()[: max(1, ROWS // n_chains)]
     generator = torch.Generator(images.device).manual_seed(seed)
     chains = _Annealing(model, images, base, n_chains, generator)
-    move = _Moves(chains, capture)
+    run = _repeated(chains.move, images.device, capture)
     pilot = torch.linspace(0, 1, n_pilot + 1, dtype=torch.float64, device=images.device) ** 3
     log_step_size = pilot.new_zeros(())
     spread, steps = [chains.log_ratio.std(0).mean()], [log_step_size]
     for beta in pilot[1:]:
         for _ in range(2):
-            acceptance = move(beta, log_step_size.exp()).mean()
+            chains.beta.copy_(beta)
+            chains.step_size.copy_(log_step_size.exp())
+            acceptance = run().mean()
             log_step_size = log_step_size + 0.5 * (acceptance - TARGET_ACCEPTANCE)
         spread.append(chains.log_ratio.std(0).mean())
         steps.append(log_step_size)
@@ -325,24 +382,23 @@ def _annealed(
             raise ValueError("exact is not finite everywhere; expected draws of p(z|x)")
     generator = torch.Generator(images.device).manual_seed(seed)
     is_forward, n_moves = exact is None, len(schedule.step_size)
-    growth = schedule.beta.diff()  # [K], steps of beta: growth[k] and growth[k + 1] lie around move k
     log_weights, acceptances = [], []
     batches = torch.arange(len(images), device="cpu").split(max(1, ROWS // n_chains))
     with bars.bar(total=len(batches) * n_moves, unit="step", desc="AIS", shown=progress) as bar:
-        for index in batches:
-            x = images[index]
-            chains, acceptance = _Annealing(model, x, schedule.base, n_chains, generator), x.new_zeros(len(x))
-            if not is_forward:
-                chains.start_at_z(exact[index], n_chains)
-            move = _Moves(chains, capture)
-            log_w = chains.log_ratio * growth[0 if is_forward else -1]
-            for k in range(n_moves) if is_forward else reversed(range(n_moves)):
-                rate = move(schedule.beta[k + 1], schedule.step_size[k])
-                acceptance = acceptance + rate.mean(0) / n_moves
-                log_w += chains.log_ratio * growth[k + 1 if is_forward else k]
+        for i, index in enumerate(batches):
+            if i == 0 or len(index) != len(batches[i - 1]):  # the last batch may be smaller
+                chains = _Annealing(model, images[index], schedule.base, n_chains, generator)
+                descent = _Descent(chains, schedule, is_forward, capture)
+            else:
+                chains.start(images[index], generator)
+            if exact is not None:
+                chains.start_at_z(exact[index])
+            descent.start()
+            for _ in range(n_moves):
+                descent.move()
                 bar.update()
-            log_weights.append(log_w.cpu())
-            acceptances.append(acceptance.cpu())
+            log_weights.append(descent.log_w.to("cpu", copy=True))  # the next batch takes the same memory
+            acceptances.append(descent.acceptance.to("cpu", copy=True))
     log_w = torch.cat(log_weights, 1)  # [C, n]
     sign = 1 if is_forward else -1  # reverse weights average to 1 / p(x)
     log_mean = torch.logsumexp(sign * log_w, 0) - math.log(n_chains)

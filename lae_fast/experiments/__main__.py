@@ -141,12 +141,13 @@ class Experiments:
             inherited = [self.metrics(r) or {} for r in recipe.needs()]
             product = self.lab.get(recipe)
             self._known[recipe] = {k: v for m in (*inherited, product.metrics) for k, v in m.items()}
-            self._provenance[recipe] = product.provenance
+            if product.provenance is not None:
+                self._provenance[recipe] = product.provenance
         return self._known[recipe]
 
     def recipes(self, name: str) -> list[Recipe]:
         """The recipes of one table or figure, and all recipes that these need."""
-        return ordered({**self.tables, **self.figures}[name].recipes())
+        return ordered((self.tables.get(name) or self.figures[name]).recipes())
 
     def run(self) -> int:
         """Make what is missing, writing table by table; the exit code."""

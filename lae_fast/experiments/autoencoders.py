@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ class TrainedAutoencoder(Recipe):
     def build(self, nx: int) -> Autoencoder:
         """The freshly initialised model, on the CPU, for images of nx pixels."""
         kind = "lae" if self.model == "report" else self.model
-        options = {
+        options: dict[str, Any] = {
             name: getattr(self, name) for name in ("n_steps", "mh", "step_size") if name in options_of(kind)
         }
         if kind == "lae":
@@ -97,8 +98,7 @@ class TrainedAutoencoder(Recipe):
     def _validation_loss(self, model: Autoencoder, lab: Lab) -> float:
         """The negative ELBO, or for the report's rule its own loss, the reconstruction: nats per image."""
         if self.model == "report":
-            model.set_constant_std(REPORT_SCALE)
-            return evaluate(model, lab.validation.images).reconstruction
+            return evaluate(report_posterior(model), lab.validation.images).reconstruction
         fit_posterior_scale(model, lab.train.images, n_images=500)
         return evaluate(model, lab.validation.images).negative_elbo
 

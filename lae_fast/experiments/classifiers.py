@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from lae_fast import data, seeds
 from lae_fast.attacks import pgd, robustness
 from lae_fast.augmentation import augment
-from lae_fast.data import Split
 from lae_fast.experiments.autoencoders import REPORT_SCALE, TrainedAutoencoder, report_posterior
-from lae_fast.experiments.recipes import SIDE, Lab, Product, Recipe
+from lae_fast.experiments.recipes import SIDE, Lab, Labelled, Product, Recipe
+from lae_fast.models import Autoencoder
 from lae_fast.training import adam, keep_freed_memory
 
 
@@ -63,6 +63,10 @@ class TrainedClassifier(Recipe):
     adversarial_steps: int = 0
     n_updates: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.n and self.autoencoder is None:
+            raise ValueError(f"n is {self.n} without an autoencoder; expected 0: nothing draws variations")
+
     def cost(self) -> float:
         epochs = self.n_updates / 469 if self.n_updates else self.epochs
         return 4.5 * epochs * (self.n + 1) * (1 + 0.8 * self.adversarial_steps)
@@ -78,7 +82,7 @@ class TrainedClassifier(Recipe):
         n_seen = 0
         for index in self.minibatches(labels):
             x, y = as_images(images[index]), labels[index]
-            if self.n:
+            if source is not None and self.n:
                 x, y = augment(source, x, y, self.n, scale=REPORT_SCALE, generator=generator)
             if self.adversarial_steps:
                 x = pgd(net, x, y, eps=0.3, n_steps=self.adversarial_steps, generator=generator)
@@ -93,7 +97,7 @@ class TrainedClassifier(Recipe):
         )
         return Product(net.state_dict(), metrics)
 
-    def training_set(self, split: Split) -> Split:
+    def training_set(self, split: Labelled) -> Labelled:
         """The training images of this recipe; the seed decides the choice."""
         if self.per_class is None and self.rare is None:
             return split
@@ -106,7 +110,7 @@ class TrainedClassifier(Recipe):
                 n = max(1, n // 100)
             kept.append(members[torch.randperm(len(members), generator=generator)[:n]])
         index = torch.cat(kept).sort().values.to(split.labels.device)
-        return Split(split.images[index], split.labels[index])
+        return Labelled(split.images[index], split.labels[index])
 
     def minibatches(self, labels: Tensor) -> Iterator[Tensor]:
         """Indices [batch_size] into the training set with labels [N], for the whole training."""
@@ -136,7 +140,7 @@ class TrainedClassifier(Recipe):
 
 
 @torch.no_grad()
-def measure(net: nn.Module, split: Split) -> dict[str, float]:
+def measure(net: nn.Module, split: Labelled) -> dict[str, float]:
     """Mean loss in nats per image, accuracy, and the recall of each class."""
     log_p = torch.cat([net(as_images(x)) for x in split.images.split(1000)])
     is_right = log_p.argmax(1) == split.labels
@@ -185,7 +189,7 @@ class LatentClassifier(Recipe):
         return Product(head.state_dict(), metrics)
 
     @torch.no_grad()
-    def codes(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    def codes(self, model: Autoencoder, images: Tensor) -> tuple[Tensor, Tensor]:
         """Means and standard deviations, each [n, nz], of the report's q(z|x) of uint8 images [n, nx]."""
         parts = [report_posterior(model).posterior(x / 255) for x in images.split(1000)]
         mean, std = (torch.cat(t) for t in zip(*parts, strict=True))

@@ -28,7 +28,7 @@ from lae_fast.experiments.recipes import Lab, Product, Recipe
 from lae_fast.models import Architecture, Autoencoder, AutoencoderWithChain, build
 from lae_fast.training import TrainingStep, adam, cool_down
 
-JOINT = dict(decisions="joint")
+JOINT: dict[str, Any] = dict(decisions="joint")
 CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> model and its options
     "VAE": ("vae", {}),
     "Hoffman's method": ("hoffman", {}),
@@ -92,6 +92,7 @@ class Contender(Recipe):
     def make(self, lab: Lab) -> Product:
         torch.manual_seed(self.seed)
         model = self.build(lab.nx).to(lab.device)
+        optimizer: torch.optim.Optimizer
         if self.optimizer == "sgd":
             optimizer = torch.optim.SGD(model.parameters(), self.lr)
         else:
@@ -163,7 +164,7 @@ class Scored(Recipe):
         if model.nz in N_CELLS:
             return Product({}, metrics | {"nll": -quadrature(model, x).mean().item()})
         pilot = pixels(lab.validation.images[: self.n_simulated], kind, seed=1) / 255
-        options = dict(n_chains=self.n_chains, seed=self.contender.seed)
+        options: dict[str, Any] = dict(n_chains=self.n_chains, seed=self.contender.seed)
         _, schedule = anneal(model, pilot, n_temperatures=self.n_temperatures, progress=False, **options)
         forward = annealed_log_likelihood(model, x, schedule, progress=False, **options)
         return Product(
@@ -206,7 +207,8 @@ class StepTimes(Recipe):
         return self.n_turns * 0.1
 
     def make(self, lab: Lab) -> Product:
-        steps, spent = {}, {name: [] for name in self.names}
+        steps: dict[str, tuple[TrainingStep, Iterator[Tensor]]] = {}
+        spent: dict[str, list[float]] = {name: [] for name in self.names}
         for name in self.names:
             c = Contender(name, "binary", self.nz, 0, self.n_turns, self.batch_size, 1e-3, 0.0, self.nh)
             model = c.build(lab.nx).to(lab.device)

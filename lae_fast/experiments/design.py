@@ -10,7 +10,7 @@ from lae_fast.experiments.classifiers import Attacked, LatentClassifier, Trained
 from lae_fast.experiments.planes import Plane, Recognised
 from lae_fast.experiments.presets import Preset
 
-RULES = {  # how an LAE's chain runs
+RULES: dict[str, dict[str, Any]] = {  # how an LAE's chain runs
     "report's code": dict(model="report"),
     "fixed step": dict(model="lae"),
     "adapted step": dict(model="lae", mh=True, step_size=None),
@@ -21,7 +21,7 @@ PROTOCOLS = {  # name -> number of PGD steps, and whether the start is random; t
     "c": (3, False),  # the default of the report's command
 }
 RARE = 9  # the class that the report finds hard to tell from 4
-HOFFMAN = dict(model="hoffman", mh=True, step_size=None)
+HOFFMAN: dict[str, Any] = dict(model="hoffman", mh=True, step_size=None)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,9 +30,10 @@ def _canvas() -> tuple[Figure, Axes]:
 
 def _text(axes: Axes, x: float, y: float, *lines: str, **style: Any) -> None:
     """Lines of text around (x, y); the baselines do not depend on the text."""
+    look: dict[str, Any] = dict(ha="center", va="baseline", size=13, color=INK) | style
     for i, line in enumerate(lines):
         baseline = y - 0.06 + 0.25 * ((len(lines) - 1) / 2 - i)
-        axes.text(x, baseline, line, **dict(ha="center", va="baseline", size=13, color=INK) | style)
+        axes.text(x, baseline, line, **look)
 
 
 def _box(
@@ -51,7 +52,7 @@ def _box(
     from matplotlib.patches import FancyBboxPatch, Polygon
 
     tint = [1 - 0.12 * (1 - c) for c in to_rgb(colour)]
-    look = dict(facecolor=tint, edgecolor=colour, linewidth=1.4, joinstyle="round") | style
+    look: dict[str, Any] = dict(facecolor=tint, edgecolor=colour, linewidth=1.4, joinstyle="round") | style
     left, right = (h + taper) / 2, (h - taper) / 2
     corners = [(x - w / 2, y - left), (x - w / 2, y + left), (x + w / 2, y + right), (x + w / 2, y - right)]
     rounded = FancyBboxPatch(corners[0], w, h, boxstyle="round,pad=0,rounding_size=0.09", **look)
@@ -64,7 +65,9 @@ def _arrow(axes: Axes, *points: tuple[float, float], **style: Any) -> None:
     from matplotlib.patches import FancyArrowPatch
     from matplotlib.path import Path
 
-    look = dict(arrowstyle="-|>,head_length=5,head_width=2.5", color=INK, linewidth=1.4, joinstyle="round")
+    look: dict[str, Any] = dict(
+        arrowstyle="-|>,head_length=5,head_width=2.5", color=INK, linewidth=1.4, joinstyle="round"
+    )
     axes.add_patch(FancyArrowPatch(path=Path(points), **look | style))
 
 

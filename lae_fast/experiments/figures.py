@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -91,7 +91,15 @@ def planes(lab: Lab, found: Models) -> Figure:
         eps = torch.randn(mean.shape, generator=torch.Generator(lab.device).manual_seed(0), device=lab.device)
         z = (mean + std * eps).cpu()
         dots = axes.scatter(
-            *z.T, c=labels, s=1.5, cmap="tab10", vmin=-0.5, vmax=9.5, linewidths=0, rasterized=True
+            z[:, 0],
+            z[:, 1],
+            c=labels,
+            s=1.5,
+            cmap="tab10",
+            vmin=-0.5,
+            vmax=9.5,
+            linewidths=0,
+            rasterized=True,
         )
         axes.add_patch(Circle((0, 0), 2.448, fill=False, color=GREY, linewidth=0.8))
         axes.set_aspect("equal", adjustable="datalim")
@@ -107,8 +115,8 @@ def interpolations(lab: Lab, found: Models) -> Figure:
     for axes, _, recipe in panels:
         images = interpolation(recipe.load(lab), 10)
         _picture(axes, pictures.grid(images.flatten(0, 1).cpu(), 10))
-    style = dict(ha="center", va="center", color=GREY)
-    arrow = dict(arrowstyle="-|>", color=GREY, linewidth=0.8)
+    style: dict[str, Any] = dict(ha="center", va="center", color=GREY)
+    arrow: dict[str, Any] = dict(arrowstyle="-|>", color=GREY, linewidth=0.8)
     for start, end, name, place in (
         ((0.2, 0.2), (0.85, 0.2), "$z_1$ from -1 to 1", (0.52, 0.1)),
         ((0.2, 0.2), (0.2, 0.85), "$z_2$ from -1 to 1", (0.1, 0.52)),

@@ -15,6 +15,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 from lae_fast.experiments.contenders import (
     CONTENDERS,
@@ -90,13 +91,10 @@ class Likelihood:
 
     # ---- choices ----
 
-    def _contender(self, name: str, kind: str, seed: int, batch_size: int, **options: object) -> Contender:
+    def _contender(self, name: str, kind: str, seed: int, batch_size: int, **options: Any) -> Contender:
         updates = self.study.images // batch_size
-        return Contender(
-            name,
-            kind,
-            **(dict(nz=8, seed=seed, updates=updates, batch_size=batch_size, nh=self.study.nh) | options),
-        )
+        sizes: dict[str, Any] = dict(nz=8, updates=updates, batch_size=batch_size, nh=self.study.nh)
+        return Contender(name, kind, seed=seed, **(sizes | options))
 
     def batch_trials(self) -> dict[int, Validated]:
         """Batch size -> the VAE's validation, on binary images."""
@@ -165,12 +163,17 @@ class Likelihood:
         """The part's recipes that can be named by now, in the order of interest."""
         if part == "paper":
             return [self.paper(name) for name in PAPER]
-        later: list[Callable[[], Iterable[Recipe]]] = [
-            lambda name=name: self.trials(name, part).values() for name in NAMES
-        ]
+
+        def tried(name: str) -> Iterable[Recipe]:
+            return self.trials(name, part).values()
+
+        def timing(nz: int) -> Iterable[Recipe]:
+            return [self.step_times(nz)]
+
+        later: list[Callable[[], Iterable[Recipe]]] = [partial(tried, name) for name in NAMES]
         later += [partial(self.scored, name, part, nz) for nz in self.study.dimensions for name in NAMES]
         if part == "binary":
-            later += [lambda nz=nz: [self.step_times(nz)] for nz in self.study.dimensions]
+            later += [partial(timing, nz) for nz in self.study.dimensions]
             later += [partial(self.timed, name, nz) for nz in self.study.dimensions for name in TIMED]
         found: list[Recipe] = [*self.batch_trials().values()]
         for make in later:

@@ -144,10 +144,12 @@ class Document:
             yield ""
             yield f"| model | {' | '.join(f'updates, nz {nz}' for nz in s.dimensions)} |"
             yield "|---|" + "---:|" * len(s.dimensions)
+
+            def updates(name: str, nz: int) -> str:
+                return f"{found.in_our_time(name, nz):,}"
+
             for name in TIMED:
-                yield self._row(
-                    name, [lambda n=name, z=nz: f"{found.in_our_time(n, z):,}" for nz in s.dimensions]
-                )
+                yield self._row(name, [partial(updates, name, nz) for nz in s.dimensions])
             yield ""
             yield from self._table(TIMED, found.timed)
         yield "## Choices, on validation images"

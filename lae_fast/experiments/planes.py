@@ -21,7 +21,7 @@ def interpolation(model: Autoencoder, n: int) -> Tensor:
     """The report's figure 5: mean images [n, n, nx] at z from (-1, 1), top left, to (1, -1), bottom right."""
     axis = torch.linspace(-1, 1, n)
     z = torch.cartesian_prod(-axis, axis).flip(1)
-    return model.decode(z.to(next(model.parameters()).device)).unflatten(0, (n, n))
+    return torch.unflatten(model.decode(z.to(next(model.parameters()).device)), 0, (n, n))
 
 
 def confusion(z: Tensor, labels: Tensor, n_classes: int = 10) -> Tensor:

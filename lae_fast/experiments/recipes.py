@@ -30,6 +30,13 @@ SIDE = 28
 CURE = "Delete it to have it made anew"
 
 
+class Labelled(NamedTuple):
+    """Images with their labels, all of them."""
+
+    images: Tensor  # [N, nx] uint8
+    labels: Tensor  # [N] int64
+
+
 class Product(NamedTuple):
     weights: dict[str, Tensor]  # those of what was trained, if anything was
     metrics: dict[str, float]  # what was measured; `seconds` is how long it took
@@ -70,6 +77,12 @@ def enlarged(images: Tensor) -> Tensor:
     return large.round().to(torch.uint8).flatten(1)
 
 
+def _labelled(name: str, split: Split) -> Labelled:
+    if split.labels is None:
+        raise ValueError(f"{name} has no labels; expected a data set of classes, for classifiers to learn")
+    return Labelled(enlarged(split.images), split.labels)
+
+
 class Lab:
     """Data, device and kept products.
 
@@ -78,6 +91,9 @@ class Lab:
         device: where everything runs.
         folder: where products are kept: one file each, whole or not there at all.
         n_train, n_test: how many images are used, the first ones; None: all.
+
+    Raises:
+        ValueError: the data set has no labels.
     """
 
     def __init__(
@@ -95,9 +111,11 @@ class Lab:
             "kernels": "compiled" if backend.is_compiled else backend.reason
         }
         parts = zip((dataset.train, dataset.validation, dataset.test), (n_train, n_test, n_test), strict=True)
-        splits = [Split(enlarged(split.images[:n]), split.labels[:n]) for split, n in parts]
+        splits = [_labelled(dataset.name, split.at(slice(n))) for split, n in parts]
         self._digest = hashlib.sha256(b"".join(s.images.numpy().tobytes() for s in splits)).hexdigest()
-        self.train, self.validation, self.test = (split.to(device) for split in splits)
+        self.train, self.validation, self.test = (
+            Labelled(images.to(device), labels.to(device)) for images, labels in splits
+        )
         self.nx = self.train.images.shape[1]
 
     @classmethod

@@ -61,13 +61,13 @@ def table(table: Table, metrics: Metrics, n_train: int) -> Iterator[str]:
     yield f"| {' | '.join(headings)} |"
     yield f"|{'---|' * len(table.headings)}{'---:|' * (len(headings) - len(table.headings))}"
     for row in table.rows:
-        found = [metrics(recipe) for recipe in row.recipes]
+        found = [m for recipe in row.recipes if (m := metrics(recipe)) is not None]
         if row.published:
             known = (
                 c.factor * row.published[c.key] if c.key in row.published else None for c in table.columns
             )
             cells = ["" if value is None else f"*{value:.5g}*" for value in known]
-        elif None in found:
+        elif len(found) < len(row.recipes):
             cells = [NOT_YET]
         else:
             cells = _cells(row, table.columns, found, n_train)
@@ -98,7 +98,7 @@ def claims(found: Sequence[Claim], metrics: Metrics) -> Iterator[str]:
             if None in map(metrics, (*m.minuend, *m.subtrahend)):
                 yield f"| {head} | {m.what} | | | {NOT_YET} |"
             else:
-                differences = m.differences(metrics)
+                differences = m.differences(lambda recipe: metrics(recipe) or {})
                 value = _difference([m.factor * d for d in differences]) if differences else ""
                 verdict = judge(differences, m.sign, m.margin)
                 yield f"| {head} | {m.what} | {value} | {len(differences)} | {verdict} |"

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from lae_fast.models import LAE
 
 
-def plain(body: nn.Sequential) -> nn.Sequential:
+def plain(body: nn.Module) -> nn.Sequential:
     """PyTorch's own layers with copies of the weights of an `nets.mlp` body, without its faster route."""
-    return nn.Sequential(*(copy.deepcopy(layer) for layer in body))
+    return nn.Sequential(*(copy.deepcopy(layer) for layer in body.children()))
 
 
 class PublishedLAE(nn.Module):
@@ -30,11 +30,12 @@ class PublishedLAE(nn.Module):
     """
 
     beta1 = 0.9
+    phi: Tensor
 
     def __init__(
         self,
-        encoder: nn.Sequential,
-        decoder: nn.Sequential,
+        encoder: nn.Module,
+        decoder: nn.Module,
         phi: Tensor,
         n_steps: int,
         mh: bool,
@@ -98,6 +99,8 @@ class CountingReportLAE(ReportLAE):
     Attributes:
         decisions: accepted proposals, and all proposals, so far: int64 [2].
     """
+
+    decisions: Tensor
 
     def __init__(self, model: LAE, n_steps: int, mh: bool, step_size: float) -> None:
         super().__init__(model.encoder, model.decoder, model.phi, n_steps, mh, step_size)

@@ -36,7 +36,8 @@ def run(
         recipes: in the order of `ordered`, each after the recipes that it needs; none is kept already.
         open_lab: makes the lab in each process; picklable.
     """
-    waiting, failed = list(recipes), {}
+    waiting = list(recipes)
+    failed: dict[Recipe, str] = {}
     unfinished = set(recipes)
     running: dict[Future[None], Recipe] = {}
     with contextlib.ExitStack() as stack:

@@ -31,6 +31,14 @@ def _origin(module: str) -> Path | None:
     return Path(spec.origin) if spec and spec.origin else None
 
 
+def _file(module: str) -> Path:
+    """The file of a module, which may be anybody's."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"{module} has no file")
+    return Path(spec.origin)
+
+
 @cache
 def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8")
@@ -47,7 +55,7 @@ def _named(node: ast.AST) -> list[str]:
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     if isinstance(node, ast.ImportFrom):
-        if node.level:
+        if node.level or node.module is None:
             raise ValueError(f"line {node.lineno} imports relative to its own file; expected a full name")
         names = [f"{node.module}.{alias.name}" for alias in node.names]
         return [name if _origin(name) else node.module for name in names]
@@ -62,10 +70,7 @@ def imports(module: str) -> Iterator[str]:
     Raises:
         ValueError: an import is relative.
     """
-    path = _origin(module) or Path(
-        importlib.util.find_spec(module).origin
-    )  # the module itself may be anybody's
-    for node in ast.walk(ast.parse(_text(path))):
+    for node in ast.walk(ast.parse(_text(_file(module)))):
         yield from (name for name in _named(node) if name.split(".")[0] == PACKAGE)
 
 
@@ -83,15 +88,12 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):
-            node.body = [
-                s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))
-            ]
+            body[:] = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
     return tree
 
 
 @cache
 def digest(module: str) -> str:
     """A hash of the syntax of a module and of all that it imports from this package."""
-    paths = (_origin(name) or Path(importlib.util.find_spec(name).origin) for name in _closure(module))
-    trees = (_without_docstrings(ast.parse(_text(path))) for path in paths)
+    trees = (_without_docstrings(ast.parse(_text(_file(name)))) for name in _closure(module))
     return hashlib.sha256("\n".join(ast.dump(tree) for tree in trees).encode()).hexdigest()

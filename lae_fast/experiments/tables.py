@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 from lae_fast.experiments import published
 from lae_fast.experiments.design import PROTOCOLS, RULES, Design
@@ -76,8 +77,8 @@ ReLU and a linear layer on codes drawn from the encoder's q(z|x), as the report 
 divided by about a batch size: times 1,000 the losses and fractions are of the size of those measured here."""
 
 
-Measure = Callable[[tuple], tuple[Recipe, ...]]
-Numbers = dict[tuple, dict[str, float]]
+Measure = Callable[[tuple[Any, ...]], tuple[Recipe, ...]]
+Numbers = dict[tuple[Any, ...], dict[str, float]]
 
 
 def _lae_rows(
@@ -168,7 +169,7 @@ def _attacked(
         for protocol in PROTOCOLS:
             rows.append(Row((label, protocol), design.attacked(design.classifiers(model, n), protocol)))
     for protocol in PROTOCOLS:
-        for row in _controls(design, lambda trained, p=protocol: design.attacked(trained, p)):
+        for row in _controls(design, partial(design.attacked, protocol=protocol)):
             rows.append(dataclasses.replace(row, labels=(row.labels[0], protocol)))
     return Table(name, title, ("variations", "attack"), columns, tuple(rows), note)
 

@@ -146,7 +146,7 @@ def best_gaussian(problem: Problem, start: Posterior) -> tuple[Tensor, Tensor]:
         optimizer.zero_grad()
         z = mean + torch.einsum("nij,cj->cni", factor.tril(), eps)
         entropy = factor.diagonal(dim1=1, dim2=2).abs().log().sum()
-        kl = (weights / weights.sum() @ problem.energy(z)).sum() - entropy
+        kl: Tensor = (weights / weights.sum() @ problem.energy(z)).sum() - entropy
         kl.backward()
         return kl
 
@@ -172,7 +172,7 @@ def toy_posteriors(n_draws: int = 1000) -> tuple[Figure, str]:
     masses = (0.2, 0.5, 0.8, 0.95)
     for row, (name, problem) in zip(panels, PROBLEMS.items(), strict=True):
         generator = torch.Generator().manual_seed(1)
-        options = dict(n_draws=1, n_warmup=500, thin=500, generator=generator, progress=False)
+        options: dict[str, Any] = dict(n_draws=1, n_warmup=500, thin=500, generator=generator, progress=False)
         ald = ald_sample(problem.energy, random_features(problem.x, 16), nz=2, n_chains=n_draws, **options)
         langevin = langevin_sample(problem.energy, _normals(2, n_draws, 3, 2), **options)
         posterior = Posterior.of(problem)
@@ -239,7 +239,10 @@ def capacity(n: int = 12, n_seeds: int = 5) -> tuple[Figure, str]:
     axes = figure.subplots()
     x = torch.tensor(ranks) / n
     axes.plot([0, 1, 2], [1, 0, 0], color=GREY, linestyle="--", label=r"theory, variances: $1 - d/n$")
-    styles = dict(fmt="o", label="variances"), dict(fmt="s", fillstyle="none", label="means")
+    styles: list[dict[str, Any]] = [
+        dict(fmt="o", label="variances"),
+        dict(fmt="s", fillstyle="none", label="means"),
+    ]
     for values, colour, style in zip(errors.unbind(2), COLOURS, styles, strict=False):
         axes.errorbar(x, values.mean(1), values.std(1), color=colour, elinewidth=0.8, **style)
     axes.set(xlabel="features per datapoint, $d / n$", ylabel="error of ALD's posteriors", xlim=(0, 2.05))
@@ -257,7 +260,7 @@ def step_size_bias(n_chains: int = 500) -> tuple[Figure, str]:
 
     problem = PROBLEMS["Gaussian"]
     mean, covariance = conjugate_posterior(problem)
-    eigenvalues = torch.linalg.eigvalsh(covariance)
+    eigenvalues: Tensor = torch.linalg.eigvalsh(covariance)
     total = eigenvalues.sum()
 
     def theory(eta: Tensor) -> Tensor:
@@ -294,7 +297,7 @@ def step_size_bias(n_chains: int = 500) -> tuple[Figure, str]:
         for (name, sampler), marker, shift in zip(samplers.items(), "os", (-1e-3, 1e-3), strict=True):
             bias, error = zip(*(measure(sampler, eta, mh) for eta in step_sizes.tolist()), strict=True)
             label = f"{name}, {'Metropolis-Hastings' if mh else 'unadjusted'}"
-            style = dict(fmt=marker, color=colour, elinewidth=0.8, label=label)
+            style: dict[str, Any] = dict(fmt=marker, color=colour, elinewidth=0.8, label=label)
             axes.errorbar(step_sizes + shift, bias, error, **style)
     axes.set(xlabel=r"step size $\eta$", ylabel="relative bias of the variance", xlim=(0, 0.205))
     axes.set(xticks=[0, 0.05, 0.1, 0.15, 0.2])

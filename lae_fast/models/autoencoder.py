@@ -180,7 +180,7 @@ class Autoencoder(nn.Module):
     shape: tuple[int, ...]
     nx: int
     nz: int
-    d: int  # known from the end of the constructor on
+    d: int  # 0 until the constructor has seen what the encoder returns
     precision: Precision
     share: Shared | None = None
 
@@ -210,7 +210,7 @@ class Autoencoder(nn.Module):
         self.nx, self.nz = math.prod(self.shape), checks.count("nz", nz)
         check_precision("precision", precision)
         self.precision = precision
-        self.d = d if d is None else checks.count("d", d)
+        self.d = 0 if d is None else checks.count("d", d)
         if shape is not None or d is None:
             self._try()
 
@@ -243,9 +243,9 @@ class Autoencoder(nn.Module):
             TypeError, ValueError: the encoder does not return d features for each image.
         """
         seen = self._seen(x)
-        h = self.encoder(seen)
+        h: Tensor = self.encoder(seen)
         fits = isinstance(h, Tensor) and h.dim() == 2 and h.shape[0] == x.shape[0]
-        if not fits or self.d not in (None, h.shape[1]):
+        if not fits or self.d not in (0, h.shape[1]):
             raise ValueError(
                 f"the encoder returned {checks.describe(h)} for images {list(seen.shape)}; expected features "
                 f"[{len(x)}, {self.d or 'd'}]"
@@ -263,10 +263,23 @@ class Autoencoder(nn.Module):
         Raises:
             ValueError: images have another form (`images_for`).
         """
+        x = self._constant_images(x)
+        return self.training_loss(x) if self.training else self.negative_elbo(x)
+
+    def _constant_images(self, x: Tensor) -> Tensor:
         x = images_for(self, x)
         if x.requires_grad:
             raise ValueError("images require a gradient; expected none: the loss has no derivative by them")
-        return self.training_loss(x) if self.training else self.negative_elbo(x)
+        return x
+
+    def add_gradients(self, x: Tensor) -> Tensor:
+        """Add the gradients of `loss` to those of the parameters, as `loss(x).backward()` does; returns the loss [], detached.
+
+        A model whose gradients are known without autograd spares itself a graph of them.
+        """
+        loss = self.loss(x)
+        loss.backward()
+        return loss.detach()
 
     def forward(self, x: Tensor) -> Tensor:
         """`loss`: so that wrappers which call a module, such as DistributedDataParallel, serve."""
@@ -453,7 +466,7 @@ class Autoencoder(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """The mean image of each latent variable: [..., nz] -> [..., *shape]."""
-        return self.likelihood.mean(self.output(z)).unflatten(-1, self.shape)
+        return torch.unflatten(self.likelihood.mean(self.output(z)), -1, self.shape)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:

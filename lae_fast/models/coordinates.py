@@ -94,7 +94,7 @@ class JointCoordinates:
         self.total = torch.zeros_like(h)
 
     def start(self, k: int, normals: Normals) -> Tensor:
-        return self.phi.reshape(1, -1).expand(k, -1)
+        return self.phi.reshape(1, -1).repeat(k, 1)
 
     def z(self, rows: Tensor) -> Tensor:
         return products.linear(self.h, rows.view_as(self.phi))

@@ -12,7 +12,6 @@ has a decision of its own. The calls, in this order:
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -22,11 +21,12 @@ from lae_fast import ops
 from lae_fast.isolation import differentiable
 from lae_fast.models import layers, mlp, whole_layers
 from lae_fast.models.autoencoder import Autoencoder
-from lae_fast.models.likelihood import has_kernel, negative_log_prior
+from lae_fast.models.likelihood import has_kernel
 from lae_fast.models.mlp import MLP
 from lae_fast.models.precision import products_in
 from lae_fast.models.with_chain import AutoencoderWithChain
-from lae_fast.ops.torch_private import add_to_each, is_altered
+from lae_fast.ops.energies import add_prior_unchecked_
+from lae_fast.ops.torch_private import is_altered, on_each
 
 
 def decoder_pass(model: AutoencoderWithChain, x: Tensor, *, by_row: bool = False) -> DecoderPass:
@@ -117,7 +117,7 @@ class DecoderPass:
         """Add the weight gradients of the current state to `totals`."""
         gradients = self.weight_gradients()
         if self.totals:
-            add_to_each(self.totals, gradients)
+            on_each("add_", self.totals, gradients)
         else:
             self.totals = list(gradients)
 
@@ -223,7 +223,6 @@ class DensePass(DecoderPass):
         )
         precisions = (model.chain_precision, model.precision)
         self.network = mlp if whole_layers.obstacle(x.device, self.layers, precisions) else whole_layers
-        self.prior_constant = 0.5 * model.nz * math.log(2 * math.pi)
         scale = model.likelihood.log_scale
         self.log_scale = None if scale is None else scale.to(x.dtype)
 
@@ -234,9 +233,8 @@ class DensePass(DecoderPass):
         with products_in(self.backward_context, z.device):
             # `out` now holds the energy's derivative by the output.
             z_grad, gradients = self.network.backward(self.layers, trace, out)
-        z_grad += z  # the derivative of the prior's ||z||^2 / 2
+        add_prior_unchecked_(energy, z_grad, z)
         self.latest = _ByHand(z_grad, slope, trace, gradients)
-        energy += 0.5 * z.square().sum(1, dtype=torch.float64) + self.prior_constant
         return energy if self.by_row else energy.sum().reshape(1), z_grad
 
     def weight_gradients(self) -> list[Tensor]:
@@ -275,9 +273,8 @@ class LayeredPass(DecoderPass):
             scale = None if scale is None else scale.detach().to(z.dtype)
             energy, slope_of_out, slope = ops.energy(out, self.x, likelihood.kind, scale)
             z_grad, gradients = layers.backward(trace, slope_of_out)
-        z_grad += z  # the derivative of the prior's ||z||^2 / 2
+        add_prior_unchecked_(energy, z_grad, z)
         self.latest = _ByLayer(z_grad, slope, trace.inputs, gradients)
-        energy = energy + negative_log_prior(z)
         return energy if self.by_row else energy.sum().reshape(1), z_grad
 
     def weight_gradients(self) -> list[Tensor]:

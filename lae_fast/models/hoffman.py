@@ -117,7 +117,7 @@ class Hoffman(AutoencoderWithChain, VAE):
 
         if self.mh and not is_dense(self, x):
             self._check_function(x, z, by_row=True)
-        start = z if self.start == "encoder" else self._normals(z)
+        start = z.clone() if self.start == "encoder" else self._normals(z)
         chains = Chains(
             evaluate,
             start,
@@ -126,14 +126,12 @@ class Hoffman(AutoencoderWithChain, VAE):
             mh=self.mh,
             adaptation=self.adaptation if self.mh else None,
             share=self._sharing,
+            copies=False,
         )
         slope = chains.grad - z if self.start == "encoder" else evaluate(z)[1] - z
-        visited, acceptance = [], torch.zeros_like(chains.potential)
-        has_moved = torch.zeros_like(chains.is_accepted)
+        visited = []
         for _ in range(self.n_steps):
             chains.step()
             visited.append(chains.phi.clone())
-            acceptance += chains.acceptance_rate() / self.n_steps
-            has_moved |= chains.is_accepted
-        self._keep(chains, 0.0, acceptance, has_moved)
+        self._keep(chains)
         return torch.stack(visited), slope

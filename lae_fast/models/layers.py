@@ -14,8 +14,10 @@ from lae_fast.models.mlp import MLP
 from lae_fast.models.nets import AsImages
 from lae_fast.ops.torch_private import is_altered, own_parameters
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-CONVOLUTIONS += (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+CONVOLUTIONS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
 # Each is a function of its input and its own parameters, row by row.
 KNOWN = (nn.Linear, *CONVOLUTIONS, nn.LayerNorm, nn.GroupNorm)
 WITHOUT_PARAMETERS = (
@@ -48,7 +50,7 @@ def layers_of(net: nn.Module) -> list[nn.Module] | None:
 
 def _flat(net: nn.Module) -> list[nn.Module]:
     """The layers of nested Sequentials, from outside to inside."""
-    if type(net) in (nn.Sequential, MLP):
+    if type(net) is nn.Sequential or type(net) is MLP:
         return [layer for part in net for layer in _flat(part)]
     return [net]
 
@@ -107,7 +109,7 @@ def _of_layer(layer: nn.Module, a: Tensor, grad: Tensor) -> list[Tensor]:
     if type(layer) is nn.Linear:
         grad, a = grad.flatten(0, -2), a.flatten(0, -2)
         found = {"weight": products.weight_gradient(grad, a), "bias": grad.sum(0)}
-    elif type(layer) in CONVOLUTIONS:
+    elif isinstance(layer, CONVOLUTIONS):
         _, weight, bias = torch.ops.aten.convolution_backward(
             grad,
             a,

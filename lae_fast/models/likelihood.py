@@ -151,6 +151,7 @@ class Gaussian(Likelihood):
     """
 
     kind, bounds = ops.GAUSSIAN, None
+    log_scale: nn.Parameter
 
     def __init__(self, scale: float | None = None) -> None:
         super().__init__()
@@ -189,6 +190,7 @@ class DiscretizedLogistic(Likelihood):
 
     kind, density_of = ops.LOGISTIC, "grey"
     n_levels = 256
+    log_scale: nn.Parameter
 
     def __init__(self, scale: float = 0.1) -> None:
         super().__init__()
@@ -208,4 +210,8 @@ class DiscretizedLogistic(Likelihood):
         return (x * (self.n_levels - 1)).round().clamp(0, self.n_levels - 1) / (self.n_levels - 1)
 
 
-LIKELIHOODS = {"bernoulli": Bernoulli, "gaussian": Gaussian, "logistic": DiscretizedLogistic}
+LIKELIHOODS: dict[str, type[Likelihood]] = {
+    "bernoulli": Bernoulli,
+    "gaussian": Gaussian,
+    "logistic": DiscretizedLogistic,
+}

@@ -6,7 +6,7 @@ import inspect
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,18 +15,21 @@ from lae_fast import checks
 from lae_fast.models.mlp import MLP
 from lae_fast.ops.torch_private import is_altered
 
+Net = TypeVar("Net", bound=nn.Sequential)
 
-def _orthogonal(net: nn.Sequential) -> nn.Sequential:
+
+def _orthogonal(net: Net) -> Net:
     """Orthogonal weights and zero biases, as in the report."""
     for layer in net:
         if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
             nn.init.orthogonal_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
     return net
 
 
 def _blocks(n_in: int, nh: int, depth: int) -> list[nn.Module]:
-    layers = []
+    layers: list[nn.Module] = []
     for i in range(depth):
         layers += [nn.Linear(n_in if i == 0 else nh, nh), nn.LayerNorm(nh), nn.ReLU()]
     return layers
@@ -91,12 +94,15 @@ def conv(
         raise ValueError(
             f"depth is {depth}; expected at most {most}: images {list(shape)} cannot be halved more often"
         )
-    sizes = [shape[1:]]
-    widths = [shape[0]] + [channels * 2**i for i in range(depth)]
-    down, up = [], []
+    c, h, w = shape
+    sizes = [(h, w)]
+    widths = [c] + [channels * 2**i for i in range(depth)]
+    down: list[nn.Module] = []
+    up: list[nn.Module] = []
     for before, after in itertools.pairwise(widths):
-        kernel = tuple(3 if side % 2 else 4 for side in sizes[-1])
-        sizes.append(tuple(-(-side // 2) for side in sizes[-1]))
+        h, w = sizes[-1]
+        kernel = (3 if h % 2 else 4, 3 if w % 2 else 4)
+        sizes.append((-(-h // 2), -(-w // 2)))
         down += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.ReLU()]
         up = [nn.ReLU(), nn.ConvTranspose2d(after, before, kernel, stride=2, padding=1), *up]
     small = (widths[-1], *sizes[-1])

@@ -107,14 +107,15 @@ def build(architecture: Architecture, **options: Any) -> Autoencoder:
         raise ValueError(
             f"{a.model} takes no option {', '.join(sorted(unknown))}; expected some of {', '.join(known)}"
         )
+    encoder, decoder = a.bodies()
     return MODELS[a.model](
-        *a.bodies(), LIKELIHOODS[a.likelihood](), **_sizes(a.shape), nz=a.nz, d=a.nh, **options
+        encoder, decoder, LIKELIHOODS[a.likelihood](), **_sizes(a), nz=a.nz, d=a.nh, **options
     )
 
 
-def _sizes(shape: tuple[int, ...]) -> dict[str, Any]:
+def _sizes(a: Architecture) -> dict[str, Any]:
     """The arguments of a model that say the shape of an image."""
-    return {"nx": shape[0]} if len(shape) == 1 else {"shape": shape}
+    return {"nx": a.nx} if a.shape == (a.nx,) else {"shape": a.shape}
 
 
 def load(
@@ -179,7 +180,10 @@ def load(
         # The one that decides names of parameters: joint decisions, and chains that start at the codes, have one s for all images.
         options = {"spread": False} if architecture.model == "lae" and "posterior_scale" in weights else {}
     try:
-        model = _assembled(architecture, own, options) if own else build(architecture, **options)
+        if own:
+            model = _assembled(architecture, encoder, decoder, likelihood, options)
+        else:
+            model = build(architecture, **options)
     except (TypeError, ValueError, RuntimeError) as error:
         reason = "is of other parts than those given" if own else "holds options that its model does not take"
         raise checkpoint.CheckpointError(f"{path} {reason}: {error}") from error
@@ -205,13 +209,18 @@ def _weights_in(folder: Path) -> Path:
     return path
 
 
-def _assembled(architecture: Architecture, own: dict[str, nn.Module], options: dict[str, Any]) -> Autoencoder:
+def _assembled(
+    a: Architecture,
+    encoder: nn.Module | None,
+    decoder: nn.Module | None,
+    likelihood: Likelihood | None,
+    options: dict[str, Any],
+) -> Autoencoder:
     """A model of parts of which some are not of this package; d is what the encoder returns."""
-    a, (encoder, decoder) = architecture, (own.get("encoder"), own.get("decoder"))
     if encoder is None or decoder is None:
         encoder, decoder = a.bodies()
-    likelihood = own.get("likelihood") or LIKELIHOODS[a.likelihood]()
-    return MODELS[a.model](encoder, decoder, likelihood, **_sizes(a.shape), nz=a.nz, **options)
+    likelihood = likelihood or LIKELIHOODS[a.likelihood]()
+    return MODELS[a.model](encoder, decoder, likelihood, **_sizes(a), nz=a.nz, **options)
 
 
 def architecture_in(metadata: dict[str, Any], path: Path) -> Architecture:

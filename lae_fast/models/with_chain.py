@@ -131,17 +131,18 @@ class AutoencoderWithChain(Autoencoder):
             name: getattr(self, name).clone() for name in ("log_step_size", "rng", "counters", "n_decisions")
         }
 
-    def _keep(self, chains: Chains, log_n: float, acceptance: Tensor, has_moved: Tensor) -> None:
-        """Keep what the next minibatch's chains go on from, and what people want to know.
+    def _keep(self, chains: Chains, log_n: float = 0.0) -> None:
+        """Keep what the next minibatch's chains go on from, and what people want to know, after `n_steps` steps.
 
         Args:
             log_n: log eta of the chains is the model's log step size minus this.
-            acceptance, has_moved: [C], the mean acceptance rate of each chain, and whether it accepted any proposal.
         """
         self.rng.copy_(chains.rng)
-        self.log_step_size.copy_(chains.log_step_size + log_n)
-        counters, n_chains = chains.counters.sum(0), len(has_moved)
-        means = torch.stack((acceptance.mean(), 1 - has_moved.double().mean()))
+        if chains.log_step_size is not self.log_step_size:  # these chains have moved it in place
+            self.log_step_size.copy_(chains.log_step_size + log_n)
+        counters, n_chains = chains.counters.sum(0), len(chains.counters)
+        is_unmoved = chains.counters.sum(1) == self.n_steps  # all were rejected
+        means = torch.stack((chains.acceptance.mean() / self.n_steps, is_unmoved.double().mean()))
         if chains.share is not None:
             counters, n_chains = chains.share.total(counters), n_chains * chains.share.size
             means = chains.share.mean(means)

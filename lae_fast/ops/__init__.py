@@ -1,14 +1,17 @@
 """The fused ops. Each file holds complete ops: schema, reference, fake kernel, and the function that checks and calls.
 
 langevin   propose, decide, transition: one step of a chain
+walk       many steps of a chain whose potential is compiled
 philox     noise, make_rng: the random stream of a chain
-energies   energy, energy_, in_unit_range: -log p(x|z) and its derivatives
+energies   energy, energy_, in_unit_range, add_prior_: -log p(x, z) and its derivatives
 dense      norm_relu, norm_relu_backward, norm_relu_sums, keep: the work between a network's matrix products
 layer      layer_forward, layer_backward: a layer as one op, with the norm and ReLU before its product
+adam       adam_: one step of Adam for all parameters, on GPUs
 library    the implementation that serves a device, a compiled kernel or the reference, and the reason
 """
 
 from lae_fast.ops import columns, library
+from lae_fast.ops.adam import adam_unchecked_
 from lae_fast.ops.dense import (
     keep,
     keep_unchecked,
@@ -37,6 +40,7 @@ from lae_fast.ops.layer import (
 )
 from lae_fast.ops.library import is_compiled
 from lae_fast.ops.philox import ACCEPT, INTEGERS, NORMALS, UNIFORMS, make_rng, noise
+from lae_fast.ops.walk import walk_unchecked
 
 library.load_kernels()
 
@@ -48,6 +52,7 @@ __all__ = [
     "LOGISTIC",
     "NORMALS",
     "UNIFORMS",
+    "adam_unchecked_",
     "columns",
     "decide",
     "energy",
@@ -73,4 +78,5 @@ __all__ = [
     "propose",
     "transition",
     "transition_unchecked",
+    "walk_unchecked",
 ]

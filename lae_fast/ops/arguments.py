@@ -37,6 +37,8 @@ ARGUMENTS = {
     "proposal_potential": Argument("C", torch.float64),
     "log_alpha": Argument("C", torch.float64),
     "uniform": Argument("C", torch.float64),  # in (0, 1]
+    "acceptance": Argument("C", torch.float64),  # a running total of min(1, alpha)
+    "known_finite": Argument("C", torch.bool),  # of proposals
     "is_accepted": Argument("C", torch.bool),
     "counters": Argument("CN", torch.int64),  # rejections, non-finite proposals
     "step_size": Argument("S", torch.float64),  # eta
@@ -44,6 +46,8 @@ ARGUMENTS = {
     "adaptation": Argument("SK", torch.float64),
     "rng": Argument("R", torch.int64),  # seed, step, ticket
 }
+
+OPTIONAL = ("noise", "uniform", "adaptation", "acceptance", "known_finite")
 
 
 def expect(op: str, phi: Any, step_sizes: Any, /, **arguments: Any) -> None:
@@ -57,7 +61,7 @@ def expect(op: str, phi: Any, step_sizes: Any, /, **arguments: Any) -> None:
     n_step_sizes = 1 if is_dense(step_sizes) and step_sizes.shape == (1,) else n_chains
     exact = {"CD": phi.shape, "C": (n_chains,), "S": (n_step_sizes,), "R": (RNG,)}
     for name, t in arguments.items():
-        if t is None and name in ("noise", "uniform", "adaptation"):
+        if t is None and name in OPTIONAL:
             continue
         axes, own_dtype = ARGUMENTS[name]
         if is_exactly(t, own_dtype or dtype, device, exact.get(axes)):

@@ -207,7 +207,7 @@ def adapt(log_step_size: Tensor, adaptation: Tensor, acceptance: Tensor) -> None
     "transition(Tensor(a!) phi, Tensor(b!) potential, Tensor(c!) grad, Tensor(d!) proposal, Tensor(e!) rng, "
     "Tensor(f!) log_step_size, Tensor(g!) counters, Tensor(h!) is_accepted, Tensor(i!) log_alpha, "
     "Tensor(j!)? adaptation, Tensor proposal_potential, Tensor proposal_grad, bool mh, Tensor? noise=None, "
-    "Tensor? uniform=None) -> ()",
+    "Tensor? uniform=None, Tensor(k!)? acceptance=None, Tensor(l!)? known_finite=None) -> ()",
     fake=lambda *args, **options: None,
 )
 def transition_reference(
@@ -226,6 +226,8 @@ def transition_reference(
     mh: bool,
     noise: Tensor | None = None,
     uniform: Tensor | None = None,
+    acceptance: Tensor | None = None,
+    known_finite: Tensor | None = None,
 ) -> None:
     accepted, nonfinite, log_ratio = decide_reference(
         phi,
@@ -246,10 +248,14 @@ def transition_reference(
     potential.copy_(proposal_potential.where(accepted, potential))
     phi.copy_(proposal.where(accepted[:, None], phi))
     grad.copy_(proposal_grad.where(accepted[:, None], grad))
+    rate = log_ratio.exp().clamp(max=1)
+    if acceptance is not None:
+        acceptance += rate
+    if known_finite is not None:
+        known_finite.zero_()  # decide_reference looks for itself
     if mh and adaptation is not None:
-        acceptance = log_ratio.exp().clamp(max=1)
         is_joint = log_step_size.shape[0] == 1 < phi.shape[0]
-        adapt(log_step_size, adaptation, acceptance.mean(0, keepdim=True) if is_joint else acceptance)
+        adapt(log_step_size, adaptation, rate.mean(0, keepdim=True) if is_joint else rate)
     next_proposal, next_rng = propose_reference(phi, grad, log_step_size.exp(), rng, noise)
     proposal.copy_(next_proposal)
     rng.copy_(next_rng)
@@ -272,11 +278,16 @@ def transition(
     mh: bool = True,
     noise: Tensor | None = None,  # [C, D]
     uniform: Tensor | None = None,  # [C]
+    acceptance: Tensor | None = None,  # [C], added to
+    known_finite: Tensor | None = None,  # [C], in and out
 ) -> None:
     """One whole inner step, in place: decide, select, adapt the step size, propose again, advance the rng.
 
-    All positional arguments and `adaptation` are updated. `noise` and `uniform` replace the draws. On a GPU this is one
-    launch (three where a shared step size waits for all decisions) and no host synchronisation.
+    All positional arguments and `adaptation` are updated. `noise` and `uniform` replace the draws. `acceptance` is a running
+    total of min(1, alpha), so that nobody has to sum it up beside the op. `known_finite` is the op's memory between two
+    unadjusted steps: True where the proposal on entry is known to be finite, and need not be read again to see it; false to
+    begin with, and whenever somebody else has written the proposal. On a GPU this is one launch (two where a shared step
+    size waits for all decisions) and no host synchronisation.
 
     Raises:
         TypeError, ValueError: an argument does not fit, or somebody wants a derivative, which this op does not have.
@@ -306,18 +317,20 @@ def transition(
     )
     inputs = dict(proposal_potential=proposal_potential, proposal_grad=proposal_grad)
     optional = dict(noise=noise, uniform=uniform)
-    expect("transition", phi, log_step_size, **state, **inputs, **optional)
+    totals = dict(acceptance=acceptance, known_finite=known_finite)
+    expect("transition", phi, log_step_size, **state, **inputs, **optional, **totals)
     checks.flag("transition: mh", mh)
-    expect_constants("transition", state | inputs | optional, writes=tuple(state))
-    packed, given, drawn = (
+    writes = state | totals
+    expect_constants("transition", writes | inputs | optional, writes=tuple(writes))
+    packed, given, drawn, added = (
         [None if t is None else t.contiguous() for t in tensors.values()]
-        for tensors in (state, inputs, optional)
+        for tensors in (state, inputs, optional, totals)
     )
-    torch.ops.lae_fast.transition(*packed, *given, mh, *drawn)
-    for original, updated in zip(state.values(), packed, strict=True):
+    torch.ops.lae_fast.transition(*packed, *given, mh, *drawn, *added)
+    for original, updated in zip(writes.values(), (*packed, *added), strict=True):
         if updated is not original:
             original.copy_(updated)
-    written(*(t for t in state.values() if t is not None))
+    written(*(t for t in writes.values() if t is not None))
 
 
 # `transition` for callers that own the state: contiguous tensors that fit and need no gradients, in the schema's order. The

@@ -57,7 +57,7 @@ def _normalized(y: Tensor, moments: Tensor, eps: float) -> tuple[Tensor, Tensor]
         x.new_empty(len(x), len(weight)),
         x.new_empty(len(x), n_parts(len(weight)), 2),
     ),
-    compiled_for=("cuda",),
+    compiled_on=("cuda",),
 )
 def layer_forward_reference(
     x: Tensor,
@@ -136,7 +136,7 @@ def sums_of(grad: Tensor, normalized: Tensor, norm_weight: Tensor) -> Tensor:
         grad.new_empty(len(grad), weight.shape[1]),
         grad.new_empty(len(grad), 0 if x is None else n_parts(weight.shape[1]), 2),
     ),
-    compiled_for=("cuda",),
+    compiled_on=("cuda",),
 )
 def layer_backward_reference(
     grad: Tensor,

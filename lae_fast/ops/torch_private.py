@@ -6,10 +6,11 @@ chain's step size too.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.autograd import forward_ad
 
 Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -107,18 +108,33 @@ def backward_reaches(node: torch.autograd.graph.Node | None) -> bool:
         return True
 
 
-def add_to_each(totals: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """Add values to totals, tensor by tensor, in as few launches as possible; the shapes of each pair are equal.
+def on_each(name: str, tensors: Sequence[Tensor], values: Sequence[Tensor] | float) -> None:
+    """Call an op that works in place, as add_, with a value of its own for each tensor or one number for all, in as few launches
+    as possible; the shapes of a tensor and its value are equal.
 
     Fallback: one launch for each tensor.
     """
+    if not tensors:
+        return
     try:
-        add = torch._foreach_add_
+        together = getattr(torch, f"_foreach_{name}")
     except AttributeError:
-        for total, value in zip(totals, values, strict=True):
-            total.add_(value)
+        each = [values] * len(tensors) if isinstance(values, (int, float)) else values
+        for t, value in zip(tensors, each, strict=True):
+            getattr(t, name)(value)
     else:
-        add(totals, values)
+        together(tensors, values)
+
+
+def has_hooks(t: Tensor) -> bool:
+    """Whether somebody's function is called when autograd has the gradient of t, a leaf.
+
+    Fallback: True. Autograd then gives t its gradient.
+    """
+    try:
+        return bool(t._backward_hooks or t._post_accumulate_grad_hooks)
+    except AttributeError:
+        return True
 
 
 def onednn_linear() -> Linear | None:
@@ -133,3 +149,27 @@ def onednn_linear() -> Linear | None:
         return None
     op = packet.default
     return lambda a, weight, bias: op(a, weight, bias, "none", [], "")
+
+
+def compiled_call(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+    """inductor's code for a graph of aten ops, without the guards of `torch.compile`: inputs of these shapes -> its results.
+
+    Fallback: none. Where this torch has no such function, or the machine no C++ compiler, the error says so, and the caller
+    goes on without.
+    """
+    return torch._inductor.compile(graph, list(inputs))
+
+
+def compiled_library(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> str:
+    """The path of a shared library with AOTInductor's code for a graph of aten ops.
+
+    Fallback: none, as above.
+    """
+    return torch._inductor.aot_compile(graph, tuple(inputs))
+
+
+@functools.cache
+def aot_loaded(path: str) -> Callable[..., list[Tensor]]:
+    """The function that `compiled_library` has left at this path, for Python. Fallback: none; only a build without kernels asks."""
+    runner = torch._C._aoti.AOTIModelContainerRunnerCpu(path, 1)
+    return lambda *inputs: runner.run(list(inputs))

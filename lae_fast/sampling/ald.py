@@ -6,6 +6,7 @@ variables are read off the encoder. Taniguchi et al., 2022 (arXiv:2209.07036), A
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -32,7 +33,7 @@ class ALDState(NamedTuple):
 
     phi: Tensor  # detached, float32 or float64
     potential: Tensor  # [] or [C], float64, nats; attached to all inputs of V except phi
-    grad: Tensor  # like phi: grad V(phi)
+    grad: Tensor | None  # like phi: grad V(phi); None after a step with evaluate=False
     rng: Tensor  # [3] int64: seed, step, scratch
     step_size: Tensor | None  # [1] or [C], float64: eta of the last step
 
@@ -191,13 +192,16 @@ def ald_init(
 def _chains_of(state: ALDState, n_chains: int | None, generator: torch.Generator | None) -> int | None:
     """The number of chains of a state; None for one chain without an axis of its own."""
     for name, value in zip(state._fields[:4], state, strict=False):
+        if name == "grad" and value is None:
+            continue
         if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_nested:
             raise TypeError(
                 f"the state's {name} is {checks.describe(value)}; expected a tensor, as ald_init makes it"
             )
-    if state.grad.shape != state.phi.shape or state.potential.dim() > 1:
+    grad_shape = state.phi.shape if state.grad is None else state.grad.shape
+    if grad_shape != state.phi.shape or state.potential.dim() > 1:
         raise ValueError(
-            f"the state's phi is {list(state.phi.shape)}, its grad {list(state.grad.shape)}, its potential "
+            f"the state's phi is {list(state.phi.shape)}, its grad {list(grad_shape)}, its potential "
             f"{list(state.potential.shape)}; expected shapes as ald_init makes them"
         )
     own = state.potential.shape[0] if state.potential.dim() else None
@@ -218,6 +222,7 @@ def ald_step(
     step_size: float | Tensor | None = None,
     *,
     mh: bool = True,
+    evaluate: bool = True,
     n_chains: int | None = None,
     generator: torch.Generator | None = None,
     noise: Tensor | None = None,
@@ -246,6 +251,9 @@ def ald_step(
         state: the state after the last step, or phi itself (then `ald_init` runs first).
         step_size: eta >= 0, a number or a tensor [] or [C]; default: the state's step size.
         mh: Metropolis-Hastings accept or reject. False accepts every finite proposal.
+        evaluate: whether V is evaluated at the new state. Without decisions the last step before a new minibatch can do without:
+            T steps are then T evaluations, `ald_init` included, and not T + 1. Such a state has a V of NaN and no gradient, and
+            only `ald_init` goes on from it.
         n_chains, generator: as in `ald_init`, when `state` is phi.
         noise, uniform: pre-drawn eps (like phi) and u ([] or [C], float64 in (0, 1]), for parity tests.
 
@@ -254,7 +262,8 @@ def ald_step(
 
     Raises:
         TypeError: an argument is of another kind.
-        ValueError: no step size is known, the step size is negative, or shapes, types or devices do not fit.
+        ValueError: no step size is known, the step size is negative, shapes, types or devices do not fit, a decision is to be
+            made without evaluation, or V was not evaluated at the state.
 
     Example:
         >>> def potential(phi):  # [C, D] -> [C], nats: C chains, a standard normal
@@ -266,9 +275,14 @@ def ald_step(
         (torch.Size([4, 3]), torch.Size([4]))
     """
     checks.function("potential", potential)
-    checks.flag("mh", mh)
+    if checks.flag("mh", mh) and not checks.flag("evaluate", evaluate):
+        raise ValueError(
+            "evaluate is False with mh=True; expected mh=False: a decision takes V at the proposal"
+        )
     if isinstance(state, ALDState):
         n_chains = _chains_of(state, n_chains, generator)
+        if state.grad is None:
+            raise ValueError("V was not evaluated at the state; expected ald_init(potential, state) first")
     else:
         state = ald_init(potential, state, mh=mh, n_chains=n_chains, generator=generator)
     eta = state.step_size if step_size is None else _as_step_size(step_size, state.phi, n_chains)
@@ -284,6 +298,8 @@ def ald_step(
     uniform = None if uniform is None else uniform.reshape(-1)
 
     proposal, rng = ops.propose(rows, _rows(state.grad, n_chains), eta, state.rng, noise)
+    if not evaluate:
+        return _moved(state, proposal, rng, eta)
     with exact():
         new_potential, new_grad = evaluate_potential(potential, proposal.reshape(state.phi.shape), n_chains)
     accepted, nonfinite, log_alpha = ops.decide(
@@ -306,6 +322,17 @@ def ald_step(
     info = ALDInfo(*info)
     selected = _selected(potential, phi, new_potential, state.potential, info.is_accepted)
     return ALDState(phi, selected, grad.reshape(state.phi.shape), rng, eta), info
+
+
+def _moved(state: ALDState, proposal: Tensor, rng: Tensor, eta: Tensor) -> tuple[ALDState, ALDInfo]:
+    """The state [C, D] that an unadjusted step has proposed, where it is finite; nobody has evaluated it."""
+    is_finite = proposal.isfinite().all(1)  # [C]
+    phi = torch.where(is_finite[:, None], proposal, _rows(state.phi, len(proposal)))
+    is_accepted = is_finite.reshape(state.potential.shape)
+    log_alpha = torch.zeros_like(state.potential, requires_grad=False).where(is_accepted, -math.inf)
+    info = ALDInfo(is_accepted, log_alpha, acceptance_rate(log_alpha), ~is_accepted)
+    unknown = torch.full_like(state.potential, math.nan, requires_grad=False)
+    return ALDState(phi.reshape(state.phi.shape), unknown, None, rng, eta), info
 
 
 def _selected(potential: Potential, phi: Tensor, new: Tensor, old: Tensor, is_accepted: Tensor) -> Tensor:

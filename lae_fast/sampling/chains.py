@@ -21,13 +21,18 @@ class Chains:
 
     Args:
         evaluate: rows [C, D] -> V [C], float64 in nats, and grad V [C, D], both detached.
-        phi: the start of the chains, [C, D]; copied.
-        log_step_size: [S], float64, S = 1 (shared) or C; copied.
+        phi: the start of the chains, [C, D].
+        log_step_size: [S], float64, S = 1 (shared) or C.
         rng: [3], from `ops.make_rng`; copied.
         mh: Metropolis-Hastings accept or reject.
         adaptation: [S, K], from adaptation.py, updated in place; None: the step sizes stay.
         share: other processes have more chains of this kind, with the same step size [1] and rng: noise is drawn, and the step
             size adapts, as if all were one set of chains, in the order of ranks. None: these are all.
+        copies: False: the chains move phi and log_step_size in place, of callers to whom nobody else gave these.
+
+    Attributes:
+        acceptance: [C], float64: min(1, alpha), summed over the steps so far.
+        counters: [C, COUNTERS], rejections and non-finite proposals so far.
 
     Example:
         >>> from lae_fast import ops, sampling
@@ -51,21 +56,27 @@ class Chains:
         mh: bool = True,
         adaptation: Tensor | None = None,
         share: Shared | None = None,
+        copies: bool = True,
     ) -> None:
         n_chains = phi.shape[0]
         self.evaluate, self.mh, self.adaptation, self.share = evaluate, mh, adaptation, share
-        self.phi, self.rng = phi.detach().clone(memory_format=torch.contiguous_format), rng.clone()
+        self.phi, self.log_step_size = phi.detach().contiguous(), log_step_size
+        if copies:
+            self.phi = phi.detach().clone(memory_format=torch.contiguous_format)
+            self.log_step_size = log_step_size.clone()
+        self.rng = rng  # the first proposal comes with an rng of the chains' own
         self.potential, grad = evaluate(self.phi)
-        self.grad = grad.clone(memory_format=torch.contiguous_format)
+        self.grad = grad.clone(memory_format=torch.contiguous_format)  # `evaluate` may need its own again
         self.counters = torch.zeros(n_chains, COUNTERS, dtype=torch.int64, device=phi.device)
-        self.is_accepted = torch.zeros(n_chains, dtype=torch.bool, device=phi.device)
-        self.log_alpha = torch.zeros_like(self.potential)
-        self.log_step_size = log_step_size.clone()
+        self.acceptance = torch.zeros_like(self.potential)
+        self.is_accepted = torch.empty(n_chains, dtype=torch.bool, device=phi.device)  # of the last step
+        self.log_alpha = torch.empty_like(self.potential)
         self._propose()
 
     def _propose(self) -> None:
         noise = self._drawn(ops.NORMALS)
         self.proposal, self.rng = ops.propose(self.phi, self.grad, self.log_step_size.exp(), self.rng, noise)
+        self.known_finite = None if self.mh else torch.zeros_like(self.is_accepted)
 
     def _drawn(self, kind: int) -> Tensor | None:
         """These chains' part of the noise of all chains; None where these are all: the ops then draw it themselves."""
@@ -101,6 +112,8 @@ class Chains:
             self.mh,
             noise,
             None if uniform is None else uniform[:, 0],
+            self.acceptance,
+            self.known_finite,
         )
         if self.share is not None and self.adaptation is not None and self.mh:
             acceptance = self.share.mean(self.acceptance_rate().mean(0, keepdim=True))  # [1], of all chains
@@ -110,6 +123,48 @@ class Chains:
                 self.phi, self.grad, eta, self.rng, noise
             )  # of the same noise, by the new eta
 
+    def walk(
+        self,
+        library: str,
+        constants: list[Tensor],
+        acceptance: Tensor,  # [C], float64
+        n_steps: int,
+        thin: int,
+        since: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """n_steps steps in one call, on a CPU, with the energies of a compiled potential: see ops/walk.py.
+
+        Returns:
+            phi [K, C, D], V [K, C] and the mean acceptances [K, C] at the K draws that these steps complete.
+        """
+        n_draws = (since + n_steps) // thin
+        draws = self.phi.new_empty(n_draws, *self.phi.shape)
+        energies = self.potential.new_empty(n_draws, *self.potential.shape)
+        rates = torch.empty_like(energies)
+        ops.walk_unchecked(
+            library,
+            constants,
+            self.phi,
+            self.potential,
+            self.grad,
+            self.proposal,
+            self.rng,
+            self.log_step_size,
+            self.counters,
+            self.is_accepted,
+            self.log_alpha,
+            self.adaptation,
+            acceptance,
+            draws,
+            energies,
+            rates,
+            n_steps,
+            thin,
+            since,
+            self.mh,
+        )
+        return draws, energies, rates
+
     def acceptance_rate(self) -> Tensor:
-        """min(1, alpha) of the last step, [C]."""
+        """min(1, alpha) of the last step, [C]; there has to be one."""
         return acceptance_rate(self.log_alpha)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from torch import Tensor
 from lae_fast import checks
 from lae_fast.graphs import Replayed
 from lae_fast.sampling.adaptation import TARGET_ACCEPTANCE
+
+LONG = 100_000  # steps that pay back some seconds of compilation, however cheap they are
+AT_ONCE = 50  # steps of a compiled potential in one call; Ctrl-C waits for its end
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,6 +35,10 @@ class Plan:
         capture: on a GPU, replay the steps from a CUDA graph, several times as fast for small problems. The energy then
             runs as Python only a few times. It must not wait for the device, and it may depend only on device tensors
             that keep their place in memory.
+        compile: compile the energy and its gradient, some seconds that many cheap steps pay back: on a CPU 50 steps are then one
+            call, and Python is out of the way. The draws are the same to rounding. The energy then runs as Python only a
+            few times, as with `capture`: what its Python code reads, other than tensors, keeps its first value. None: from
+            100,000 steps on. An energy that torch cannot compile runs as it is, with a warning if True asked for it.
 
     Raises:
         TypeError: an option is of another kind.
@@ -55,12 +62,15 @@ class Plan:
     generator: torch.Generator | None = None
     progress: bool = True
     capture: bool = False
+    compile: bool | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("n_draws", 1), ("n_warmup", 0), ("thin", 1)):
             checks.count(name, getattr(self, name), least)
         for name in ("mh", "share_step_size", "progress", "capture"):
             checks.flag(name, getattr(self, name))
+        if self.compile is not None:
+            checks.flag("compile", self.compile)
         if self.step_size is not None and not isinstance(self.step_size, Tensor):
             checks.number("step_size", self.step_size, least=0)
         if self.generator is not None:
@@ -84,6 +94,17 @@ class Plan:
     @property
     def n_steps(self) -> int:
         return self.n_warmup + self.n_draws * self.thin
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the potential is to be compiled."""
+        return self.n_steps >= LONG if self.compile is None else self.compile
+
+    def spans(self, at_once: int) -> Iterator[tuple[int, int]]:
+        """Where each stretch of up to `at_once` steps begins, and how many it has; none reaches across the end of warm-up."""
+        for begin, end in ((0, self.n_warmup), (self.n_warmup, self.n_steps)):
+            for t in range(begin, end, at_once):
+                yield t, min(at_once, end - t)
 
     def log_step_sizes(self, n_chains: int, device: torch.device) -> Tensor:
         """log eta, float64 [1] or [C], at the start.

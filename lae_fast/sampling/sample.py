@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable
 
@@ -9,41 +10,50 @@ import torch
 from torch import Tensor
 
 from lae_fast import checks, ops, progress
-from lae_fast.isolation import exactly
+from lae_fast.isolation import differentiable, exactly
 from lae_fast.ops.columns import NONFINITE
 from lae_fast.sampling.acceptance import acceptance_warning
 from lae_fast.sampling.adaptation import TARGET_ACCEPTANCE, averaged, dual_averaging
 from lae_fast.sampling.ald import check_function, check_start, evaluate_potential
-from lae_fast.sampling.chains import Chains
-from lae_fast.sampling.plan import Plan
+from lae_fast.sampling.chains import Chains, Evaluate
+from lae_fast.sampling.compiled import Compiled, agree, compiled
+from lae_fast.sampling.plan import AT_ONCE, Plan
 from lae_fast.sampling.samples import Samples, SamplingInterrupted
+
+Draws = tuple[Tensor, Tensor, Tensor]  # K of them: rows [K, R, D], V [K, R], mean acceptances [K, R]
+ValueAndGrad = Callable[..., tuple[Tensor, Tensor]]
 
 
 def _sample(
     potential: Callable[[Tensor], Tensor],
+    given: Evaluate | None,
     start: Tensor,
     read: Callable[[Tensor], Tensor],
     shape: tuple[int, ...],
     plan: Plan,
     kind: str = "",
     phi: Callable[[Tensor], Tensor | None] = lambda rows: None,
+    is_function: bool = True,
 ) -> Samples:
     """Warm up, freeze the step sizes, draw.
 
     Args:
         potential: rows [R, D] -> energies [R] or [R, m], nats.
+        given: rows [R, D] -> V [R] and grad V [R, D], float64 and like the rows; None: autograd takes the potential's.
         start: [R, D].
-        read: rows [R, D] -> z [C, n, nz].
+        read: rows [R, D] -> z [C, n, nz]; K R rows, those of K draws -> [K C, n, nz].
         shape: (C,) or (C, n): the axes that the R rows stand for.
         kind: added to the samples' kind.
         phi: rows [R, D] -> the samples' phi.
+        is_function: whether the potential is one, and not an estimate by minibatches.
     """
     n_rows = start.shape[0]
     log_step_size = plan.log_step_sizes(n_rows, start.device)
 
-    def evaluate(rows: Tensor) -> tuple[Tensor, Tensor]:
+    def by_autograd(rows: Tensor) -> tuple[Tensor, Tensor]:
         return evaluate_potential(potential, rows, n_rows)
 
+    evaluate = given or by_autograd
     chains = Chains(
         evaluate,
         start,
@@ -59,14 +69,23 @@ def _sample(
         half = (n_rows + 1) // 2
         rows = torch.cat((start[:half], start[:1].expand(n_rows - half, -1)))
         check_function(chains.potential[:half], evaluate(rows)[0][:half])
+    if given and is_function and not agree((chains.potential, chains.grad), by_autograd(start)):
+        raise ValueError(
+            "value_and_grad differs from energy and its gradient where the chains start; expected the same"
+        )
     z = read(start).new_empty(shape[0], plan.n_draws, *read(start).shape[1:])
     energies = chains.potential.new_empty(shape[0], plan.n_draws, *shape[1:])
-    rates, accepted = torch.empty_like(energies), torch.zeros_like(chains.potential)
+    rates, accepted = torch.empty_like(energies), chains.acceptance  # since the last draw
     n_drawn = 0
 
-    def step() -> None:
-        chains.step()
-        accepted.add_(chains.acceptance_rate() if plan.mh else chains.is_accepted)
+    def keep(draws: Draws) -> None:
+        nonlocal n_drawn
+        rows, v, rate = draws
+        drawn = slice(n_drawn, n_drawn + len(rows))
+        z[:, drawn] = read(rows.flatten(0, 1)).unflatten(0, (-1, shape[0])).transpose(0, 1)
+        energies[:, drawn] = v.unflatten(1, shape).transpose(0, 1)
+        rates[:, drawn] = rate.unflatten(1, shape).transpose(0, 1)
+        n_drawn = drawn.stop
 
     def samples(n: int) -> Samples:
         step_size = chains.log_step_size.exp().expand(n_rows).reshape(shape).clone()
@@ -80,28 +99,44 @@ def _sample(
             phi(chains.phi),
         )
 
-    run = plan.prepared(step, start.device)
     try:
         with progress.bar(total=plan.n_steps, unit="step", shown=plan.progress) as bar:
-            for t in range(plan.n_steps):
+            found, note = None, ""
+            if plan.compiles and is_function:
+                bar.set_postfix_str("compiling the energy")
+                found, note = _compiled(evaluate, chains, start, plan)
+                bar.unpause()
+            if found:
+                chains.evaluate = found.evaluate
+            run = plan.prepared(chains.step, start.device)
+            for t, n_steps in plan.spans(AT_ONCE if found and found.library else 1):
                 if t == plan.n_warmup:
                     chains.set_step_size(averaged(chains.adaptation) if plan.adapts else chains.log_step_size)
                     chains.counters.zero_()
                     accepted.zero_()
-                    run = plan.prepared(step, start.device)  # the chains' step sizes are another tensor now
-                run()
-                draw, rest = divmod(t - plan.n_warmup, plan.thin)
-                if draw >= 0 and rest == plan.thin - 1:
-                    rates[:, draw] = accepted.div_(plan.thin).view(shape)
-                    accepted.zero_()
-                    z[:, draw], energies[:, draw] = read(chains.phi), chains.potential.view(shape)
-                    n_drawn = draw + 1
-                if not bar.disable and (t + 1) % 50 == 0:  # the loop waits for the device only here
-                    phase = "sampling" if draw >= 0 else "warm-up"
+                    run = plan.prepared(
+                        chains.step, start.device
+                    )  # the chains' step sizes are another tensor now
+                is_sampling = t >= plan.n_warmup
+                thin, since = (
+                    (plan.thin, (t - plan.n_warmup) % plan.thin) if is_sampling else (n_steps + 1, 0)
+                )
+                if found and found.library:
+                    keep(chains.walk(found.library, found.constants, accepted, n_steps, thin, since))
+                else:
+                    run()
+                    if since + 1 == thin:
+                        rates[:, n_drawn] = accepted.div_(thin).view(shape)
+                        accepted.zero_()
+                        z[:, n_drawn], energies[:, n_drawn] = read(chains.phi), chains.potential.view(shape)
+                        n_drawn += 1
+                end = t + n_steps
+                if not bar.disable and end // 50 > t // 50:  # the loop waits for the device only here
+                    phase = "sampling" if is_sampling else "warm-up"
                     bar.set_postfix_str(
-                        f"{phase}, acceptance {chains.acceptance_rate().mean():.2f}", refresh=False
+                        f"{phase}, acceptance {chains.acceptance_rate().mean():.2f}{note}", refresh=False
                     )
-                    bar.update(50)
+                    bar.update(end - bar.n)
             bar.update(plan.n_steps - bar.n)
     except KeyboardInterrupt as error:
         if n_drawn == 0:
@@ -120,10 +155,40 @@ def _sample(
     return samples(plan.n_draws)
 
 
-def _checked(u: Tensor, n_chains: int, n: int) -> Tensor:
+def _compiled(evaluate: Evaluate, chains: Chains, start: Tensor, plan: Plan) -> tuple[Compiled | None, str]:
+    """The compiled potential and a note for the bar; None, and a warning if it was asked for, where it has to run as it is."""
+    began = time.perf_counter()
+    try:
+        check_function(chains.potential, evaluate(start)[0])
+        return compiled(evaluate, start), f", compiled in {time.perf_counter() - began:.0f} s"
+    except Exception as error:
+        if plan.compile:
+            warnings.warn(f"the energy runs uncompiled: {checks.reason(error)[:300]}", stacklevel=5)
+        return None, ""
+
+
+def _checked(u: Tensor, n_chains: int, n: int, name: str = "energy") -> Tensor:
     if not isinstance(u, Tensor) or u.shape != (n_chains, n) or not u.is_floating_point():
-        raise ValueError(f"energy returned {checks.describe(u)}; expected floating point [{n_chains}, {n}]")
+        raise ValueError(f"{name} returned {checks.describe(u)}; expected floating point [{n_chains}, {n}]")
     return u
+
+
+def _given(value_and_grad: ValueAndGrad, z: Tensor, index: tuple[Tensor, ...] = ()) -> tuple[Tensor, Tensor]:
+    """U [C, n], float64, and dU/dz [C, n, nz] from the user's function at z [C, n, nz]."""
+    with differentiable():
+        result = value_and_grad(z.detach(), *index)
+    if not isinstance(result, (tuple, list)) or len(result) != 2:
+        form = f"U {list(z.shape[:2])} and dU/dz {list(z.shape)}"
+        raise TypeError(f"value_and_grad returned {checks.describe(result)}; expected {form}")
+    value, grad = _checked(result[0], z.shape[0], z.shape[1], "value_and_grad"), result[1]
+    checks.tensor(
+        "the gradient of value_and_grad",
+        grad,
+        ", ".join(map(str, z.shape)),
+        dtypes=(z.dtype,),
+        device=z.device,
+    )
+    return value.detach().to(torch.float64, copy=True), grad.detach()
 
 
 def _whitened(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -177,6 +242,7 @@ def ald_sample(
     n_chains: int | None = None,
     whiten: bool = True,
     batch_size: int | None = None,
+    value_and_grad: ValueAndGrad | None = None,
     n_draws: int,
     n_warmup: int = 1000,
     thin: int = 1,
@@ -188,6 +254,7 @@ def ald_sample(
     generator: torch.Generator | None = None,
     progress: bool = True,
     capture: bool = False,
+    compile: bool | None = None,
 ) -> Samples:
     """Amortized Langevin dynamics for frozen features and decoder (LAE paper, Algorithm 1).
 
@@ -209,7 +276,9 @@ def ald_sample(
             about as large as the prior's draws.
         batch_size: m of SGALD: every step takes the gradient of n/m times the sum over m fresh datapoints. SGALD
             has no decision, so it requires `mh=False`; the reported potential is the same estimate. All chains see
-            the same minibatches: the chains are not independent of each other.
+            the same minibatches: the chains are not independent of each other. They are never compiled.
+        value_and_grad: the energy with its gradient, of the same arguments: U [C, n] and dU/dz [C, n, nz] (of a minibatch
+            [C, m] and [C, m, nz]), where you can do better than autograd. It is compared with `energy` at the start.
         n_draws: as all others, a field of `lae_fast.sampling.Plan`, which says what they mean.
 
     Returns:
@@ -222,12 +291,13 @@ def ald_sample(
     Raises:
         TypeError: an argument is of another kind.
         ValueError: a shape, count or step size is not valid, V or its gradient is not finite at the start, or, with `mh`, the
-            energy of a chain is not a function of this chain: Dropout and BatchNorm need eval mode.
+            energy of a chain is not a function of this chain: Dropout and BatchNorm need eval mode; or value_and_grad differs
+            from the energy and its gradient at the start.
         SamplingInterrupted: Ctrl-C after the first draw; it holds the draws so far.
 
     Warns:
         UserWarning: the rank is below n; a chain accepts less than 5 % or more than 95 % of 100 or more proposals; an
-            unadjusted chain diverges.
+            unadjusted chain diverges; an energy that `compile=True` was to compile runs as it is.
 
     Example:
         >>> x = torch.tensor([[-1.0, 0.0], [2.0, 1.0]])  # [n, nz]: x = z + noise of variance 1
@@ -241,6 +311,8 @@ def ald_sample(
         tensor(True)
     """
     checks.function("energy", energy)
+    if value_and_grad is not None:
+        checks.function("value_and_grad", value_and_grad)
     plan = Plan(
         n_draws=n_draws,
         n_warmup=n_warmup,
@@ -253,6 +325,7 @@ def ald_sample(
         generator=generator,
         progress=progress,
         capture=capture,
+        compile=compile,
     )
     _check_features(features)
     checks.generator("generator", plan.generator, features.device)
@@ -264,6 +337,10 @@ def ald_sample(
             f"batch_size is {batch_size} with mh={plan.mh}; expected 1 to {n} with mh=False: a minibatch's estimate of V "
             "cannot decide about acceptance"
         )
+    if batch_size is not None and compile:
+        raise ValueError(
+            "compile is True beside a batch_size; expected None or False: every step has an energy of its own"
+        )
     q, r, r_inverse = _whitened(features)
     if q.shape[1] < n:
         warnings.warn(
@@ -273,24 +350,35 @@ def ald_sample(
             stacklevel=3,
         )
     basis, start = (q, phi @ r.T) if whiten else (features, phi)
-    c = phi.shape[0]
+    c, nz = phi.shape[:2]
 
     def read(rows: Tensor, index: Tensor | None = None) -> Tensor:
         h = basis if index is None else basis[index]
-        return (rows.view(c, -1, basis.shape[1]) @ h.T).mT  # [C, n, nz]; h @ rows.mT is several times slower
+        return (rows.view(-1, nz, basis.shape[1]) @ h.T).mT  # [C, n, nz]; h @ rows.mT is several times slower
+
+    def minibatch() -> Tensor:
+        return torch.rand(n, device=features.device, generator=plan.generator).argsort()[:batch_size]
 
     def potential(rows: Tensor) -> Tensor:
         if batch_size is None:
             return _checked(energy(read(rows)), c, n)
-        index = torch.rand(n, device=features.device, generator=plan.generator).argsort()[:batch_size]
+        index = minibatch()
         return _checked(energy(read(rows, index), index), c, batch_size).double() * (n / batch_size)
+
+    def given(rows: Tensor) -> tuple[Tensor, Tensor]:
+        index = () if batch_size is None else (minibatch(),)
+        assert value_and_grad is not None
+        value, grad = _given(value_and_grad, read(rows, *index), index)
+        weight = n / grad.shape[1]
+        return weight * value.sum(1), weight * (grad.mT @ basis[index]).flatten(1)
 
     def last(rows: Tensor) -> Tensor:
         rows = rows.view(start.shape)
         return phi + (rows - start) @ r_inverse.T if whiten else rows
 
     kind = "" if batch_size is None else f", minibatches of {batch_size}"
-    return _sample(potential, start.flatten(1), read, (c,), plan, kind, last)
+    by_user = None if value_and_grad is None else given
+    return _sample(potential, by_user, start.flatten(1), read, (c,), plan, kind, last, batch_size is None)
 
 
 @exactly
@@ -298,6 +386,7 @@ def langevin_sample(
     energy: Callable[[Tensor], Tensor],
     z: Tensor,
     *,
+    value_and_grad: ValueAndGrad | None = None,
     n_draws: int,
     n_warmup: int = 1000,
     thin: int = 1,
@@ -309,6 +398,7 @@ def langevin_sample(
     generator: torch.Generator | None = None,
     progress: bool = True,
     capture: bool = False,
+    compile: bool | None = None,
 ) -> Samples:
     """Datapoint-wise Langevin dynamics on z itself (the report's eq. 3); with `mh`, MALA.
 
@@ -318,6 +408,7 @@ def langevin_sample(
     Args:
         energy: U(x_i, z_i) in nats, z [C, n, nz] -> [C, n].
         z: the start of the chains, [C, n, nz], float32 or float64.
+        value_and_grad: as for `ald_sample`.
         step_size: a number, or [C n]; this and all others as for `ald_sample`.
 
     Result, errors and warnings are those of `ald_sample`, except the warning about the rank. To go on with chains, start at
@@ -334,6 +425,8 @@ def langevin_sample(
         tensor(True)
     """
     checks.function("energy", energy)
+    if value_and_grad is not None:
+        checks.function("value_and_grad", value_and_grad)
     plan = Plan(
         n_draws=n_draws,
         n_warmup=n_warmup,
@@ -346,6 +439,7 @@ def langevin_sample(
         generator=generator,
         progress=progress,
         capture=capture,
+        compile=compile,
     )
     checks.tensor("z", z, "C, n, nz")
     checks.generator("generator", plan.generator, z.device)
@@ -356,4 +450,10 @@ def langevin_sample(
     def potential(rows: Tensor) -> Tensor:
         return _checked(energy(rows.view(c, n, nz)), c, n).reshape(c * n)
 
-    return _sample(potential, z.reshape(c * n, nz), lambda rows: rows.view(c, n, nz), (c, n), plan)
+    def given(rows: Tensor) -> tuple[Tensor, Tensor]:
+        assert value_and_grad is not None
+        value, grad = _given(value_and_grad, rows.view(c, n, nz))
+        return value.reshape(c * n), grad.reshape(c * n, nz)
+
+    by_user = None if value_and_grad is None else given
+    return _sample(potential, by_user, z.reshape(c * n, nz), lambda rows: rows.view(-1, n, nz), (c, n), plan)

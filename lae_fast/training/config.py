@@ -14,7 +14,7 @@ from typing import Any, Literal
 from lae_fast import checks, seeds
 from lae_fast.data import BINARIZATIONS, DATASETS
 from lae_fast.models import LAE, LIKELIHOODS, MODELS, NETWORKS, Architecture, Hoffman, options_of
-from lae_fast.models.precision import PRECISIONS, chosen_chain_precision
+from lae_fast.models.precision import PRECISIONS, Precision, chosen_chain_precision
 
 _LAE, _HOFFMAN = options_of("lae"), options_of("hoffman")
 
@@ -96,7 +96,7 @@ class Config:
     start: Literal[Hoffman.starts] = _HOFFMAN["start"]
     """Start of the chains: a draw of the encoder, or a draw of the prior, the traditional way (Hoffman)."""
 
-    precision: Literal[PRECISIONS] = _LAE["precision"]
+    precision: Precision = _LAE["precision"]
     """Precision of matrix products in training: in the encoder, in all gradients and, where no Metropolis-Hastings
     decision depends on them, in the energies. tf32 is for GPUs."""
     chain_precision: Literal[("auto", *PRECISIONS)] = "auto"
@@ -197,20 +197,16 @@ class Config:
                 f"--output-dir {self.output_dir} beside --resume {self.resume}: a run stays in its folder"
             )
 
-    def for_images(self, n: int) -> Config:
-        """These options for n training images: with numbers where batch size, epochs and patience are auto."""
-        size = self.batch_size
-        if size == "auto":  # a power of 2, or all images
-            size = min(n, BATCH_SIZE, max(LEAST_BATCH, 1 << max(0, (n // LEAST_BATCHES).bit_length() - 1)))
+    def for_images(self, n: int) -> tuple[int, int, int]:
+        """Batch size, epochs and patience for n training images: as given, and numbers where they are auto."""
+        power = 1 << max(0, (n // LEAST_BATCHES).bit_length() - 1)  # of 2
+        few = min(n, BATCH_SIZE, max(LEAST_BATCH, power))
+        size = few if self.batch_size == "auto" else self.batch_size
         n_batches = max(1, n // size)
         longer = max(EPOCHS, -(-LEAST_UPDATES // n_batches))
         wait = max(PATIENCE, -(-LEAST_UPDATES * PATIENCE // (EPOCHS * n_batches)))
-        return dataclasses.replace(
-            self,
-            batch_size=size,
-            epochs=longer if self.epochs == "auto" else self.epochs,
-            patience=wait if self.patience == "auto" else self.patience,
-        )
+        epochs = longer if self.epochs == "auto" else self.epochs
+        return size, epochs, wait if self.patience == "auto" else self.patience
 
     def architecture(self, shape: Sequence[int]) -> Architecture:
         """The model's part of the options, for images of this shape: (c, h, w), or (nx,) for flat ones."""
@@ -243,14 +239,15 @@ class Config:
         return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
 
     @classmethod
-    def from_json(cls, values: dict[str, object]) -> Config:
+    def from_json(cls, values: dict[str, Any]) -> Config:
         """A configuration as `config.json` holds it."""
         values = dict(values)
         if "window" in values:  # from before decisions were a choice, and windows two
             window = values.pop("window")
             values |= {"decisions": "joint", "decoder_window": window, "feature_window": window}
         paths = {name for name, kind in _kinds().items() if Path in _parts(kind)}
-        return cls(**{k: Path(v) if k in paths and isinstance(v, str) else v for k, v in values.items()})
+        values = {k: Path(v) if k in paths and isinstance(v, str) else v for k, v in values.items()}
+        return cls(**values)
 
 
 def _flag(name: str) -> str:

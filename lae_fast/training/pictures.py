@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,7 +87,9 @@ def save_latent_plane(model: Autoencoder, x: Tensor, labels: Tensor | None, path
         axes.scatter(z[:, 0], z[:, 1], s=3, linewidths=0)
     else:
         n_classes = max(10, int(labels.max()) + 1)
-        style = dict(cmap="tab10" if n_classes == 10 else "turbo", vmin=-0.5, vmax=n_classes - 0.5)
+        style: dict[str, Any] = dict(
+            cmap="tab10" if n_classes == 10 else "turbo", vmin=-0.5, vmax=n_classes - 0.5
+        )
         dots = axes.scatter(z[:, 0], z[:, 1], c=labels.cpu(), s=3, linewidths=0, **style)
         figure.colorbar(dots, ax=axes, ticks=range(10) if n_classes == 10 else None, label="class")
     axes.set(xlabel="$z_1$", ylabel="$z_2$", aspect="equal")

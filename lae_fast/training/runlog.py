@@ -80,7 +80,8 @@ def _hyperparameters(options: Mapping[str, object]) -> tuple[Any, ...]:
     from torch.utils.tensorboard.summary import hparams
 
     shown = {k: v if type(v) in (bool, int, float) else str(v) for k, v in options.items()}
-    return hparams(shown, dict.fromkeys(MEASURES, 0))
+    records: tuple[Any, ...] = hparams(shown, dict.fromkeys(MEASURES, 0))
+    return records
 
 
 class RunLog:

@@ -79,17 +79,20 @@ class Trainer:
     def __init__(
         self, config: Config, dataset: Dataset, folder: Path, device: torch.device, *, resume: bool = False
     ) -> None:
-        self.config = config = config.for_images(len(dataset.train.images))
+        self.batch_size, self.epochs, self.patience = config.for_images(len(dataset.train.images))
+        self.config = config = dataclasses.replace(
+            config, batch_size=self.batch_size, epochs=self.epochs, patience=self.patience
+        )
         self.folder, self.device = folder, device
         _check_values(dataset, config.likelihood)
         self.train, self.validation, self.test = (
             split.to(device) for split in (dataset.train, dataset.validation, dataset.test)
         )
         self.classes = dataset.classes
-        self.n_batches = len(self.train.images) // config.batch_size
+        self.n_batches = len(self.train.images) // self.batch_size
         if self.n_batches < 1:
             raise TrainingError(
-                f"--batch-size is {config.batch_size}; expected at most {len(self.train.images)} images"
+                f"--batch-size is {self.batch_size}; expected at most {len(self.train.images)} images"
             )
         if len(self.test.images) < 10:
             raise TrainingError(f"the test set holds {len(self.test.images)} images; expected at least 10")
@@ -132,10 +135,9 @@ class Trainer:
         with RunLog(self.folder, resume_step, self.config.to_json()) as self.log:
             while not self.is_over():
                 for x in self.batches():
-                    metrics, messages = self._step(x), ()
+                    metrics = self._step(x)
                     ends_epoch = self.progress.position == self.n_batches
-                    if ends_epoch:
-                        messages = self._end_epoch()
+                    messages = self._end_epoch() if ends_epoch else ()
                     stops = on_step is not None and on_step(Event(len(x), metrics, messages))
                     every = self.config.checkpoint_every
                     if ends_epoch or stops or (every and self.progress.step % every == 0):
@@ -146,12 +148,12 @@ class Trainer:
 
     def is_over(self) -> bool:
         """Whether all epochs are done, or the patience is over."""
-        return self.progress.epoch >= self.config.epochs or self.progress.is_finished
+        return self.progress.epoch >= self.epochs or self.progress.is_finished
 
     def batches(self) -> Iterator[Tensor]:
         """The rest of the current epoch's minibatches, float [n, c, h, w] in [0, 1]; the order depends on seed and epoch."""
         seed = seeds.mixed(self.config.seed, self.progress.epoch)
-        order = data.shuffled(len(self.train.images), self.config.batch_size, seed, self.device)
+        order = data.shuffled(len(self.train.images), self.batch_size, seed, self.device)
         for index in itertools.islice(order, self.progress.position, None):
             images = self.train.images[index]
             if self.config.binarize == "dynamic":
@@ -160,7 +162,7 @@ class Trainer:
 
     def _step(self, x: Tensor) -> dict[str, float]:
         """Train on one minibatch; returns the metrics of a log line if one is due, else {}."""
-        done = self.progress.step / (self.config.epochs * self.n_batches)
+        done = self.progress.step / (self.epochs * self.n_batches)
         cool_down(self.optimizer, self.lr, done, self.config.cooldown)
         self.window[0] += self.training_step(x)
         if self.chain:
@@ -185,7 +187,7 @@ class Trainer:
             }
         if not math.isfinite(loss):
             self._check_finite()
-        values["images_per_second"] = self.n_window * self.config.batch_size / (now - self.seconds)
+        values["images_per_second"] = self.n_window * self.batch_size / (now - self.seconds)
         self.log.scalars(self.progress.step, values)
         self.window.zero_()
         self.n_window, self.seconds = 0, now
@@ -201,8 +203,8 @@ class Trainer:
         fit_posterior_scale(self.model, self.fit_images)
         values = {"epoch": float(epoch)}
         if self.chain:
-            values["epoch_acceptance_rate"] = rate = self._epoch_acceptance_rate()
-            messages += self._acceptance_warning(rate)
+            values["epoch_acceptance_rate"] = rate = self._epoch_acceptance_rate(self.chain)
+            messages += self._acceptance_warning(self.chain, rate)
         if isinstance(self.model, LAE):
             std = self.model.posterior(self.shown)[1]
             values |= {"phi_norm": self.model.phi.norm().item(), "posterior_std": std.mean().item()}
@@ -222,22 +224,20 @@ class Trainer:
         self.seconds += time.perf_counter() - start  # images per second are those of training
         return tuple(messages)
 
-    def _epoch_acceptance_rate(self) -> float:
+    def _epoch_acceptance_rate(self, chain: AutoencoderWithChain) -> float:
         """The fraction of the epoch's proposals that were accepted."""
-        decisions, rejections = self.chain.n_decisions.item(), self.chain.counters.sum().item()
+        decisions, rejections = int(chain.n_decisions), int(chain.counters.sum())
         progress = self.progress
         rate = 1 - (rejections - progress.rejections) / (decisions - progress.decisions)
         progress.decisions, progress.rejections = decisions, rejections
         return rate
 
-    def _acceptance_warning(self, rate: float) -> list[str]:
+    def _acceptance_warning(self, chain: AutoencoderWithChain, rate: float) -> list[str]:
         """A warning if an epoch's acceptance rate is too low or too high, once in a run."""
         # While the step size is still adapting there is nothing to be done.
-        adapted = (
-            self.chain.adaptation_rate * self.config.n_steps * (self.progress.epoch - 1) * self.n_batches
-        )
-        is_settled = self.chain.adaptation_rate == 0 or adapted >= SETTLED
-        message = acceptance_warning(torch.tensor([rate])) if self.chain.mh and is_settled else None
+        adapted = chain.adaptation_rate * self.config.n_steps * (self.progress.epoch - 1) * self.n_batches
+        is_settled = chain.adaptation_rate == 0 or adapted >= SETTLED
+        message = acceptance_warning(torch.tensor([rate])) if chain.mh and is_settled else None
         if message is None or self.has_warned:
             return []
         self.has_warned = True
@@ -245,7 +245,7 @@ class Trainer:
 
     def _is_out_of_patience(self) -> bool:
         waited = self.progress.epoch - self.progress.best_epoch
-        return len(self.validation.images) > 0 and waited >= self.config.patience
+        return len(self.validation.images) > 0 and waited >= self.patience
 
     # ---- checkpoints ----
 

@@ -76,7 +76,7 @@ def _multiplications(model: Autoencoder) -> int:
     def count(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         per_image = min(inputs[0][0, 0], output[0, 0], key=Tensor.numel)  # of a convolution
         uses = output[..., 0] if type(module) is nn.Linear else per_image  # of each weight
-        found.append(module.weight.numel() * uses.numel())
+        found.append(module.get_parameter("weight").numel() * uses.numel())
 
     counted = (nn.Linear, *CONVOLUTIONS)
     hooks = [m.register_forward_hook(count) for m in model.decoder.modules() if type(m) in counted]
@@ -93,25 +93,27 @@ def _layers(module: nn.Module) -> Iterator[Layer]:
     kind = type(module)
     if is_altered(module):
         raise CannotRun(f"its {kind.__name__} has a hook, or a forward of its own")
-    if kind in (nn.Sequential, MLP):
+    if type(module) is nn.Sequential or type(module) is MLP:
         for part in module:
             yield from _layers(part)
-    elif kind is nn.Linear:
+    elif type(module) is nn.Linear:
         yield Layer("linear", {}, {"weight": module.weight, "bias": module.bias})
-    elif kind is nn.LayerNorm:
+    elif type(module) is nn.LayerNorm:
         options = {"size": math.prod(module.normalized_shape), "eps": module.eps}
         yield Layer("layer_norm", options, {"weight": module.weight, "bias": module.bias})
-    elif kind in (nn.BatchNorm1d, nn.BatchNorm2d) and module.running_var is not None:
+    elif (type(module) is nn.BatchNorm1d or type(module) is nn.BatchNorm2d) and (
+        module.running_mean is not None and module.running_var is not None
+    ):
         scale = (module.running_var + module.eps).rsqrt() * (1 if module.weight is None else module.weight)
         shift = (0 if module.bias is None else module.bias) - scale * module.running_mean
         yield Layer("affine", {}, {"scale": scale, "shift": shift})
-    elif kind in CONVOLUTIONS:
+    elif type(module) is nn.Conv2d or type(module) is nn.ConvTranspose2d:
         yield _convolution(module)
-    elif kind is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
+    elif type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
         yield Layer("flatten", {}, {})
-    elif kind is nn.Unflatten and module.dim == 1:
+    elif type(module) is nn.Unflatten and module.dim == 1:
         yield Layer("unflatten", {"sizes": list(module.unflattened_size)}, {})
-    elif kind is nn.LeakyReLU:
+    elif type(module) is nn.LeakyReLU:
         yield Layer("leaky_relu", {"slope": module.negative_slope}, {})
     elif kind in POINTWISE:
         yield Layer(POINTWISE[kind], {}, {})

@@ -59,7 +59,9 @@ def write(
         test = Split(checks.tensor("test", test, dtypes=None))
     if not len(test.images):
         raise ValueError("test holds no images; expected at least 1")
-    record, lines, values = {"options": {}}, [], {}
+    record: dict[str, Any] = {"options": {}}
+    lines: records.Lines = []
+    values: dict[str, Any] = {}
     if (folder / "config.json").exists():
         record, lines = checkpoint.read_json(folder / "config.json"), runlog.read(folder / "metrics.jsonl")
         results = folder / "results.json"

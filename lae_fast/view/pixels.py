@@ -30,7 +30,8 @@ class Pixels(NamedTuple):
     def of(cls, images: Tensor) -> Pixels:
         """Of test images [n, c, h, w], or flat [n, nx] and square: uint8, or floating point."""
         if images.dim() == 4:
-            shape = tuple(images.shape[1:])
+            channels, height, width = images.shape[1:]
+            shape = channels, height, width
         else:
             nx = math.prod(images.shape[1:])
             side = math.isqrt(nx)

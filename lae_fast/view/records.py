@@ -127,7 +127,7 @@ def scores(model: Autoencoder, record: dict[str, Any], values: dict[str, Any]) -
     return f'<dl class="scores">{items}</dl><p class="note">{note}</p>'
 
 
-def _number(value: object) -> float | None:
+def _number(value: Any) -> float | None:
     """A finite number, also as text; None: it is none."""
     try:
         found = float(value)
@@ -148,7 +148,7 @@ def curves(record: dict[str, Any], lines: Lines) -> list[dict[str, Any]]:
 
     aim = {"value": TARGET_ACCEPTANCE, "name": f"{TARGET_ACCEPTANCE}, the aim"}
     adapts = options.get("step_size") == "auto" and options.get("mh", True)
-    charts = [
+    charts: list[dict[str, Any]] = [
         {
             "title": "Loss, nats per image",
             "series": [series("training", "loss"), series("validation", "validation_negative_elbo")],
@@ -179,7 +179,8 @@ COLUMNS = {
 
 def epochs(lines: Lines) -> str:
     """A table with a row for each epoch that has ended: its validation, and the last line of the log before."""
-    rows, latest = [], {}
+    rows: Lines = []
+    latest: dict[str, Any] = {}
     for line in lines:
         latest = latest | line
         if "loss" not in line:  # the line that ends an epoch

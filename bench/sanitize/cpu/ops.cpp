@@ -94,7 +94,8 @@ void langevin(Values& v, int64_t c, int64_t d, ScalarType type, int64_t s, int64
   const Tensor new_grad = v.floats({c, d}, type), potential = v.doubles({c}), new_potential = v.doubles({c});
   const Tensor step_size = v.doubles({s}, 0.1, 0.01), log_step_size = v.doubles({s}, -2.0, 0.1), rng = v.rng();
   const Tensor counters = v.zeros({c, 2}, ScalarType::Long), accepted = v.zeros({c}, ScalarType::Bool);
-  const Tensor log_alpha = v.zeros({c}, ScalarType::Double);
+  const Tensor log_alpha = v.zeros({c}, ScalarType::Double), acceptance = v.zeros({c}, ScalarType::Double);
+  const Tensor known_finite = v.zeros({c}, ScalarType::Bool);
   std::optional<Tensor> noise, uniform, adaptation;
   if (is_given) noise = v.floats({c, d}, type), uniform = v.doubles({c}, 0.5, 0.05);
   if (columns > 0) adaptation = v.doubles({s, columns}, 0.5, 0.01);
@@ -102,8 +103,8 @@ void langevin(Values& v, int64_t c, int64_t d, ScalarType type, int64_t s, int64
   v.read(OP(LangevinOps, propose)(phi, grad, step_size, rng, noise));
   v.read(OP(LangevinOps, decide)(phi, proposal, potential, new_potential, grad, new_grad, step_size, rng, mh, uniform));
   OP(LangevinOps, transition)(phi, potential, grad, proposal, rng, log_step_size, counters, accepted, log_alpha,
-                              adaptation, new_potential, new_grad, mh, noise, uniform);
-  v.read(phi, potential, grad, proposal, rng, log_step_size, counters, accepted, log_alpha);
+                              adaptation, new_potential, new_grad, mh, noise, uniform, acceptance, known_finite);
+  v.read(phi, potential, grad, proposal, rng, log_step_size, counters, accepted, log_alpha, acceptance, known_finite);
   if (adaptation) v.read(*adaptation);
 }
 

@@ -28,6 +28,10 @@
   }();                                                                       \
   static void register_ops(torch::stable::detail::StableLibrary& library)
 
+// What `walk` takes to call a compiled potential, of which there is none here.
+using AtenTensorHandle = void*;
+inline void aoti_torch_new_tensor_handle(AtenTensorHandle, AtenTensorHandle*) {}
+
 namespace torch::headeronly {
 enum class ScalarType { Float, Double, Long, Bool };
 }  // namespace torch::headeronly
@@ -42,6 +46,8 @@ class Tensor {
   Tensor(Shape shape, ScalarType type) : shape_(std::move(shape)), type_(type) {
     if (numel() > 0) data_ = std::shared_ptr<char[]>(new char[numel() * element_size()]);
   }
+  explicit Tensor(AtenTensorHandle) : type_(ScalarType::Float) {}
+  AtenTensorHandle get() const { return nullptr; }
   void* data_ptr() const { return data_.get(); }
   int64_t dim() const { return static_cast<int64_t>(shape_.size()); }
   int64_t size(int64_t axis) const { return shape_.at(axis); }

@@ -13,6 +13,7 @@
 #define __global__ __attribute__((noinline))
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __shared__ thread_local  // memory.cpp finds these variables by that
 
 struct alignas(8) float2 {
