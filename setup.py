@@ -43,6 +43,7 @@ SOURCES = {
         "csrc/cuda/langevin.cu",
         "csrc/cuda/energy.cu",
         "csrc/cuda/dense.cu",
+        "csrc/cuda/layer.cu",
         "csrc/cuda/adam.cu",
     ],
     "_lae_fast_build": ["csrc/build_info.cpp"],

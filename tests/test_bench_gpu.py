@@ -23,7 +23,16 @@ from loading import resident_batches
 from registry import chosen
 from render import render
 from rivals import samplers
-from subjects import annealing, captured_samplers, captured_step, compiler, energy, epoch, transition
+from subjects import (
+    annealing,
+    captured_samplers,
+    captured_step,
+    compiler,
+    energy,
+    epoch,
+    layers,
+    transition,
+)
 from subjects.contestants import OFFICIAL, OURS, OURS_EACH
 from targets import TARGETS, Target, checked
 
@@ -37,6 +46,7 @@ FINDINGS = {
     transition.long_transition: dict(d=64),
     transition.short_transition: dict(d=32, n=3),
     energy.cold_energy: dict(n=4, nx=12),
+    layers.layers: dict(n=8, nz=4, nh=16, nx=12, count=3),
     captured_step.captured_step: SMALL | FEW,
     epoch.whole_epoch: SMALL | dict(n_images=32, rounds=2),
     captured_samplers.captured_chains: dict(c=64, d=8, step_size=0.6, n_steps=3, rounds=2),

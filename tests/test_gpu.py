@@ -26,6 +26,7 @@ from test_step import CASES, build, capturable
 from lae_fast import (
     LAE,
     VAE,
+    Bernoulli,
     Hoffman,
     ald_init,
     ald_sample,
@@ -42,8 +43,9 @@ from lae_fast import (
     ops,
 )
 from lae_fast.graphs import WARMUP, Replayed
+from lae_fast.models import nets, whole_layers
 from lae_fast.models.decoder_pass import decoder_pass
-from lae_fast.ops import library
+from lae_fast.ops import layer, library
 from lae_fast.ops.energies import add_prior_unchecked_
 from lae_fast.sampling import Chains, dual_averaging, robbins_monro
 from lae_fast.training.config import Config
@@ -232,6 +234,14 @@ def test_launches():
     rstd = normalized[:, 0].clone()
     count("norm_relu_backward", lambda: ops.norm_relu_backward(grad, phi, normalized, rstd, weight))
     count("norm_relu_sums", lambda: ops.norm_relu_sums(grad, phi, normalized, phi))
+    if torch.cuda.get_device_capability() == (9, 0):
+        square, moments = torch.randn(300, 300, device=DEVICE), layer.moments_of(phi)
+        norm = (phi, moments, weight)
+        count("layer_forward", lambda: ops.layer_forward(phi, square, weight, moments, weight, weight, 1e-5))
+        count(
+            "layer_backward",
+            lambda: ops.layer_backward(grad, square, *norm, moments, 1e-5, *norm, weight, 1e-5),
+        )
     assert counts.pop("shared") == 2
     assert counts.pop("norm_relu_sums") == 2  # sums of a few rows, and the sums of these
     assert set(counts.values()) == {1}, counts
@@ -523,7 +533,8 @@ def test_replays_are_the_eager_steps_in_float64(options):
 
 
 @torch.no_grad()  # as within a step
-def test_tf32_rounds_gradients_and_no_decision():
+def test_tf32_rounds_gradients_and_no_decision(monkeypatch):
+    monkeypatch.setenv(whole_layers.VARIABLE, "parts")  # whole layers have no TF32
     if torch.cuda.get_device_capability()[0] < 8:
         pytest.skip("no TF32 on this GPU")
     before, z = torch.backends.cuda.matmul.fp32_precision, images()[:, :4].to(DEVICE)
@@ -540,6 +551,60 @@ def test_tf32_rounds_gradients_and_no_decision():
     for i in (1, 2):
         assert 1e-6 < (exact[i] - same[i]).norm() / exact[i].norm() < 3e-3
     assert 1e-8 < (exact[0] - rounded[0]).abs() / exact[0] < 1e-3
+
+
+whole = pytest.mark.skipif(
+    not torch.cuda.is_available() or whole_layers.obstacle(torch.device(DEVICE)) is not None,
+    reason="no whole layers on this GPU",
+)
+
+
+def report_s_model():
+    """The report's sizes, images [512, 784], and two states of their codes."""
+    torch.manual_seed(0)
+    m = LAE(*nets.mlp(784, 8, nh=256), Bernoulli(), nx=784, nz=8, d=256).to(DEVICE)
+    x = torch.rand(512, 784).to(DEVICE)
+    z = torch.randn(512, 8).to(DEVICE)
+    return m, x, (z, z + 0.1 * torch.randn(512, 8).to(DEVICE))
+
+
+@whole
+@torch.no_grad()  # as within a step
+def test_whole_layers_decide_as_float64_does():
+    """The difference of two potentials, in nats: the limit of all datapoints' together is that of a joint decision."""
+    m, x, states = report_s_model()
+    exact = decoder_pass(copy.deepcopy(m).double(), x.double(), by_row=True)
+    decoder = decoder_pass(m, x, by_row=True)
+    assert decoder.network is whole_layers
+    found = []
+    for p, dtype in ((exact, torch.float64), (decoder, torch.float32)):
+        (v, g), (new_v, new_g) = ([t.clone() for t in p.evaluate(z.to(dtype))] for z in states)
+        p.start()
+        found.append((new_v - v, torch.cat((g, new_g)).double(), [w.double() for w in p.weight_gradients()]))
+    (wanted, wanted_grad, wanted_weights), (got, grad, weights) = found
+    error = (got - wanted).square().sum().sqrt().item()
+    assert error < 1e-3, error
+    # Rounding may decide whether a ReLU cuts off: of a few rows.
+    errors = (grad - wanted_grad).norm(dim=1) / wanted_grad.norm(dim=1)
+    assert errors.median() < 2e-5
+    for a, b in zip(weights, wanted_weights, strict=True):
+        assert (a - b).norm() < 1e-2 * b.norm()
+
+
+@whole
+def test_steps_of_whole_layers_are_captured_and_learn_as_those_in_parts(monkeypatch):
+    losses = []
+    for choice in whole_layers.CHOICES:
+        monkeypatch.setenv(whole_layers.VARIABLE, choice)
+        m, x, _ = report_s_model()
+        step = TrainingStep(m, adam(m, m.lr))
+        found = [step(x).clone() for _ in range(WARMUP + 1)]
+        assert step.is_captured
+        with no_waiting():
+            found += [step(x).clone() for _ in range(20)]
+        losses.append(torch.stack(found))
+    assert losses[0][-1] < 0.99 * losses[0][0]
+    torch.testing.assert_close(*losses, rtol=1e-2, atol=0)  # a decision may fall differently
 
 
 def test_a_step_of_ald_never_waits():

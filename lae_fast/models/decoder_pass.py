@@ -19,10 +19,10 @@ from torch import Tensor
 
 from lae_fast import ops
 from lae_fast.isolation import differentiable
-from lae_fast.models import layers, mlp
+from lae_fast.models import layers, mlp, whole_layers
 from lae_fast.models.autoencoder import Autoencoder
 from lae_fast.models.likelihood import has_kernel
-from lae_fast.models.mlp import MLP, Gradients, Trace
+from lae_fast.models.mlp import MLP
 from lae_fast.models.precision import products_in
 from lae_fast.models.with_chain import AutoencoderWithChain
 from lae_fast.ops.energies import add_prior_unchecked_
@@ -192,12 +192,12 @@ class _ByHand(NamedTuple):
 
     z_grad: Tensor  # [n, nz]
     slope: Tensor  # float64: dV/dlog_scale [n], or [0] where there is no scale
-    trace: Trace
-    gradients: Gradients
+    trace: mlp.Trace | whole_layers.Trace
+    gradients: mlp.Gradients | whole_layers.Gradients
 
     def tensors(self) -> list[Tensor]:
-        rows = [self.z_grad, *self.trace.inputs, *self.trace.normalized, *self.gradients.outputs]
-        return rows + self.gradients.norms + ([self.slope] if len(self.slope) else [])
+        rows = [self.z_grad, *self.trace.tensors(), *self.gradients.tensors()]
+        return rows + ([self.slope] if len(self.slope) else [])
 
 
 class DensePass(DecoderPass):
@@ -205,6 +205,9 @@ class DensePass(DecoderPass):
 
     Energies are computed in `chain_precision`, gradients in `precision`, which may be coarser: the Metropolis-Hastings
     ratio uses the same drift as the proposal, so the ratio is exact as long as the energies are exact.
+
+    Attributes:
+        network: the module whose functions evaluate the decoder: `mlp`, or `whole_layers` where nothing stands against it.
     """
 
     def __init__(self, model: AutoencoderWithChain, x: Tensor, by_row: bool) -> None:
@@ -218,16 +221,18 @@ class DensePass(DecoderPass):
         self.forward_context, self.backward_context = (
             p if p == "tf32" else "float32" for p in (model.chain_precision, model.precision)
         )
+        precisions = (model.chain_precision, model.precision)
+        self.network = mlp if whole_layers.obstacle(x.device, self.layers, precisions) else whole_layers
         scale = model.likelihood.log_scale
         self.log_scale = None if scale is None else scale.to(x.dtype)
 
     def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
         with products_in(self.forward_context, z.device):
-            out, trace = mlp.forward(self.layers, z)
+            out, trace = self.network.forward(self.layers, z)
         energy, slope = ops.energy_unchecked_(out, self.x, self.model.likelihood.kind, self.log_scale)
         with products_in(self.backward_context, z.device):
             # `out` now holds the energy's derivative by the output.
-            z_grad, gradients = mlp.backward(self.layers, trace, out)
+            z_grad, gradients = self.network.backward(self.layers, trace, out)
         add_prior_unchecked_(energy, z_grad, z)
         self.latest = _ByHand(z_grad, slope, trace, gradients)
         return energy if self.by_row else energy.sum().reshape(1), z_grad
@@ -235,7 +240,7 @@ class DensePass(DecoderPass):
     def weight_gradients(self) -> list[Tensor]:
         current = self.current
         with products_in(self.backward_context, current.slope.device):
-            result = mlp.parameter_gradients(self.layers, current.trace, current.gradients)
+            result = self.network.parameter_gradients(self.layers, current.trace, current.gradients)
         learned = [p for p in self.model.likelihood.parameters() if p.requires_grad]
         return result + [current.slope.sum().to(p.dtype) for p in learned]
 

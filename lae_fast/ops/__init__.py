@@ -5,6 +5,7 @@ walk       many steps of a chain whose potential is compiled
 philox     noise, make_rng: the random stream of a chain
 energies   energy, energy_, in_unit_range, add_prior_: -log p(x, z) and its derivatives
 dense      norm_relu, norm_relu_backward, norm_relu_sums, keep: the work between a network's matrix products
+layer      layer_forward, layer_backward: a layer as one op, with the norm and ReLU before its product
 adam       adam_: one step of Adam for all parameters, on GPUs
 library    the implementation that serves a device, a compiled kernel or the reference, and the reason
 """
@@ -31,6 +32,12 @@ from lae_fast.ops.energies import (
     in_unit_range,
 )
 from lae_fast.ops.langevin import decide, propose, transition, transition_unchecked
+from lae_fast.ops.layer import (
+    layer_backward,
+    layer_backward_unchecked,
+    layer_forward,
+    layer_forward_unchecked,
+)
 from lae_fast.ops.library import is_compiled
 from lae_fast.ops.philox import ACCEPT, INTEGERS, NORMALS, UNIFORMS, make_rng, noise
 from lae_fast.ops.walk import walk_unchecked
@@ -55,6 +62,10 @@ __all__ = [
     "is_compiled",
     "keep",
     "keep_unchecked",
+    "layer_backward",
+    "layer_backward_unchecked",
+    "layer_forward",
+    "layer_forward_unchecked",
     "library",
     "make_rng",
     "noise",
