@@ -554,7 +554,7 @@ def test_tf32_rounds_gradients_and_no_decision(monkeypatch):
 
 
 whole = pytest.mark.skipif(
-    not torch.cuda.is_available() or whole_layers.obstacle(torch.device(DEVICE)) is not None,
+    not torch.cuda.is_available() or whole_layers.unfit(torch.device(DEVICE)) is not None,
     reason="no whole layers on this GPU",
 )
 
@@ -570,8 +570,9 @@ def report_s_model():
 
 @whole
 @torch.no_grad()  # as within a step
-def test_whole_layers_decide_as_float64_does():
+def test_whole_layers_decide_as_float64_does(monkeypatch):
     """The difference of two potentials, in nats: the limit of all datapoints' together is that of a joint decision."""
+    monkeypatch.setenv(whole_layers.VARIABLE, "whole")
     m, x, states = report_s_model()
     exact = decoder_pass(copy.deepcopy(m).double(), x.double(), by_row=True)
     decoder = decoder_pass(m, x, by_row=True)

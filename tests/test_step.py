@@ -287,7 +287,7 @@ def test_gradients_without_autograd_are_those_of_backward(make, monkeypatch):
     assert all(g is None or g.is_contiguous() for g in got[1])
 
 
-def test_who_waits_for_autograd_is_served_by_it():
+def test_who_waits_for_autograd_is_served_by_it(monkeypatch):
     seen, m = [], build("lae")
     handle = m.decoder[0].weight.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.clone()))
     m.add_gradients(images())
@@ -314,6 +314,8 @@ def test_who_waits_for_autograd_is_served_by_it():
     m = build("lae")
     m.loss = lambda x, loss=m.loss: 3 * loss(x)
     assert m.add_gradients(images()).item() == 3 * losses[LAE][0]
+    monkeypatch.setattr(LAE, "loss", lambda self, x, loss=LAE.loss: 4 * loss(self, x))
+    assert build("lae").add_gradients(images()).item() == 4 * losses[LAE][0]
 
 
 def test_images_are_checked_and_an_evaluated_model_has_gradients_too():

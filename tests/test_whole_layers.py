@@ -80,7 +80,7 @@ def network(*widths, ends_in_relu=False):
 @pytest.fixture
 def card(monkeypatch):
     """A GPU whose kernels would serve."""
-    monkeypatch.delenv(whole_layers.VARIABLE, raising=False)
+    monkeypatch.setenv(whole_layers.VARIABLE, "whole")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(whole_layers.ops, "is_compiled", lambda device: True)
     return torch.device("cuda")
@@ -132,11 +132,11 @@ def test_info_says_which_serves(monkeypatch):
         assert info.report()["decoder layers"].startswith(words)
 
 
-def test_who_asks_for_parts_gets_them(card, monkeypatch):
-    monkeypatch.setenv("LAE_FAST_LAYERS", "parts")
-    assert whole_layers.obstacle(card) == "LAE_FAST_LAYERS=parts asked for it"
-    monkeypatch.setenv("LAE_FAST_LAYERS", "whole")
+def test_who_asks_for_whole_layers_gets_them(card, monkeypatch):
     assert whole_layers.obstacle(card) is None
+    for choice in ("parts", None):
+        monkeypatch.setenv("LAE_FAST_LAYERS", "parts") if choice else monkeypatch.delenv("LAE_FAST_LAYERS")
+        assert whole_layers.obstacle(card) == "LAE_FAST_LAYERS=whole would ask for one kernel"
     monkeypatch.setenv("LAE_FAST_LAYERS", "fast")
-    with pytest.raises(ValueError, match="LAE_FAST_LAYERS='fast'; expected one of whole, parts"):
+    with pytest.raises(ValueError, match="LAE_FAST_LAYERS='fast'; expected one of parts, whole"):
         whole_layers.obstacle(card)

@@ -51,7 +51,7 @@ def layer_calls(
         f"forward, {name}{PARTS}": forward_in_parts,
         f"backward, {name}{PARTS}": backward_in_parts,
     }
-    if device.type != "cuda" or whole_layers.obstacle(device) is None:
+    if device.type != "cuda" or whole_layers.unfit(device) is None:
         calls[f"forward, {name}"] = lambda: ops.layer_forward_unchecked(x, weight, bias, *before)
         calls[f"backward, {name}"] = lambda: ops.layer_backward_unchecked(
             grad, weight, *around["after"], *around["before"]
@@ -74,7 +74,7 @@ def layers(s: Setting, n: int = 512, nz: int = 8, nh: int = 256, nx: int = 784, 
         if run.n_launches is not None:
             rows[name] |= {"launches": run.n_launches / count}
     whole = f"forward, {nh} to {nh}"
-    obstacle = None if whole in rows else f"Not as a whole: {whole_layers.obstacle(s.device)}."
+    obstacle = None if whole in rows else f"Not as a whole: {whole_layers.unfit(s.device)}."
     notes = (f"{count} in a row in one graph; arrays in L2.", *([obstacle] if obstacle else []))
     measured = {"layer": rows[whole]["us"]} if whole in rows else {}
     return Finding(

@@ -259,8 +259,8 @@ class LAE(AutoencoderWithChain):
     def _is_known(self) -> bool:
         """Whether `_run` tells all gradients of `loss`, and nobody waits for autograd to find those of the decoder."""
         own = all(
-            getattr(type(self), name) is getattr(LAE, name) and name not in vars(self)
-            for name in ("loss", "training_loss")
+            getattr(type(self), name) is function and name not in vars(self)
+            for name, function in _LOSSES.items()
         )
         parts = (self.decoder, self.likelihood)
         return (
@@ -367,6 +367,10 @@ class LAE(AutoencoderWithChain):
             value = value / share_chain.size
         (value,) = _means([value.sum()], len(learns))
         return value, features + _means(decoder.totals, len(learns))
+
+
+# Somebody may give the class, or a class of his own, others.
+_LOSSES = {"loss": LAE.loss, "training_loss": LAE.training_loss}
 
 
 def _means(sums: list[Tensor], n: int) -> list[Tensor]:

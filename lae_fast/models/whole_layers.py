@@ -23,8 +23,10 @@ from lae_fast.models.precision import Precision
 from lae_fast.ops.layer import MAX_INNER
 
 VARIABLE = "LAE_FAST_LAYERS"
-CHOICES = ("whole", "parts")  # whole: where nothing stands against it
-
+CHOICES = (
+    "parts",
+    "whole",
+)  # whole: where nothing stands against it; not the default before a card has measured it
 
 # Of a network and its model; parameters must be aligned, too, as PyTorch's own are.
 CONDITION = (
@@ -57,22 +59,30 @@ class Gradients(NamedTuple):
 def obstacle(
     device: torch.device, layers: list[Layer] | None = None, precisions: Sequence[Precision] = ()
 ) -> str | None:
-    """Why layers are not evaluated as a whole; None if they are.
-
-    Args:
-        layers: a network's. None: asks for the device alone.
-        precisions: of its products, as its model has them.
+    """Why layers are not evaluated as a whole; None if they are. Arguments: as of `unfit`.
 
     Raises:
-        ValueError: the environment variable LAE_FAST_LAYERS is neither "whole" nor "parts".
+        ValueError: the environment variable LAE_FAST_LAYERS is neither "parts" nor "whole".
     """
-    if torch.compiler.is_compiling():
-        return "the compiler makes kernels of its own"
     asked = os.environ.get(VARIABLE, CHOICES[0])
     if asked not in CHOICES:
         raise ValueError(f"{VARIABLE}={asked!r}; expected one of {', '.join(CHOICES)}")
     if asked == "parts":
-        return f"{VARIABLE}=parts asked for it"
+        return f"{VARIABLE}=whole would ask for one kernel"
+    return unfit(device, layers, precisions)
+
+
+def unfit(
+    device: torch.device, layers: list[Layer] | None = None, precisions: Sequence[Precision] = ()
+) -> str | None:
+    """Why layers could not be evaluated as a whole; None if they could.
+
+    Args:
+        layers: a network's. None: asks for the device alone.
+        precisions: of its products, as its model has them.
+    """
+    if torch.compiler.is_compiling():
+        return "the compiler makes kernels of its own"
     if device.type != "cuda":
         return "only GPUs have kernels of whole layers"
     if not ops.is_compiled(device):
