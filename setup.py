@@ -39,7 +39,13 @@ SCHEMA_VERSION = re.search(r"SCHEMA_VERSION = (\d+)", (ROOT / "lae_fast/_version
 
 SOURCES = {
     "_lae_fast_cpu": ["csrc/cpu/langevin.cpp", "csrc/cpu/energy.cpp", "csrc/cpu/dense.cpp"],
-    "_lae_fast_cuda": ["csrc/cuda/langevin.cu", "csrc/cuda/energy.cu", "csrc/cuda/dense.cu"],
+    "_lae_fast_cuda": [
+        "csrc/cuda/langevin.cu",
+        "csrc/cuda/energy.cu",
+        "csrc/cuda/dense.cu",
+        "csrc/cuda/layer.cu",
+        "csrc/cuda/adam.cu",
+    ],
     "_lae_fast_build": ["csrc/build_info.cpp"],
 }
 HEADERS = [str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.h")]

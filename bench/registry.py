@@ -72,6 +72,7 @@ BENCHMARKS = [
     *_each("cuda", "ops: transition", "transition.long_transition", {"transition_long": {}}),
     *_each("cuda", "ops: transition", "transition.short_transition", {"transition_short": {}}),
     *_each("cuda", "ops: energy and derivative", "energy.cold_energy", {"energy": {}}),
+    *_each("cuda", "ops: layers", "layers.layers", {"layers": {}}),
     *_each("cuda", "training step", "captured_step.captured_step", {"step": {}}),
     *_each("cuda", "epoch", "epoch.whole_epoch", {"epoch": {}}),
     *_each("cuda", "C chains", "captured_samplers.captured_chains", MANY_CHAINS),

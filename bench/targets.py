@@ -73,6 +73,7 @@ TARGETS: dict[str, dict[str, Target]] = {
         "transition 2^11": _below("transition, D = 2,048, in a graph", 3, " us"),
         "transition 2^11, launches": _below("the same", 1, " launches"),
         "energy": _above(f"Bernoulli energy and derivative, [8192, 784], L2-cold: {_OF_COPY}", 80, " %"),
+        "layer": _below("a decoder's layer, [512, 256] to 256, forward with its norm, in a graph", 3, " us"),
         "official / step": _above(
             f"{_CAPTURED_STEP}: faster than the official algorithm, eager, Bernoulli", 15
         ),

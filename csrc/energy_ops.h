@@ -1,6 +1,6 @@
 // The energy ops as torch calls them, written once for every backend: check the arguments, turn them into plain
-// pointers, call the backend. A backend is a struct with energy(EnergyArgs<T>) and a Guard. Schemas and meaning:
-// lae_fast/ops/energies.py.
+// pointers, call the backend. A backend is a struct with energy(EnergyArgs<T>) and a Guard; that of a GPU has
+// add_prior(PriorArgs<T>), too. Schemas and meaning: lae_fast/ops/energies.py.
 #pragma once
 
 #include <optional>
@@ -25,6 +25,15 @@ struct EnergyArgs {
   double* energy;                 // [R], out
   T* derivative;                  // [R, nx], out; may be output
   double* log_scale_derivative;   // [R], out, or null
+};
+
+template <typename T>
+struct PriorArgs {
+  int64_t n_rows, nz;
+  double* energy;   // [R], in, out
+  T* z_grad;        // [R, nz], in, out
+  const T* z;       // [R, nz]
+  double constant;  // of a row
 };
 
 // The sums over the pixels of one row.
@@ -111,5 +120,22 @@ struct EnergyOps {
     library.impl("energy_", TORCH_BOX(&EnergyOps::energy_));
   }
 };
+
+// On a CPU plain PyTorch serves: its sums have an order of their own.
+template <class Backend>
+void add_prior_(Tensor energy, Tensor z_grad, Tensor z) {
+  const Check check("add_prior_", z);
+  check.state("z", z);
+  check.like("z_grad", z_grad);
+  const int64_t n_rows = z.size(0), nz = z.size(1);
+  check.array("energy", energy, ScalarType::Double, {n_rows});
+  const typename Backend::Guard guard(z);
+  const double constant = nz * 0.91893853320467274178;  // log(2 pi) / 2
+  for_type(z, [&](auto type) {
+    using T = decltype(type);
+    Backend::add_prior(
+        PriorArgs<T>{n_rows, nz, pointer<double>(energy), pointer<T>(z_grad), pointer<const T>(z), constant});
+  });
+}
 
 }  // namespace lae

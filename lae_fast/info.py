@@ -12,6 +12,7 @@ import torch
 
 from lae_fast import console, provenance
 from lae_fast._version import SCHEMA_VERSION, __version__
+from lae_fast.models import whole_layers
 from lae_fast.ops import library
 
 
@@ -21,6 +22,14 @@ def _serving(device: str) -> str:
         detail = f", SIMD level {library.simd_level()}" if device == "cpu" else ""
         return f"compiled kernels{detail} ({backend.path})"
     return f"plain PyTorch: {backend.reason}"
+
+
+def _layers() -> str:
+    """How the layers of a fully connected decoder are evaluated on the machine's best device."""
+    obstacle = whole_layers.obstacle(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return (
+        f"a product and a norm each: {obstacle}" if obstacle else f"one kernel each, {whole_layers.CONDITION}"
+    )
 
 
 def report() -> dict[str, str]:
@@ -38,6 +47,7 @@ def report() -> dict[str, str]:
         "schema version": str(SCHEMA_VERSION),
         "cpu": _serving("cpu"),
         "cuda": _serving("cuda"),
+        "decoder layers": _layers(),
     }
     if build is not None:
         facts |= {

@@ -20,6 +20,7 @@ from fuzz import CALLABLES, Call
 import lae_fast
 from lae_fast import attacks, data, models, ops
 from lae_fast.checkpoint import CheckpointError
+from lae_fast.ops import layer
 from lae_fast.training import TrainingStep, adam
 
 CALLS: dict[str, Call] = {}
@@ -167,6 +168,53 @@ def _():
     latest, previous = ([normal(4, 6, seed=s), normal(4, seed=s)] for s in (0, 1))
     return ops.keep, dict(
         latest=latest, previous=previous, is_accepted=torch.tensor([True, False, True, False])
+    )
+
+
+@entry("ops.layer_forward", free=("x", "weight", "bias", "moments", "norm_weight", "norm_bias"))
+def _():
+    x = normal(4, 36)
+    return ops.layer_forward, dict(
+        x=x,
+        weight=normal(8, 36, seed=1),
+        bias=normal(8),
+        moments=layer.moments_of(x),
+        norm_weight=normal(36),
+        norm_bias=normal(36, seed=1),
+        eps=1e-5,
+    )
+
+
+BACKWARD = (
+    "grad",
+    "weight",
+    "y",
+    "y_moments",
+    "y_norm_weight",
+    "y_sums",
+    "x",
+    "x_moments",
+    "x_norm_weight",
+    "x_norm_bias",
+)
+
+
+@entry("ops.layer_backward", free=BACKWARD)
+def _():
+    y, x, grad = normal(4, 36), normal(4, 8, seed=1), normal(4, 36, seed=2)
+    return ops.layer_backward, dict(
+        grad=grad,
+        weight=normal(36, 8),
+        y=y,
+        y_moments=layer.moments_of(y),
+        y_norm_weight=normal(36),
+        y_sums=layer.sums_of(grad, y, normal(36)),
+        y_eps=1e-5,
+        x=x,
+        x_moments=layer.moments_of(x),
+        x_norm_weight=normal(8),
+        x_norm_bias=normal(8, seed=1),
+        x_eps=1e-5,
     )
 
 

@@ -23,7 +23,16 @@ from loading import resident_batches
 from registry import chosen
 from render import render
 from rivals import samplers
-from subjects import annealing, captured_samplers, captured_step, compiler, energy, epoch, transition
+from subjects import (
+    annealing,
+    captured_samplers,
+    captured_step,
+    compiler,
+    energy,
+    epoch,
+    layers,
+    transition,
+)
 from subjects.contestants import OFFICIAL, OURS, OURS_EACH
 from targets import TARGETS, Target, checked
 
@@ -37,6 +46,7 @@ FINDINGS = {
     transition.long_transition: dict(d=64),
     transition.short_transition: dict(d=32, n=3),
     energy.cold_energy: dict(n=4, nx=12),
+    layers.layers: dict(n=8, nz=4, nh=16, nx=12, count=3),
     captured_step.captured_step: SMALL | FEW,
     epoch.whole_epoch: SMALL | dict(n_images=32, rounds=2),
     captured_samplers.captured_chains: dict(c=64, d=8, step_size=0.6, n_steps=3, rounds=2),
@@ -413,7 +423,8 @@ def test_on_gpu_does_all_for_the_card_it_finds(on_gpu, tmp_path):
     (wheels / "some-1.0-py3-none-any.whl").touch()
     code, summary, out, error = on_gpu(tmp_path / "out", wheels, DATA="/data")
     assert (code, error) == (0, "")
-    assert "s  ok: 12 runs without complaint" in (out / "summary.txt").read_text()
+    n_runs = 4 * len(list((ROOT / "bench/sanitize").glob("*.cu")))  # tools, programs
+    assert f"s  ok: {n_runs} runs without complaint" in (out / "summary.txt").read_text()
     assert summary == dict.fromkeys((*STAGES, "all"), "ok")
     files = {"summary.txt", "build.log", "tests.log", "bench.log", "sanitizer.log"}
     assert {path.name for path in out.iterdir()} == files

@@ -17,6 +17,7 @@ from filelock import FileLock
 ROOT = Path(__file__).parent.parent
 CUDA = ROOT / "csrc/cuda"
 FAULTS = Path("bench/sanitize/emulator/faults.cu")
+PRODUCTS = Path("bench/sanitize/emulator/products.cu")
 COMPILER = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
 
 pytestmark = [
@@ -25,9 +26,9 @@ pytestmark = [
 ]
 
 ORDERS = {"forward": {}, "reversed": {"EMULATOR_REVERSED": "1"}}
-PROGRAMS = ("dense", "energy", "langevin")
-# Whose kernels need a file's barriers. (A block of the energies serves one row: its sums follow no others.)
-PROGRAM_OF = {"dense.cu": "dense", "langevin.cu": "langevin", "reduce.h": "langevin"}
+PROGRAMS = ("adam", "dense", "energy", "langevin", "layer")
+# Whose kernels need a file's barriers. (Adam has none. A block of the energies serves one row: its sums follow no others.)
+PROGRAM_OF = {"dense.cu": "dense", "langevin.cu": "langevin", "layer.cu": "layer", "reduce.h": "langevin"}
 BARRIER = re.compile(r"__syncthreads\(|__syncwarp\(|\.sync\(|__threadfence\(")
 BARRIERS = [
     f"{path.name}:{number}"
@@ -37,12 +38,18 @@ BARRIERS = [
 ]
 
 WRONG_INDICES = {
+    "adam": ("left >= kEach && ", "", "FAULT: beyond an array"),
     "dense": ("y_sum += a.y_grad[i]", "y_sum += a.y_grad[i + 1]", "FAULT: beyond an array"),
     "energy": ("a.x + r % a.n_images * n", "a.x + r * n", "FAULT: beyond an array"),
     "langevin": (
         "sums + shares[c * gridDim.x + b].*part",
         "sums + shares[c * gridDim.x].*part",
         "WRONG: transition",
+    ),
+    "layer": (
+        "tile.first_column + tile.row_of_tile < m",
+        "tile.first_column + tile.row_of_tile <= m",
+        "FAULT: beyond an array",
     ),
 }
 
@@ -52,6 +59,7 @@ COMPLAINTS = {
     "two_barriers": r"divergence: in block .* waits at faults.cu:\d+ and thread \d+ at faults.cu:\d+",
     "a_lane_has_returned": r"deadlock: .*31 exchange values .*, 33 have returned",
     "a_lane_that_is_not_named": "takes a value from lane .*, which is not among the lanes 0x55555555",
+    "a_lane_that_does_not_multiply": r"deadlock: .*31 exchange values .*, 33 have returned",
     "a_grid_that_is_not_resident": "a barrier of the grid at .*, in a launch that is not cooperative",
     "between_warps": "what nobody has written: .* reads 4 bytes of shared memory|race with .*wrote",
     "between_lanes": "race with .*of device memory",
@@ -64,6 +72,7 @@ COMPLAINTS = {
     "beyond_shared_memory": "beyond an array: .* of dynamic shared memory",
     "misaligned": "a misaligned address",
     "memory_of_the_host": "an address that is not the device's",
+    "too_much_shared_memory": "FAILED: .*too_much_shared_memory.*invalid launch",
     "too_many_threads": "FAILED: .*too_many_threads.*invalid launch",
 }  # fmt: skip
 
@@ -99,7 +108,7 @@ def programs(tmp_path_factory):
     with FileLock(f"{folder}.lock"):
         if not (folder / "faults").exists():
             sources = [f"bench/sanitize/{name}.cu" for name in PROGRAMS]
-            build(ROOT, folder, *sources, FAULTS)
+            build(ROOT, folder, *sources, PRODUCTS, FAULTS)
     return folder
 
 
@@ -151,6 +160,12 @@ def test_a_wrong_index_is_seen(wrong_programs, program):
     code, output = run(wrong_programs / program, "quick")
     assert code == 1
     assert WRONG_INDICES[program][2] in output, output
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_tensor_cores_multiply_as_the_manual_says(programs, order):
+    code, output = run(programs / "products", **ORDERS[order])
+    assert code == 0, output
 
 
 @pytest.mark.parametrize("order", ORDERS)

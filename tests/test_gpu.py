@@ -5,10 +5,12 @@ whole training step, evaluation or attack agree to many digits: no decision can 
 """
 
 import contextlib
+import copy
 import ctypes
 import json
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import test_likelihood
@@ -24,6 +26,7 @@ from test_step import CASES, build, capturable
 from lae_fast import (
     LAE,
     VAE,
+    Bernoulli,
     Hoffman,
     ald_init,
     ald_sample,
@@ -40,10 +43,13 @@ from lae_fast import (
     ops,
 )
 from lae_fast.graphs import WARMUP, Replayed
+from lae_fast.models import nets, whole_layers
 from lae_fast.models.decoder_pass import decoder_pass
-from lae_fast.ops import library
+from lae_fast.ops import layer, library
+from lae_fast.ops.energies import add_prior_unchecked_
 from lae_fast.sampling import Chains, dual_averaging, robbins_monro
 from lae_fast.training.config import Config
+from lae_fast.training.optimizer import Adam
 from lae_fast.training.step import TrainingStep, adam
 
 DEVICE = "cuda"
@@ -77,6 +83,13 @@ def capture(function, keep_graph=False):
     with torch.cuda.graph(graph):
         function()
     return graph
+
+
+def n_launches(graph):
+    """How many nodes a graph has that was kept."""
+    handle, n = ctypes.c_void_p(graph.raw_cuda_graph()), ctypes.c_size_t()
+    assert ctypes.CDLL("libcuda.so.1").cuGraphGetNodes(handle, None, ctypes.byref(n)) == 0
+    return n.value
 
 
 def test_waiting_is_noticed():
@@ -193,12 +206,7 @@ def test_launches():
     counts = {}
 
     def count(name, function):
-        graph, n = capture(function, keep_graph=True), ctypes.c_size_t()
-        status = ctypes.CDLL("libcuda.so.1").cuGraphGetNodes(
-            ctypes.c_void_p(graph.raw_cuda_graph()), None, ctypes.byref(n)
-        )
-        assert status == 0
-        counts[name] = n.value
+        counts[name] = n_launches(capture(function, keep_graph=True))
 
     for name, shape, n_step_sizes in (
         ("rows", (9, 300), 9),
@@ -218,6 +226,7 @@ def test_launches():
     count("decide", lambda: ops.decide(phi, phi, *potentials, grad, grad, eta, rng))
     count("noise", lambda: ops.noise(rng, 5, 1000, torch.float32))
     count("energy", lambda: ops.energy(phi, phi, ops.BERNOULLI))
+    count("add_prior_", lambda: add_prior_unchecked_(state["potential"], grad, phi))
     count("keep", lambda: ops.keep([phi] * 40, [grad] * 40, state["is_accepted"][:1]))
     weight = torch.ones(phi.shape[1], device=DEVICE)
     normalized = torch.empty_like(phi)
@@ -225,6 +234,14 @@ def test_launches():
     rstd = normalized[:, 0].clone()
     count("norm_relu_backward", lambda: ops.norm_relu_backward(grad, phi, normalized, rstd, weight))
     count("norm_relu_sums", lambda: ops.norm_relu_sums(grad, phi, normalized, phi))
+    if torch.cuda.get_device_capability() == (9, 0):
+        square, moments = torch.randn(300, 300, device=DEVICE), layer.moments_of(phi)
+        norm = (phi, moments, weight)
+        count("layer_forward", lambda: ops.layer_forward(phi, square, weight, moments, weight, weight, 1e-5))
+        count(
+            "layer_backward",
+            lambda: ops.layer_backward(grad, square, *norm, moments, 1e-5, *norm, weight, 1e-5),
+        )
     assert counts.pop("shared") == 2
     assert counts.pop("norm_relu_sums") == 2  # sums of a few rows, and the sums of these
     assert set(counts.values()) == {1}, counts
@@ -346,6 +363,60 @@ def test_two_streams_do_not_meet():
 
 # ---- whole steps -------------------------------------------------------------------------------
 
+
+@compiled
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_adam_takes_pytorch_s_steps(dtype):
+    """Formula and roundings are PyTorch's: only powers of beta, by another compilation of the same function, may differ."""
+    shapes = [(784, 256), (256,), (1,), (3, 341)] * 17  # 68: more than a launch takes
+    results = []
+    for kind in (Adam, partial(torch.optim.Adam, fused=True, capturable=True)):
+        g = torch.Generator(DEVICE).manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(s, generator=g, device=DEVICE, dtype=dtype)) for s in shapes]
+        optimizer = kind(params, torch.tensor(1e-3, device=DEVICE), (0.5, 0.999))
+        for _ in range(20):
+            for p in params:
+                p.grad = torch.randn(p.shape, generator=g, device=DEVICE, dtype=dtype)
+            optimizer.step()
+        results.append([t for p in params for t in (p.detach(), *optimizer.state[p].values())])
+    for got, expected in zip(*results, strict=True):
+        rounding = 2.0**-23 if dtype == torch.float32 else 2.0**-52
+        torch.testing.assert_close(got, expected, rtol=8 * rounding, atol=8 * rounding)
+
+
+@compiled
+def test_adam_is_captured_in_two_launches_and_follows_its_learning_rate():
+    p = torch.nn.Parameter(torch.ones(1000, device=DEVICE))
+    lr = torch.tensor(1e-3, device=DEVICE)
+    optimizer, p.grad = Adam([p], lr), torch.ones_like(p)
+    optimizer.step()
+    graph = capture(optimizer.step, keep_graph=True)
+    assert n_launches(graph) == 2
+    graph.instantiate()
+    for rate in (1e-3, 0.0, 1e-2):
+        lr.fill_(rate)
+        before = p.detach().clone()
+        graph.replay()
+        torch.testing.assert_close(p.detach(), before - rate, rtol=1e-5, atol=1e-7)  # all gradients are alike
+    assert optimizer.state[p]["step"] == 5  # PyTorch's own, the one before the capture, three replays
+
+
+def test_adam_loads_what_a_cpu_has_saved_and_the_other_way_round():
+    m = build("vae")
+    on_cpu, on_gpu = adam(m, 1e-3), adam(copy.deepcopy(m).to(DEVICE), 1e-3)
+    for a, b in ((on_cpu, on_gpu), (on_gpu, on_cpu)):
+        for p in a.param_groups[0]["params"]:
+            p.grad = torch.ones_like(p)
+        a.step()
+        own = {k: v for k, v in b.param_groups[0].items() if k != "params"}
+        b.load_state_dict(a.state_dict())
+        b.param_groups[0].update(own)  # as a resumed run does
+        for p in b.param_groups[0]["params"]:
+            p.grad = torch.ones_like(p)
+        b.step()
+        assert all(s["step"] == 2 + 2 * (b is on_cpu) for s in b.state.values())
+
+
 TF32 = [(kind, {"precision": "tf32"}) for kind in ("lae", "vae", "hoffman")]
 
 
@@ -462,7 +533,8 @@ def test_replays_are_the_eager_steps_in_float64(options):
 
 
 @torch.no_grad()  # as within a step
-def test_tf32_rounds_gradients_and_no_decision():
+def test_tf32_rounds_gradients_and_no_decision(monkeypatch):
+    monkeypatch.setenv(whole_layers.VARIABLE, "parts")  # whole layers have no TF32
     if torch.cuda.get_device_capability()[0] < 8:
         pytest.skip("no TF32 on this GPU")
     before, z = torch.backends.cuda.matmul.fp32_precision, images()[:, :4].to(DEVICE)
@@ -479,6 +551,60 @@ def test_tf32_rounds_gradients_and_no_decision():
     for i in (1, 2):
         assert 1e-6 < (exact[i] - same[i]).norm() / exact[i].norm() < 3e-3
     assert 1e-8 < (exact[0] - rounded[0]).abs() / exact[0] < 1e-3
+
+
+whole = pytest.mark.skipif(
+    not torch.cuda.is_available() or whole_layers.obstacle(torch.device(DEVICE)) is not None,
+    reason="no whole layers on this GPU",
+)
+
+
+def report_s_model():
+    """The report's sizes, images [512, 784], and two states of their codes."""
+    torch.manual_seed(0)
+    m = LAE(*nets.mlp(784, 8, nh=256), Bernoulli(), nx=784, nz=8, d=256).to(DEVICE)
+    x = torch.rand(512, 784).to(DEVICE)
+    z = torch.randn(512, 8).to(DEVICE)
+    return m, x, (z, z + 0.1 * torch.randn(512, 8).to(DEVICE))
+
+
+@whole
+@torch.no_grad()  # as within a step
+def test_whole_layers_decide_as_float64_does():
+    """The difference of two potentials, in nats: the limit of all datapoints' together is that of a joint decision."""
+    m, x, states = report_s_model()
+    exact = decoder_pass(copy.deepcopy(m).double(), x.double(), by_row=True)
+    decoder = decoder_pass(m, x, by_row=True)
+    assert decoder.network is whole_layers
+    found = []
+    for p, dtype in ((exact, torch.float64), (decoder, torch.float32)):
+        (v, g), (new_v, new_g) = ([t.clone() for t in p.evaluate(z.to(dtype))] for z in states)
+        p.start()
+        found.append((new_v - v, torch.cat((g, new_g)).double(), [w.double() for w in p.weight_gradients()]))
+    (wanted, wanted_grad, wanted_weights), (got, grad, weights) = found
+    error = (got - wanted).square().sum().sqrt().item()
+    assert error < 1e-3, error
+    # Rounding may decide whether a ReLU cuts off: of a few rows.
+    errors = (grad - wanted_grad).norm(dim=1) / wanted_grad.norm(dim=1)
+    assert errors.median() < 2e-5
+    for a, b in zip(weights, wanted_weights, strict=True):
+        assert (a - b).norm() < 1e-2 * b.norm()
+
+
+@whole
+def test_steps_of_whole_layers_are_captured_and_learn_as_those_in_parts(monkeypatch):
+    losses = []
+    for choice in whole_layers.CHOICES:
+        monkeypatch.setenv(whole_layers.VARIABLE, choice)
+        m, x, _ = report_s_model()
+        step = TrainingStep(m, adam(m, m.lr))
+        found = [step(x).clone() for _ in range(WARMUP + 1)]
+        assert step.is_captured
+        with no_waiting():
+            found += [step(x).clone() for _ in range(20)]
+        losses.append(torch.stack(found))
+    assert losses[0][-1] < 0.99 * losses[0][0]
+    torch.testing.assert_close(*losses, rtol=1e-2, atol=0)  # a decision may fall differently
 
 
 def test_a_step_of_ald_never_waits():

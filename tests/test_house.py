@@ -109,7 +109,7 @@ INCLUDES = (
     {"fma.h"},
     {"langevin_math.h", "energy_math.h"},
     {"check.h", "tensors.h"},
-    {"langevin_ops.h", "energy_ops.h", "dense_ops.h"},
+    {"langevin_ops.h", "energy_ops.h", "dense_ops.h", "adam_ops.h", "layer_ops.h"},
     {"cpu", "cuda"},
 )
 

@@ -199,6 +199,24 @@ def test_opcheck(kind, scale, device):
         output.requires_grad_(requires_grad)
         torch.library.opcheck(torch.ops.lae_fast.energy.default, (output, x, kind, log_scale))
     torch.library.opcheck(torch.ops.lae_fast.energy_.default, (output.detach(), x, kind, log_scale))
+    energy = torch.zeros(len(output), dtype=torch.float64, device=device)
+    torch.library.opcheck(
+        torch.ops.lae_fast.add_prior_.default, (energy, output.detach(), torch.ones_like(output))
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("n", "nz"), [(0, 2), (1, 1), (13, 8), (5, 130), (3000, 2)])
+def test_the_prior_is_a_normal_distribution(n, nz, dtype, device):
+    g = torch.Generator().manual_seed(n + nz)
+    z, z_grad = torch.randn(2, n, nz, generator=g, dtype=torch.float64).to(device, dtype)
+    start = 100 * torch.randn(n, generator=g, dtype=torch.float64).to(device)
+    energy, sums = start.clone(), z_grad.clone()
+    energies.add_prior_unchecked_(energy, sums, z)
+    expected = start - torch.distributions.Normal(0.0, 1.0).log_prob(z.double()).sum(1)
+    rounding = 2.0**-23 if dtype == torch.float32 else 2.0**-50
+    torch.testing.assert_close(energy, expected, rtol=1e-14, atol=rounding * nz * 4)
+    assert torch.equal(sums, z_grad + z)
 
 
 def test_a_second_derivative_is_refused():

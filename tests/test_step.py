@@ -9,9 +9,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lae_fast import VAE, Bernoulli, Hoffman, training
+from lae_fast import LAE, VAE, Bernoulli, Gaussian, Hoffman, models, training
 from lae_fast.graphs import WARMUP
-from lae_fast.models import nets
+from lae_fast.models import lae, nets
 from lae_fast.models.decoder_pass import decoder_pass
 from lae_fast.models.precision import LIMIT, ROOT_MEAN_SQUARE, chain_context
 from lae_fast.training.step import TrainingStep
@@ -202,6 +202,131 @@ def test_what_cannot_be_captured_is_refused():
     m = build("vae")
     with pytest.raises(ValueError, match="capture on cpu; expected a GPU"):
         TrainingStep(m, adam(m), capture=True)
+
+
+# ---- gradients without autograd ------------------------------------------------------------------
+
+
+def conv(decisions, likelihood="bernoulli"):
+    torch.manual_seed(0)
+    architecture = models.Architecture("lae", "conv", likelihood, nx=64, nz=4, nh=32, depth=2)
+    return models.build(architecture, decisions=decisions, step_size=1e-5)
+
+
+def tied():
+    """Encoder and decoder share a layer."""
+    torch.manual_seed(0)
+    shared = nn.Linear(8, 8)
+    encoder, decoder = (
+        nn.Sequential(nn.Linear(9, 8), shared),
+        nn.Sequential(nn.Linear(2, 8), shared, nn.Linear(8, 9)),
+    )
+    return LAE(encoder, decoder, Bernoulli(), nx=9, nz=2)
+
+
+class Squared(nn.Module):
+    def forward(self, x):
+        return x.square()
+
+
+def unknown(decisions):
+    """A decoder of layers that nobody knows."""
+    torch.manual_seed(0)
+    decoder = nn.Sequential(nn.Linear(2, 8), Squared(), nn.Linear(8, 9))
+    return LAE(nn.Linear(9, 8), decoder, Gaussian(), nx=9, nz=2, decisions=decisions)
+
+
+def frozen(part):
+    m = build("lae", decisions="datapoint")
+    for p in getattr(m, part).parameters():
+        p.requires_grad_(False)
+    return m
+
+
+KNOWN = {
+    **{
+        f"{options}": lambda options=options: build("lae", **options)
+        for kind, options in CASES
+        if kind == "lae"
+    },
+    "three states": lambda: build("lae", n_steps=3),
+    "layers": lambda: conv("datapoint"),
+    "layers, joint": lambda: conv("joint", "logistic"),
+    "autograd": lambda: unknown("datapoint"),
+    "autograd, joint": lambda: unknown("joint"),
+    "tied": tied,
+    "frozen encoder": lambda: frozen("encoder"),
+    "frozen decoder": lambda: frozen("decoder"),
+}
+
+
+def after(n_batches, m, add):
+    """All that minibatches leave: losses, gradients, which add up, and the model."""
+    torch.manual_seed(1)
+    losses = [add(m, images(100, seed=i).repeat(1, 2)[:, : m.nx].contiguous()) for i in range(n_batches)]
+    assert not any(loss.requires_grad for loss in losses)
+    return losses, [p.grad for p in m.parameters()], list(m.state_dict().values())
+
+
+def by_autograd(m, x):
+    loss = m.loss(x)
+    loss.backward()
+    return loss.detach()
+
+
+@pytest.mark.parametrize("make", KNOWN.values(), ids=KNOWN)
+def test_gradients_without_autograd_are_those_of_backward(make, monkeypatch):
+    """Bit for bit, and they add up as those of `backward` do."""
+    n_batches = 1 if make is tied else 2  # a sum of three has no order there
+    expected = after(n_batches, make(), by_autograd)
+    monkeypatch.setattr(lae._KnownGradients, "apply", None)
+    got = after(n_batches, make(), lambda m, x: m.add_gradients(x))
+    for a, b in zip(tree_leaves(expected), tree_leaves(got), strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or torch.equal(a, b)
+    assert all(g is None or g.is_contiguous() for g in got[1])
+
+
+def test_who_waits_for_autograd_is_served_by_it(monkeypatch):
+    seen, m = [], build("lae")
+    handle = m.decoder[0].weight.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.clone()))
+    m.add_gradients(images())
+    assert len(seen) == 1
+    assert torch.equal(seen[0], m.decoder[0].weight.grad)
+    handle.remove()
+
+    class Doubled(LAE):
+        def loss(self, x):
+            return 2 * super().loss(x)
+
+    class Constant(LAE):
+        def training_loss(self, x):
+            return super().training_loss(x) + 5
+
+    plain, losses = m.decoder[-1].bias.grad, {}
+    for kind in (LAE, Doubled, Constant):
+        m = build("lae")
+        m.__class__ = kind
+        losses[kind] = m.add_gradients(images()).item(), m.decoder[-1].bias.grad
+    assert losses[Doubled][0] == 2 * losses[LAE][0]
+    assert torch.equal(losses[Doubled][1], 2 * plain)
+    assert losses[Constant][0] == losses[LAE][0] + 5
+    m = build("lae")
+    m.loss = lambda x, loss=m.loss: 3 * loss(x)
+    assert m.add_gradients(images()).item() == 3 * losses[LAE][0]
+    monkeypatch.setattr(LAE, "loss", lambda self, x, loss=LAE.loss: 4 * loss(self, x))
+    assert build("lae").add_gradients(images()).item() == 4 * losses[LAE][0]
+
+
+def test_images_are_checked_and_an_evaluated_model_has_gradients_too():
+    m = build("lae")
+    for wrong in (torch.rand(3, 61), torch.full((3, 60), 2.0), torch.rand(3, 60, requires_grad=True)):
+        with pytest.raises(ValueError, match="images"):
+            m.add_gradients(wrong)
+    phi = m.eval().phi.clone()
+    m.add_gradients(images())
+    assert torch.equal(m.phi, phi)  # no chain moves
+    assert m.decoder[0].weight.grad.abs().max() > 0
 
 
 # ---- on a GPU ----------------------------------------------------------------------------------

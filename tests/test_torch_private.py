@@ -64,13 +64,27 @@ def test_a_module_without_the_known_dictionaries():
     assert all(own[name] is other[name] for name in own)
 
 
-def test_adding_to_each_with_and_without_one_launch_for_all(monkeypatch):
+def test_one_op_on_each_with_and_without_one_launch_for_all(monkeypatch):
     for is_gone in (False, True):
         if is_gone:
             monkeypatch.delattr(torch, "_foreach_add_")
+            monkeypatch.delattr(torch, "_foreach_mul_")
         totals = [torch.ones(2), torch.zeros(3)]
-        torch_private.add_to_each(totals, [torch.full((2,), 2.0), torch.ones(3)])
-        assert [t.tolist() for t in totals] == [[3, 3], [1, 1, 1]]
+        torch_private.on_each("add_", totals, [torch.full((2,), 2.0), torch.ones(3)])
+        torch_private.on_each("mul_", totals, 0.5)
+        torch_private.on_each("mul_", [], 0.5)
+        assert [t.tolist() for t in totals] == [[1.5, 1.5], [0.5, 0.5, 0.5]]
+
+
+def test_hooks_on_parameters():
+    p = torch.nn.Parameter(torch.ones(2))
+    assert not torch_private.has_hooks(p)
+    for register in (p.register_hook, p.register_post_accumulate_grad_hook):
+        handle = register(lambda _: None)
+        assert torch_private.has_hooks(p)
+        handle.remove()
+        assert not torch_private.has_hooks(p)
+    assert torch_private.has_hooks(object())  # nobody knows
 
 
 def test_without_onednn_there_is_no_other_linear(monkeypatch):

@@ -14,7 +14,7 @@ cxx=${CXX:-g++}
 # The kernels of setup.py contract nothing. Without -pie, an address in a report is one that addr2line knows.
 flags="-std=c++20 -g1 -ffp-contract=off -fno-pie -Wall -Wextra -Wno-unknown-pragmas"
 jobs=()
-for source in threads memory order; do
+for source in threads memory order tensor_cores; do
   "$cxx" $flags -O2 -c "$here/emulator/$source.cpp" -o "$out/$source.o" &
   jobs+=($!)
 done
@@ -29,5 +29,6 @@ for program in "$@"; do
   name=$(basename "$program" .cu)
   # The emulator comes first: what it shares with a program of the standard library's templates is then its own copy, whose
   # accesses nobody watches.
-  "$cxx" -no-pie "$out/threads.o" "$out/memory.o" "$out/order.o" "$out/$name.o" -o "$out/$name"
+  "$cxx" -no-pie "$out/threads.o" "$out/memory.o" "$out/order.o" "$out/tensor_cores.o" \
+    "$out/$name.o" -o "$out/$name"
 done

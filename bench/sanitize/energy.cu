@@ -77,20 +77,60 @@ void compare_likelihoods(Tally& tally, bool is_quick) {
           compare_energy<kLogistic, T>(tally, r, n, d, scale, offset, in_place);
         }
       }
-  for (int64_t offset : {0, 1}) {  // so many rows that one warp serves each
-    compare_energy<kBernoulli, T>(tally, 4100, 100, 12, 1, offset, false);
+  for (int64_t offset : {0, 1}) {  // so many rows that half a warp serves each; the last one has the warp for itself
+    compare_energy<kBernoulli, T>(tally, 8197, 1171, 12, 1, offset, false);
     if (is_quick) continue;
-    compare_energy<kGaussian, T>(tally, 4100, 100, 12, 0.03, offset, true);
-    compare_energy<kLogistic, T>(tally, 4100, 100, 12, 0.03, offset, true);
+    compare_energy<kBernoulli, T>(tally, 8193, 3, 785, 1, offset, false);
+    compare_energy<kGaussian, T>(tally, 8197, 1171, 12, 0.03, offset, true);
+    compare_energy<kLogistic, T>(tally, 8197, 1171, 12, 0.03, offset, true);
   }
+}
+
+template <typename T>
+void compare_prior(Tally& tally, int64_t r, int64_t nz) {
+  constexpr double kRounding = sizeof(T) == 4 ? 0x1p-23 : 0x1p-52, kConstant = 0.91893853320467274178;
+  tally.name("add_prior_ %s [%lld, %lld]", sizeof(T) == 4 ? "float32" : "float64", (long long)r, (long long)nz);
+  std::mt19937_64 engine(r * 1000003 + nz);
+  std::normal_distribution<double> normal;
+  Array<double> energy(r);
+  Array<T> z_grad(r * nz, 1), z(r * nz);
+  for (auto& v : energy.host) v = 100 * normal(engine);
+  for (auto* a : {&z_grad, &z})
+    for (auto& v : a->host) v = static_cast<T>(normal(engine));
+  if (r * nz > 8) z.host[7] = NAN;
+  energy.upload(), z_grad.upload(), z.upload();
+  Cuda::add_prior(PriorArgs<T>{r, nz, energy.device(), z_grad.device(), z.device(), nz * kConstant});
+  check(cudaDeviceSynchronize(), tally.label);
+  std::vector<double> sizes(r);
+  for (int64_t row = 0; row < r; ++row) {
+    double squares = 0.0;
+    for (int64_t i = row * nz; i < (row + 1) * nz; ++i) {
+      squares += static_cast<double>(z.host[i]) * z.host[i];
+      z_grad.host[i] += z.host[i];
+    }
+    sizes[row] = squares;
+    energy.host[row] += 0.5 * squares + nz * kConstant;
+  }
+  z_grad.compare(tally, "z_grad");
+  energy.compare(tally, "energy", [&](int64_t row) { return 8 * kRounding * sizes[row] + 1e-12; });
+}
+
+template <typename T>
+void compare_priors(Tally& tally, bool is_quick) {
+  std::vector<std::pair<int64_t, int64_t>> sizes = {{0, 3}, {1, 1}, {9, 8}, {7, 33}, {513, 2}};
+  if (!is_quick) sizes.insert(sizes.end(), {{512, 8}, {3, 1000}, {70001, 3}});
+  for (const auto& [r, nz] : sizes) compare_prior<T>(tally, r, nz);
 }
 
 }  // namespace
 }  // namespace lae
 
 int main(int argc, char** argv) {
+  const bool quick = is_quick(argc, argv);
   Tally tally;
-  lae::compare_likelihoods<float>(tally, is_quick(argc, argv));
-  lae::compare_likelihoods<double>(tally, is_quick(argc, argv));
+  lae::compare_likelihoods<float>(tally, quick);
+  lae::compare_likelihoods<double>(tally, quick);
+  lae::compare_priors<float>(tally, quick);
+  lae::compare_priors<double>(tally, quick);
   return tally.report("energy");
 }

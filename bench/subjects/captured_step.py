@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
+from unittest import mock
 
+import torch
 from finding import Finding, Setting
 from floor import ROUTES, floor
 from graphs import captured
 from timing import Rows, compare
+from torch import Tensor
 
+from lae_fast import LAE
+from lae_fast.models import decoder_pass, whole_layers
+from lae_fast.ops import energies
 from subjects.contestants import (
     OFFICIAL,
     OURS,
@@ -23,9 +30,42 @@ from subjects.contestants import (
 )
 
 OURS_EAGER = "LAE, eager"
+# Rows of the step by routes of before: all of them, and what each next one of ours makes of it.
+EARLIER_ROUTES = {
+    "LAE, autograd for all gradients, PyTorch's prior and Adam, layers in parts": (
+        "gradients",
+        "prior",
+        "layers",
+    ),
+    "LAE, PyTorch's prior and Adam, layers in parts": ("prior", "layers"),
+    "LAE, PyTorch's Adam, layers in parts": ("layers",),
+    "LAE, PyTorch's Adam": (),
+}
 PRODUCTS, PRODUCTS_BF16 = "products alone", "products alone, bf16"
 ROUTE_NAMES = {PRODUCTS: "torch.mm", f"{PRODUCTS}, by our routes": "fastest route"}
 WARMUP = 6  # calls before anything is timed: captures and compilers are done by then
+
+
+def earlier_step(model: LAE, x: Tensor, routes: tuple[str, ...]) -> Callable[[], None]:
+    """Our step on images x [n, nx] with PyTorch's fused Adam, and by other `routes` of before."""
+    lr = torch.tensor(1e-4, device=x.device)
+    optimizer = torch.optim.Adam(model.parameters(), lr, fused=True, capturable=True)
+    prior = energies.add_prior_reference_ if "prior" in routes else energies.add_prior_unchecked_
+    layers = {whole_layers.VARIABLE: "parts"} if "layers" in routes else {}
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with (
+            mock.patch.object(decoder_pass, "add_prior_unchecked_", prior),
+            mock.patch.dict(os.environ, layers),
+        ):
+            if "gradients" in routes:
+                model.loss(x).backward()
+            else:
+                model.add_gradients(x)
+        optimizer.step()
+
+    return step
 
 
 def captured_step_targets(rows: Rows) -> dict[str, float]:
@@ -56,6 +96,8 @@ def captured_step(
     graphs = {}
     for name, route in ROUTE_NAMES.items():
         graphs[name] = captured(floor(*bodies, n, n_steps, ROUTES[route]), s.device)
+    for name, routes in EARLIER_ROUTES.items():
+        graphs[name] = captured(earlier_step(copy.deepcopy(found[OURS]), x, routes), s.device)
     rounded = [copy.deepcopy(body).bfloat16() for body in bodies]
     graphs[PRODUCTS_BF16] = captured(floor(*rounded, n, n_steps, ROUTES["torch.mm"]), s.device)
     calls |= {name: graph.replay for name, graph in graphs.items()}
@@ -77,7 +119,10 @@ def captured_step(
         "LAE and VAE without further word: captured in a CUDA graph by `TrainingStep`, the copy of the images into it included. "
         "float32 products unless said (TF32 and bfloat16: gradients and encoder; energies stay float32). "
         "Weights, optimizer state and activations of a step lie in L2, as in training.",
+        "The rows with PyTorch's Adam are the step by routes of before, without the copy of the images.",
         "Products alone: those of the floor (bench/floor.py), in a graph; the target takes the faster float32 row.",
     )
+    obstacle = whole_layers.obstacle(s.device)
+    notes += (f"Layers are in parts in all rows: {obstacle}.",) if obstacle else ()
     title = f"training step, batch {n}, nh {nh}, nz {nz}, T = {n_steps}, {'MH' if mh else 'no MH'}"
     return Finding(title, rows, OURS, captured_step_targets(rows), notes, calls[OURS])

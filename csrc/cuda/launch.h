@@ -38,6 +38,10 @@ struct Shape {
 // <<<>>>: every C++ compiler reads it, and bench/sanitize/emulator runs what it launches.
 template <typename... Parameters, typename... Arguments>
 void launch(const char* what, const Shape& shape, void (*kernel)(Parameters...), const Arguments&... arguments) {
+  if (shape.shared_bytes > 48 << 10)  // a kernel has to ask for more
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(shape.shared_bytes)),
+               what);
   cudaLaunchAttribute cooperative = {};
   cooperative.id = cudaLaunchAttributeCooperative;
   cooperative.val.cooperative = 1;

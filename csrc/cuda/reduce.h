@@ -1,12 +1,12 @@
-// Float64 sums over a team: the threads that share a row or a chain. The size of the team alone decides which numbers
-// are added in which order.
+// Sums over a team: the threads that share a row or a chain. The size of the team alone decides which numbers are added in
+// which order.
 #pragma once
 
 namespace lae {
 
 // Replaces each of `sums` by its sum over kLanes neighbouring lanes of a warp, a power of two. Every lane gets it.
-template <int kLanes = 32, typename... Double>
-__device__ void warp_sum(Double&... sums) {
+template <int kLanes = 32, typename... Number>
+__device__ void warp_sum(Number&... sums) {
   for (int offset = kLanes / 2; offset > 0; offset /= 2)
     ((sums += __shfl_xor_sync(0xFFFFFFFFu, sums, offset, kLanes)), ...);
 }

@@ -263,10 +263,23 @@ class Autoencoder(nn.Module):
         Raises:
             ValueError: images have another form (`images_for`).
         """
+        x = self._constant_images(x)
+        return self.training_loss(x) if self.training else self.negative_elbo(x)
+
+    def _constant_images(self, x: Tensor) -> Tensor:
         x = images_for(self, x)
         if x.requires_grad:
             raise ValueError("images require a gradient; expected none: the loss has no derivative by them")
-        return self.training_loss(x) if self.training else self.negative_elbo(x)
+        return x
+
+    def add_gradients(self, x: Tensor) -> Tensor:
+        """Add the gradients of `loss` to those of the parameters, as `loss(x).backward()` does; returns the loss [], detached.
+
+        A model whose gradients are known without autograd spares itself a graph of them.
+        """
+        loss = self.loss(x)
+        loss.backward()
+        return loss.detach()
 
     def forward(self, x: Tensor) -> Tensor:
         """`loss`: so that wrappers which call a module, such as DistributedDataParallel, serve."""

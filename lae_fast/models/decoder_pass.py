@@ -12,7 +12,6 @@ has a decision of its own. The calls, in this order:
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -20,13 +19,14 @@ from torch import Tensor
 
 from lae_fast import ops
 from lae_fast.isolation import differentiable
-from lae_fast.models import layers, mlp
+from lae_fast.models import layers, mlp, whole_layers
 from lae_fast.models.autoencoder import Autoencoder
-from lae_fast.models.likelihood import has_kernel, negative_log_prior
-from lae_fast.models.mlp import MLP, Gradients, Trace
+from lae_fast.models.likelihood import has_kernel
+from lae_fast.models.mlp import MLP
 from lae_fast.models.precision import products_in
 from lae_fast.models.with_chain import AutoencoderWithChain
-from lae_fast.ops.torch_private import add_to_each, is_altered
+from lae_fast.ops.energies import add_prior_unchecked_
+from lae_fast.ops.torch_private import is_altered, on_each
 
 
 def decoder_pass(model: AutoencoderWithChain, x: Tensor, *, by_row: bool = False) -> DecoderPass:
@@ -117,7 +117,7 @@ class DecoderPass:
         """Add the weight gradients of the current state to `totals`."""
         gradients = self.weight_gradients()
         if self.totals:
-            add_to_each(self.totals, gradients)
+            on_each("add_", self.totals, gradients)
         else:
             self.totals = list(gradients)
 
@@ -192,12 +192,12 @@ class _ByHand(NamedTuple):
 
     z_grad: Tensor  # [n, nz]
     slope: Tensor  # float64: dV/dlog_scale [n], or [0] where there is no scale
-    trace: Trace
-    gradients: Gradients
+    trace: mlp.Trace | whole_layers.Trace
+    gradients: mlp.Gradients | whole_layers.Gradients
 
     def tensors(self) -> list[Tensor]:
-        rows = [self.z_grad, *self.trace.inputs, *self.trace.normalized, *self.gradients.outputs]
-        return rows + self.gradients.norms + ([self.slope] if len(self.slope) else [])
+        rows = [self.z_grad, *self.trace.tensors(), *self.gradients.tensors()]
+        return rows + ([self.slope] if len(self.slope) else [])
 
 
 class DensePass(DecoderPass):
@@ -205,6 +205,9 @@ class DensePass(DecoderPass):
 
     Energies are computed in `chain_precision`, gradients in `precision`, which may be coarser: the Metropolis-Hastings
     ratio uses the same drift as the proposal, so the ratio is exact as long as the energies are exact.
+
+    Attributes:
+        network: the module whose functions evaluate the decoder: `mlp`, or `whole_layers` where nothing stands against it.
     """
 
     def __init__(self, model: AutoencoderWithChain, x: Tensor, by_row: bool) -> None:
@@ -218,26 +221,26 @@ class DensePass(DecoderPass):
         self.forward_context, self.backward_context = (
             p if p == "tf32" else "float32" for p in (model.chain_precision, model.precision)
         )
-        self.prior_constant = 0.5 * model.nz * math.log(2 * math.pi)
+        precisions = (model.chain_precision, model.precision)
+        self.network = mlp if whole_layers.obstacle(x.device, self.layers, precisions) else whole_layers
         scale = model.likelihood.log_scale
         self.log_scale = None if scale is None else scale.to(x.dtype)
 
     def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
         with products_in(self.forward_context, z.device):
-            out, trace = mlp.forward(self.layers, z)
+            out, trace = self.network.forward(self.layers, z)
         energy, slope = ops.energy_unchecked_(out, self.x, self.model.likelihood.kind, self.log_scale)
         with products_in(self.backward_context, z.device):
             # `out` now holds the energy's derivative by the output.
-            z_grad, gradients = mlp.backward(self.layers, trace, out)
-        z_grad += z  # the derivative of the prior's ||z||^2 / 2
+            z_grad, gradients = self.network.backward(self.layers, trace, out)
+        add_prior_unchecked_(energy, z_grad, z)
         self.latest = _ByHand(z_grad, slope, trace, gradients)
-        energy += 0.5 * z.square().sum(1, dtype=torch.float64) + self.prior_constant
         return energy if self.by_row else energy.sum().reshape(1), z_grad
 
     def weight_gradients(self) -> list[Tensor]:
         current = self.current
         with products_in(self.backward_context, current.slope.device):
-            result = mlp.parameter_gradients(self.layers, current.trace, current.gradients)
+            result = self.network.parameter_gradients(self.layers, current.trace, current.gradients)
         learned = [p for p in self.model.likelihood.parameters() if p.requires_grad]
         return result + [current.slope.sum().to(p.dtype) for p in learned]
 
@@ -270,9 +273,8 @@ class LayeredPass(DecoderPass):
             scale = None if scale is None else scale.detach().to(z.dtype)
             energy, slope_of_out, slope = ops.energy(out, self.x, likelihood.kind, scale)
             z_grad, gradients = layers.backward(trace, slope_of_out)
-        z_grad += z  # the derivative of the prior's ||z||^2 / 2
+        add_prior_unchecked_(energy, z_grad, z)
         self.latest = _ByLayer(z_grad, slope, trace.inputs, gradients)
-        energy = energy + negative_log_prior(z)
         return energy if self.by_row else energy.sum().reshape(1), z_grad
 
     def weight_gradients(self) -> list[Tensor]:

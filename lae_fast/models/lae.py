@@ -16,6 +16,7 @@ from lae_fast.models.decoder_pass import DecoderPass, decoder_pass, is_dense
 from lae_fast.models.likelihood import Likelihood
 from lae_fast.models.precision import Precision, chain_context, products_in
 from lae_fast.models.with_chain import AutoencoderWithChain
+from lae_fast.ops.torch_private import has_hooks, on_each
 from lae_fast.sampling.chains import Chains
 
 Window = Literal["after", "before", "first", "last"]
@@ -39,11 +40,6 @@ class _KnownGradients(torch.autograd.Function):
             out = torch.empty_like(g, memory_format=torch.contiguous_format)
             gradients.append(torch.mul(g, factor.to(g.dtype), out=out))
         return None, None, *gradients, *([None] * len(gradients))
-
-
-def _mean(total: Tensor, n: int) -> Tensor:
-    """The mean of n tensors from their total; with one tensor, nothing is launched."""
-    return total if n == 1 else total / n
 
 
 class LAE(AutoencoderWithChain):
@@ -241,6 +237,41 @@ class LAE(AutoencoderWithChain):
             ValueError: the potential is not a function (a decoder with Dropout) or, with
                 datapoint decisions, an image's potential depends on other images (BatchNorm in train mode).
         """
+        value, inputs, known = self._run(x)
+        return _KnownGradients.apply(value, 1 / len(x), *inputs, *known)
+
+    def add_gradients(self, x: Tensor) -> Tensor:
+        if not self.training or not self._is_known():
+            return super().add_gradients(x)
+        x = self._constant_images(x)
+        value, inputs, known = self._run(x)
+        with torch.no_grad():
+            value, known = value * (1 / len(x)), _scaled(known, 1 / len(x))
+        pairs = [(t, g) for t, g in zip(inputs, known, strict=True) if t.requires_grad]
+        of_encoder = [(t, g) for t, g in pairs if not t.is_leaf]
+        if of_encoder:
+            torch.autograd.backward(*zip(*of_encoder, strict=True))
+        for p, g in pairs:
+            if p.is_leaf:
+                p.grad = g if p.grad is None else p.grad + g  # the encoder may share it
+        return value
+
+    def _is_known(self) -> bool:
+        """Whether `_run` tells all gradients of `loss`, and nobody waits for autograd to find those of the decoder."""
+        own = all(
+            getattr(type(self), name) is function and name not in vars(self)
+            for name, function in _LOSSES.items()
+        )
+        parts = (self.decoder, self.likelihood)
+        return (
+            own
+            and not torch.compiler.is_compiling()
+            and not any(has_hooks(p) for part in parts for p in part.parameters())
+        )
+
+    def _run(self, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """T steps of the chain for images x [n, nx]: the sum of U over the minibatch [], averaged over the decoder's window; what it
+        is differentiated by, features [n, d], with `spread` log s [n, nz], and the decoder's parameters; and its gradients."""
         with products_in(self.precision, x.device):
             h = self.features(x).to(x.dtype)  # [n, d]
             log_std = self.log_std(h).to(x.dtype) if self.spreads else None  # [n, nz]
@@ -253,7 +284,7 @@ class LAE(AutoencoderWithChain):
                 # To a compiler what only the backward pass needs belongs there; phi will have moved on by then.
                 value = value + sum(g.flatten()[:0].sum() for g in known)
         inputs = [h, *decoder.parameters] if log_std is None else [h, log_std, *decoder.parameters]
-        return _KnownGradients.apply(value, 1 / len(x), *inputs, *known)
+        return value, inputs, known
 
     def convert(self, weights: dict[str, Tensor], prefix: str) -> None:
         s = weights.get(f"{prefix}posterior_scale")  # one number for all, or one for each dimension
@@ -326,7 +357,7 @@ class LAE(AutoencoderWithChain):
                 value += chain.potential
             if t in shapes:
                 coordinates.add_feature_gradient(decoder.z_grad, chain.phi)
-        features = [_mean(coordinates.h_grad(), len(shapes)), *spread]  # before phi moves
+        features = [*_means([coordinates.h_grad()], len(shapes)), *spread]  # before phi moves
         self.phi.copy_(coordinates.finish(chain.phi))
         if coordinates.memory is not None:
             self.gram.copy_(coordinates.memory.gram)
@@ -334,4 +365,26 @@ class LAE(AutoencoderWithChain):
         self._keep(chain, coordinates.log_n)
         if share_chain is not None:  # to the mean over the processes
             value = value / share_chain.size
-        return _mean(value.sum(), len(learns)), features + [_mean(g, len(learns)) for g in decoder.totals]
+        (value,) = _means([value.sum()], len(learns))
+        return value, features + _means(decoder.totals, len(learns))
+
+
+# Somebody may give the class, or a class of his own, others.
+_LOSSES = {"loss": LAE.loss, "training_loss": LAE.training_loss}
+
+
+def _means(sums: list[Tensor], n: int) -> list[Tensor]:
+    """The means over n states, in the place of the sums."""
+    if n > 1:
+        on_each("div_", sums, n)
+    return sums
+
+
+def _scaled(tensors: list[Tensor], scale: float) -> list[Tensor]:
+    """scale * t for each, in its place; where it is transposed in memory the result is contiguous, like the parameters."""
+    result = [t if t.is_contiguous() else t.new_empty(t.shape) for t in tensors]
+    for t, out in zip(tensors, result, strict=True):
+        if out is not t:
+            torch.mul(t, scale, out=out)
+    on_each("mul_", [t for t in tensors if t.is_contiguous()], scale)
+    return result

@@ -37,12 +37,19 @@ class Trace(NamedTuple):
     normalized: list[Tensor]  # every norm's (y - mean) / standard deviation, [n, m]
     rstd: list[Tensor]  # every norm's 1 / standard deviation, [n]
 
+    def tensors(self) -> list[Tensor]:
+        """What weight gradients are made from."""
+        return [*self.inputs, *self.normalized]
+
 
 class Gradients(NamedTuple):
     """The tensors from which the weight gradients of n rows are made."""
 
     outputs: list[Tensor]  # gradient at every linear layer's output, [n, m]
     norms: list[Tensor]  # gradient at every norm's output, after its ReLU, [n, m]
+
+    def tensors(self) -> list[Tensor]:
+        return [*self.outputs, *self.norms]
 
 
 def forward(layers: list[Layer], x: Tensor) -> tuple[Tensor, Trace]:

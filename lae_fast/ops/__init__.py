@@ -3,12 +3,15 @@
 langevin   propose, decide, transition: one step of a chain
 walk       many steps of a chain whose potential is compiled
 philox     noise, make_rng: the random stream of a chain
-energies   energy, energy_, in_unit_range: -log p(x|z) and its derivatives
+energies   energy, energy_, in_unit_range, add_prior_: -log p(x, z) and its derivatives
 dense      norm_relu, norm_relu_backward, norm_relu_sums, keep: the work between a network's matrix products
+layer      layer_forward, layer_backward: a layer as one op, with the norm and ReLU before its product
+adam       adam_: one step of Adam for all parameters, on GPUs
 library    the implementation that serves a device, a compiled kernel or the reference, and the reason
 """
 
 from lae_fast.ops import columns, library
+from lae_fast.ops.adam import adam_unchecked_
 from lae_fast.ops.dense import (
     keep,
     keep_unchecked,
@@ -29,6 +32,12 @@ from lae_fast.ops.energies import (
     in_unit_range,
 )
 from lae_fast.ops.langevin import decide, propose, transition, transition_unchecked
+from lae_fast.ops.layer import (
+    layer_backward,
+    layer_backward_unchecked,
+    layer_forward,
+    layer_forward_unchecked,
+)
 from lae_fast.ops.library import is_compiled
 from lae_fast.ops.philox import ACCEPT, INTEGERS, NORMALS, UNIFORMS, make_rng, noise
 from lae_fast.ops.walk import walk_unchecked
@@ -43,6 +52,7 @@ __all__ = [
     "LOGISTIC",
     "NORMALS",
     "UNIFORMS",
+    "adam_unchecked_",
     "columns",
     "decide",
     "energy",
@@ -52,6 +62,10 @@ __all__ = [
     "is_compiled",
     "keep",
     "keep_unchecked",
+    "layer_backward",
+    "layer_backward_unchecked",
+    "layer_forward",
+    "layer_forward_unchecked",
     "library",
     "make_rng",
     "noise",

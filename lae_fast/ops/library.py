@@ -37,7 +37,7 @@ _library = torch.library.Library("lae_fast", "DEF")
 
 
 def define(
-    schema: str, *, fake: Callable[..., Any] | None, on_cpu_only: bool = False
+    schema: str, *, fake: Callable[..., Any] | None, compiled_on: tuple[str, ...] = ("cpu", "cuda")
 ) -> Callable[[Callable], Callable]:
     """Define an op by its schema; the decorated function is the op's reference, in plain PyTorch.
 
@@ -45,14 +45,14 @@ def define(
         schema: as `torch.library.define` takes it, the name first.
         fake: returns empty tensors of the shapes and types that the op returns; None for an op whose result is a plain
             number, which depends on the data.
-        on_cpu_only: only CPUs have compiled kernels; on other devices the reference serves without a warning.
+        compiled_on: the devices that have kernels; on others the reference serves without a warning.
     """
     name = schema[: schema.index("(")]
 
     def register(reference: Callable) -> Callable:
         def kernel(*args: Any) -> Any:
             device = _device_of(args)
-            if device.type == "cpu" or not on_cpu_only:
+            if device.type in compiled_on:
                 _announce_reference(device.type)
             return reference(*args)
 

@@ -108,18 +108,33 @@ def backward_reaches(node: torch.autograd.graph.Node | None) -> bool:
         return True
 
 
-def add_to_each(totals: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """Add values to totals, tensor by tensor, in as few launches as possible; the shapes of each pair are equal.
+def on_each(name: str, tensors: Sequence[Tensor], values: Sequence[Tensor] | float) -> None:
+    """Call an op that works in place, as add_, with a value of its own for each tensor or one number for all, in as few launches
+    as possible; the shapes of a tensor and its value are equal.
 
     Fallback: one launch for each tensor.
     """
+    if not tensors:
+        return
     try:
-        add = torch._foreach_add_
+        together = getattr(torch, f"_foreach_{name}")
     except AttributeError:
-        for total, value in zip(totals, values, strict=True):
-            total.add_(value)
+        each = [values] * len(tensors) if isinstance(values, (int, float)) else values
+        for t, value in zip(tensors, each, strict=True):
+            getattr(t, name)(value)
     else:
-        add(totals, values)
+        together(tensors, values)
+
+
+def has_hooks(t: Tensor) -> bool:
+    """Whether somebody's function is called when autograd has the gradient of t, a leaf.
+
+    Fallback: True. Autograd then gives t its gradient.
+    """
+    try:
+        return bool(t._backward_hooks or t._post_accumulate_grad_hooks)
+    except AttributeError:
+        return True
 
 
 def onednn_linear() -> Linear | None:

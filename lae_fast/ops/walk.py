@@ -20,7 +20,7 @@ from lae_fast.ops.torch_private import aot_loaded
     "Tensor(i!) log_alpha, Tensor(j!)? adaptation, Tensor(k!) acceptance, Tensor(l!) draws, Tensor(m!) energies, "
     "Tensor(n!) rates, int n_steps, int thin, int since, bool mh) -> ()",
     fake=lambda *args: None,
-    on_cpu_only=True,
+    compiled_on=("cpu",),
 )
 def walk_reference(
     potential_library: str,

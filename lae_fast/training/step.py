@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from lae_fast import checks
 from lae_fast.graphs import Replayed
 from lae_fast.models.autoencoder import Autoencoder
+from lae_fast.training.optimizer import Adam
 
 
 def keep_freed_memory() -> None:
@@ -17,7 +18,8 @@ def keep_freed_memory() -> None:
 
 
 def adam(model: nn.Module, lr: float, beta1: float = 0.9) -> torch.optim.Adam:
-    """Fused Adam over the model's parameters. On a GPU a graph can capture it: its learning rate is on the device.
+    """Fused Adam over the model's parameters. On a GPU it takes two launches, and a graph can capture it: its learning rate is on
+    the device. State and options are those of `torch.optim.Adam`, and either loads what the other one saved.
 
     Example:
         >>> from lae_fast import training
@@ -28,15 +30,10 @@ def adam(model: nn.Module, lr: float, beta1: float = 0.9) -> torch.optim.Adam:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {checks.describe(model)}; expected an nn.Module")
     lr, beta1 = checks.number("lr", lr, least=0), checks.number("beta1", beta1, least=0, below=1)
-    device = _device(model)
-    is_captured = device.type == "cuda"
-    return torch.optim.Adam(
-        model.parameters(),
-        torch.tensor(lr, device=device) if is_captured else lr,
-        betas=(beta1, 0.999),
-        fused=True,
-        capturable=is_captured,
-    )
+    device, betas = _device(model), (beta1, 0.999)
+    if device.type == "cuda":
+        return Adam(model.parameters(), torch.tensor(lr, dtype=torch.float32, device=device), betas)
+    return torch.optim.Adam(model.parameters(), lr, betas, fused=True)
 
 
 def _device(model: nn.Module) -> torch.device:
@@ -146,7 +143,11 @@ class TrainingStep:
         if not self.model.training:
             raise ValueError("the model is in eval mode; expected train mode: call model.train() first")
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.model.loss(x)
-        loss.backward()
+        if isinstance(self.model, Autoencoder):
+            loss = self.model.add_gradients(x)
+        else:
+            loss = self.model.loss(x)
+            loss.backward()
+            loss = loss.detach()
         self.optimizer.step()
-        return loss.detach()
+        return loss

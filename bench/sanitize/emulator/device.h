@@ -36,6 +36,7 @@ struct Launch {
   void (*body)(const void* parameters);  // one thread's work
   const void* parameters;                // a kernel may read them, and nobody may write to them
   size_t parameter_bytes;
+  const void* kernel;
 };
 
 constexpr int kMultiprocessors = 4, kBlocksEach = 2;  // few: small grids already have more blocks than the device holds
@@ -43,6 +44,9 @@ constexpr size_t kMaxDynamicShared = 227 << 10, kMaxParameterBytes = 4096;
 
 // Returns false if no GPU would take it.
 bool run(const Launch& launch);
+
+// Lets a kernel have so many bytes of dynamic shared memory; without, 48 KiB.
+bool allow_shared(const void* kernel, size_t bytes);
 
 // These return when all threads of the block, the lanes that `mask` names, or all threads of the grid have called them.
 void wait_for_block(Place place);
@@ -55,6 +59,16 @@ void gather(const void* own, void* all, size_t size, unsigned mask, Place place)
 
 // Replaces `value` by that of another lane.
 void shuffle(void* value, size_t size, unsigned lane, unsigned mask, Place place);
+
+// Conversions of numbers of 16 bits, float16 and bfloat16; from float32 to the nearest, ties to even.
+uint16_t to_half(float x);
+float from_half(uint16_t half);
+uint16_t to_bfloat(float x);
+float from_bfloat(uint16_t bfloat);
+
+// mma.sync.m16n8k16 of a whole warp, by a lane; `type` is f16 or bf16. csrc/cuda/halves.h says what a lane holds.
+void multiply_halves(const char* type, float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                     Place place = Place::current());
 
 // What a thread did before its fence is visible to those that see its next atomic operation.
 void fence(Place place);

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstring>
 
+#include "../../../csrc/cuda/halves.h"
 #include "../../../csrc/cuda/launch.h"
 #include "../arrays.h"
 
@@ -36,6 +37,11 @@ __global__ void a_lane_has_returned(int* out) {
 }
 __global__ void a_lane_that_is_not_named(int* out) {
   if (threadIdx.x % 2 == 0) out[threadIdx.x] = __shfl_xor_sync(kEven, 1, 1);
+}
+__global__ void a_lane_that_does_not_multiply(int*) {
+  float c[4] = {};
+  const uint32_t a[4] = {}, b[2] = {};
+  if (threadIdx.x != 7) Float16::multiply(c, a, b);
 }
 __global__ void a_grid_that_is_not_resident(int*) {
   cooperative_groups::this_grid().sync();
@@ -139,8 +145,8 @@ struct Fault {
 #define FAULT(name) {#name, name}
 constexpr Fault kFaults[] = {
     FAULT(some_wait_for_the_block), FAULT(two_barriers), FAULT(a_lane_has_returned), FAULT(a_lane_that_is_not_named),
-    FAULT(a_grid_that_is_not_resident), FAULT(between_warps), FAULT(between_lanes), FAULT(between_blocks),
-    FAULT(before_a_write), FAULT(without_a_fence), FAULT(beyond_the_end), FAULT(unwritten_memory),
+    FAULT(a_lane_that_does_not_multiply), FAULT(a_grid_that_is_not_resident), FAULT(between_warps), FAULT(between_lanes),
+    FAULT(between_blocks), FAULT(before_a_write), FAULT(without_a_fence), FAULT(beyond_the_end), FAULT(unwritten_memory),
     FAULT(unwritten_shared_memory), FAULT(beyond_shared_memory), FAULT(misaligned), FAULT(memory_of_the_host),
 };
 
@@ -151,6 +157,7 @@ int run(const char* name) {
     if (std::strcmp(fault.name, name) == 0)
       launch(name, {kBlocks, kThreads, kThreads * sizeof(int)}, fault.kernel, out.device());
   if (std::strcmp(name, "too_many_threads") == 0) launch(name, {1, 2048}, two_barriers, out.device());
+  if (std::strcmp(name, "too_much_shared_memory") == 0) launch(name, {1, 32, (227 << 10) + 1}, two_barriers, out.device());
   if (std::strcmp(name, "sound") != 0) return 0;
   const Shape shape = {dim3(1, kBlocks), dim3(2, 32), kThreads * sizeof(int)};
   launch(name, shape, sound, out.device());

@@ -264,12 +264,23 @@ bool is_left_out(const Place& place) {
   return !without.empty() && without == name_of(place);
 }
 
+namespace {
+std::map<const void*, size_t> allowed_shared;
+}
+
+bool allow_shared(const void* kernel, size_t bytes) {
+  if (bytes > kMaxDynamicShared) return false;
+  allowed_shared[kernel] = bytes;
+  return true;
+}
+
 bool run(const Launch& launch) {
   const uint64_t size = uint64_t{launch.block.x} * launch.block.y * launch.block.z;
   const dim3& g = launch.grid;
   if (size == 0 || size > 1024 || launch.block.z > 64) return false;
   if (g.x == 0 || g.y == 0 || g.z == 0 || g.x > 0x7FFFFFFF || g.y > 65535 || g.z > 65535) return false;
-  if (launch.shared_bytes > kMaxDynamicShared || launch.parameter_bytes > kMaxParameterBytes) return false;
+  if (launch.shared_bytes > std::max(allowed_shared[launch.kernel], size_t{48} << 10)) return false;
+  if (launch.parameter_bytes > kMaxParameterBytes) return false;
   const uint64_t n_blocks = uint64_t{g.x} * g.y * g.z;
   if (launch.is_cooperative && n_blocks > kMultiprocessors * kBlocksEach) return false;
   current = launch;

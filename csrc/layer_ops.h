@@ -1,0 +1,143 @@
+// A linear layer of a network as one op, with the layer norm and ReLU of its input, as torch calls it. A backend is a
+// struct with layer_forward(LayerForwardArgs), layer_backward(LayerBackwardArgs), a constant kMaxInner and a Guard. float32
+// only.
+// Schemas and meaning: lae_fast/ops/layer.py.
+#pragma once
+
+#include <optional>
+#include <tuple>
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include "check.h"
+#include "tensors.h"
+
+namespace lae {
+
+// A row's moments are kept for each 32 columns: their mean, and the sum of the squared distances from it.
+constexpr int kPart = 32;
+inline int64_t parts_of(int64_t width) {
+  return (width + kPart - 1) / kPart;
+}
+
+struct LayerForwardArgs {
+  int64_t n, k, m;
+  const float* x;                         // [n, k]: what the previous layer gave, before its norm and ReLU
+  const float* moments;                   // [n, parts of k, 2] of x; null: x is the input itself
+  const float *norm_weight, *norm_bias;   // [k], or null
+  float eps;
+  const float *weight, *bias;             // [m, k], [m]
+  float* y;                               // [n, m], out
+  float* y_moments;                       // [n, parts of m, 2], out
+};
+
+// From the gradient at the layer's end to that of its input. A norm and ReLU after the layer is that of y = x weight^T + bias,
+// one before it that of x. What a norm's backward pass must know of its gradient, `sums`, is kept for each 32 columns: the
+// sums of g and of g times the normalized number, where g is the gradient, after ReLU, times the norm's weight.
+struct LayerBackwardArgs {
+  int64_t n, k, m;
+  const float* grad;                               // [n, m]
+  const float *y, *y_moments, *y_norm_weight;      // [n, m], [n, parts of m, 2], [m]; or null: grad is that of y
+  const float* y_sums;                             // [n, parts of m, 2], of grad
+  float y_eps;
+  const float* weight;                             // [m, k]
+  const float *x, *x_moments;                      // [n, k], [n, parts of k, 2]; or null: x is the input itself
+  const float *x_norm_weight, *x_norm_bias;        // [k]
+  float x_eps;
+  float* x_grad;                                   // [n, k], out; 0 where the ReLU of x cut off
+  float* x_sums;                                   // [n, parts of k, 2], out; or null
+};
+
+template <class Backend>
+struct LayerOps {
+  static void check_width(const char* op, const char* name, int64_t width) {
+    STD_TORCH_CHECK(width > 0 && width % 4 == 0, "lae_fast::", op, ": ", name, " must have a multiple of 4 columns");
+  }
+  static void check_inner(const char* op, int64_t width) {
+    STD_TORCH_CHECK(width <= Backend::kMaxInner, "lae_fast::", op, ": a product's inner dimension, or a norm's width, is ",
+                    width, "; expected at most ", Backend::kMaxInner);
+  }
+  // Loads are of 16 bytes.
+  static void check_array(const Check& check, const char* op, const char* name, const Tensor& t,
+                          std::initializer_list<int64_t> shape) {
+    check.array(name, t, ScalarType::Float, shape);
+    STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(t.data_ptr()) % 16 == 0, "lae_fast::", op, ": ", name,
+                    " must begin at a multiple of 16 bytes");
+  }
+  // What belongs to a norm is there as a whole.
+  static void check_array(const Check& check, const char* op, const char* name, const std::optional<Tensor>& t,
+                          std::initializer_list<int64_t> shape) {
+    STD_TORCH_CHECK(t, "lae_fast::", op, ": ", name, " is missing beside the other tensors of its norm");
+    check_array(check, op, name, *t, shape);
+  }
+
+  static std::tuple<Tensor, Tensor> forward(Tensor x, Tensor weight, Tensor bias, std::optional<Tensor> moments,
+                                            std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias,
+                                            double eps) {
+    constexpr const char* op = "layer_forward";
+    const Check check(op, x);
+    STD_TORCH_CHECK(x.dim() == 2 && weight.dim() == 2, "lae_fast::", op, ": x must be [n, k], weight [m, k]");
+    const int64_t n = x.size(0), k = x.size(1), m = weight.size(0);
+    check_width(op, "x", k), check_width(op, "y", m), check_inner(op, k);
+    check_array(check, op, "x", x, {n, k});
+    check_array(check, op, "weight", weight, {m, k});
+    check_array(check, op, "bias", bias, {m});
+    if (moments) {
+      check_array(check, op, "moments", moments, {n, parts_of(k), 2});
+      check_array(check, op, "norm_weight", norm_weight, {k});
+      check_array(check, op, "norm_bias", norm_bias, {k});
+    }
+    const typename Backend::Guard guard(x);
+    Tensor y = torch::stable::new_empty(x, {n, m});
+    Tensor y_moments = torch::stable::new_empty(x, {n, parts_of(m), 2});
+    Backend::layer_forward(LayerForwardArgs{n, k, m, pointer<float>(x), pointer<float>(moments),
+                                            pointer<float>(norm_weight), pointer<float>(norm_bias),
+                                            static_cast<float>(eps), pointer<float>(weight), pointer<float>(bias),
+                                            pointer<float>(y), pointer<float>(y_moments)});
+    return {y, y_moments};
+  }
+
+  static std::tuple<Tensor, Tensor> backward(Tensor grad, Tensor weight, std::optional<Tensor> y,
+                                             std::optional<Tensor> y_moments, std::optional<Tensor> y_norm_weight,
+                                             std::optional<Tensor> y_sums, double y_eps, std::optional<Tensor> x,
+                                             std::optional<Tensor> x_moments, std::optional<Tensor> x_norm_weight,
+                                             std::optional<Tensor> x_norm_bias, double x_eps) {
+    constexpr const char* op = "layer_backward";
+    const Check check(op, grad);
+    STD_TORCH_CHECK(grad.dim() == 2 && weight.dim() == 2, "lae_fast::", op, ": grad must be [n, m], weight [m, k]");
+    const int64_t n = grad.size(0), m = grad.size(1), k = weight.size(1);
+    check_width(op, "grad", m), check_width(op, "weight", k), check_inner(op, m);
+    check_array(check, op, "grad", grad, {n, m});
+    check_array(check, op, "weight", weight, {m, k});
+    if (y) {
+      check_array(check, op, "y", y, {n, m});
+      check_array(check, op, "y_moments", y_moments, {n, parts_of(m), 2});
+      check_array(check, op, "y_norm_weight", y_norm_weight, {m});
+      check_array(check, op, "y_sums", y_sums, {n, parts_of(m), 2});
+    }
+    if (x) {
+      check_inner(op, k);
+      check_array(check, op, "x", x, {n, k});
+      check_array(check, op, "x_moments", x_moments, {n, parts_of(k), 2});
+      check_array(check, op, "x_norm_weight", x_norm_weight, {k});
+      check_array(check, op, "x_norm_bias", x_norm_bias, {k});
+    }
+    const typename Backend::Guard guard(grad);
+    Tensor x_grad = torch::stable::new_empty(grad, {n, k});
+    Tensor x_sums = torch::stable::new_empty(grad, {n, x ? parts_of(k) : 0, 2});
+    Backend::layer_backward(LayerBackwardArgs{
+        n, k, m, pointer<float>(grad), pointer<float>(y), pointer<float>(y_moments), pointer<float>(y_norm_weight),
+        pointer<float>(y_sums), static_cast<float>(y_eps), pointer<float>(weight), pointer<float>(x),
+        pointer<float>(x_moments), pointer<float>(x_norm_weight), pointer<float>(x_norm_bias),
+        static_cast<float>(x_eps), pointer<float>(x_grad), x ? pointer<float>(x_sums) : nullptr});
+    return {x_grad, x_sums};
+  }
+
+  static void register_with(torch::stable::detail::StableLibrary& library) {
+    library.impl("layer_forward", TORCH_BOX(&LayerOps::forward));
+    library.impl("layer_backward", TORCH_BOX(&LayerOps::backward));
+  }
+};
+
+}  // namespace lae

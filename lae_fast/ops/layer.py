@@ -1,0 +1,266 @@
+"""A network's linear layer as one op: the layer norm and ReLU of its input happen while the op reads it.
+
+Between two layers stands what the first one's product gave, and its moments: the mean and the sum of squared distances from
+it of every `PART` columns of a row. The next layer joins them to the row's mean and variance (Chan, Golub, LeVeque 1983).
+Backward alike: with a gradient comes what the norm's backward pass must know of it, its sums over every `PART` columns.
+
+On a GPU of compute capability 8.0 or more the products are made on tensor cores, of pairs of halves (csrc/cuda/halves.h), with
+float32's accuracy: an error of 2e-7 of a row's norm. Numbers beyond 65504 become infinite. Gradients have float32's range, and an
+error of 5e-6: a proposal may follow any drift, as its Metropolis-Hastings ratio uses the same one. On a CPU the reference
+serves, as products have faster routes there. None of these ops has a derivative.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lae_fast import checks
+from lae_fast.checks import describe
+from lae_fast.ops.arguments import expect_constants, expect_like, is_dense
+from lae_fast.ops.library import define
+
+PART = 32  # columns of a row that share moments
+MAX_INNER = 896  # columns of a row that a block's shared memory holds as pairs of halves
+
+
+def n_parts(width: int) -> int:
+    return -(-width // PART)
+
+
+def moments_of(y: Tensor) -> Tensor:
+    """[n, width] -> [n, parts, 2]: mean, and sum of squared distances from it, of every `PART` columns."""
+    parts = y.split(PART, 1)
+    means = [part.mean(1) for part in parts]
+    squares = [(part - mean[:, None]).square().sum(1) for part, mean in zip(parts, means, strict=True)]
+    return torch.stack((torch.stack(means, 1), torch.stack(squares, 1)), 2)
+
+
+def _normalized(y: Tensor, moments: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(y - mean) / standard deviation [n, width], and 1 / standard deviation [n, 1], from the parts' moments."""
+    width = y.shape[1]
+    sizes = moments.new_full((n_parts(width),), PART)
+    sizes[-1] = width - PART * (n_parts(width) - 1)
+    means, squares = moments.unbind(2)
+    mean = (sizes * means).sum(1, keepdim=True) / width
+    square = (squares + sizes * (means - mean).square()).sum(1, keepdim=True)
+    rstd = (square / width + eps).rsqrt()
+    return (y - mean) * rstd, rstd
+
+
+@define(
+    "layer_forward(Tensor x, Tensor weight, Tensor bias, Tensor? moments, Tensor? norm_weight, Tensor? norm_bias, float eps)"
+    " -> (Tensor, Tensor)",
+    fake=lambda x, weight, bias, moments, norm_weight, norm_bias, eps: (
+        x.new_empty(len(x), len(weight)),
+        x.new_empty(len(x), n_parts(len(weight)), 2),
+    ),
+    compiled_on=("cuda",),
+)
+def layer_forward_reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    moments: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    if moments is not None:
+        x = torch.addcmul(norm_bias, _normalized(x, moments, eps)[0], norm_weight).relu_()
+    y = torch.nn.functional.linear(x, weight, bias)
+    return y, moments_of(y)
+
+
+def layer_forward(
+    x: Tensor,  # [n, k]
+    weight: Tensor,  # [m, k]
+    bias: Tensor,  # [m]
+    moments: Tensor | None = None,  # [n, parts of k, 2]
+    norm_weight: Tensor | None = None,  # [k]
+    norm_bias: Tensor | None = None,  # [k]
+    eps: float = 0.0,
+) -> tuple[Tensor, Tensor]:  # [n, m], [n, parts of m, 2]
+    """A linear layer y = a weight^T + bias, and the moments of y.
+
+    With the moments of x, a = relu(layer norm of x), by norm_weight, norm_bias and eps; without, a = x. All in float32; k and m
+    are multiples of 4, k is at most 896.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit, or somebody wants a derivative, which this op does not have.
+
+    Example:
+        >>> first, second = torch.nn.Linear(8, 64), torch.nn.Linear(64, 12)
+        >>> norm, x = torch.nn.LayerNorm(64), torch.randn(5, 8)
+        >>> with torch.no_grad():
+        ...     y, moments = lae_fast.ops.layer_forward(x, first.weight, first.bias)
+        ...     out, _ = lae_fast.ops.layer_forward(y, second.weight, second.bias, moments, norm.weight, norm.bias, norm.eps)
+        >>> torch.allclose(out, torch.nn.Sequential(first, norm, torch.nn.ReLU(), second)(x), atol=1e-5)
+        True
+    """
+    op = "layer_forward"
+    _expect_matrix(op, "x", x, "n, k")
+    k = _expect_width(op, "x", x, MAX_INNER)
+    m = len(weight) if is_dense(weight) and weight.dim() == 2 else 4
+    expect_like(op, "x", x.dtype, x.device, weight=(weight, (m, k)))
+    expect_like(op, "weight", x.dtype, x.device, bias=(bias, (m,)))
+    _expect_width(op, "weight.T", weight.T)
+    norm = dict(
+        moments=(moments, (len(x), n_parts(k), 2)),
+        norm_weight=(norm_weight, (k,)),
+        norm_bias=(norm_bias, (k,)),
+    )
+    _expect_all_or_none(op, "x", x, **norm)
+    eps = checks.number(f"{op}: eps", eps, least=0)
+    tensors = dict(
+        x=x, weight=weight, bias=bias, moments=moments, norm_weight=norm_weight, norm_bias=norm_bias
+    )
+    expect_constants(op, tensors)
+    return torch.ops.lae_fast.layer_forward(*map(_aligned, tensors.values()), eps)
+
+
+def sums_of(grad: Tensor, normalized: Tensor, norm_weight: Tensor) -> Tensor:
+    """What a norm's backward pass must know of its gradient [n, width], after the ReLU: [n, parts, 2], the sums over every
+    `PART` columns of g = grad norm_weight, and of g normalized."""
+    g = grad * norm_weight
+    columns = [torch.stack([part.sum(1) for part in t.split(PART, 1)], 1) for t in (g, g * normalized)]
+    return torch.stack(columns, 2)
+
+
+@define(
+    "layer_backward(Tensor grad, Tensor weight, Tensor? y, Tensor? y_moments, Tensor? y_norm_weight, Tensor? y_sums, float y_eps,"
+    " Tensor? x, Tensor? x_moments, Tensor? x_norm_weight, Tensor? x_norm_bias, float x_eps) -> (Tensor, Tensor)",
+    fake=lambda grad, weight, y, y_moments, y_norm_weight, y_sums, y_eps, x, *_: (
+        grad.new_empty(len(grad), weight.shape[1]),
+        grad.new_empty(len(grad), 0 if x is None else n_parts(weight.shape[1]), 2),
+    ),
+    compiled_on=("cuda",),
+)
+def layer_backward_reference(
+    grad: Tensor,
+    weight: Tensor,
+    y: Tensor | None,
+    y_moments: Tensor | None,
+    y_norm_weight: Tensor | None,
+    y_sums: Tensor | None,
+    y_eps: float,
+    x: Tensor | None,
+    x_moments: Tensor | None,
+    x_norm_weight: Tensor | None,
+    x_norm_bias: Tensor | None,
+    x_eps: float,
+) -> tuple[Tensor, Tensor]:
+    if y is not None:
+        normalized, rstd = _normalized(y, y_moments, y_eps)
+        mean, slope = (y_sums.sum(1) / y.shape[1]).split(1, 1)
+        grad = (grad * y_norm_weight - mean - normalized * slope) * rstd
+    x_grad = grad @ weight
+    if x is None:
+        return x_grad, x_grad.new_empty(len(grad), 0, 2)
+    normalized, _ = _normalized(x, x_moments, x_eps)
+    x_grad = x_grad.masked_fill(torch.addcmul(x_norm_bias, normalized, x_norm_weight) <= 0, 0)
+    return x_grad, sums_of(x_grad, normalized, x_norm_weight)
+
+
+def layer_backward(
+    grad: Tensor,  # [n, m]
+    weight: Tensor,  # [m, k]
+    y: Tensor | None = None,  # [n, m]
+    y_moments: Tensor | None = None,  # [n, parts of m, 2]
+    y_norm_weight: Tensor | None = None,  # [m]
+    y_sums: Tensor | None = None,  # [n, parts of m, 2]
+    y_eps: float = 0.0,
+    x: Tensor | None = None,  # [n, k]
+    x_moments: Tensor | None = None,  # [n, parts of k, 2]
+    x_norm_weight: Tensor | None = None,  # [k]
+    x_norm_bias: Tensor | None = None,  # [k]
+    x_eps: float = 0.0,
+) -> tuple[Tensor, Tensor]:  # [n, k], [n, parts of k, 2]
+    """From the gradient at a layer's end to that of its input, y = a weight^T + bias, as `layer_forward` computes it.
+
+    With y, its moments, norm and sums, a norm and ReLU follow the layer: grad is that of the norm's output, after the ReLU's
+    derivative, and the sums are those that came with it. Without, grad is that of y. With x, its moments and norm, a is the
+    norm and ReLU of x: the result is the gradient of the norm's output, 0 where the ReLU cut off, and its sums. Without, it is that of
+    a, with no sums. All in float32; k and m are multiples of 4; m, and k beside x, are at most 896.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit, or somebody wants a derivative, which this op does not have.
+
+    Example:
+        >>> layer, x = torch.nn.Linear(8, 12), torch.randn(5, 8, requires_grad=True)
+        >>> grad = torch.randn(5, 12)
+        >>> wanted, = torch.autograd.grad(layer(x), x, grad)
+        >>> with torch.no_grad():
+        ...     x_grad, _ = lae_fast.ops.layer_backward(grad, layer.weight)
+        >>> torch.allclose(x_grad, wanted, atol=1e-4)
+        True
+    """
+    op = "layer_backward"
+    _expect_matrix(op, "grad", grad, "n, m")
+    m = _expect_width(op, "grad", grad, MAX_INNER)
+    k = weight.shape[1] if is_dense(weight) and weight.dim() == 2 else 4
+    expect_like(op, "grad", grad.dtype, grad.device, weight=(weight, (m, k)))
+    _expect_width(op, "weight", weight, None if x is None else MAX_INNER)
+    n = len(grad)
+    norm = dict(
+        y=(y, (n, m)),
+        y_moments=(y_moments, (n, n_parts(m), 2)),
+        y_norm_weight=(y_norm_weight, (m,)),
+        y_sums=(y_sums, (n, n_parts(m), 2)),
+    )
+    input_norm = dict(
+        x=(x, (n, k)),
+        x_moments=(x_moments, (n, n_parts(k), 2)),
+        x_norm_weight=(x_norm_weight, (k,)),
+        x_norm_bias=(x_norm_bias, (k,)),
+    )
+    _expect_all_or_none(op, "grad", grad, **norm)
+    _expect_all_or_none(op, "grad", grad, **input_norm)
+    y_eps = checks.number(f"{op}: y_eps", y_eps, least=0)
+    x_eps = checks.number(f"{op}: x_eps", x_eps, least=0)
+    tensors = dict(grad=grad, weight=weight)
+    tensors |= {name: t for name, (t, _) in (norm | input_norm).items()}
+    expect_constants(op, tensors)
+    grad, weight, *rest = map(_aligned, tensors.values())
+    return torch.ops.lae_fast.layer_backward(grad, weight, *rest[:4], y_eps, *rest[4:], x_eps)
+
+
+def _expect_matrix(op: str, name: str, value: Any, axes: str) -> None:
+    checks.tensor(f"{op}: {name}", value, axes, dtypes=(torch.float32,))
+
+
+def _expect_width(op: str, name: str, t: Tensor, most: int | None = None) -> int:
+    """Check how many columns a matrix has: loads are of four numbers, and shared memory holds `most`."""
+    width = t.shape[1]
+    if width == 0 or width % 4 or (most and width > most):
+        limit = f", at most {most}" if most else ""
+        raise ValueError(f"{op}: {name} is {describe(t)}; expected columns in multiples of 4{limit}")
+    return width
+
+
+def _expect_all_or_none(op: str, first: str, t: Tensor, **tensors: tuple[Any, tuple[int, ...]]) -> None:
+    """Check what belongs to a norm, each tensor given with the shape that it should have."""
+    given = [name for name, (value, _) in tensors.items() if value is not None]
+    missing = [name for name in tensors if name not in given]
+    if given and missing:
+        names = ", ".join(tensors)
+        raise ValueError(
+            f"{op}: {missing[0]} is None beside {given[0]}; expected all of {names}, or none of them"
+        )
+    if given:
+        expect_like(op, first, t.dtype, t.device, **tensors)
+
+
+def _aligned(t: Tensor | None) -> Tensor | None:
+    """A tensor as the kernels load it, 16 bytes at once."""
+    if t is None:
+        return None
+    t = t.contiguous()
+    return t if t.storage_offset() % 4 == 0 else t.clone()
+
+
+# For callers that own the tensors, outside autograd: contiguous tensors that fit and are aligned, in the schema's order.
+layer_forward_unchecked = torch.ops.lae_fast.layer_forward
+layer_backward_unchecked = torch.ops.lae_fast.layer_backward
