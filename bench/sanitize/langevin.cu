@@ -285,10 +285,10 @@ template <typename T>
 void compare_all(Tally& tally, bool is_quick) {
   // Every team of `transition`; few long chains (the whole grid), more long chains, no chain; then both ends of each range.
   std::vector<std::pair<int64_t, int64_t>> sizes = {{1, 7},    {70, 9},   {5, 33},   {3, 65},  {1, 257},  {9, 513},
-                                                    {1, 8193}, {3, 8200}, {3, 1001}, {2, 2052}, {0, 4},  {0, 600}, {3, 0}};
+                                                    {1, 8193}, {3, 8200}, {3, 1001}, {1, 2047}, {2, 2052}, {0, 4},  {0, 600}, {3, 0}};
   if (!is_quick)
     sizes.insert(sizes.end(), {{1, 1},    {300, 8},   {300, 9},   {40, 33},    {40, 64},     {7, 65},   {1, 255}, {1, 256},
-                               {9, 512},  {2, 2048},  {1, 2047}, {2, 2049}, {1, 8192},  {3, 9000},   {2, 20000},   {1, 70001}, {150, 8196}});
+                               {9, 512},  {2, 2048},  {2, 2049}, {1, 8192},  {3, 9000},   {2, 20000},   {1, 70001}, {150, 8196}});
   for (const auto& [c, d] : sizes)
     for (const Variant& variant : kVariants) {
       const bool is_first = &variant == kVariants, is_large = c * d > 1000000;
