@@ -320,10 +320,8 @@ class LAE(AutoencoderWithChain):
     ) -> tuple[Tensor, list[Tensor]]:
         """T steps of the chain. The sum of V over the minibatch [], averaged over the decoder's window; and averages of its
         gradients with respect to the features [n, d], with `spread` log s [n, nz], and the decoder's parameters."""
-
-        share_chain = (
-            self._sharing if self.is_joint else None
-        )  # one chain of all processes, or some chains each
+        # One chain of all processes; with datapoint decisions they have some chains each.
+        share_chain = self._sharing if self.is_joint else None
 
         def evaluate(rows: Tensor) -> tuple[Tensor, Tensor]:
             potential, z_grad = decoder.evaluate(coordinates.z(rows))

@@ -118,10 +118,8 @@ class Chains:
         if self.share is not None and self.adaptation is not None and self.mh:
             acceptance = self.share.mean(self.acceptance_rate().mean(0, keepdim=True))  # [1], of all chains
             adapt(self.log_step_size, self.adaptation, acceptance)
-            eta = self.log_step_size.exp()
-            self.proposal, _ = ops.propose(
-                self.phi, self.grad, eta, self.rng, noise
-            )  # of the same noise, by the new eta
+            eta = self.log_step_size.exp()  # the same noise once more, by the new one
+            self.proposal, _ = ops.propose(self.phi, self.grad, eta, self.rng, noise)
 
     def walk(
         self,
