@@ -699,8 +699,8 @@ def test_the_training_loop_never_waits_between_its_looks(kind, binarize, tmp_pat
     for _ in range(WARMUP + 2):
         trainer._step(next(batches))
     with no_waiting():
-        for x in batches:
-            trainer._step(x)
+        for index in batches:
+            trainer._step(index)
     assert trainer.progress.step == trainer.n_batches > WARMUP + 4
     assert trainer.window.isfinite().all()
 

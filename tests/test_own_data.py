@@ -775,10 +775,11 @@ def test_values_that_a_likelihood_does_not_know_are_refused(tmp_path):
                 Trainer(*arguments)
         else:
             trainer = Trainer(*arguments)
-            x = next(iter(trainer.batches()))
+            index = next(iter(trainer.batches()))
+            x = trainer.images(index)
             assert x.dtype == torch.float32
             assert x.min() < 0 or likelihood == "bernoulli"
-            assert torch.isfinite(trainer.training_step(x))
+            assert torch.isfinite(trainer.training_step(index))
 
 
 @pytest.mark.parametrize(

@@ -329,6 +329,23 @@ def test_images_are_checked_and_an_evaluated_model_has_gradients_too():
     assert m.decoder[0].weight.grad.abs().max() > 0
 
 
+def test_a_step_may_take_what_its_images_are_read_from():
+    """Indices of bytes: the step of the images themselves."""
+    stored = (images() * 255).to(torch.uint8)
+    states = []
+    for read in (None, lambda index: stored[index] / 255):
+        m = build("lae")
+        torch.manual_seed(3)
+        step = TrainingStep(m, adam(m), read=read)
+        for seed in range(3):
+            index = torch.randperm(len(stored), generator=torch.Generator().manual_seed(seed))[:64]
+            loss = step(stored[index] / 255 if read is None else index)
+        states.append([loss, *m.state_dict().values()])
+    assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
+    with pytest.raises(TypeError, match=r"read is 3 \(int\); expected a function"):
+        TrainingStep(m, adam(m), read=3)
+
+
 # ---- on a GPU ----------------------------------------------------------------------------------
 
 
@@ -370,6 +387,19 @@ def test_nothing_waits_for_the_gpu(kind, options):
         step(x)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+def test_images_are_read_within_the_graph():
+    """Each replay reads those of its own indices, new ones each time: an image that was never given is never seen."""
+    stored = torch.cat((torch.zeros(200, 60), torch.ones(200, 60))).mul(255).to(torch.uint8).cuda()
+    m = build("vae").cuda()
+    step = TrainingStep(m, capturable(m), read=lambda index: stored[index] / 255)
+    black, white = torch.arange(128, device="cuda"), torch.arange(200, 328, device="cuda")
+    for _ in range(WARMUP + 40):
+        learned = step(black).clone()
+    assert step.is_captured
+    assert step(white) > learned + 10  # other images than it has learned
 
 
 @pytest.mark.gpu

@@ -89,7 +89,10 @@ def fit(
     optimizer, n_batches, losses = adam(model, lr, model.beta1), len(x) // batch_size, list[float]()
     if not _is_finite(model):
         raise ValueError("the model's weights or its chain's state are not finite; expected finite ones")
-    modes, step = {m: m.training for m in model.modules()}, TrainingStep(model.train(), optimizer)
+    modes, step = (
+        {m: m.training for m in model.modules()},
+        TrainingStep(model.train(), optimizer, read=lambda index: data.pixels(x[index])),
+    )
     devices = [x.device] if x.is_cuda else []
     shown = bar(total=epochs * n_batches, unit="batch", shown=progress)
     try:
@@ -104,7 +107,7 @@ def fit(
                     data.shuffled(len(x), batch_size, seeds.mixed(seed, epoch), x.device)
                 ):
                     cool_down(optimizer, lr, (epoch + i / n_batches) / epochs, cooldown)
-                    total += step(data.pixels(x[index]))
+                    total += step(index)
                     shown.update()
                 loss = total.item() / n_batches
                 if not math.isfinite(loss) or not _is_finite(model):

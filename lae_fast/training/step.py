@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -75,6 +77,8 @@ class TrainingStep:
         model: any of this package's models, or a module with a `loss` of a minibatch.
         optimizer: an optimizer of the model's parameters. For capture it must be `capturable`, and its learning rate a
             tensor on the device: `adam` makes such an optimizer.
+        read: makes images of the step's argument, within the step and so within its graph: with
+            `read=lambda index: images[index] / 255` a step takes the indices of its images. None: it takes the images.
         capture: replay the step from a CUDA graph; default: if the model is on a GPU.
 
     Raises:
@@ -91,7 +95,12 @@ class TrainingStep:
     """
 
     def __init__(
-        self, model: Autoencoder, optimizer: torch.optim.Optimizer, *, capture: bool | None = None
+        self,
+        model: Autoencoder,
+        optimizer: torch.optim.Optimizer,
+        *,
+        read: Callable[[Tensor], Tensor] | None = None,
+        capture: bool | None = None,
     ) -> None:
         if not isinstance(model, nn.Module) or not callable(getattr(model, "loss", None)):
             raise TypeError(f"model is {checks.describe(model)}; expected an nn.Module with a `loss`")
@@ -101,7 +110,9 @@ class TrainingStep:
             )
         if capture is not None:
             checks.flag("capture", capture)
-        self.model, self.optimizer = model, optimizer
+        if read is not None:
+            checks.function("read", read)
+        self.model, self.optimizer, self.read = model, optimizer, read
         device = _device(model)
         captures = device.type == "cuda" if capture is None else capture
         self.replayed = Replayed(lambda: self._step(self.x), device) if captures else None
@@ -116,7 +127,8 @@ class TrainingStep:
             keep_freed_memory()
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Take one step on x [n, nx]; returns the loss [] before the step, nats per image, detached.
+        """Take one step on images x [n, nx], or on what `read` makes images of; returns the loss [] before the step, nats per
+        image, detached.
 
         A captured step's loss is valid until the next call.
 
@@ -129,7 +141,8 @@ class TrainingStep:
             self.x = x.clone()
         elif x.shape != self.x.shape or x.dtype != self.x.dtype:
             raise ValueError(
-                f"images are {x.dtype} {list(x.shape)}; expected {self.x.dtype} {list(self.x.shape)}, as captured"
+                f"{'images are' if self.read is None else 'given'} {x.dtype} {list(x.shape)}; expected {self.x.dtype} "
+                f"{list(self.x.shape)}, as captured"
             )
         else:
             self.x.copy_(x)
@@ -143,6 +156,8 @@ class TrainingStep:
         if not self.model.training:
             raise ValueError("the model is in eval mode; expected train mode: call model.train() first")
         self.optimizer.zero_grad(set_to_none=True)
+        if self.read is not None:
+            x = self.read(x)
         if isinstance(self.model, Autoencoder):
             loss = self.model.add_gradients(x)
         else:

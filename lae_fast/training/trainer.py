@@ -115,7 +115,7 @@ class Trainer:
         beta1 = self.model.beta1 if config.beta1 == "auto" else config.beta1
         self.lr = self.model.lr if config.lr == "auto" else config.lr
         self.optimizer = adam(self.model, self.lr, beta1)
-        self.training_step = TrainingStep(self.model, self.optimizer)
+        self.training_step = TrainingStep(self.model, self.optimizer, read=self.images)
         self.progress = Progress()
         # Sums of loss, acceptance and unmoved chains since the last log line, and how many minibatches they are sums over.
         self.window, self.n_window = torch.zeros(3, dtype=torch.float64, device=device), 0
@@ -134,11 +134,11 @@ class Trainer:
         resume_step = self.progress.step or (-1 if self.is_resumed else None)
         with RunLog(self.folder, resume_step, self.config.to_json()) as self.log:
             while not self.is_over():
-                for x in self.batches():
-                    metrics = self._step(x)
+                for index in self.batches():
+                    metrics = self._step(index)
                     ends_epoch = self.progress.position == self.n_batches
                     messages = self._end_epoch() if ends_epoch else ()
-                    stops = on_step is not None and on_step(Event(len(x), metrics, messages))
+                    stops = on_step is not None and on_step(Event(len(index), metrics, messages))
                     every = self.config.checkpoint_every
                     if ends_epoch or stops or (every and self.progress.step % every == 0):
                         self.log.flush()
@@ -151,20 +151,21 @@ class Trainer:
         return self.progress.epoch >= self.epochs or self.progress.is_finished
 
     def batches(self) -> Iterator[Tensor]:
-        """The rest of the current epoch's minibatches, float [n, c, h, w] in [0, 1]; the order depends on seed and epoch."""
+        """The rest of the current epoch's minibatches, indices [n] of training images; the order depends on seed and epoch."""
         seed = seeds.mixed(self.config.seed, self.progress.epoch)
         order = data.shuffled(len(self.train.images), self.batch_size, seed, self.device)
-        for index in itertools.islice(order, self.progress.position, None):
-            images = self.train.images[index]
-            if self.config.binarize == "dynamic":
-                images = data.binarize(images)
-            yield data.pixels(images)
+        return itertools.islice(order, self.progress.position, None)
 
-    def _step(self, x: Tensor) -> dict[str, float]:
+    def images(self, index: Tensor) -> Tensor:
+        """A minibatch of training images, float [n, c, h, w] in [0, 1], of their indices [n]."""
+        images = self.train.images[index]
+        return data.pixels(data.binarize(images) if self.config.binarize == "dynamic" else images)
+
+    def _step(self, index: Tensor) -> dict[str, float]:
         """Train on one minibatch; returns the metrics of a log line if one is due, else {}."""
         done = self.progress.step / (self.epochs * self.n_batches)
         cool_down(self.optimizer, self.lr, done, self.config.cooldown)
-        self.window[0] += self.training_step(x)
+        self.window[0] += self.training_step(index)
         if self.chain:
             self.window[1] += self.chain.acceptance_rate
             self.window[2] += self.chain.unmoved
