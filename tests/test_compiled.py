@@ -69,15 +69,9 @@ def assert_same(found, expected):
     assert (found.kind, found.n_nonfinite) == (expected.kind, expected.n_nonfinite)
 
 
-@pytest.mark.parametrize(
-    ("sampler", "dtype"),
-    [
-        ("langevin", torch.float32),
-        ("ald", torch.float64),
-        pytest.param("langevin", torch.float64, marks=pytest.mark.slow),
-        pytest.param("ald", torch.float32, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", ["langevin", "ald"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_compiled_draws_are_the_same(sampler, dtype, monkeypatch):
     walks = []
     walk = Chains.walk

@@ -16,7 +16,7 @@ OPEN = {
     *("experiments/autoencoders.py",),
     *("models/coordinates.py", "models/decoder_pass.py", "models/lae.py", "models/mlp.py"),
     *("models/products.py", "models/with_chain.py"),
-    *("ops/dense.py", "ops/energies.py", "ops/langevin.py", "ops/library.py", "ops/once.py"),
+    *("ops/dense.py", "ops/energies.py", "ops/langevin.py", "ops/layer.py", "ops/library.py", "ops/once.py"),
     "ops/torch_private.py",
     *("sampling/ald.py", "sampling/sample.py"),
     *("training/config.py", "training/config_file.py", "training/step.py"),

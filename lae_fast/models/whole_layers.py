@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -112,7 +112,7 @@ def _obstacle_in(layers: list[Layer], precisions: Sequence[Precision]) -> str | 
 def forward(layers: list[Layer], x: Tensor) -> tuple[Tensor, Trace]:
     """The network's output [n, m] for x [n, k], and the trace for the backward pass."""
     trace = Trace(x, [], [])
-    norm = (None, None, None, 0.0)
+    norm: tuple[Any, ...] = (None, None, None, 0.0)
     for layer in layers:
         x, moments = ops.layer_forward_unchecked(x, layer.weight, layer.bias, *norm)
         if layer.norm_weight is not None:
@@ -125,7 +125,7 @@ def forward(layers: list[Layer], x: Tensor) -> tuple[Tensor, Trace]:
 def backward(layers: list[Layer], trace: Trace, grad: Tensor) -> tuple[Tensor, Gradients]:
     """The input's gradient [n, k] from the output's gradient [n, m]; no weight gradients."""
     gradients = Gradients(grad, [])
-    no_norm = (None, None, None, None, 0.0)
+    no_norm: tuple[Any, ...] = (None, None, None, None, 0.0)
     after = no_norm
     for i in reversed(range(len(layers))):
         before = no_norm

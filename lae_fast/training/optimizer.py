@@ -33,9 +33,10 @@ class Adam(torch.optim.Adam):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        groups = [self._arguments(group) for group in self.param_groups]
+        found = [self._arguments(group) for group in self.param_groups]
+        groups = [group for group in found if group is not None]
         is_scaled = any(getattr(self, name, None) is not None for name in ("grad_scale", "found_inf"))
-        if closure is not None or is_scaled or None in groups:
+        if closure is not None or is_scaled or len(groups) < len(found):
             # Without the hooks of `step` around it: they have been called already.
             return inspect.unwrap(torch.optim.Adam.step)(self, closure)
         for group in groups:
