@@ -48,7 +48,7 @@ class Adam(torch.optim.Adam):
     def _arguments(self, group: dict[str, Any]) -> tuple[Any, ...] | None:
         """What the op takes for a group of parameters; None: it cannot serve."""
         params = [p for p in group["params"] if p.grad is not None]
-        states = [self.state.get(p) for p in params]
+        states = [self.state.get(p, {}) for p in params]
         others = ("amsgrad", "maximize", "weight_decay", "differentiable")
         if (
             not (group["fused"] and group["capturable"])
