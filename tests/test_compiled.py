@@ -137,6 +137,7 @@ def test_a_compiler_that_computes_something_else_is_not_believed(monkeypatch):
 
 
 @needs_kernels
+@pytest.mark.slow
 def test_walk_follows_its_reference():
     x = normals(1, 3, 2)
 

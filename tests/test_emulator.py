@@ -155,6 +155,7 @@ def wrong_programs(tmp_path_factory):
     return copy / "built"
 
 
+@pytest.mark.slow  # builds everything once more
 @pytest.mark.parametrize("program", WRONG_INDICES)
 def test_a_wrong_index_is_seen(wrong_programs, program):
     code, output = run(wrong_programs / program, "quick")
