@@ -174,9 +174,8 @@ class LAE(AutoencoderWithChain):
         else:
             self.register_buffer("posterior_scale", self.phi.new_full((self.nz,), 0.05))
         if whiten or not self.is_joint:
-            self.register_buffer(
-                "gram", self.phi.new_zeros(self.d, self.d)
-            )  # H^T H / n, averaged over minibatches
+            # H^T H / n, averaged over minibatches
+            self.register_buffer("gram", self.phi.new_zeros(self.d, self.d))
             self.register_buffer("n_batches", self.phi.new_zeros((), dtype=torch.int64))
 
     @property

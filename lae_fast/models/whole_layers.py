@@ -23,10 +23,8 @@ from lae_fast.models.precision import Precision
 from lae_fast.ops.layer import MAX_INNER
 
 VARIABLE = "LAE_FAST_LAYERS"
-CHOICES = (
-    "parts",
-    "whole",
-)  # whole: where nothing stands against it; not the default before a card has measured it
+# whole: where nothing stands against it. Not the default before a card has measured it.
+CHOICES = ("parts", "whole")
 
 # Of a network and its model; parameters must be aligned, too, as PyTorch's own are.
 CONDITION = (

@@ -92,11 +92,9 @@ class Chains:
         self.log_step_size, self.adaptation = log_step_size.clone(), None
         self._propose()
 
-    def step(self) -> None:
-        """Evaluate the proposal; then one fused transition decides, selects, adapts and proposes again."""
-        potential, grad = self.evaluate(self.proposal)
-        noise, uniform = self._drawn(ops.NORMALS), self._drawn(ops.ACCEPT)
-        ops.transition_unchecked(
+    def _state(self) -> tuple[Tensor, ...]:
+        """What `transition` and `walk` update, in their schemas' order."""
+        return (
             self.phi,
             self.potential,
             self.grad,
@@ -106,6 +104,14 @@ class Chains:
             self.counters,
             self.is_accepted,
             self.log_alpha,
+        )
+
+    def step(self) -> None:
+        """Evaluate the proposal; then one fused transition decides, selects, adapts and proposes again."""
+        potential, grad = self.evaluate(self.proposal)
+        noise, uniform = self._drawn(ops.NORMALS), self._drawn(ops.ACCEPT)
+        ops.transition_unchecked(
+            *self._state(),
             self.adaptation if self.share is None else None,
             potential,
             grad.contiguous(),
@@ -122,15 +128,10 @@ class Chains:
             self.proposal, _ = ops.propose(self.phi, self.grad, eta, self.rng, noise)
 
     def walk(
-        self,
-        library: str,
-        constants: list[Tensor],
-        acceptance: Tensor,  # [C], float64
-        n_steps: int,
-        thin: int,
-        since: int,
+        self, library: str, constants: list[Tensor], n_steps: int, thin: int, since: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """n_steps steps in one call, on a CPU, with the energies of a compiled potential: see ops/walk.py.
+        """n_steps steps in one call, on a CPU, with the energies of a compiled potential: see ops/walk.py. At each draw the sum
+        `acceptance` starts again.
 
         Returns:
             phi [K, C, D], V [K, C] and the mean acceptances [K, C] at the K draws that these steps complete.
@@ -142,17 +143,9 @@ class Chains:
         ops.walk_unchecked(
             library,
             constants,
-            self.phi,
-            self.potential,
-            self.grad,
-            self.proposal,
-            self.rng,
-            self.log_step_size,
-            self.counters,
-            self.is_accepted,
-            self.log_alpha,
+            *self._state(),
             self.adaptation,
-            acceptance,
+            self.acceptance,
             draws,
             energies,
             rates,

@@ -63,9 +63,8 @@ def _sample(
         adaptation=dual_averaging(log_step_size, float(plan.target_acceptance)) if plan.adapts else None,
     )
     check_start(chains.potential, chains.grad)
-    if (
-        plan.mh
-    ):  # the first half once more, beside other rows: V of a row must be a function, and of this row alone
+    if plan.mh:
+        # The first half once more, beside other rows: V of a row must be a function, and of this row alone.
         half = (n_rows + 1) // 2
         rows = torch.cat((start[:half], start[:1].expand(n_rows - half, -1)))
         check_function(chains.potential[:half], evaluate(rows)[0][:half])
@@ -108,21 +107,21 @@ def _sample(
                 bar.unpause()
             if found:
                 chains.evaluate = found.evaluate
+            library = found.library if found else None
             run = plan.prepared(chains.step, start.device)
-            for t, n_steps in plan.spans(AT_ONCE if found and found.library else 1):
+            for t, n_steps in plan.spans(AT_ONCE if library else 1):
                 if t == plan.n_warmup:
                     chains.set_step_size(averaged(chains.adaptation) if plan.adapts else chains.log_step_size)
                     chains.counters.zero_()
                     accepted.zero_()
-                    run = plan.prepared(
-                        chains.step, start.device
-                    )  # the chains' step sizes are another tensor now
+                    # The chains' step sizes are another tensor now.
+                    run = plan.prepared(chains.step, start.device)
                 is_sampling = t >= plan.n_warmup
                 thin, since = (
                     (plan.thin, (t - plan.n_warmup) % plan.thin) if is_sampling else (n_steps + 1, 0)
                 )
-                if found and found.library:
-                    keep(chains.walk(found.library, found.constants, accepted, n_steps, thin, since))
+                if found and library:
+                    keep(chains.walk(library, found.constants, n_steps, thin, since))
                 else:
                     run()
                     if since + 1 == thin:
