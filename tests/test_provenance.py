@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import platform
 import re
 import subprocess
 import sys
@@ -138,6 +139,22 @@ def test_a_product_is_kept_for_its_code_and_its_kernels(tmp_path, monkeypatch):
     assert lab.path(Constant(1.0)) != before
     monkeypatch.undo()
     assert lab.path(Constant(1.0)) == before
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "expected"),
+    [
+        (
+            "processor : 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: A CPU\n\nprocessor : 1\nmodel\t: 1\n",
+            "A CPU (family 25, model 17)",
+        ),
+        ("model name : A CPU\n", "A CPU"),
+        ("processor : 0\nCPU part : 0xd0c\n", platform.machine()),
+    ],
+)
+def test_processors_that_are_called_alike_are_told_apart(cpuinfo, expected, monkeypatch):
+    monkeypatch.setattr(provenance.Path, "read_text", lambda *_, **__: cpuinfo)
+    assert provenance.processor() == expected
 
 
 def test_a_product_says_where_it_is_from(tmp_path, monkeypatch):

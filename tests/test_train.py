@@ -549,6 +549,25 @@ def test_adam_is_the_model_s_unless_told_otherwise(options, beta1, lr, tmp_path)
     assert made.optimizer.param_groups[0]["lr"] == lr
 
 
+def test_dynamically_binarized_images_are_drawn_anew_for_every_step(tmp_path):
+    config = Config(
+        dataset="digits", binarize="dynamic", nh=16, depth=1, batch_size=100, epochs=1, device="cpu"
+    )
+    made = Trainer(config, data.load("digits", binarization="dynamic"), tmp_path, torch.device("cpu"))
+    index = next(iter(made.batches()))
+    grey = made.train.images[index] / 255
+    assert 0 < ((grey > 0) & (grey < 1)).sum()
+    seen = []
+    made.training_step.model.add_gradients = lambda x: (seen.append(x), torch.zeros(()))[1]
+    for _ in range(2):
+        made._step(index)
+    assert not torch.equal(*seen)
+    for x in seen:
+        assert x.unique().tolist() == [0, 1]
+        assert (x[grey == 0] == 0).all()
+        assert (x[grey == 1] == 1).all()
+
+
 def test_a_run_records_which_data_auto_was(tmp_path, monkeypatch):
     monkeypatch.setattr(mnist_download, "MIRRORS", ["file:///nowhere/"])
     folder = tmp_path / "run"

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from commands import SMALL_RUN
+from PIL import Image
 from torch import nn
 
 from lae_fast import VAE, models, train, view
@@ -198,6 +199,32 @@ def test_what_cannot_be_shown_is_named(arguments, message, run, tmp_path, capsys
     assert view.main([a.format(tmp=tmp_path, run=run) for a in arguments]) == 2
     assert message in capsys.readouterr().err
     assert (run / "view.html").read_bytes() == before
+
+
+def test_a_page_names_the_classes_that_sub_folders_have(tmp_path):
+    """Written at the end of training, and again by the command."""
+    for i in range(40):
+        folder = tmp_path / "pictures" / ("cats", "dogs")[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(torch.randint(256, (4, 4), dtype=torch.uint8).numpy()).save(folder / f"{i}.png")
+    options = [
+        "--data",
+        str(tmp_path / "pictures"),
+        "--nh",
+        "8",
+        "--depth",
+        "1",
+        "--nz",
+        "2",
+        "--epochs",
+        "1",
+    ]
+    out = tmp_path / "run"
+    assert train.main([*options, "--batch-size", "16", "--device", "cpu", "--output-dir", str(out)]) == 0
+    assert read(out)[1]["classes"] == ["cats", "dogs"]
+    (out / "view.html").unlink()
+    assert view.main([str(out)]) == 0
+    assert read(out)[1]["classes"] == ["cats", "dogs"]
 
 
 def test_a_page_that_cannot_be_written_stops_no_run(tmp_path, monkeypatch, capsys):
