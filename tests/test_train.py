@@ -556,7 +556,7 @@ def test_dynamically_binarized_images_are_drawn_anew_for_every_step(tmp_path):
     made = Trainer(config, data.load("digits", binarization="dynamic"), tmp_path, torch.device("cpu"))
     index = next(iter(made.batches()))
     grey = made.train.images[index] / 255
-    assert 0 < ((grey > 0) & (grey < 1)).sum()
+    assert ((grey > 0) & (grey < 1)).sum() > 0
     seen = []
     made.training_step.model.add_gradients = lambda x: (seen.append(x), torch.zeros(()))[1]
     for _ in range(2):
