@@ -44,6 +44,7 @@ SOURCES = {
         "csrc/cuda/energy.cu",
         "csrc/cuda/dense.cu",
         "csrc/cuda/layer.cu",
+        "csrc/cuda/layer_gradients.cu",
         "csrc/cuda/adam.cu",
     ],
     "_lae_fast_build": ["csrc/build_info.cpp"],

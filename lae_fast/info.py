@@ -25,7 +25,7 @@ def _serving(device: str) -> str:
 
 
 def _layers() -> str:
-    """How the layers of a fully connected decoder are evaluated on the machine's best device."""
+    """How the layers of fully connected networks are evaluated on the machine's best device."""
     obstacle = whole_layers.obstacle(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     return (
         f"a product and a norm each: {obstacle}" if obstacle else f"one kernel each, {whole_layers.CONDITION}"
@@ -47,7 +47,7 @@ def report() -> dict[str, str]:
         "schema version": str(SCHEMA_VERSION),
         "cpu": _serving("cpu"),
         "cuda": _serving("cuda"),
-        "decoder layers": _layers(),
+        "network layers": _layers(),
     }
     if build is not None:
         facts |= {

@@ -26,9 +26,15 @@ pytestmark = [
 ]
 
 ORDERS = {"forward": {}, "reversed": {"EMULATOR_REVERSED": "1"}}
-PROGRAMS = ("adam", "dense", "energy", "langevin", "layer")
+PROGRAMS = ("adam", "dense", "energy", "langevin", "layer", "layer_gradients")
 # Whose kernels need a file's barriers. (Adam has none. A block of the energies serves one row: its sums follow no others.)
-PROGRAM_OF = {"dense.cu": "dense", "langevin.cu": "langevin", "layer.cu": "layer", "reduce.h": "langevin"}
+PROGRAM_OF = {
+    "dense.cu": "dense",
+    "langevin.cu": "langevin",
+    "layer.cu": "layer",
+    "layer_gradients.cu": "layer_gradients",
+    "reduce.h": "langevin",
+}
 BARRIER = re.compile(r"__syncthreads\(|__syncwarp\(|\.sync\(|__threadfence\(")
 BARRIERS = [
     f"{path.name}:{number}"
@@ -51,6 +57,7 @@ WRONG_INDICES = {
         "tile.first_column + tile.row_of_tile <= m",
         "FAULT: beyond an array",
     ),
+    "layer_gradients": ("is_inside(column < a.k)", "is_inside(column < a.k + 4)", "FAULT: beyond an array"),
 }
 
 # Kernels of emulator/faults.cu, and what must be said of them.

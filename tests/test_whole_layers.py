@@ -1,4 +1,4 @@
-"""The chain's decoder by one op a layer: the same numbers as by products and norms, and when which of them serves.
+"""Fully connected networks by one op a layer: the same numbers as by products and norms, and when which of them serves.
 
 A CPU has no such kernels: here the ops' references serve.
 """
@@ -11,8 +11,9 @@ from test_dense import images, model
 from torch import nn
 
 from lae_fast import info
-from lae_fast.models import mlp, whole_layers
-from lae_fast.models.decoder_pass import decoder_pass
+from lae_fast.models import layers_in_parts, mlp, whole_layers
+from lae_fast.models.decoder_pass import DensePass, RecomputingPass, decoder_pass
+from lae_fast.models.precision import products_in
 from lae_fast.training.step import TrainingStep, adam
 
 CASES = [
@@ -25,7 +26,7 @@ CASES = [
 
 
 def take(monkeypatch, network):
-    """Evaluate decoders by the functions of `network`."""
+    """Evaluate networks by the functions of `network`."""
     obstacle = None if network is whole_layers else "the test"
     monkeypatch.setattr(whole_layers, "obstacle", lambda *_: obstacle)
 
@@ -35,7 +36,7 @@ def take(monkeypatch, network):
 def test_an_evaluation_is_that_by_products_and_norms(monkeypatch, dtype, error):
     m, x = model(True, dtype=dtype), images(dtype=dtype)
     found = []
-    for network in (mlp, whole_layers):
+    for network in (layers_in_parts, whole_layers):
         take(monkeypatch, network)
         decoder = decoder_pass(m, x, by_row=True)
         assert decoder.network is network
@@ -58,7 +59,7 @@ def test_an_evaluation_is_that_by_products_and_norms(monkeypatch, dtype, error):
 @pytest.mark.parametrize("options", CASES)
 def test_training_is_that_by_products_and_norms(monkeypatch, options):
     states = []
-    for network in (mlp, whole_layers):
+    for network in (layers_in_parts, whole_layers):
         take(monkeypatch, network)
         m = model(True, dtype=torch.float64, **options)
         start = m.phi.clone()
@@ -77,6 +78,48 @@ def network(*widths, ends_in_relu=False):
     return mlp.MLP(*(modules if ends_in_relu else modules[:-2]))
 
 
+def gradients_of(net, x, cotangent):
+    """The output of a network, and its gradients by x, where x has one, and by the parameters."""
+    net.zero_grad()
+    x = x.detach().requires_grad_(x.requires_grad)
+    out = net(x)
+    out.backward(cotangent)
+    return [out.detach(), *([x.grad] if x.requires_grad else []), *(p.grad for p in net.parameters())]
+
+
+@pytest.mark.parametrize("to_input", [False, True])
+@pytest.mark.parametrize("ends_in_relu", [False, True])
+@pytest.mark.parametrize("widths", [(36, 20), (36, 64, 20), (36, 40, 8, 100, 12)])
+def test_a_module_s_passes_are_those_by_products_and_norms(monkeypatch, widths, ends_in_relu, to_input):
+    if len(widths) == 2 and not ends_in_relu:
+        return  # a linear layer alone is no MLP
+    torch.manual_seed(0)
+    net = network(*widths, ends_in_relu=ends_in_relu)
+    for norm in net[1::3]:
+        nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+    x, cotangent = torch.randn(33, widths[0], requires_grad=to_input), torch.randn(33, widths[-1])
+    found, calls = [], []
+    for functions in (layers_in_parts, whole_layers):
+        take(monkeypatch, functions)
+        backward = functions.backward
+        monkeypatch.setattr(functions, "backward", lambda *a, f=backward, **k: calls.append(f) or f(*a, **k))
+        found.append(gradients_of(net, x, cotangent))
+        monkeypatch.setattr(functions, "backward", backward)
+    assert calls == [layers_in_parts.backward, whole_layers.backward]
+    assert len(found[0]) == 1 + to_input + len(list(net.parameters()))
+    for got, wanted in zip(*found, strict=True):
+        assert (got - wanted).norm() <= 1e-5 * wanted.norm() + 1e-6
+
+
+def test_a_module_takes_rows_that_begin_anywhere(monkeypatch):
+    take(monkeypatch, whole_layers)
+    net, memory = network(8, 12, 4), torch.randn(5 * 8 + 1)
+    x = memory[1:].view(5, 8)
+    torch.testing.assert_close(net(x), net(x.clone()), rtol=0, atol=0)
+    saved = net(x).grad_fn.saved_tensors
+    assert all(t.storage_offset() % 4 == 0 for t in saved)
+
+
 @pytest.fixture
 def card(monkeypatch):
     """A GPU whose kernels would serve."""
@@ -89,6 +132,7 @@ def card(monkeypatch):
 def test_a_card_with_the_kernels_takes_them(card):
     assert whole_layers.obstacle(card) is None
     assert whole_layers.obstacle(card, network(8, 256, 896, 784).layers(), ("float32", "float32")) is None
+    assert whole_layers.obstacle(card, network(784, 256, 256, ends_in_relu=True).layers()) is None
 
 
 @pytest.mark.parametrize(
@@ -96,13 +140,22 @@ def test_a_card_with_the_kernels_takes_them(card):
     [
         (network(8, 256, 784), ("float32", "tf32"), "products are tf32"),
         (network(8, 256, 784).double(), (), "products are torch.float64"),
-        (network(8, 256, 784, ends_in_relu=True), (), "the network ends in a ReLU"),
         (network(2, 256, 784), (), "a layer has 2 features; expected multiples of 4, at most 896"),
         (network(8, 900, 784), (), "a layer has 900 features"),
     ],
 )
 def test_what_a_network_lacks_is_said(card, net, precisions, reason):
     assert whole_layers.obstacle(card, net.layers(), precisions).startswith(reason)
+
+
+def test_products_that_the_program_rounds_are_in_parts(card):
+    layers = network(8, 256, 784).layers(dtype=torch.bfloat16)
+    assert whole_layers.obstacle(card, layers) == "products are torch.bfloat16; expected float32"
+    with products_in("tf32", card):
+        assert (
+            whole_layers.obstacle(card, network(8, 256, 784).layers())
+            == "products are tf32; expected float32"
+        )
 
 
 def test_parameters_that_loads_of_16_bytes_cannot_take_are_noticed(card):
@@ -129,7 +182,7 @@ def test_info_says_which_serves(monkeypatch):
         (None, "one kernel each, where widths"),
     ):
         monkeypatch.setattr(whole_layers, "obstacle", lambda *_, obstacle=obstacle: obstacle)
-        assert info.report()["decoder layers"].startswith(words)
+        assert info.report()["network layers"].startswith(words)
 
 
 def test_who_asks_for_whole_layers_gets_them(card, monkeypatch):

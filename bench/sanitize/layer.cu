@@ -4,23 +4,12 @@
 
 #include "../../csrc/cuda/layer.cu"
 #include "arrays.h"
+#include "matrices.h"
 
 namespace lae {
 namespace {
 
-constexpr double kRounding = 0x1p-24, kEps = 1e-5;
-
-void fill(Array<float>& array, std::mt19937_64& engine, double size, double shift = 0.0) {
-  std::normal_distribution<double> normal;
-  for (float& v : array.host) v = static_cast<float>(size * normal(engine) + shift);
-  array.upload();
-}
-
-std::vector<float> download(const Array<float>& array) {
-  std::vector<float> values(array.host.size());
-  check(cudaMemcpy(values.data(), array.device(), values.size() * sizeof(float), cudaMemcpyDeviceToHost), "download");
-  return values;
-}
+constexpr double kEps = 1e-5;
 
 // Mean, and sum of squared distances from it, of `size` numbers.
 std::pair<double, double> moments_of(const float* values, int64_t size) {
@@ -65,54 +54,15 @@ struct Normed {
   }
 };
 
-// What float64 says of a product: the numbers, and the norm that a row of them would have if its factors were random.
-struct Product {
-  std::vector<double> numbers, sizes;  // [n, width], [n]
-};
-
-// x [n, inner] times w: [inner, width] by f(inner, column).
-template <typename F>
-Product product_of(const std::vector<double>& x, int64_t n, int64_t inner, int64_t width, F w) {
-  Product result{std::vector<double>(n * width), std::vector<double>(n)};
-  double w_size = 0.0;
-  for (int64_t i = 0; i < inner * width; ++i) w_size += std::pow(w(i / width, i % width), 2);
-  for (int64_t r = 0; r < n; ++r) {
-    double size = 0.0;
-    for (int64_t i = 0; i < inner; ++i) size += x[r * inner + i] * x[r * inner + i];
-    result.sizes[r] = std::sqrt(size * w_size / static_cast<double>(inner));
-    for (int64_t c = 0; c < width; ++c)
-      for (int64_t i = 0; i < inner; ++i) result.numbers[r * width + c] += x[r * inner + i] * w(i, c);
-  }
-  return result;
-}
-
-// The error of all rows is held to `bound` times their norm, and that of one row, by chance larger, to twice that.
-void compare_product(Tally& tally, const char* what, const std::vector<float>& got, const Product& expected, double bound) {
-  const int64_t n = static_cast<int64_t>(expected.sizes.size());
-  const int64_t width = n == 0 ? 0 : static_cast<int64_t>(expected.numbers.size()) / n;
-  double total_error = 0.0, total_size = 0.0;
-  for (int64_t r = 0; r < n; ++r) {
-    const double size = expected.sizes[r];
-    double error = 0.0;
-    for (int64_t i = r * width; i < (r + 1) * width; ++i) {
-      tally.compare(what, i, got[i], expected.numbers[i], 2 * bound * size);
-      error += std::pow(got[i] - expected.numbers[i], 2);
-    }
-    tally.compare("error of a row", r, std::sqrt(error), 0.0, 2 * bound * size);
-    total_error += error, total_size += size * size;
-  }
-  tally.compare("error of all rows", 0, std::sqrt(total_error), 0.0, bound * std::sqrt(total_size));
-}
-
 void compare_forward(Tally& tally, int64_t n, int64_t k, int64_t m, bool has_norm) {
   tally.name("layer_forward [%lld, %lld] -> %lld%s", (long long)n, (long long)k, (long long)m, has_norm ? ", norm" : "");
   std::mt19937_64 engine(n * 1000003 + k * 1009 + m);
   Normed x(n, k, engine);
-  Array<float> weight(m * k), bias(m), y(n * m), moments(n * parts_of(m) * 2);
+  Array<float> weight(m * k), bias(m), y(n * m), moments(n * parts_of(m) * 2), statistics(2 * n);
   fill(weight, engine, 1 / std::sqrt(static_cast<double>(k))), fill(bias, engine, 0.1);
   Cuda::layer_forward(LayerForwardArgs{n, k, m, x.y.device(), has_norm ? x.moments.device() : nullptr, x.weight.device(),
                                        x.bias.device(), static_cast<float>(kEps), weight.device(), bias.device(),
-                                       y.device(), moments.device()});
+                                       y.device(), moments.device(), has_norm ? statistics.device() : nullptr});
   check(cudaDeviceSynchronize(), tally.label);
   const std::vector<float> got = download(y);
   Product exact = product_of(has_norm ? x.after : std::vector<double>(x.y.host.begin(), x.y.host.end()), n, k, m,
@@ -129,6 +79,12 @@ void compare_forward(Tally& tally, int64_t n, int64_t k, int64_t m, bool has_nor
     bounds[at + 1] = 16 * kRounding * squares + static_cast<double>(size) * bounds[at] * bounds[at];
   });
   moments.compare(tally, "moments", [&](int64_t i) { return bounds[i]; });
+  if (!has_norm) return;
+  for (int64_t r = 0; r < n; ++r) {
+    statistics.host[2 * r] = static_cast<float>(moments_of(&x.y.host[r * k], k).first);
+    statistics.host[2 * r + 1] = static_cast<float>(x.rstd[r]);
+  }
+  statistics.compare(tally, "statistics", [&](int64_t i) { return 32 * kRounding * (i % 2 ? x.rstd[i / 2] : 1 / x.rstd[i / 2]); });
 }
 
 // The sums that a norm's backward pass needs, of a gradient [n, width] after its ReLU.
@@ -148,7 +104,7 @@ void compare_backward(Tally& tally, int64_t n, int64_t k, int64_t m, bool has_no
              has_norm ? ", norm" : "", has_input_norm ? ", norm of the input" : "");
   std::mt19937_64 engine(n * 1000003 + k * 1009 + m);
   Normed x(n, k, engine), y(n, m, engine);
-  Array<float> grad(n * m), weight(m * k), sums(n * parts_of(m) * 2), x_grad(n * k), x_sums(n * parts_of(k) * 2);
+  Array<float> grad(n * m), weight(m * k), sums(n * parts_of(m) * 2), x_grad(n * k), x_sums(n * parts_of(k) * 2), means(2 * n);
   fill(weight, engine, 1 / std::sqrt(static_cast<double>(m))), fill(grad, engine, 1e6);  // beyond float16
   if (has_norm)
     for (int64_t i = 0; i < n * m; ++i) grad.host[i] *= y.after[i] > 0;
@@ -160,7 +116,7 @@ void compare_backward(Tally& tally, int64_t n, int64_t k, int64_t m, bool has_no
       n, k, m, grad.device(), given(has_norm, y.y), given(has_norm, y.moments), given(has_norm, y.weight),
       given(has_norm, sums), static_cast<float>(kEps), weight.device(), given(has_input_norm, x.y),
       given(has_input_norm, x.moments), given(has_input_norm, x.weight), given(has_input_norm, x.bias),
-      static_cast<float>(kEps), x_grad.device(), given(has_input_norm, x_sums)});
+      static_cast<float>(kEps), x_grad.device(), given(has_input_norm, x_sums), given(has_norm, means)});
   check(cudaDeviceSynchronize(), tally.label);
   std::vector<double> g(grad.host.begin(), grad.host.end());  // at y
   for (int64_t r = 0; has_norm && r < n; ++r) {
@@ -171,7 +127,9 @@ void compare_backward(Tally& tally, int64_t n, int64_t k, int64_t m, bool has_no
     }
     for (int64_t i = r * m; i < (r + 1) * m; ++i)
       g[i] = y.rstd[r] * (g[i] * y.weight.host[i % m] - mean - y.normalized[i] * slope);
+    means.host[2 * r] = static_cast<float>(mean), means.host[2 * r + 1] = static_cast<float>(slope);
   }
+  if (has_norm) means.compare(tally, "means", [](int64_t) { return 1e6 * 32 * kRounding; });
   Product exact = product_of(g, n, m, k, [&](int64_t i, int64_t c) { return weight.host[i * k + c]; });
   const std::vector<float> got = download(x_grad);
   for (int64_t i = 0; has_input_norm && i < n * k; ++i) {

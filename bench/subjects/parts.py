@@ -15,7 +15,7 @@ from finding import Finding, Setting
 from timing import summary
 
 from lae_fast import ops
-from lae_fast.models import mlp, products
+from lae_fast.models import layers_in_parts, products
 from subjects.contestants import OURS, models
 from subjects.step import step_calls
 
@@ -70,7 +70,7 @@ def parts(s: Setting, n_steps: int) -> Finding:
                 seconds[part].append(spent[part])
             seconds[REST].append(whole - sum(spent.values()))
             seconds[WHOLE].append(whole)
-    assert mlp.ops is ops  # what was watched is what the step calls
+    assert layers_in_parts.ops is ops  # what was watched is what the step calls
     rows = summary({WHOLE: seconds.pop(WHOLE), **seconds}, against=WHOLE)
     title = f"our training step, batch 512, nh 256, nz 8, T = {n_steps}, MH"
     return Finding(title, rows, WHOLE, {}, ours=step)

@@ -21,6 +21,12 @@ inline int current_device() {
   return device;
 }
 
+inline void check_tensor_cores() {
+  int major = 0;
+  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, current_device()), "capability");
+  STD_TORCH_CHECK(major >= 8, "lae_fast: whole layers need tensor cores for bfloat16, compute capability 8.0 or more");
+}
+
 inline cudaStream_t current_stream() {
   void* current = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(current_device(), &current));

@@ -11,6 +11,7 @@
 #include "halves.h"
 #include "launch.h"
 #include "reduce.h"
+#include "row_norm.h"
 
 namespace lae {
 namespace {
@@ -32,19 +33,6 @@ __host__ __device__ int stride_of(int inner) {
 size_t shared_bytes(int inner) {
   const size_t operands = size_t{4} * kTile * stride_of(inner), sums = kWarps * kTile * kSumStride;
   return 4 * (operands > sums ? operands : sums);
-}
-
-__device__ float4 four(const float* p) {
-  return *reinterpret_cast<const float4*>(p);
-}
-
-// f of each of four numbers.
-template <typename F, typename... Fours>
-__device__ float4 each(F f, const Fours&... v) {
-  return {f(v.x...), f(v.y...), f(v.z...), f(v.w...)};
-}
-__device__ float4 operator+(const float4& a, const float4& b) {
-  return each([](float a, float b) { return a + b; }, a, b);
 }
 
 // 32 rows of a factor in shared memory, the inner dimension along the rows.
@@ -166,10 +154,8 @@ struct RowParts {
   }
 };
 
-// A row's mean and 1 / standard deviation from the moments of its parts (Chan, Golub, LeVeque 1983).
-struct RowNorm {
-  float mean = 0, rstd = 0;
-
+// A row's statistics from the moments of its parts (Chan, Golub, LeVeque 1983).
+struct RowNorm : Norm {
   __device__ RowNorm(RowParts moments, int width, float eps) {
     moments.for_own([&](int part, float2& values) { mean += size_of(part, width) * values.x; });
     warp_sum<kLanes>(mean);
@@ -182,16 +168,7 @@ struct RowNorm {
     warp_sum<kLanes>(squares);
     rstd = 1 / sqrtf(squares / static_cast<float>(width) + eps);
   }
-  __device__ float normalized(float y) const { return (y - mean) * rstd; }
 };
-
-// The value before ReLU. Forward and backward pass share these roundings: what one of them cut off, so does the other.
-__device__ float affine(float normalized, float weight, float bias) {
-  return fmaf(normalized, weight, bias);
-}
-__device__ float relu(float v) {
-  return v < 0 ? 0 : v;  // a NaN stays a NaN
-}
 
 // What each block of a kernel works at: 32 rows and 32 columns of its product.
 struct Tile {
@@ -204,11 +181,10 @@ struct Tile {
         row_of_tile(threadIdx.x / kLanes),
         column(blockIdx.y * kTile + threadIdx.x % kLanes * 4),
         first_column(blockIdx.y * kTile) {}
-};
 
-__device__ float4 four_if(bool is_inside, const float* p, int64_t i) {
-  return is_inside ? four(p + i) : float4{0, 0, 0, 0};
-}
+  // Whether the thread is the one of all blocks' that writes what they all know of its row.
+  __device__ bool is_first() const { return blockIdx.y == 0 && threadIdx.x % kLanes == 0; }
+};
 
 // Loads come early, so that their time is that of others, too.
 __global__ void __launch_bounds__(kThreads) forward_tile(LayerForwardArgs a) {
@@ -224,6 +200,7 @@ __global__ void __launch_bounds__(kThreads) forward_tile(LayerForwardArgs a) {
   w.fill_row(tile.row_of_tile, tile.first_column + tile.row_of_tile < m, k, [&](int i) { return four(w_row + i); });
   if (a.moments) {
     const RowNorm norm(moments, k, a.eps);
+    if (has_row && tile.is_first()) reinterpret_cast<float2*>(a.x_statistics)[tile.row] = {norm.mean, norm.rstd};
     x.fill_row(tile.row_of_tile, has_row, k, [&](int i) {
       return each([&](float x, float weight, float bias) { return relu(affine(norm.normalized(x), weight, bias)); },
                   four(x_row + i), four(a.norm_weight + i), four(a.norm_bias + i));
@@ -244,12 +221,10 @@ __global__ void __launch_bounds__(kThreads) forward_tile(LayerForwardArgs a) {
     reinterpret_cast<float2*>(a.y_moments)[tile.row * gridDim.y + blockIdx.y] = {mean, squares};
 }
 
-// A gradient's path back through a norm whose input is y, and whose gradient, times the norm's weight, is g.
-struct RowNormBackward {
-  RowNorm norm;
-  float mean = 0, slope = 0;  // of g, and of g times the normalized number
-
-  __device__ RowNormBackward(const RowParts& moments, RowParts sums, int width, float eps) : norm(moments, width, eps) {
+// The same, and the row's means of the gradient from the sums of its parts.
+struct RowNormBackward : NormBackward {
+  __device__ RowNormBackward(const RowParts& moments, RowParts sums, int width, float eps)
+      : NormBackward{RowNorm(moments, width, eps)} {
     sums.for_own([&](int, float2& values) {
       mean += values.x;
       slope += values.y;
@@ -257,9 +232,6 @@ struct RowNormBackward {
     warp_sum<kLanes>(mean, slope);
     mean /= static_cast<float>(width);
     slope /= static_cast<float>(width);
-  }
-  __device__ float operator()(float g, float y) const {
-    return norm.rstd * (g - mean - norm.normalized(y) * slope);
   }
 };
 
@@ -274,6 +246,7 @@ __global__ void __launch_bounds__(kThreads) backward_tile(LayerBackwardArgs a) {
   w.fill_columns(a.weight, m, k, tile.first_column);
   if (a.y) {
     const RowNormBackward back(moments, sums, m, a.y_eps);
+    if (has_row && tile.is_first()) reinterpret_cast<float2*>(a.y_means)[tile.row] = {back.mean, back.slope};
     const float* y_row = a.y + tile.row * m;
     g.fill_row(tile.row_of_tile, has_row, m, [&](int i) {
       return each([&](float grad, float weight, float y) { return back(grad * weight, y); }, four(grad_row + i),
@@ -311,9 +284,7 @@ struct Cuda {
   static constexpr int kMaxInner = lae::kMaxInner;
 
   static Shape shape_of(int64_t rows, int64_t columns, int64_t inner) {
-    int major = 0;
-    check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, current_device()), "capability");
-    STD_TORCH_CHECK(major >= 8, "lae_fast: whole layers need tensor cores for bfloat16, compute capability 8.0 or more");
+    check_tensor_cores();
     const auto tiles = [](int64_t n) { return static_cast<unsigned>((n + kTile - 1) / kTile); };
     return {dim3(tiles(rows), tiles(columns)), kThreads, shared_bytes(static_cast<int>(inner))};
   }

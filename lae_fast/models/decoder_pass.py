@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lae_fast import ops
 from lae_fast.isolation import differentiable
-from lae_fast.models import layers, mlp, whole_layers
+from lae_fast.models import layers, layers_in_parts, whole_layers
 from lae_fast.models.autoencoder import Autoencoder
 from lae_fast.models.likelihood import has_kernel
 from lae_fast.models.mlp import MLP
@@ -192,8 +192,8 @@ class _ByHand(NamedTuple):
 
     z_grad: Tensor  # [n, nz]
     slope: Tensor  # float64: dV/dlog_scale [n], or [0] where there is no scale
-    trace: mlp.Trace | whole_layers.Trace
-    gradients: mlp.Gradients | whole_layers.Gradients
+    trace: layers_in_parts.Trace | whole_layers.Trace
+    gradients: layers_in_parts.Gradients | whole_layers.Gradients
 
     def tensors(self) -> list[Tensor]:
         rows = [self.z_grad, *self.trace.tensors(), *self.gradients.tensors()]
@@ -207,7 +207,8 @@ class DensePass(DecoderPass):
     ratio uses the same drift as the proposal, so the ratio is exact as long as the energies are exact.
 
     Attributes:
-        network: the module whose functions evaluate the decoder: `mlp`, or `whole_layers` where nothing stands against it.
+        network: the module whose functions evaluate the decoder: `layers_in_parts`, or `whole_layers` where nothing stands
+            against it.
     """
 
     def __init__(self, model: AutoencoderWithChain, x: Tensor, by_row: bool) -> None:
@@ -222,7 +223,8 @@ class DensePass(DecoderPass):
             p if p == "tf32" else "float32" for p in (model.chain_precision, model.precision)
         )
         precisions = (model.chain_precision, model.precision)
-        self.network = mlp if whole_layers.obstacle(x.device, self.layers, precisions) else whole_layers
+        obstacle = whole_layers.obstacle(x.device, self.layers, precisions)
+        self.network = layers_in_parts if obstacle else whole_layers
         scale = model.likelihood.log_scale
         self.log_scale = None if scale is None else scale.to(x.dtype)
 

@@ -1,5 +1,5 @@
 """Networks of PyTorch's own layers, run one after another: gradients at every layer, from which weight gradients can be made
-later, or never. The counterpart of mlp.py for convolutions and norms."""
+later, or never. The counterpart of layers_in_parts.py for convolutions and norms."""
 
 from __future__ import annotations
 

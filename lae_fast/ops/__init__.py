@@ -5,7 +5,8 @@ walk       many steps of a chain whose potential is compiled
 philox     noise, make_rng: the random stream of a chain
 energies   energy, energy_, in_unit_range, add_prior_: -log p(x, z) and its derivatives
 dense      norm_relu, norm_relu_backward, norm_relu_sums, keep: the work between a network's matrix products
-layer      layer_forward, layer_backward: a layer as one op, with the norm and ReLU before its product
+layer      layer_forward, layer_backward: a layer as one op, with the norm and ReLU before its product; and the gradients
+           of a network's parameters as one
 adam       adam_: one step of Adam for all parameters, on GPUs
 library    the implementation that serves a device, a compiled kernel or the reference, and the reason
 """
@@ -37,6 +38,7 @@ from lae_fast.ops.layer import (
     layer_backward_unchecked,
     layer_forward,
     layer_forward_unchecked,
+    layer_gradients_unchecked,
 )
 from lae_fast.ops.library import is_compiled
 from lae_fast.ops.philox import ACCEPT, INTEGERS, NORMALS, UNIFORMS, make_rng, noise
@@ -66,6 +68,7 @@ __all__ = [
     "layer_backward_unchecked",
     "layer_forward",
     "layer_forward_unchecked",
+    "layer_gradients_unchecked",
     "library",
     "make_rng",
     "noise",

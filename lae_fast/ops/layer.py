@@ -3,6 +3,7 @@
 Between two layers stands what the first one's product gave, and its moments: the mean and the sum of squared distances from
 it of every `PART` columns of a row. The next layer joins them to the row's mean and variance (Chan, Golub, LeVeque 1983).
 Backward alike: with a gradient comes what the norm's backward pass must know of it, its sums over every `PART` columns.
+What a layer has joined, it gives back: `layer_gradients`, all weight gradients of a network, reads it once more.
 
 On a GPU of compute capability 8.0 or more the products are made on tensor cores, of pairs of halves (csrc/cuda/halves.h), with
 float32's accuracy: an error of 2e-7 of a row's norm. Numbers beyond 65504 become infinite. Gradients have float32's range, and an
@@ -38,24 +39,42 @@ def moments_of(y: Tensor) -> Tensor:
     return torch.stack((torch.stack(means, 1), torch.stack(squares, 1)), 2)
 
 
-def _normalized(y: Tensor, moments: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """(y - mean) / standard deviation [n, width], and 1 / standard deviation [n, 1], from the parts' moments."""
-    width = y.shape[1]
+def statistics_of(moments: Tensor, width: int, eps: float) -> Tensor:
+    """Mean and 1 / standard deviation of each row [n, 2], from the moments of its parts."""
     sizes = moments.new_full((n_parts(width),), PART)
     sizes[-1] = width - PART * (n_parts(width) - 1)
     means, squares = moments.unbind(2)
     mean = (sizes * means).sum(1, keepdim=True) / width
     square = (squares + sizes * (means - mean).square()).sum(1, keepdim=True)
-    rstd = (square / width + eps).rsqrt()
-    return (y - mean) * rstd, rstd
+    return torch.cat((mean, (square / width + eps).rsqrt()), 1)
+
+
+def normalized(y: Tensor, statistics: Tensor) -> Tensor:
+    """(y - mean) / standard deviation [n, width], with the rows' `statistics_of` [n, 2]."""
+    mean, rstd = statistics.split(1, 1)
+    return (y - mean) * rstd
+
+
+def means_of(sums: Tensor, width: int) -> Tensor:
+    """The row's means [n, 2] of g and of g times the normalized number, from `sums_of` [n, parts, 2]."""
+    return sums.sum(1) / width
+
+
+def norm_backward(
+    grad: Tensor, normalized: Tensor, rstd: Tensor, norm_weight: Tensor, means: Tensor
+) -> Tensor:
+    """The gradient [n, width] of a norm's input from that of its output, which `means_of` belongs to."""
+    mean, slope = means.split(1, 1)
+    return (grad * norm_weight - mean - normalized * slope) * rstd
 
 
 @define(
     "layer_forward(Tensor x, Tensor weight, Tensor bias, Tensor? moments, Tensor? norm_weight, Tensor? norm_bias, float eps)"
-    " -> (Tensor, Tensor)",
+    " -> (Tensor, Tensor, Tensor)",
     fake=lambda x, weight, bias, moments, norm_weight, norm_bias, eps: (
         x.new_empty(len(x), len(weight)),
         x.new_empty(len(x), n_parts(len(weight)), 2),
+        x.new_empty(0 if moments is None else len(x), 2),
     ),
     compiled_on=("cuda",),
 )
@@ -67,11 +86,12 @@ def layer_forward_reference(
     norm_weight: Tensor | None,
     norm_bias: Tensor | None,
     eps: float,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
+    statistics = x.new_empty(0, 2) if moments is None else statistics_of(moments, x.shape[1], eps)
     if moments is not None:
-        x = torch.addcmul(norm_bias, _normalized(x, moments, eps)[0], norm_weight).relu_()
+        x = torch.addcmul(norm_bias, normalized(x, statistics), norm_weight).relu_()
     y = torch.nn.functional.linear(x, weight, bias)
-    return y, moments_of(y)
+    return y, moments_of(y), statistics
 
 
 def layer_forward(
@@ -82,11 +102,11 @@ def layer_forward(
     norm_weight: Tensor | None = None,  # [k]
     norm_bias: Tensor | None = None,  # [k]
     eps: float = 0.0,
-) -> tuple[Tensor, Tensor]:  # [n, m], [n, parts of m, 2]
-    """A linear layer y = a weight^T + bias, and the moments of y.
+) -> tuple[Tensor, Tensor, Tensor]:  # [n, m], [n, parts of m, 2], [n, 2]
+    """A linear layer y = a weight^T + bias, the moments of y, and mean and 1 / standard deviation of the rows of x.
 
-    With the moments of x, a = relu(layer norm of x), by norm_weight, norm_bias and eps; without, a = x. All in float32; k and m
-    are multiples of 4, k is at most 896.
+    With the moments of x, a = relu(layer norm of x), by norm_weight, norm_bias and eps; without, a = x, and the last result is
+    empty. All in float32; k and m are multiples of 4, k is at most 896.
 
     Raises:
         TypeError, ValueError: an argument does not fit, or somebody wants a derivative, which this op does not have.
@@ -95,8 +115,9 @@ def layer_forward(
         >>> first, second = torch.nn.Linear(8, 64), torch.nn.Linear(64, 12)
         >>> norm, x = torch.nn.LayerNorm(64), torch.randn(5, 8)
         >>> with torch.no_grad():
-        ...     y, moments = lae_fast.ops.layer_forward(x, first.weight, first.bias)
-        ...     out, _ = lae_fast.ops.layer_forward(y, second.weight, second.bias, moments, norm.weight, norm.bias, norm.eps)
+        ...     y, moments, _ = lae_fast.ops.layer_forward(x, first.weight, first.bias)
+        ...     norm_of_y = moments, norm.weight, norm.bias, norm.eps
+        ...     out, _, _ = lae_fast.ops.layer_forward(y, second.weight, second.bias, *norm_of_y)
         >>> torch.allclose(out, torch.nn.Sequential(first, norm, torch.nn.ReLU(), second)(x), atol=1e-5)
         True
     """
@@ -118,7 +139,7 @@ def layer_forward(
         x=x, weight=weight, bias=bias, moments=moments, norm_weight=norm_weight, norm_bias=norm_bias
     )
     expect_constants(op, tensors)
-    return torch.ops.lae_fast.layer_forward(*map(_aligned, tensors.values()), eps)
+    return torch.ops.lae_fast.layer_forward(*map(aligned, tensors.values()), eps)
 
 
 def sums_of(grad: Tensor, normalized: Tensor, norm_weight: Tensor) -> Tensor:
@@ -131,10 +152,11 @@ def sums_of(grad: Tensor, normalized: Tensor, norm_weight: Tensor) -> Tensor:
 
 @define(
     "layer_backward(Tensor grad, Tensor weight, Tensor? y, Tensor? y_moments, Tensor? y_norm_weight, Tensor? y_sums, float y_eps,"
-    " Tensor? x, Tensor? x_moments, Tensor? x_norm_weight, Tensor? x_norm_bias, float x_eps) -> (Tensor, Tensor)",
+    " Tensor? x, Tensor? x_moments, Tensor? x_norm_weight, Tensor? x_norm_bias, float x_eps) -> (Tensor, Tensor, Tensor)",
     fake=lambda grad, weight, y, y_moments, y_norm_weight, y_sums, y_eps, x, *_: (
         grad.new_empty(len(grad), weight.shape[1]),
         grad.new_empty(len(grad), 0 if x is None else n_parts(weight.shape[1]), 2),
+        grad.new_empty(0 if y is None else len(grad), 2),
     ),
     compiled_on=("cuda",),
 )
@@ -151,17 +173,17 @@ def layer_backward_reference(
     x_norm_weight: Tensor | None,
     x_norm_bias: Tensor | None,
     x_eps: float,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
+    means = grad.new_empty(0, 2) if y is None else means_of(y_sums, y.shape[1])
     if y is not None:
-        normalized, rstd = _normalized(y, y_moments, y_eps)
-        mean, slope = (y_sums.sum(1) / y.shape[1]).split(1, 1)
-        grad = (grad * y_norm_weight - mean - normalized * slope) * rstd
+        statistics = statistics_of(y_moments, y.shape[1], y_eps)
+        grad = norm_backward(grad, normalized(y, statistics), statistics[:, 1:], y_norm_weight, means)
     x_grad = grad @ weight
     if x is None:
-        return x_grad, x_grad.new_empty(len(grad), 0, 2)
-    normalized, _ = _normalized(x, x_moments, x_eps)
-    x_grad = x_grad.masked_fill(torch.addcmul(x_norm_bias, normalized, x_norm_weight) <= 0, 0)
-    return x_grad, sums_of(x_grad, normalized, x_norm_weight)
+        return x_grad, x_grad.new_empty(len(grad), 0, 2), means
+    before = normalized(x, statistics_of(x_moments, x.shape[1], x_eps))
+    x_grad = x_grad.masked_fill(torch.addcmul(x_norm_bias, before, x_norm_weight) <= 0, 0)
+    return x_grad, sums_of(x_grad, before, x_norm_weight), means
 
 
 def layer_backward(
@@ -177,13 +199,14 @@ def layer_backward(
     x_norm_weight: Tensor | None = None,  # [k]
     x_norm_bias: Tensor | None = None,  # [k]
     x_eps: float = 0.0,
-) -> tuple[Tensor, Tensor]:  # [n, k], [n, parts of k, 2]
+) -> tuple[Tensor, Tensor, Tensor]:  # [n, k], [n, parts of k, 2], [n, 2]
     """From the gradient at a layer's end to that of its input, y = a weight^T + bias, as `layer_forward` computes it.
 
     With y, its moments, norm and sums, a norm and ReLU follow the layer: grad is that of the norm's output, after the ReLU's
     derivative, and the sums are those that came with it. Without, grad is that of y. With x, its moments and norm, a is the
     norm and ReLU of x: the result is the gradient of the norm's output, 0 where the ReLU cut off, and its sums. Without, it is that of
-    a, with no sums. All in float32; k and m are multiples of 4; m, and k beside x, are at most 896.
+    a, with no sums. The last result are the sums of y over all columns, divided by m, empty without y. All in float32; k and m are
+    multiples of 4; m, and k beside x, are at most 896.
 
     Raises:
         TypeError, ValueError: an argument does not fit, or somebody wants a derivative, which this op does not have.
@@ -193,7 +216,7 @@ def layer_backward(
         >>> grad = torch.randn(5, 12)
         >>> wanted, = torch.autograd.grad(layer(x), x, grad)
         >>> with torch.no_grad():
-        ...     x_grad, _ = lae_fast.ops.layer_backward(grad, layer.weight)
+        ...     x_grad, _, _ = lae_fast.ops.layer_backward(grad, layer.weight)
         >>> torch.allclose(x_grad, wanted, atol=1e-4)
         True
     """
@@ -223,8 +246,49 @@ def layer_backward(
     tensors = dict(grad=grad, weight=weight)
     tensors |= {name: t for name, (t, _) in (norm | input_norm).items()}
     expect_constants(op, tensors)
-    grad, weight, *rest = map(_aligned, tensors.values())
+    grad, weight, *rest = map(aligned, tensors.values())
     return torch.ops.lae_fast.layer_backward(grad, weight, *rest[:4], y_eps, *rest[4:], x_eps)
+
+
+def _empty_gradients(inputs: list[Tensor], *lists: list[Tensor]) -> list[Tensor]:
+    *_, grads, means = lists
+    result = []
+    for i, (x, grad) in enumerate(zip(inputs, grads, strict=True)):
+        m = grad.shape[1]
+        result += [x.new_empty(m, x.shape[1]), *(x.new_empty(m) for _ in range(3 if i < len(means) else 1))]
+    return result
+
+
+@define(
+    "layer_gradients(Tensor[] inputs, Tensor[] statistics, Tensor[] norm_weights, Tensor[] norm_biases, Tensor[] grads,"
+    " Tensor[] means) -> Tensor[]",
+    fake=_empty_gradients,
+    compiled_on=("cuda",),
+)
+def layer_gradients_reference(
+    inputs: list[
+        Tensor
+    ],  # of each layer, [n, k]: the network's; then what the previous layer gave, before its norm
+    statistics: list[Tensor],  # of each input but the first, [n, 2], as `layer_forward` gives them
+    norm_weights: list[Tensor],  # of each norm, [k]
+    norm_biases: list[Tensor],
+    grads: list[
+        Tensor
+    ],  # [n, m]: of each norm's output, after the ReLU's derivative; the last layer's is that of its output
+    means: list[Tensor],  # of each grad but the last, [n, 2], as `layer_backward` gives them
+) -> list[Tensor]:
+    """The gradients of a network's parameters: of each layer weight [m, k] and bias [m], and where a norm follows those of its
+    weight and bias [m]."""
+    result: list[Tensor] = []
+    a = inputs[0]
+    for i, grad in enumerate(grads):
+        if i == len(means):
+            return [*result, grad.T @ a, grad.sum(0)]
+        y = normalized(inputs[i + 1], statistics[i])
+        at_layer = norm_backward(grad, y, statistics[i][:, 1:], norm_weights[i], means[i])
+        result += [at_layer.T @ a, at_layer.sum(0), (grad * y).sum(0), grad.sum(0)]
+        a = torch.addcmul(norm_biases[i], y, norm_weights[i]).relu_()
+    raise ValueError(f"layer_gradients: {len(grads)} grads beside {len(means)} means; expected one more")
 
 
 def _expect_matrix(op: str, name: str, value: Any, axes: str) -> None:
@@ -253,7 +317,7 @@ def _expect_all_or_none(op: str, first: str, t: Tensor, **tensors: tuple[Any, tu
         expect_like(op, first, t.dtype, t.device, **tensors)
 
 
-def _aligned(t: Tensor | None) -> Tensor | None:
+def aligned(t: Tensor | None) -> Tensor | None:
     """A tensor as the kernels load it, 16 bytes at once."""
     if t is None:
         return None
@@ -266,3 +330,4 @@ def _aligned(t: Tensor | None) -> Tensor | None:
 # For callers that own the tensors, outside autograd: contiguous tensors that fit and are aligned, in the schema's order.
 layer_forward_unchecked = torch.ops.lae_fast.layer_forward
 layer_backward_unchecked = torch.ops.lae_fast.layer_backward
+layer_gradients_unchecked = torch.ops.lae_fast.layer_gradients
