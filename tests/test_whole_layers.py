@@ -120,6 +120,23 @@ def test_a_module_takes_rows_that_begin_anywhere(monkeypatch):
     assert all(t.storage_offset() % 4 == 0 for t in saved)
 
 
+@pytest.mark.parametrize("functions", [layers_in_parts, whole_layers])
+@torch.no_grad()
+def test_a_decoder_may_end_in_a_relu(monkeypatch, functions):
+    """The energy is written over the decoder's output, of which the last ReLU's derivative is made."""
+    take(monkeypatch, functions)
+    m, x = model(True), images()
+    m.decoder = network(4, 16, x.shape[1], ends_in_relu=True)
+    z, found = torch.randn(len(x), 4), []
+    for kind in (DensePass, RecomputingPass):
+        decoder = kind(m, x, by_row=True)
+        energy, z_grad = decoder.evaluate(z)
+        decoder.start()
+        found.append([energy, z_grad, *decoder.weight_gradients()])
+    for got, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
 @pytest.fixture
 def card(monkeypatch):
     """A GPU whose kernels would serve."""

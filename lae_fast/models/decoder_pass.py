@@ -231,6 +231,8 @@ class DensePass(DecoderPass):
     def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
         with products_in(self.forward_context, z.device):
             out, trace = self.network.forward(self.layers, z)
+        if self.layers[-1].norm_weight is not None:
+            out = out.clone()  # the trace needs the network's output, to know where its last ReLU cut off
         energy, slope = ops.energy_unchecked_(out, self.x, self.model.likelihood.kind, self.log_scale)
         with products_in(self.backward_context, z.device):
             # `out` now holds the energy's derivative by the output.
