@@ -19,6 +19,7 @@ import torch
 from test_attacks import linear
 from test_dense import images, model
 from test_lae import make
+from test_layer import gradient_problem
 from test_noise import normals_of, philox_by_hand
 from test_ops import DTYPES, problem, run
 from test_step import CASES, build, capturable
@@ -43,7 +44,7 @@ from lae_fast import (
     ops,
 )
 from lae_fast.graphs import WARMUP, Replayed
-from lae_fast.models import nets, whole_layers
+from lae_fast.models import layers_in_parts, nets, whole_layers
 from lae_fast.models.decoder_pass import decoder_pass
 from lae_fast.ops import layer, library
 from lae_fast.ops.energies import add_prior_unchecked_
@@ -242,6 +243,8 @@ def test_launches():
             "layer_backward",
             lambda: ops.layer_backward(grad, square, *norm, moments, 1e-5, *norm, weight, 1e-5),
         )
+        lists = gradient_problem(9, (300, 64, 8, 12), DEVICE)
+        count("layer_gradients", lambda: ops.layer_gradients_unchecked(*lists))
     assert counts.pop("shared") == 2
     assert counts.pop("norm_relu_sums") == 2  # sums of a few rows, and the sums of these
     assert set(counts.values()) == {1}, counts
@@ -590,6 +593,53 @@ def test_whole_layers_decide_as_float64_does(monkeypatch):
     assert errors.median() < 2e-5
     for a, b in zip(weights, wanted_weights, strict=True):
         assert (a - b).norm() < 1e-2 * b.norm()
+
+
+@whole
+@torch.no_grad()
+@pytest.mark.parametrize("is_decoder", [False, True])
+def test_whole_layers_train_the_report_s_networks_as_float64_does(is_decoder):
+    """Every gradient, against float64; and the launches."""
+    torch.manual_seed(0)
+    net = nets.mlp(784, 8, nh=256)[is_decoder].to(DEVICE)
+    x, grad = (
+        torch.rand(512, size, device=DEVICE) - 0.3 for size in ((8, 784) if is_decoder else (784, 256))
+    )
+    found = []
+    for network, dtype in ((layers_in_parts, torch.float64), (whole_layers, torch.float32)):
+        layers = copy.deepcopy(net).to(dtype).layers()
+
+        def training(network=network, layers=layers, dtype=dtype):
+            out, trace = network.forward(layers, x.to(dtype))
+            x_grad, gradients = network.backward(layers, trace, grad.to(dtype), to_input=is_decoder)
+            results = [out, *([x_grad] if is_decoder else [])]
+            return [*results, *network.parameter_gradients(layers, trace, gradients)]
+
+        found.append([t.double() for t in training()])
+    for wanted, got in zip(*found, strict=True):
+        # Rounding may decide whether a ReLU cuts off: of a few of 131,072 numbers.
+        assert (got - wanted).norm() < 1e-2 * wanted.norm()
+    # A decoder: 4 layers forward and backward. An encoder: 3 and 2, its last norm forward, backward and sums, means of the first.
+    assert n_launches(capture(training, keep_graph=True)) == (
+        4 + 4 + 1 if is_decoder else (3 + 1) + (1 + 2 + 2) + (1 + 2)
+    )
+    gradients = whole_layers.backward(layers, trace := whole_layers.forward(layers, x)[1], grad)[1]
+    graph = capture(lambda: whole_layers.parameter_gradients(layers, trace, gradients), keep_graph=True)
+    assert n_launches(graph) == (1 if is_decoder else 3)
+
+
+@whole
+def test_encoders_take_whole_layers(monkeypatch):
+    monkeypatch.setenv(whole_layers.VARIABLE, "whole")
+    m, x, _ = report_s_model()
+    called = []
+    forward = whole_layers.forward
+    monkeypatch.setattr(whole_layers, "forward", lambda *a: called.append(len(a[0])) or forward(*a))
+    m.loss(x).backward()
+    assert called == [3] + [4] * (m.n_steps + 1)  # the encoder; the decoder at each state
+    with torch.autocast(DEVICE, torch.bfloat16):
+        m.features(x)
+    assert len(called) == m.n_steps + 2
 
 
 @whole

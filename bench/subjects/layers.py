@@ -1,8 +1,10 @@
-"""The layers of the report's decoder by themselves, as a chain evaluates them: one op each, or a product and a norm."""
+"""The layers of the report's networks by themselves: one op each, as a chain evaluates a decoder, or a product and a norm; and the
+weight gradients of all layers, one op, or products and sums."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from finding import Finding, Setting
@@ -11,7 +13,8 @@ from timing import compare
 from torch import Tensor
 
 from lae_fast import ops
-from lae_fast.models import products, whole_layers
+from lae_fast.models import layers_in_parts, nets, products, whole_layers
+from lae_fast.models.mlp import MLP
 from lae_fast.ops.layer import moments_of, sums_of
 
 EPS = 1e-5
@@ -51,11 +54,39 @@ def layer_calls(
         f"forward, {name}{PARTS}": forward_in_parts,
         f"backward, {name}{PARTS}": backward_in_parts,
     }
-    if device.type != "cuda" or whole_layers.unfit(device) is None:
+    if has_whole_layers(device):
         calls[f"forward, {name}"] = lambda: ops.layer_forward_unchecked(x, weight, bias, *before)
         calls[f"backward, {name}"] = lambda: ops.layer_backward_unchecked(
             grad, weight, *around["after"], *around["before"]
         )
+    return calls
+
+
+def has_whole_layers(device: torch.device) -> bool:
+    """On a CPU the references serve, for tests."""
+    return device.type != "cuda" or whole_layers.unfit(device) is None
+
+
+def network_calls(name: str, net: MLP, n: int, is_chain: bool) -> dict[str, Callable[[], object]]:
+    """The weight gradients of a network for n rows, by name; and all of its training where no chain evaluates it."""
+    layers = net.layers()
+    device = layers[0].weight.device
+    x, grad = (torch.randn(n, size, device=device) for size in (net[0].in_features, len(layers[-1].weight)))
+    calls: dict[str, Callable[[], object]] = {}
+    for network, suffix in ((layers_in_parts, PARTS), (whole_layers, "")):
+        if network is whole_layers and not has_whole_layers(device):
+            continue
+
+        def passes(network=network):
+            _, trace = network.forward(layers, x)
+            return trace, network.backward(layers, trace, grad, to_input=is_chain)[1]
+
+        def training(network=network, passes=passes):
+            return network.parameter_gradients(layers, *passes())
+
+        calls[f"weight gradients, {name}{suffix}"] = partial(network.parameter_gradients, layers, *passes())
+        if not is_chain:
+            calls[f"forward, backward and weight gradients, {name}{suffix}"] = training
     return calls
 
 
@@ -65,6 +96,8 @@ def layers(s: Setting, n: int = 512, nz: int = 8, nh: int = 256, nx: int = 784, 
     calls: dict[str, Callable[[], object]] = {}
     for i, (k, m) in enumerate([(nz, nh), (nh, nh), (nh, nx)]):
         calls |= layer_calls(n, k, m, i == 0, i == 2, s.device)
+    encoder, decoder = (net.to(s.device) for net in nets.mlp(nx, nz, nh=nh))
+    calls |= network_calls("decoder", decoder, n, True) | network_calls("encoder", encoder, n, False)
     runs = {name: captured(call, s.device, count) for name, call in calls.items()}
     against = f"forward, {nh} to {nh}{PARTS}"
     replays = {name: run.replay for name, run in runs.items()}
@@ -78,7 +111,7 @@ def layers(s: Setting, n: int = 512, nz: int = 8, nh: int = 256, nx: int = 784, 
     notes = (f"{count} in a row in one graph; arrays in L2.", *([obstacle] if obstacle else []))
     measured = {"layer": rows[whole]["us"]} if whole in rows else {}
     return Finding(
-        f"layers of a decoder, batch {n}",
+        f"layers of a decoder, weight gradients, and an encoder, batch {n}",
         rows,
         against,
         measured,
