@@ -77,7 +77,9 @@ def backward(
                 grad, trace.inputs[i + 1], trace.normalized[i], trace.rstd[i], layer.norm_weight
             )
         gradients.outputs[i] = grad
-        grad = products.input_gradient(grad, layer.weight, layer.grad_dtype) if i > 0 or to_input else None
+        if i == 0 and not to_input:
+            return None, gradients
+        grad = products.input_gradient(grad, layer.weight, layer.grad_dtype)
     return grad, gradients
 
 

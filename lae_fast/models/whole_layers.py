@@ -97,7 +97,7 @@ def unfit(
 def _obstacle_in(layers: list[Layer], precisions: Sequence[Precision]) -> str | None:
     """What in a network stands against it."""
     tensors = [t for layer in layers for t in layer[:4] if t is not None]
-    rounded = [p for p in precisions if p != "float32"]
+    rounded: list[Any] = [p for p in precisions if p != "float32"]
     rounded += [layer.dtype or layer.grad_dtype for layer in layers if layer.dtype or layer.grad_dtype]
     rounded += [t.dtype for t in tensors if t.dtype != torch.float32]
     if torch.backends.cuda.matmul.fp32_precision == "tf32":
@@ -162,7 +162,7 @@ def backward(
 def parameter_gradients(layers: list[Layer], trace: Trace, gradients: Gradients) -> list[Tensor]:
     """The gradients of all parameters, in the order of `MLP.parameters()`."""
     norms = layers[:-1]
-    result = ops.layer_gradients_unchecked(
+    result: list[Tensor] = ops.layer_gradients_unchecked(
         trace.inputs,
         trace.statistics,
         [layer.norm_weight for layer in norms],

@@ -13,7 +13,7 @@ serves, as products have faster routes there. None of these ops has a derivative
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from lae_fast import checks
 from lae_fast.checks import describe
 from lae_fast.ops.arguments import expect_constants, expect_like, is_dense
 from lae_fast.ops.library import define
+
+T = TypeVar("T", bound="Tensor | None")
 
 PART = 32  # columns of a row that share moments
 MAX_INNER = 896  # columns of a row that a block's shared memory holds as pairs of halves
@@ -317,7 +319,7 @@ def _expect_all_or_none(op: str, first: str, t: Tensor, **tensors: tuple[Any, tu
         expect_like(op, first, t.dtype, t.device, **tensors)
 
 
-def aligned(t: Tensor | None) -> Tensor | None:
+def aligned(t: T) -> T:
     """A tensor as the kernels load it, 16 bytes at once."""
     if t is None:
         return None
