@@ -57,7 +57,7 @@ WRONG_INDICES = {
         "tile.first_column + tile.row_of_tile <= m",
         "FAULT: beyond an array",
     ),
-    "layer_gradients": ("is_inside(column < a.k)", "is_inside(column < a.k + 4)", "FAULT: beyond an array"),
+    "layer_gradients": ("min(column, a.k - 4)", "min(column, a.k)", "FAULT: beyond an array"),
 }
 
 # Kernels of emulator/faults.cu, and what must be said of them.

@@ -4,9 +4,10 @@
 // Compiles alone, with TORCH the folder of the torch package:
 // nvcc -std=c++20 -O3 --fmad=false -DUSE_CUDA -DTORCH_TARGET_VERSION=0x020b000000000000 -isystem $TORCH/include -arch=sm_90 -Xcompiler -fPIC -c csrc/cuda/layer_gradients.cu -o /tmp/layer_gradients.o
 //
-// A block makes 64 x 64 numbers of a weight's gradient, a sum over all rows of the minibatch, or the column sums of 64
-// columns: the report's decoder has 113 blocks, at most one for each multiprocessor of an H100. In smaller tiles its numbers
-// would be read and rounded more often, which takes longer than the products.
+// A block makes 64 x 64 numbers of a weight's gradient, a sum over all rows of the minibatch; or the sums of 64 columns, for
+// bias and norm. The report's decoder has 113 blocks, each on a multiprocessor of its own. What takes time is to read, norm
+// and round the factors, not to multiply them: smaller tiles would do that more often. 512 threads have 128 registers each,
+// all of them in use: the norm's weights are therefore read anew, from L1, wherever they are needed.
 
 #include "../layer_ops.h"
 #include "halves.h"
@@ -17,13 +18,12 @@ namespace lae {
 namespace {
 
 constexpr int kTile = 64, kThreads = 512;
-constexpr int kRows = 64;  // of the minibatch, that are multiplied at once
+constexpr int kRows = 64;           // of the minibatch, that are multiplied at once
 constexpr int kGroups = kTile / 4;  // of four neighbouring columns
-constexpr int kMost = 16;  // layers in one launch: they are a kernel argument, whose size is limited
+constexpr int kMost = 16;           // layers in one launch: they are a kernel argument, whose size is limited
 static_assert(kThreads == kRows / 2 * kGroups);  // each loads two rows of a group
 
-// Words from one pair of rows to the next: what a warp reads together lies in banks of its own.
-constexpr int kStride = kTile + 8;
+constexpr int kStride = kTile + 8;  // words from one pair of rows to the next: a warp's loads meet in no bank
 constexpr int kOperand = kRows / 2 * kStride;  // words
 constexpr int kBuffer = 4 * kOperand;          // high and low parts of two operands
 constexpr int kStep = 16;                      // rows in one product of the tensor cores
@@ -44,12 +44,12 @@ __host__ __device__ unsigned n_blocks_across(const LayerGradientArgs& a) {
   return n_tiles(a.k) + 1;
 }
 
-// Row i of an array of pairs.
-__device__ float2 two_if(bool is_inside, const float* p, int i) {
-  return is_inside ? reinterpret_cast<const float2*>(p)[i] : float2{0, 0};
+__device__ float2 two(const float* p, int row) {
+  return reinterpret_cast<const float2*>(p)[row];
 }
 
-// Four columns of a layer's input. What lies beyond the last row is not 0 where a norm follows; the gradient is.
+// Four columns of a layer's input; beyond its last column the last ones once more, which nobody stores.
+template <bool kHasNorm>
 struct Input {
   struct Row {
     float4 x;
@@ -57,22 +57,22 @@ struct Input {
   };
   const LayerGradientArgs& a;
   int column;
-  bool is_inside;
 
-  __device__ Input(const LayerGradientArgs& a, int column) : a(a), column(column), is_inside(column < a.k) {}
-  __device__ Row load(int row, int n) const {
-    const bool has_row = row < n;
-    return {four_if(has_row && is_inside, a.x, static_cast<int64_t>(row) * a.k + column), two_if(has_row && a.x_statistics, a.x_statistics, row)};
+  __device__ Input(const LayerGradientArgs& a, int column) : a(a), column(min(column, a.k - 4)) {}
+  __device__ Row load(int row) const {
+    return {four(a.x + static_cast<int64_t>(row) * a.k + column),
+            kHasNorm ? two(a.x_statistics, row) : float2{0, 0}};
   }
   __device__ float4 operator()(const Row& r) const {
-    if (!a.x_statistics) return r.x;
+    if constexpr (!kHasNorm) return r.x;
     const Norm norm = {r.statistics.x, r.statistics.y};
     return each([&](float x, float weight, float bias) { return relu(affine(norm.normalized(x), weight, bias)); }, r.x,
-                four_if(is_inside, a.x_norm_weight, column), four_if(is_inside, a.x_norm_bias, column));
+                four(a.x_norm_weight + column), four(a.x_norm_bias + column));
   }
 };
 
-// Four columns of the gradient at a linear layer's output; 0 beyond the last row.
+// Four columns of the gradient at a linear layer's output.
+template <bool kHasNorm>
 struct Gradient {
   struct Row {
     float4 grad, y;
@@ -82,22 +82,29 @@ struct Gradient {
   };
   const LayerGradientArgs& a;
   int column;
-  bool is_inside;
 
-  __device__ Gradient(const LayerGradientArgs& a, int column) : a(a), column(column), is_inside(column < a.m) {}
-  __device__ Row load(int row, int n) const {
-    const bool has_row = row < n, has_norm = has_row && a.y;
+  __device__ Gradient(const LayerGradientArgs& a, int column) : a(a), column(min(column, a.m - 4)) {}
+  __device__ Row load(int row) const {
     const int64_t i = static_cast<int64_t>(row) * a.m + column;
-    return {four_if(has_row && is_inside, a.grad, i), four_if(has_norm && is_inside, a.y, i),
-            two_if(has_norm, a.y_statistics, row), two_if(has_norm, a.y_means, row)};
+    Row r = {four(a.grad + i), {}, {}, {}};
+    if (kHasNorm) {
+      r.y = four(a.y + i);
+      r.statistics = two(a.y_statistics, row);
+      r.means = two(a.y_means, row);
+    }
+    return r;
   }
   __device__ float4 operator()(const Row& r) const {
-    if (!a.y) return r.grad;
+    if constexpr (!kHasNorm) return r.grad;
     const NormBackward back = {r.norm(), r.means.x, r.means.y};
     return each([&](float grad, float weight, float y) { return back(grad * weight, y); }, r.grad,
-                four_if(is_inside, a.y_norm_weight, column), r.y);
+                four(a.y_norm_weight + column), r.y);
   }
 };
+
+__device__ float4 kept_if(bool is_kept, const float4& v) {
+  return is_kept ? v : float4{0, 0, 0, 0};
+}
 
 // kRows rows of a factor in shared memory. A word holds a column's numbers in two neighbouring rows, as the tensor cores
 // take them, which add along the rows.
@@ -150,32 +157,36 @@ __device__ void add_product(float (&sum)[2][4][4], const Operand& g, const Opera
 
 // The numbers [first_row, + kTile) x [first_column, + kTile) of a weight's gradient. Two buffers: while some warps multiply
 // what is in one, others fill the other one; and what comes next is on its way from memory.
+template <bool kHasInputNorm, bool kHasNorm>
 __device__ void make_tile(const LayerGradientArgs& a, int n, int first_row, int first_column) {
   uint32_t* words = dynamic_shared<uint32_t>();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   // Of what it loads: a warp takes 32 neighbouring columns of four pairs of rows.
   const int pair = warp / 2 * 4 + lane / 8, own = warp % 2 * 32 + lane % 8 * 4;
-  const Gradient gradient(a, first_row + own);
-  const Input input(a, first_column + own);
-  Gradient::Row even_grad, odd_grad;
-  Input::Row even_x, odd_x;
-  const auto load = [&](int first) {
-    const int row = first + 2 * pair;
-    even_grad = gradient.load(row, n), odd_grad = gradient.load(row + 1, n);
-    even_x = input.load(row, n), odd_x = input.load(row + 1, n);
+  const Gradient<kHasNorm> gradient(a, first_row + own);
+  const Input<kHasInputNorm> input(a, first_column + own);
+  typename Gradient<kHasNorm>::Row even_grad, odd_grad;
+  typename Input<kHasInputNorm>::Row even_x, odd_x;
+  const auto load = [&](int first) {  // beyond the last row that one once more
+    const int even = min(first + 2 * pair, n - 1), odd = min(first + 2 * pair + 1, n - 1);
+    even_grad = gradient.load(even), odd_grad = gradient.load(odd);
+    even_x = input.load(even), odd_x = input.load(odd);
   };
   // Of what it multiplies: one of four parts of the tile, over one of kShares parts of the rows.
   const int share = warp / 4, row = warp / 2 % 2 * 32, column = warp % 2 * 32;
   const bool is_needed = first_row + row < a.m && first_column + column < a.k;
+  const int n_own = is_needed ? n - share * kStep : 0;  // it takes part while `first` is below
   float sum[2][4][4] = {};
-  load(0);
-  for (int first = 0, turn = 0; first < n; first += kRows, turn = 1 - turn) {
-    const Operand g(words + turn * kBuffer), x(words + turn * kBuffer + 2 * kOperand);
-    g.put(pair, own, gradient(even_grad), gradient(odd_grad));
+  if (n > 0) load(0);
+  for (int first = 0; first < n; first += kRows) {
+    uint32_t* buffer = words + first / kRows % 2 * kBuffer;
+    const Operand g(buffer), x(buffer + 2 * kOperand);
     x.put(pair, own, input(even_x), input(odd_x));
-    load(first + kRows);
+    const int n_left = n - first - 2 * pair;
+    g.put(pair, own, kept_if(n_left > 0, gradient(even_grad)), kept_if(n_left > 1, gradient(odd_grad)));
+    if (first + kRows < n) load(first + kRows);
     __syncthreads();
-    if (is_needed && first + share * kStep < n) add_product(sum, g, x, share * kStep / 2, row, column);
+    if (first < n_own) add_product(sum, g, x, share * kStep / 2, row, column);
   }
   __syncthreads();
   float* sums = reinterpret_cast<float*>(words);
@@ -198,15 +209,16 @@ __device__ void make_tile(const LayerGradientArgs& a, int n, int first_row, int 
 
 // The sums over all rows that give the gradients of bias and norm, for the columns [first, first + kTile). A thread adds
 // every 32nd row of four columns.
+template <bool kHasNorm>
 __device__ void make_sums(const LayerGradientArgs& a, int n, int first) {
   constexpr int kKinds = 3, kTeams = kThreads / kGroups;
   float* sums = dynamic_shared<float>();  // [kKinds, kTeams, kTile]
   const int team = threadIdx.x / kGroups, own = threadIdx.x % kGroups * 4;
-  const Gradient gradient(a, first + own);
+  const Gradient<kHasNorm> gradient(a, first + own);
   float4 of_kind[kKinds] = {};  // of the gradient at the layer; of grad times the normalized number; of grad
 #pragma unroll 4
   for (int row = team; row < n; row += kTeams) {
-    const Gradient::Row r = gradient.load(row, n);
+    const typename Gradient<kHasNorm>::Row r = gradient.load(row);
     const float4 normalized = each([&](float y) { return r.norm().normalized(y); }, r.y);
     of_kind[0] = of_kind[0] + gradient(r);
     of_kind[1] = of_kind[1] + each([](float grad, float normalized) { return grad * normalized; }, r.grad, normalized);
@@ -216,7 +228,7 @@ __device__ void make_sums(const LayerGradientArgs& a, int n, int first) {
     *reinterpret_cast<float4*>(sums + (kind * kTeams + team) * kTile + own) = of_kind[kind];
   __syncthreads();
   const int kind = threadIdx.x / kTile, column = threadIdx.x % kTile;
-  if (kind >= (a.y ? kKinds : 1) || first + column >= a.m) return;
+  if (kind >= (kHasNorm ? kKinds : 1) || first + column >= a.m) return;
   float sum = 0;
   for (int t = 0; t < kTeams; ++t) sum += sums[(kind * kTeams + t) * kTile + column];
   (kind == 0 ? a.bias_grad : kind == 1 ? a.y_norm_weight_grad : a.y_norm_bias_grad)[first + column] = sum;
@@ -228,10 +240,17 @@ __global__ void __launch_bounds__(kThreads) all_layers(const __grid_constant__ L
   const LayerGradientArgs& a = all.layers[i];
   const unsigned block = blockIdx.x - all.first_blocks[i], across = n_blocks_across(a), column = block % across;
   const int first_row = static_cast<int>(block / across) * kTile;
-  if (column + 1 < across)
-    make_tile(a, all.n, first_row, static_cast<int>(column) * kTile);
+  const int first_column = static_cast<int>(column) * kTile;
+  if (column + 1 == across)
+    a.y ? make_sums<true>(a, all.n, first_row) : make_sums<false>(a, all.n, first_row);
+  else if (a.x_statistics && a.y)
+    make_tile<true, true>(a, all.n, first_row, first_column);
+  else if (a.x_statistics)
+    make_tile<true, false>(a, all.n, first_row, first_column);
+  else if (a.y)
+    make_tile<false, true>(a, all.n, first_row, first_column);
   else
-    make_sums(a, all.n, first_row);
+    make_tile<false, false>(a, all.n, first_row, first_column);
 }
 
 struct Cuda {

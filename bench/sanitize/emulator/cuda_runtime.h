@@ -156,6 +156,9 @@ T __shfl_xor_sync(unsigned mask, T value, int by, int width = 32, emulator::Plac
   return emulator::shuffled(mask, value, own ^ by, own / width * width, width, place);
 }
 
+inline int min(int a, int b) {
+  return a < b ? a : b;
+}
 inline int __popc(unsigned word) {
   return __builtin_popcount(word);
 }
