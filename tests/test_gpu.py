@@ -722,6 +722,7 @@ def test_the_main_job_runs_stops_and_goes_on(kind, tmp_path, capsys):
     assert parts == pytest.approx(whole, rel=0.05)
 
 
+@pytest.mark.filterwarnings("ignore:the weights of .* images have collapsed")  # so short a schedule
 @pytest.mark.parametrize("cls", [LAE, VAE, Hoffman])
 def test_a_gpu_evaluates_as_a_cpu_does(cls, monkeypatch):
     """Evaluation, importance sampling and annealing in float64, on the same draws."""
@@ -741,6 +742,7 @@ def test_a_gpu_evaluates_as_a_cpu_does(cls, monkeypatch):
         torch.testing.assert_close(got, expected, rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.filterwarnings("ignore:the weights of .* images have collapsed")  # so short a schedule
 def test_one_graph_anneals_all_batches_of_a_size(monkeypatch):
     """27 images in batches of 10: two graphs, and the numbers of the moves without any."""
     monkeypatch.setattr("lae_fast.evaluation.ais.ROWS", 40)
