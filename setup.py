@@ -17,6 +17,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import ClassVar
 
 from setuptools import Command, Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -164,7 +165,8 @@ class BuildLibraries(build_ext):
 class CleanBuild(build):
     """Without files that an earlier build has left, and the package has no longer; at the end it says what is left out."""
 
-    sub_commands = (*build.sub_commands, ("left_out", None))
+    # A list: plugins of other packages append to it.
+    sub_commands: ClassVar = [*build.sub_commands, ("left_out", None)]
 
     def run(self) -> None:
         shutil.rmtree(Path(self.build_lib, "lae_fast"), ignore_errors=True)

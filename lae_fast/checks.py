@@ -143,10 +143,10 @@ def image_shape(shape: Any, nx: Any) -> tuple[int, ...]:
     return sizes
 
 
-def step_sizes(name: str, value: Any, n: int) -> Tensor:
-    """Step sizes, a number or a tensor of 1 or n: float64 [1] or [n], on the tensor's device, not yet compared with 0."""
-    if not isinstance(value, Tensor):
-        return torch.tensor([number(name, value, least=0)], dtype=torch.float64, device="cpu")
+def step_sizes(name: str, value: Any, n: int, device: torch.device | str = "cpu") -> Tensor:
+    """Step sizes, a number or a tensor of 1 or n: float64 [1] or [n], on the device or the tensor's own, not yet compared with 0."""
+    if not isinstance(value, Tensor):  # a fill, as a copy from the host would wait for a GPU
+        return torch.full((1,), number(name, value, least=0), dtype=torch.float64, device=device)
     tensor(name, value, dtypes=REAL)
     if value.numel() not in (1, n) or value.dim() > 1 or value.is_meta:
         raise ValueError(f"{name} is {describe(value)}; expected finite and >= 0, one number or {n}")

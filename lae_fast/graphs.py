@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import gc
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -75,12 +77,35 @@ class Replayed:
         for generator in self.generators:
             graph.register_generator_state(generator)
         try:
-            with torch.cuda.graph(graph, stream=self.stream):
+            with _no_garbage(), torch.cuda.graph(graph, stream=self.stream):
                 self.result = self.call()
         except RuntimeError as error:
+            self._end_failed_capture()
             reason = (str(error).splitlines() or [""])[0]
             raise RuntimeError(
                 f"the step could not be captured in a CUDA graph ({reason}): something in it waits for the device or reads "
                 "from the host; with capture=False it runs as it is"
             ) from error
         return graph
+
+    def _end_failed_capture(self) -> None:
+        """Let generators draw again: a failed capture leaves them in capture, and the next one that succeeds takes them out."""
+        graph = torch.cuda.CUDAGraph()
+        for generator in self.generators:
+            graph.register_generator_state(generator)
+        counter = torch.zeros(1, device=self.device)
+        with torch.cuda.graph(graph, stream=self.stream):
+            counter.add_(1)
+
+
+@contextlib.contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Within, no garbage is collected: an older graph among it, as its destruction waits for the device, would end a capture."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -268,3 +268,20 @@ def test_an_installation_asks_for_no_certain_torch():
 
 def test_the_citation_is_of_this_version():
     assert re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1] == __version__
+
+
+def test_plugins_of_setuptools_may_append_sub_commands(tmp_path):
+    """As scikit-build-core does wherever it is installed: without isolation it takes part in the build of every package."""
+    (tmp_path / "plugin.py").write_text(
+        "def finalize(distribution):\n    distribution.get_command_class('build').sub_commands.append(('plugin', None))\n"
+    )
+    facts = tmp_path / "plugin-1.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin\nVersion: 1\n")
+    (facts / "entry_points.txt").write_text(
+        "[setuptools.finalize_distribution_options]\nplugin = plugin:finalize\n"
+    )
+    code = "import sys; sys.argv = ['setup.py', '--name']; sys.path.insert(0, '.'); exec(open('setup.py').read(), {'__file__': 'setup.py', '__name__': '__main__'})"
+    found = python(code, ROOT, PYTHONPATH=str(tmp_path), LAE_FAST_BUILD="none")
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.splitlines()[-1] == "lae_fast"

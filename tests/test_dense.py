@@ -107,11 +107,14 @@ def test_every_simd_level_and_thread_count_computes_the_same_bits(fingerprints):
 def test_keep_selects(accepted, device):
     latest = [torch.full((n,), math.nan, device=device) for n in (5, 4096, 0, 70_000)]
     latest.append(torch.full((3,), math.inf, dtype=torch.float64, device=device))
-    previous = [torch.arange(len(t), dtype=t.dtype, device=device) for t in latest]
-    wanted = [t.clone() for t in (latest if accepted else previous)]
-    ops.keep(latest, previous, torch.tensor([accepted], device=device))
-    for got, expected in zip(latest, wanted, strict=True):
-        torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)
+    latest.append(torch.tensor(math.nan, device=device))
+    previous = [torch.arange(t.numel(), dtype=t.dtype, device=device).view_as(t) for t in latest]
+    wanted = latest if accepted else previous
+    for keep in (ops.keep, dense_ops.keep_reference):
+        found = [t.clone() for t in latest]
+        keep(found, previous, torch.tensor([accepted], device=device))
+        for got, expected in zip(found, wanted, strict=True):
+            torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.usefixtures("threads")

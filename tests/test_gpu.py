@@ -7,6 +7,7 @@ whole training step, evaluation or attack agree to many digits: no decision can 
 import contextlib
 import copy
 import ctypes
+import gc
 import json
 import subprocess
 import sys
@@ -722,10 +723,40 @@ def test_an_energy_that_cannot_be_captured_says_so():
         "energy = lambda z: z.square().sum(2) * (1.0 if z.sum().item() < 1e9 else 2.0)\n"
         "try: lae_fast.langevin_sample(energy, z, n_draws=9, n_warmup=0, step_size=0.1, progress=False, capture=True)\n"
         "except RuntimeError as error: print(error)\n"
+        "print('draws', torch.randn(3, device='cuda').isfinite().all().item())\n"
     )
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert "the step could not be captured in a CUDA graph" in finished.stdout, finished.stderr
     assert "capture=False" in finished.stdout
+    assert "draws True" in finished.stdout, finished.stderr
+
+
+def test_garbage_does_not_end_a_capture():
+    """An older graph that only the garbage collector finds, and a collector that is about to run."""
+
+    def replayed(call):
+        found = Replayed(call, torch.device(DEVICE))
+        for _ in range(WARMUP + 2):
+            found()
+        return found
+
+    x = torch.zeros(4, device=DEVICE)
+    older = replayed(lambda: x.add_(1))
+    older.itself = older
+    threshold = gc.get_threshold()
+
+    def allocate():
+        for _ in range(100):
+            [[] for _ in range(100)]  # objects, for the collector to count
+        return x.add_(1)
+
+    del older
+    gc.set_threshold(1)
+    try:
+        found = replayed(allocate)
+    finally:
+        gc.set_threshold(*threshold)
+    assert found.graph is not None
 
 
 # ---- around training ---------------------------------------------------------------------------
@@ -773,6 +804,7 @@ def test_the_main_job_runs_stops_and_goes_on(kind, tmp_path, capsys):
     assert parts == pytest.approx(whole, rel=0.05)
 
 
+@pytest.mark.filterwarnings("ignore:the weights of .* images have collapsed")  # so short a schedule
 @pytest.mark.parametrize("cls", [LAE, VAE, Hoffman])
 def test_a_gpu_evaluates_as_a_cpu_does(cls, monkeypatch):
     """Evaluation, importance sampling and annealing in float64, on the same draws."""
@@ -792,6 +824,7 @@ def test_a_gpu_evaluates_as_a_cpu_does(cls, monkeypatch):
         torch.testing.assert_close(got, expected, rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.filterwarnings("ignore:the weights of .* images have collapsed")  # so short a schedule
 def test_one_graph_anneals_all_batches_of_a_size(monkeypatch):
     """27 images in batches of 10: two graphs, and the numbers of the moves without any."""
     monkeypatch.setattr("lae_fast.evaluation.ais.ROWS", 40)

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "lae_fast"
 FLOORS = (
     ("_version",),
     ("checks", "console", "isolation", "progress"),
-    ("attacks", "checkpoint", "data", "graphs", "provenance", "seeds", "sharing"),
+    ("attacks", "beside", "checkpoint", "data", "graphs", "provenance", "seeds", "sharing"),
     ("ops",),
     ("sampling",),
     ("models",),

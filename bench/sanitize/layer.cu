@@ -149,7 +149,8 @@ void compare_all(Tally& tally, bool is_quick) {
     bool has_norm;
   };
   std::vector<Case> cases = {{1, 4, 4, true},     {0, 8, 8, true},    {33, 36, 100, true}, {5, 896, 36, true},
-                             {34, 256, 68, true}, {40, 8, 64, false}, {3, 784, 32, false}};
+                             {34, 256, 68, true}, {40, 8, 64, false}, {3, 784, 32, false},
+                             {66, 8, 132, true}};  // the last one: several tiles a block
   if (!is_quick)
     cases.insert(cases.end(), {{100, 256, 784, true}, {64, 784, 256, false}, {129, 880, 8, true}, {70, 200, 44, true},
                                {31, 60, 892, true}});

@@ -26,6 +26,24 @@ __device__ __forceinline__ Pair pair_of(uint32_t word) {
   return pair;
 }
 
+// Four matrices [8, 8] of numbers of 16 bits from shared memory, by a whole warp: lane l gives the address of row l % 8 of
+// matrix l / 8, 16 bytes, and gets of each matrix, with g = l / 4 and t = l % 4, the word (g, t): columns 2 t and 2 t + 1 of
+// row g; transposed, rows 2 t and 2 t + 1 of column g.
+template <bool kIsTransposed = false>
+__device__ __forceinline__ void load_matrices(uint32_t (&words)[4], const uint32_t* row) {
+#if !defined(__CUDACC__)
+  emulator::load_matrices(words, row, kIsTransposed);
+#elif __CUDA_ARCH__ >= 800
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  if constexpr (kIsTransposed)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3]) : "r"(address) : "memory");
+  else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3]) : "r"(address) : "memory");
+#endif
+}
+
 #if !defined(__CUDACC__)
 #define LAE_MULTIPLY(type) emulator::multiply_halves(type, c, a, b)
 #elif __CUDA_ARCH__ < 800  // compiled, and never launched

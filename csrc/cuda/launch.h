@@ -21,10 +21,15 @@ inline int current_device() {
   return device;
 }
 
+inline int device_attribute(cudaDeviceAttr attribute) {
+  int value = 0;
+  check_cuda(cudaDeviceGetAttribute(&value, attribute, current_device()), "device's attributes");
+  return value;
+}
+
 inline void check_tensor_cores() {
-  int major = 0;
-  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, current_device()), "capability");
-  STD_TORCH_CHECK(major >= 8, "lae_fast: whole layers need tensor cores for bfloat16, compute capability 8.0 or more");
+  STD_TORCH_CHECK(device_attribute(cudaDevAttrComputeCapabilityMajor) >= 8,
+                  "lae_fast: whole layers need tensor cores for bfloat16, compute capability 8.0 or more");
 }
 
 inline cudaStream_t current_stream() {

@@ -44,10 +44,6 @@ __host__ __device__ unsigned n_blocks_across(const LayerGradientArgs& a) {
   return n_tiles(a.k) + 1;
 }
 
-__device__ float2 two(const float* p, int row) {
-  return reinterpret_cast<const float2*>(p)[row];
-}
-
 // Four columns of a layer's input; beyond its last column the last ones once more, which nobody stores.
 template <bool kHasNorm>
 struct Input {
@@ -61,7 +57,7 @@ struct Input {
   __device__ Input(const LayerGradientArgs& a, int column) : a(a), column(min(column, a.k - 4)) {}
   __device__ Row load(int row) const {
     return {four(a.x + static_cast<int64_t>(row) * a.k + column),
-            kHasNorm ? two(a.x_statistics, row) : float2{0, 0}};
+            kHasNorm ? two(a.x_statistics + 2 * int64_t{row}) : float2{0, 0}};
   }
   __device__ float4 operator()(const Row& r) const {
     if constexpr (!kHasNorm) return r.x;
@@ -89,8 +85,8 @@ struct Gradient {
     Row r = {four(a.grad + i), {}, {}, {}};
     if (kHasNorm) {
       r.y = four(a.y + i);
-      r.statistics = two(a.y_statistics, row);
-      r.means = two(a.y_means, row);
+      r.statistics = two(a.y_statistics + 2 * int64_t{row});
+      r.means = two(a.y_means + 2 * int64_t{row});
     }
     return r;
   }

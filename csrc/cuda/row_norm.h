@@ -1,25 +1,38 @@
-// Layer norm and ReLU of a number, where the row's statistics are known; and numbers by fours, as loads of 16 bytes bring
-// them.
+// Layer norm and ReLU of a number, where the row's statistics are known; and numbers by twos and fours, as
+// loads of 8 and 16 bytes bring them.
 #pragma once
 
 #include <cuda_runtime.h>
 
+#include <concepts>
+#include <cstdint>
+
 namespace lae {
 
+__device__ inline float2 two(const float* p) {
+  return *reinterpret_cast<const float2*>(p);
+}
 __device__ inline float4 four(const float* p) {
   return *reinterpret_cast<const float4*>(p);
 }
-__device__ inline float4 four_if(bool is_inside, const float* p, int64_t i) {
-  return is_inside ? four(p + i) : float4{0, 0, 0, 0};
+__device__ inline float2 two_if(bool is_inside, const float* p, int64_t i) {
+  return is_inside ? two(p + i) : float2{0, 0};
 }
 
-// f of each of four numbers.
-template <typename F, typename... Fours>
+// f of each of two or four numbers.
+template <typename F, std::same_as<float2>... Pairs>
+__device__ float2 each(F f, const Pairs&... v) {
+  return {f(v.x...), f(v.y...)};
+}
+template <typename F, std::same_as<float4>... Fours>
 __device__ float4 each(F f, const Fours&... v) {
   return {f(v.x...), f(v.y...), f(v.z...), f(v.w...)};
 }
+__device__ inline float2 operator+(const float2& a, const float2& b) {
+  return {a.x + b.x, a.y + b.y};
+}
 __device__ inline float4 operator+(const float4& a, const float4& b) {
-  return each([](float a, float b) { return a + b; }, a, b);
+  return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w};
 }
 
 // A row's mean and 1 / standard deviation.

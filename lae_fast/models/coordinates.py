@@ -18,14 +18,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from lae_fast.beside import Beside
 from lae_fast.models import products
 from lae_fast.sharing import Shared
 
 Normals = Callable[[Tensor], Tensor]  # like -> standard normals of its shape, type and device
+
+
+class _Renewed(NamedTuple):
+    """What `Memory` makes of a new minibatch."""
+
+    weight: Tensor  # [], of the new minibatch in the average
+    gram: Tensor  # [d, d]
+    root: Tensor  # [d, d]
+    inverse: Tensor | None  # [d, d], of the root
 
 
 class Memory:
@@ -40,9 +51,7 @@ class Memory:
         share: other processes hold the rest of the minibatch. What they add up are the normal equations, d (d + nz) numbers a
             process: fewer than h and moves, n (d + nz), where there are more images than features. None: h is all of it.
 
-    Attributes:
-        gram: [d, d], the average of H^T H / n, the new minibatch included.
-        root: [d, d], lower triangular: root root^T = gram plus the ridge.
+    Nothing is computed before `begin`, or before somebody asks.
     """
 
     def __init__(
@@ -54,13 +63,42 @@ class Memory:
         ridge: float,
         share: Shared | None = None,
     ) -> None:
-        self.h, self.share = h, share
-        self.weight = (1 / (1 + n_batches.double())).clamp(min=1 / length).to(h.dtype)
-        self.gram = gram.lerp(self._mean(h.T @ h / len(h)), self.weight)
+        self.before, self.h, self.n_batches, self.length, self.ridge = gram, h, n_batches, length, ridge
+        self.share = share
+        self._renewed: Beside[_Renewed] | None = None
+
+    def begin(self) -> None:
+        """Let a GPU do all but `step` beside what follows, as the chain: nobody needs it before that has ended. Until then the
+        average so far and `n_batches` must stay as they are."""
+        if self._renewed is None:
+            # What processes add up together is not for a stream beside theirs.
+            self._renewed = Beside(self._renew, self.h.device if self.share is None else None)
+
+    def _results(self) -> _Renewed:
+        self.begin()
+        return self._renewed()
+
+    def _renew(self) -> _Renewed:
+        h = self.h
+        weight = (1 / (1 + self.n_batches.double())).clamp(min=1 / self.length).to(h.dtype)
+        gram = self.before.lerp(self._mean(h.T @ h / len(h)), weight)
         eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
         # cholesky_ex does not wait for the device
-        mean = self.gram.diagonal().mean().clamp(min=1e-30)  # features that are all 0 leave phi where it is
-        self.root = torch.linalg.cholesky_ex(self.gram + ridge * mean * eye).L
+        mean = gram.diagonal().mean().clamp(min=1e-30)  # features that are all 0 leave phi where it is
+        root = torch.linalg.cholesky_ex(gram + self.ridge * mean * eye).L
+        # On a GPU solving for a few columns takes longer than many products with the inverse.
+        inverse = torch.linalg.solve_triangular(root, eye, upper=False) if h.is_cuda else None
+        return _Renewed(weight, gram, root, inverse)
+
+    @property
+    def gram(self) -> Tensor:
+        """[d, d], the average of H^T H / n, the new minibatch included."""
+        return self._results().gram
+
+    @property
+    def root(self) -> Tensor:
+        """[d, d], lower triangular: root root^T = gram plus the ridge."""
+        return self._results().root
 
     def _mean(self, of_these: Tensor) -> Tensor:
         """A mean over the images of the whole minibatch, from the mean over these ones."""
@@ -72,9 +110,12 @@ class Memory:
         While all minibatches count equally, phi is the least-squares fit to the targets of all of them. With length 1, no
         ridge and features of rank n, the codes of this minibatch move by exactly `moves`.
         """
-        target = self._mean((self.h.T @ moves) * (self.weight / len(self.h)))  # [d, nz]
-        half = torch.linalg.solve_triangular(self.root, target, upper=False)
-        return torch.linalg.solve_triangular(self.root.T, half, upper=True).T
+        weight, _, root, inverse = self._results()
+        target = self._mean((self.h.T @ moves) * (weight / len(self.h)))  # [d, nz]
+        if inverse is not None:
+            return (inverse.T @ (inverse @ target)).T
+        half = torch.linalg.solve_triangular(root, target, upper=False)
+        return torch.linalg.solve_triangular(root.T, half, upper=True).T
 
 
 class JointCoordinates:

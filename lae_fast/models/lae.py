@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lae_fast import checks
+from lae_fast.beside import Beside
 from lae_fast.models.autoencoder import images_for
 from lae_fast.models.coordinates import DatapointCoordinates, JointCoordinates, Memory
 from lae_fast.models.decoder_pass import DecoderPass, decoder_pass, is_dense
@@ -236,14 +237,15 @@ class LAE(AutoencoderWithChain):
             ValueError: the potential is not a function (a decoder with Dropout) or, with
                 datapoint decisions, an image's potential depends on other images (BatchNorm in train mode).
         """
-        value, inputs, known = self._run(x)
+        value, inputs, known, kept = self._run(x)
+        kept()
         return _KnownGradients.apply(value, 1 / len(x), *inputs, *known)
 
     def add_gradients(self, x: Tensor) -> Tensor:
         if not self.training or not self._is_known():
             return super().add_gradients(x)
         x = self._constant_images(x)
-        value, inputs, known = self._run(x)
+        value, inputs, known, kept = self._run(x)
         with torch.no_grad():
             value, known = value * (1 / len(x)), _scaled(known, 1 / len(x))
         pairs = [(t, g) for t, g in zip(inputs, known, strict=True) if t.requires_grad]
@@ -253,6 +255,7 @@ class LAE(AutoencoderWithChain):
         for p, g in pairs:
             if p.is_leaf:
                 p.grad = g if p.grad is None else p.grad + g  # the encoder may share it
+        kept()
         return value
 
     def _is_known(self) -> bool:
@@ -268,9 +271,10 @@ class LAE(AutoencoderWithChain):
             and not any(has_hooks(p) for part in parts for p in part.parameters())
         )
 
-    def _run(self, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    def _run(self, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor], Beside]:
         """T steps of the chain for images x [n, nx]: the sum of U over the minibatch [], averaged over the decoder's window; what it
-        is differentiated by, features [n, d], with `spread` log s [n, nz], and the decoder's parameters; and its gradients."""
+        is differentiated by, features [n, d], with `spread` log s [n, nz], and the decoder's parameters; its gradients; and
+        what keeps the chain, to be asked for at the end."""
         with products_in(self.precision, x.device):
             h = self.features(x).to(x.dtype)  # [n, d]
             log_std = self.log_std(h).to(x.dtype) if self.spreads else None  # [n, nz]
@@ -278,12 +282,12 @@ class LAE(AutoencoderWithChain):
             if self.mh and not is_dense(self, x):
                 self._check_function(x, h.detach() @ self.phi.T, by_row=not self.is_joint)
             decoder = decoder_pass(self, x.contiguous(), by_row=not self.is_joint)
-            value, known = self._run_chain(decoder, self.coordinates(h.detach(), log_std))
+            value, known, kept = self._run_chain(decoder, self.coordinates(h.detach(), log_std))
             if torch.compiler.is_compiling():
                 # To a compiler what only the backward pass needs belongs there; phi will have moved on by then.
                 value = value + sum(g.flatten()[:0].sum() for g in known)
         inputs = [h, *decoder.parameters] if log_std is None else [h, log_std, *decoder.parameters]
-        return value, inputs, known
+        return value, inputs, known, kept
 
     def convert(self, weights: dict[str, Tensor], prefix: str) -> None:
         s = weights.get(f"{prefix}posterior_scale")  # one number for all, or one for each dimension
@@ -316,9 +320,12 @@ class LAE(AutoencoderWithChain):
 
     def _run_chain(
         self, decoder: DecoderPass, coordinates: JointCoordinates | DatapointCoordinates
-    ) -> tuple[Tensor, list[Tensor]]:
-        """T steps of the chain. The sum of V over the minibatch [], averaged over the decoder's window; and averages of its
-        gradients with respect to the features [n, d], with `spread` log s [n, nz], and the decoder's parameters."""
+    ) -> tuple[Tensor, list[Tensor], Beside]:
+        """T steps of the chain. The sum of V over the minibatch [], averaged over the decoder's window; averages of its
+        gradients with respect to the features [n, d], with `spread` log s [n, nz], and the decoder's parameters; and what
+        keeps phi and the rest of the chain for the next minibatch, which a GPU does beside what follows."""
+        if coordinates.memory is not None:
+            coordinates.memory.begin()
         # One chain of all processes; with datapoint decisions they have some chains each.
         share_chain = self._sharing if self.is_joint else None
 
@@ -355,15 +362,20 @@ class LAE(AutoencoderWithChain):
             if t in shapes:
                 coordinates.add_feature_gradient(decoder.z_grad, chain.phi)
         features = [*_means([coordinates.h_grad()], len(shapes)), *spread]  # before phi moves
+        kept = Beside(lambda: self._end_chain(chain, coordinates), None if self._sharing else value.device)
+        if share_chain is not None:  # to the mean over the processes
+            value = value / share_chain.size
+        (value,) = _means([value.sum()], len(learns))
+        return value, features + _means(decoder.totals, len(learns)), kept
+
+    def _end_chain(self, chain: Chains, coordinates: JointCoordinates | DatapointCoordinates) -> tuple[()]:
+        """Keep where the chain has come to, for the next minibatch. Returns nothing."""
         self.phi.copy_(coordinates.finish(chain.phi))
         if coordinates.memory is not None:
             self.gram.copy_(coordinates.memory.gram)
             self.n_batches += 1
         self._keep(chain, coordinates.log_n)
-        if share_chain is not None:  # to the mean over the processes
-            value = value / share_chain.size
-        (value,) = _means([value.sum()], len(learns))
-        return value, features + _means(decoder.totals, len(learns))
+        return ()
 
 
 # Somebody may give the class, or a class of his own, others.

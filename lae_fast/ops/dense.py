@@ -157,7 +157,8 @@ def norm_relu_sums(
 )
 def keep_reference(latest: list[Tensor], previous: list[Tensor], is_accepted: Tensor) -> None:
     for new, old in zip(latest, previous, strict=True):
-        torch.where(is_accepted.view(-1, *[1] * (new.dim() - 1)), new, old, out=new)
+        rows = [-1, *[1] * (new.dim() - 1)] if new.dim() else []
+        torch.where(is_accepted.view(rows), new, old, out=new)
 
 
 def keep(latest: list[Tensor], previous: list[Tensor], is_accepted: Tensor) -> None:

@@ -114,7 +114,7 @@ def _as_step_size(step_size: float | Tensor | None, phi: Tensor, n_chains: int |
     """[1] or [C], float64, on phi's device."""
     if step_size is None:
         return None
-    step_size = checks.step_sizes("step_size", step_size, n_chains or 1).to(phi.device)
+    step_size = checks.step_sizes("step_size", step_size, n_chains or 1, phi.device).to(phi.device)
     if _is_cheap_to_look_at(phi) and not ((step_size >= 0) & step_size.isfinite()).all():
         raise ValueError(f"step_size is {step_size.tolist()}; expected finite numbers >= 0")
     return step_size

@@ -22,6 +22,9 @@ struct alignas(8) float2 {
 struct alignas(16) float4 {
   float x, y, z, w;
 };
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
@@ -109,6 +112,10 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
 }
 
 // ---- for kernels ----
+
+inline float rsqrtf(float x) {
+  return 1 / std::sqrt(x);
+}
 
 inline void __syncthreads(emulator::Place place = emulator::Place::current()) {
   emulator::wait_for_block(place);

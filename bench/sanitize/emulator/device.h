@@ -70,6 +70,15 @@ float from_bfloat(uint16_t bfloat);
 void multiply_halves(const char* type, float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                      Place place = Place::current());
 
+// ldmatrix.m8n8.x4 of a whole warp, by a lane that gives a row of 16 bytes. csrc/cuda/halves.h says what it gets. A template, for
+// the program itself then reads the row, which is watched.
+void exchange_rows(uint32_t (&words)[4], const uint32_t (&row)[4], bool is_transposed, Place place);
+template <typename Word>
+void load_matrices(Word (&words)[4], const Word* row, bool is_transposed, Place place = Place::current()) {
+  const Word own[4] = {row[0], row[1], row[2], row[3]};
+  exchange_rows(words, own, is_transposed, place);
+}
+
 // What a thread did before its fence is visible to those that see its next atomic operation.
 void fence(Place place);
 void begin_atomic(const void* address, size_t size, void* code);  // `code`: an address in the kernel

@@ -82,4 +82,15 @@ void multiply_halves(const char* type, float (&c)[4], const uint32_t (&a)[4], co
   }
 }
 
+void exchange_rows(uint32_t (&words)[4], const uint32_t (&row)[4], bool is_transposed, Place place) {
+  uint32_t rows[kLanes][4];
+  gather(row, rows, sizeof row, 0xFFFFFFFFu, place);
+  const unsigned g = self->lane / 4, t = self->lane % 4;
+  const auto half = [&](unsigned matrix, unsigned row, unsigned column) {
+    return rows[8 * matrix + row][column / 2] >> 16 * (column % 2) & 0xFFFF;
+  };
+  for (unsigned i = 0; i < 4; ++i)
+    words[i] = is_transposed ? half(i, 2 * t, g) | half(i, 2 * t + 1, g) << 16 : rows[8 * i + g][t];
+}
+
 }  // namespace emulator
