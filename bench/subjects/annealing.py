@@ -49,6 +49,7 @@ def annealing(
             "million image-chain-steps/s": n_steps / row["ms"] / 1e3,
         }
     measured = {
+        "AIS, us": rows["AIS"]["us a move"],
         "AIS": rows["AIS"]["million image-chain-steps/s"],
         "AIS / products": rows["AIS"]["ms"] / rows["its products alone, in a graph"]["ms"],
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from finding import Finding, Setting
@@ -22,6 +23,7 @@ from lae_fast import langevin_sample
 from subjects.samplers import FLOOR, Rivals, gaussian
 
 SAMPLE, EAGER = "langevin_sample, captured", "langevin_sample"
+COMPILED, GIVEN = f"{SAMPLE} and compiled", f"{SAMPLE}, its gradient given"
 # times as many steps a call where they are captured: capturing itself takes as long as some hundred
 MANY = 50
 # steps/s of torchebm 0.8.9's eager LangevinDynamics on an A100-SXM4-80GB, torch 2.11 (torchebm-benchmarks)
@@ -32,13 +34,19 @@ def rivals(start: Tensor, step_size: float) -> Rivals:
     """The samplers by name, on chains that begin at start [C, D]. All run eagerly, except ours that say "captured"."""
     c, d = start.shape
 
-    def ours(mh: bool, capture: bool) -> Run:
-        options = dict(n_draws=1, n_warmup=0, step_size=step_size, mh=mh, progress=False, capture=capture)
+    def ours(mh: bool, **options: Any) -> Run:
+        options |= dict(n_draws=1, n_warmup=0, step_size=step_size, mh=mh, progress=False)
         return lambda n_steps: langevin_sample(gaussian, start.view(c, 1, d), thin=n_steps, **options).z
 
+    routes = {
+        SAMPLE: dict(compile=False, capture=start.is_cuda),
+        COMPILED: dict(compile=True, capture=start.is_cuda),
+        GIVEN: dict(compile=False, capture=start.is_cuda, value_and_grad=lambda z: (gaussian(z), z)),
+        EAGER: dict(compile=False, capture=False),
+    }
     found: dict[str, Run] = {}
-    for name, capture in ((SAMPLE, start.is_cuda), (EAGER, False)):
-        found |= {name: ours(False, capture), f"{name}, MH": ours(True, capture)}
+    for name, options in routes.items():
+        found |= {name: ours(False, **options), f"{name}, MH": ours(True, **options)}
     found["eager PyTorch"] = lambda n_steps: unadjusted_langevin(gaussian, start, step_size, n_steps)
     found["eager PyTorch, MH"] = lambda n_steps: mala(gaussian, start, step_size, n_steps)
     packages, why_not = other_packages(gaussian, start, step_size)
@@ -53,6 +61,7 @@ def chain_targets(c: int, d: int, rates: dict[str, float]) -> dict[str, float]:
     found = {
         f"{size} / published": rates[SAMPLE] / published,
         f"{size}, eager / published": rates[EAGER] / published,
+        f"{size}, us": 1e6 / max(rates[name] for name in (SAMPLE, COMPILED, GIVEN)),
     }
     if "torchebm" in rates:
         found[f"{size} / torchebm"] = rates[SAMPLE] / rates["torchebm"]
@@ -74,7 +83,8 @@ def captured_chains(
     for row in rows.values():
         row |= {"us a step": 1e3 * row["ms"] / n_steps, "steps/s": 1e3 * n_steps / row["ms"]}
     notes = (
-        f"{n_steps} steps; captured, {MANY} times as many a call, its capture included. All on a standard Gaussian, no MH "
+        f"{n_steps} steps; captured, {MANY} times as many a call, its capture included, "
+        "but not what a compiler takes the first time. All on a standard Gaussian, no MH "
         "unless said. Published: torchebm "
         f"{PUBLISHED.get((c, d), 'nothing')} steps/s on an A100, its own target.",
         *why_not,
