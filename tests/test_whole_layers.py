@@ -10,7 +10,7 @@ import torch
 from test_dense import images, model
 from torch import nn
 
-from lae_fast import info
+from lae_fast import LAE, VAE, annealed_log_likelihood, fit_schedule, info
 from lae_fast.models import layers_in_parts, mlp, whole_layers
 from lae_fast.models.decoder_pass import DensePass, RecomputingPass, decoder_pass
 from lae_fast.models.precision import products_in
@@ -69,6 +69,25 @@ def test_training_is_that_by_products_and_norms(monkeypatch, options):
         states.append([losses, *m.state_dict().values()])
     for got, wanted in zip(*states, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.filterwarnings("ignore:the weights of .* images have collapsed")  # so short a schedule
+@pytest.mark.parametrize("kind", [LAE, VAE])
+def test_annealing_is_that_by_autograd(monkeypatch, kind):
+    m, x = model(True, dtype=torch.float64), images(dtype=torch.float64)[:7]
+    if kind is VAE:
+        m = VAE(m.encoder, m.decoder, m.likelihood, nx=m.nx, nz=m.nz, d=m.d).double()
+    monkeypatch.setattr("lae_fast.evaluation.ais.ROWS", 20)  # five images of four chains, then two
+    schedule = fit_schedule(m, x, n_temperatures=40, n_pilot=10)
+    found, evaluated = [], []
+    evaluate = DensePass.evaluate
+    monkeypatch.setattr(DensePass, "evaluate", lambda *a: evaluated.append(a[1].shape) or evaluate(*a))
+    for network in (layers_in_parts, whole_layers):
+        take(monkeypatch, network)
+        found.append(annealed_log_likelihood(m, x, schedule, n_chains=4, progress=False))
+        assert ((20, m.nz) in evaluated) == (network is whole_layers)
+    for got, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
 
 
 def network(*widths, ends_in_relu=False):

@@ -22,6 +22,7 @@ from lae_fast import progress as bars
 from lae_fast.graphs import Replayed
 from lae_fast.isolation import differentiable
 from lae_fast.models.autoencoder import Autoencoder, asks, images_for
+from lae_fast.models.decoder_pass import DensePass, whole_pass
 from lae_fast.models.likelihood import negative_log_prior
 from lae_fast.sampling.acceptance import acceptance_rate
 from lae_fast.sampling.adaptation import TARGET_ACCEPTANCE
@@ -84,6 +85,7 @@ class _Annealing:
     """
 
     x: Tensor  # [n, *shape]
+    images: Tensor  # [C n, nx], the same for each chain, where whole layers are evaluated
     mean: Tensor  # m, [n, nz]
     std: Tensor  # s, [n, nz]
     log_volume: Tensor  # float64 [n], the sum of log s
@@ -108,6 +110,10 @@ class _Annealing:
             mean, std = self.model.posterior(x)
         self._hold(x=x, mean=mean, std=std, log_volume=std.log().sum(-1, dtype=torch.float64))
         self._hold(rng=ops.make_rng(x.device, generator))
+        self.decoder = whole_pass(self.model, x.flatten(1))
+        if self.decoder is not None:  # it takes a row for each chain
+            self._hold(images=x.flatten(1).repeat(self.n_chains, 1))
+            self.decoder = whole_pass(self.model, self.images)
         shape = (self.n_chains, len(x), self.model.nz)
         self.start_at(torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device))
 
@@ -131,12 +137,22 @@ class _Annealing:
 
     def _evaluate(self, e: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """-log N(e) [C, n]; log p(x, z) - log r(z|x) [C, n]; and the derivative of the latter in e [C, n, nz]."""
+        potential, gradient = self._by_autograd(e) if self.decoder is None else self._by_hand(e, self.decoder)
+        prior = negative_log_prior(e)
+        return prior, prior + self.log_volume - potential, e - gradient
+
+    def _by_autograd(self, e: Tensor) -> tuple[Tensor, Tensor]:
+        """-log p(x, z) [C, n], and its derivative in e [C, n, nz]."""
         with differentiable():
             leaf = e.detach().requires_grad_()
             potential = self.model.potential(self.x, self.mean + self.std * leaf)
             (gradient,) = torch.autograd.grad(potential, leaf, torch.ones_like(potential))
-        prior = negative_log_prior(e)
-        return prior, prior + self.log_volume - potential.detach(), e - gradient
+        return potential.detach(), gradient
+
+    def _by_hand(self, e: Tensor, decoder: DensePass) -> tuple[Tensor, Tensor]:
+        z = torch.addcmul(self.mean, self.std, e)
+        potential, z_grad = decoder.evaluate(z.flatten(0, 1))
+        return potential.view(e.shape[:-1]), z_grad.view_as(e) * self.std
 
     def move(self) -> Tensor:
         """One MALA step that leaves r^(1 - beta) p^beta invariant; its acceptance rates [C, n]."""

@@ -42,7 +42,7 @@ def decoder_pass(model: AutoencoderWithChain, x: Tensor, *, by_row: bool = False
     return RecomputingPass(model, x, by_row) if by_row else AutogradPass(model, x, by_row)
 
 
-def is_dense(model: AutoencoderWithChain, x: Tensor) -> bool:
+def is_dense(model: Autoencoder, x: Tensor) -> bool:
     """Whether the potential of images x [n, nx] is known to the letter: an `MLP` under a likelihood with a kernel."""
     decoder = model.decoder
     return (
@@ -61,7 +61,7 @@ def is_layered(model: AutoencoderWithChain, x: Tensor) -> bool:
     return not rounds and _is_known(model, x) and layers.layers_of(model.decoder) is not None
 
 
-def _is_known(model: AutoencoderWithChain, x: Tensor) -> bool:
+def _is_known(model: Autoencoder, x: Tensor) -> bool:
     """Whether the potential of images x [n, nx] is that of a likelihood with a kernel, in the type of x."""
     kind = type(model)
     return (
@@ -73,6 +73,14 @@ def _is_known(model: AutoencoderWithChain, x: Tensor) -> bool:
     )
 
 
+def whole_pass(model: Autoencoder, x: Tensor) -> DensePass | None:
+    """The pass for images x [n, nx], each with an energy of its own, if it evaluates whole layers; else None."""
+    if not is_dense(model, x):
+        return None
+    found = DensePass(model, x, by_row=True)
+    return found if found.network is whole_layers else None
+
+
 class DecoderPass:
     """Base of all passes.
 
@@ -81,7 +89,7 @@ class DecoderPass:
         totals: the gradients of V with respect to `parameters`, summed over datapoints and the states added so far.
     """
 
-    def __init__(self, model: AutoencoderWithChain, x: Tensor, by_row: bool) -> None:
+    def __init__(self, model: Autoencoder, x: Tensor, by_row: bool) -> None:
         self.model, self.x, self.by_row = model, x, by_row
         self.parameters = [
             p for m in (model.decoder, model.likelihood) for p in m.parameters() if p.requires_grad
@@ -211,18 +219,17 @@ class DensePass(DecoderPass):
             against it.
     """
 
-    def __init__(self, model: AutoencoderWithChain, x: Tensor, by_row: bool) -> None:
+    def __init__(self, model: Autoencoder, x: Tensor, by_row: bool) -> None:
         super().__init__(model, x, by_row)
+        of_energies = getattr(model, "chain_precision", model.precision)
         first, *others = model.decoder.layers()
         # The layers round to bfloat16 (except the first: rounding close to z does most harm), the device to TF32.
-        dtype, grad_dtype = (
-            torch.bfloat16 if p == "bf16" else None for p in (model.chain_precision, model.precision)
-        )
+        dtype, grad_dtype = (torch.bfloat16 if p == "bf16" else None for p in (of_energies, model.precision))
         self.layers = [first, *(layer._replace(dtype=dtype, grad_dtype=grad_dtype) for layer in others)]
         self.forward_context, self.backward_context = (
-            p if p == "tf32" else "float32" for p in (model.chain_precision, model.precision)
+            p if p == "tf32" else "float32" for p in (of_energies, model.precision)
         )
-        precisions = (model.chain_precision, model.precision)
+        precisions = (of_energies, model.precision)
         obstacle = whole_layers.obstacle(x.device, self.layers, precisions)
         self.network = layers_in_parts if obstacle else whole_layers
         scale = model.likelihood.log_scale
