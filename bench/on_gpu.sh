@@ -57,7 +57,9 @@ tests() {
   rm -f "$out/tests.xml"
   # Without other packages' plugins: their warnings would count as errors here.
   local code=0
-  PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 "$python" -m pytest -m gpu -v --durations=10 -p no:cacheprovider \
+  local parallel=()
+  if "$python" -c "import xdist" 2>/dev/null; then parallel=(-p xdist -n 6 --dist loadgroup); fi
+  PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 "$python" -m pytest -m gpu -v --durations=10 -p no:cacheprovider "${parallel[@]}" \
     --continue-on-collection-errors --junitxml="$out/tests.xml" || code=$?
   echo "pytest's exit code: $code"
   "$python" bench/junit.py "$out/tests.xml"
@@ -77,11 +79,23 @@ sanitizer() {
     echo "== $program by itself"
     "$work/sanitize/$program" || failed=1
   done
+  # All at once: each takes a processor, and the GPU hardly.
   for tool in memcheck racecheck initcheck synccheck; do
     for program in bench/sanitize/*.cu; do
-      program=$(basename "$program" .cu) log=$work/$tool.log code=0
-      echo "== $tool $program ($SECONDS s)"
-      compute-sanitizer --tool "$tool" --error-exitcode 86 "$work/sanitize/$program" >"$log" 2>&1 || code=$?
+      program=$(basename "$program" .cu) log=$work/$tool-$program.log
+      {
+        code=0
+        compute-sanitizer --tool "$tool" --error-exitcode 86 "$work/sanitize/$program" >"$log" 2>&1 || code=$?
+        echo $code >"$log.code"
+      } &
+    done
+  done
+  wait
+  for tool in memcheck racecheck initcheck synccheck; do
+    for program in bench/sanitize/*.cu; do
+      program=$(basename "$program" .cu) log=$work/$tool-$program.log
+      code=$(cat "$log.code")
+      echo "== $tool $program"
       cat "$log"
       if ! grep -q 'SUMMARY: ' "$log" && grep -qiE 'not supported|not permitted|permission|unable to|failed to init' "$log"; then
         refusal="$tool: $(grep -iE -m 1 'not supported|not permitted|permission|unable to|failed to init' "$log")"

@@ -911,6 +911,7 @@ def test_training_on_another_device_than_the_current_one(capture):
 # ---- more than 2^31 elements -------------------------------------------------------------------
 
 MANY, CHUNK = 2**31, 2**26
+large = pytest.mark.xdist_group("large")  # one after the other: each takes most of a GPU's memory
 
 
 def needs(gigabytes):
@@ -937,6 +938,7 @@ def chunks_of(n):
     return [(first, min(first + CHUNK, n)) for first in range(0, n, CHUNK)]
 
 
+@large
 @pytest.mark.parametrize("is_one_chain", [True, False])
 def test_a_transition_of_more_than_2_to_the_31_elements(is_one_chain):
     """Chunk by chunk, against float64. All chains accept: what was proposed is known without a second copy."""
@@ -999,6 +1001,7 @@ def test_a_transition_of_more_than_2_to_the_31_elements(is_one_chain):
         del y, h, e, expected, bound
 
 
+@large
 def test_energies_of_more_than_2_to_the_31_pixels():
     needs(12)
     n_rows = 100 * -(-MANY // (100 * 784))
@@ -1011,6 +1014,7 @@ def test_energies_of_more_than_2_to_the_31_pixels():
         assert torch.equal(output[part], derivative)
 
 
+@large
 @pytest.mark.parametrize("accepted", [True, False])
 def test_keep_of_more_than_2_to_the_31_elements(accepted):
     needs(22)

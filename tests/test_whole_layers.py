@@ -221,11 +221,13 @@ def test_info_says_which_serves(monkeypatch):
         assert info.report()["network layers"].startswith(words)
 
 
-def test_who_asks_for_whole_layers_gets_them(card, monkeypatch):
+def test_who_asks_for_layers_in_parts_gets_them(card, monkeypatch):
+    for choice in ("whole", "parts"):
+        monkeypatch.setenv("LAE_FAST_LAYERS", choice)
+        reason = None if choice == "whole" else "LAE_FAST_LAYERS=parts asks for that"
+        assert whole_layers.obstacle(card) == reason
+    monkeypatch.delenv("LAE_FAST_LAYERS")
     assert whole_layers.obstacle(card) is None
-    for choice in ("parts", None):
-        monkeypatch.setenv("LAE_FAST_LAYERS", "parts") if choice else monkeypatch.delenv("LAE_FAST_LAYERS")
-        assert whole_layers.obstacle(card) == "LAE_FAST_LAYERS=whole would ask for one kernel"
     monkeypatch.setenv("LAE_FAST_LAYERS", "fast")
-    with pytest.raises(ValueError, match="LAE_FAST_LAYERS='fast'; expected one of parts, whole"):
+    with pytest.raises(ValueError, match="LAE_FAST_LAYERS='fast'; expected one of whole, parts"):
         whole_layers.obstacle(card)

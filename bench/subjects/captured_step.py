@@ -30,12 +30,12 @@ from subjects.contestants import (
 )
 
 OURS_EAGER = "LAE, eager"
-# Rows of the step by other routes: all of those of before, what each next one of ours makes of it, and one to come.
+# Rows of the step by routes of before, layers in parts: all of these, and what each next one of ours makes of it.
 OTHER_ROUTES = {
     "LAE, autograd for all gradients, PyTorch's prior and Adam": ("gradients", "prior", "adam"),
     "LAE, PyTorch's prior and Adam": ("prior", "adam"),
     "LAE, PyTorch's Adam": ("adam",),
-    "LAE, whole layers": ("layers",),
+    "LAE, layers in parts": (),
 }
 PRODUCTS, PRODUCTS_BF16 = "products alone", "products alone, bf16"
 ROUTE_NAMES = {PRODUCTS: "torch.mm", f"{PRODUCTS}, by our routes": "fastest route"}
@@ -49,7 +49,7 @@ def other_step(model: LAE, x: Tensor, routes: tuple[str, ...]) -> Callable[[], N
     if "adam" in routes:
         optimizer = torch.optim.Adam(model.parameters(), lr, fused=True, capturable=True)
     prior = energies.add_prior_reference_ if "prior" in routes else energies.add_prior_unchecked_
-    layers = {whole_layers.VARIABLE: "whole" if "layers" in routes else "parts"}
+    layers = {whole_layers.VARIABLE: "parts"}
 
     def step() -> None:
         optimizer.zero_grad()
@@ -117,8 +117,8 @@ def captured_step(
         "LAE and VAE without further word: captured in a CUDA graph by `TrainingStep`, the copy of the images into it included. "
         "float32 products unless said (TF32 and bfloat16: gradients and encoder; energies stay float32). "
         "Weights, optimizer state and activations of a step lie in L2, as in training.",
-        "The rows with PyTorch's Adam are the step by routes of before, and whole layers (LAE_FAST_LAYERS=whole) one to come, all without "
-        "the copy of the images.",
+        "The rows with PyTorch's Adam and the one of layers in parts (LAE_FAST_LAYERS=parts) are the step by routes of before, all "
+        "without the copy of the images.",
         "Products alone: those of the floor (bench/floor.py), in a graph; the target takes the faster float32 row.",
     )
     unfit = whole_layers.unfit(s.device)

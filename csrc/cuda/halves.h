@@ -11,19 +11,19 @@
 
 namespace lae {
 
-// Two numbers of 16 bits in a word; the first one in the lower half.
-template <typename Pair>
-__device__ __forceinline__ uint32_t word_of(Pair pair) {
-  static_assert(sizeof(Pair) == sizeof(uint32_t));
+// The bits of a number, or of two numbers of 16 bits, the first one in the lower half.
+template <typename Number>
+__device__ __forceinline__ uint32_t word_of(Number number) {
+  static_assert(sizeof(Number) == sizeof(uint32_t));
   uint32_t word;
-  memcpy(&word, &pair, sizeof word);
+  memcpy(&word, &number, sizeof word);
   return word;
 }
-template <typename Pair>
-__device__ __forceinline__ Pair pair_of(uint32_t word) {
-  Pair pair;
-  memcpy(&pair, &word, sizeof pair);
-  return pair;
+template <typename Number>
+__device__ __forceinline__ Number number_of(uint32_t word) {
+  Number number;
+  memcpy(&number, &word, sizeof number);
+  return number;
 }
 
 // Four matrices [8, 8] of numbers of 16 bits from shared memory, by a whole warp: lane l gives the address of row l % 8 of
@@ -67,7 +67,7 @@ __device__ __forceinline__ void load_matrices(uint32_t (&words)[4], const uint32
 struct Float16 {
   static constexpr float kLow = 2048.0f;
   static __device__ __forceinline__ uint32_t pack(float x, float y) { return word_of(__floats2half2_rn(x, y)); }
-  static __device__ __forceinline__ float2 unpack(uint32_t word) { return __half22float2(pair_of<__half2>(word)); }
+  static __device__ __forceinline__ float2 unpack(uint32_t word) { return __half22float2(number_of<__half2>(word)); }
   static __device__ __forceinline__ void multiply(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     LAE_MULTIPLY("f16");
   }
@@ -78,7 +78,7 @@ struct Bfloat16 {
   static constexpr float kLow = 1.0f;
   static __device__ __forceinline__ uint32_t pack(float x, float y) { return word_of(__floats2bfloat162_rn(x, y)); }
   static __device__ __forceinline__ float2 unpack(uint32_t word) {
-    return __bfloat1622float2(pair_of<__nv_bfloat162>(word));
+    return __bfloat1622float2(number_of<__nv_bfloat162>(word));
   }
   static __device__ __forceinline__ void multiply(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     LAE_MULTIPLY("bf16");

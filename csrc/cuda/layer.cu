@@ -229,35 +229,65 @@ struct WarpRows {
   }
 };
 
+// The units in which a warp's rows fit into float16, which ends at 65504 and is coarse below 1e-5: a power of two, and 1 / it.
+struct Units {
+  float of[kRows], inverse[kRows];
+
+  __device__ Units(const WarpRows& rows) {
+    float largest[kRows] = {};
+    for (int i = threadIdx.x % 32 * 4; i < rows.width; i += 128) {
+      float4 v[kRows];
+      rows.load(i, v);
+      for (int r = 0; r < kRows; ++r)
+        largest[r] = fmaxf(largest[r], fmaxf(fmaxf(fabsf(v[r].x), fabsf(v[r].y)), fmaxf(fabsf(v[r].z), fabsf(v[r].w))));
+    }
+    for (int r = 0; r < kRows; ++r) {
+      for (int offset = 16; offset > 0; offset /= 2)
+        largest[r] = fmaxf(largest[r], __shfl_xor_sync(0xFFFFFFFFu, largest[r], offset));
+      const int exponent = min(static_cast<int>(word_of(largest[r]) >> 23), 253);  // 127 is that of 1
+      of[r] = number_of<float>(exponent << 23);
+      inverse[r] = number_of<float>((254 - exponent) << 23);
+    }
+  }
+};
+
 // A block that makes several tiles of its rows reads these once.
+template <bool kHasNorm>
 __global__ void __launch_bounds__(kThreads, 2) forward_tiles(LayerForwardArgs a) {
   const int k = static_cast<int>(a.k), m = static_cast<int>(a.m), n_tiles = (m + kTile - 1) / kTile;
   uint32_t* words = dynamic_shared<uint32_t>();
   const Rows<Float16> x(words, k), w(words + Rows<Float16>::n_words(k), k);
+  float unit = 1;  // of the thread's row
   for (int i = static_cast<int>(blockIdx.y); i < n_tiles; i += static_cast<int>(gridDim.y)) {
     const Tile tile(i);
     const bool is_first = i == static_cast<int>(blockIdx.y), has_row = tile.row < a.n, is_inside = has_row && tile.column < m;
-    const RowParts moments(is_first && has_row && a.moments, a.moments, tile.row, k);  // loads come early, to be needed late
+    const RowParts moments(kHasNorm && is_first && has_row, a.moments, tile.row, k);  // loads come early, to be needed late
     const float2 bias = two_if(is_inside, a.bias, tile.column);
     if (!is_first) __syncthreads();  // the previous tile's sums have been read
     const WarpRows w_rows(a.weight, tile.first_column + tile.warp_row, m, k);
     w.fill(tile.warp_row, k, [&](int i, float4(&v)[kRows]) { w_rows.load(i, v); });
-    if (is_first) {
+    const WarpRows x_rows(a.x, tile.row - threadIdx.x % 32 / kLanes, a.n, k);
+    if (is_first && kHasNorm) {
       const RowNorm norm(moments, k, a.eps);
       const Norm norms[kRows] = {norm.of_lane(0), norm.of_lane(kLanes)};
-      if (a.moments && has_row && tile.is_first())
-        *reinterpret_cast<float2*>(a.x_statistics + 2 * tile.row) = {norm.mean, norm.rstd};
-      const WarpRows x_rows(a.x, tile.row - threadIdx.x % 32 / kLanes, a.n, k);
+      if (has_row && tile.is_first()) *reinterpret_cast<float2*>(a.x_statistics + 2 * tile.row) = {norm.mean, norm.rstd};
       x.fill(tile.warp_row, k, [&](int i, float4(&v)[kRows]) {
         x_rows.load(i, v);
-        if (!a.moments) return;
         const float4 weight = four(a.norm_weight + i), bias = four(a.norm_bias + i);
         for (int r = 0; r < kRows; ++r)
           v[r] = each([&](float x, float weight, float bias) { return relu(affine(norms[r].normalized(x), weight, bias)); },
                       v[r], weight, bias);
       });
+    } else if (is_first) {
+      const Units units(x_rows);
+      unit = units.of[threadIdx.x % 32 / kLanes];
+      x.fill(tile.warp_row, k, [&](int i, float4(&v)[kRows]) {
+        x_rows.load(i, v);
+        for (int r = 0; r < kRows; ++r) v[r] = each([&](float x) { return x * units.inverse[r]; }, v[r]);
+      });
     }
-    const float2 v = multiply(x, w, k, reinterpret_cast<float*>(w.high)) + bias;
+    const float2 product = multiply(x, w, k, reinterpret_cast<float*>(w.high));
+    const float2 v = each([&](float v, float bias) { return v * unit + bias; }, product, bias);
 
     if (is_inside) *reinterpret_cast<float2*>(a.y + tile.row * m + tile.column) = v;
     float mean = is_inside ? v.x + v.y : 0;
@@ -288,36 +318,42 @@ struct RowNormBackward : NormBackward {
   }
 };
 
+// The norms are those of y, after the layer, and of x, before it.
+template <bool kHasNorm, bool kHasInputNorm>
 __global__ void __launch_bounds__(kThreads, 2) backward_tile(LayerBackwardArgs a) {
   const int k = static_cast<int>(a.k), m = static_cast<int>(a.m);
   uint32_t* words = dynamic_shared<uint32_t>();
   const Rows<Bfloat16> g(words, m);
   const Columns<Bfloat16> w(words + Rows<Bfloat16>::n_words(m), m);
   const Tile tile(static_cast<int>(blockIdx.y));
-  const bool has_row = tile.row < a.n, is_inside = has_row && tile.column < k, has_input_norm = is_inside && a.x;
-  const RowParts moments(has_row && a.y, a.y_moments, tile.row, m), sums(has_row && a.y, a.y_sums, tile.row, m);
+  const bool has_row = tile.row < a.n, is_inside = has_row && tile.column < k;
+  const RowParts moments(kHasNorm && has_row, a.y_moments, tile.row, m), sums(kHasNorm && has_row, a.y_sums, tile.row, m);
   w.fill(a.weight, m, k, tile.first_column);
-  const RowNormBackward back(moments, sums, m, a.y_eps);
-  const NormBackward backs[kRows] = {back.of_lane(0), back.of_lane(kLanes)};
-  if (a.y && has_row && tile.is_first()) *reinterpret_cast<float2*>(a.y_means + 2 * tile.row) = {back.mean, back.slope};
   const int64_t warp_row = tile.row - threadIdx.x % 32 / kLanes;
-  const WarpRows grads(a.grad, warp_row, a.n, m), y_rows(a.y, warp_row, a.n, m);
-  g.fill(tile.warp_row, m, [&](int i, float4(&v)[kRows]) {
-    grads.load(i, v);
-    if (!a.y) return;
-    float4 y[kRows];
-    y_rows.load(i, y);
-    const float4 weight = four(a.y_norm_weight + i);
-    for (int r = 0; r < kRows; ++r)
-      v[r] = each([&](float grad, float weight, float y) { return backs[r](grad * weight, y); }, v[r], weight, y[r]);
-  });
-  const RowParts x_moments(has_row && a.x, a.x_moments, tile.row, k);
-  const float2 x = two_if(has_input_norm, a.x, tile.row * k + tile.column),
-               weight = two_if(has_input_norm, a.x_norm_weight, tile.column),
-               bias = two_if(has_input_norm, a.x_norm_bias, tile.column);
+  const WarpRows grads(a.grad, warp_row, a.n, m);
+  if constexpr (kHasNorm) {
+    const RowNormBackward back(moments, sums, m, a.y_eps);
+    const NormBackward backs[kRows] = {back.of_lane(0), back.of_lane(kLanes)};
+    if (has_row && tile.is_first()) *reinterpret_cast<float2*>(a.y_means + 2 * tile.row) = {back.mean, back.slope};
+    const WarpRows y_rows(a.y, warp_row, a.n, m);
+    g.fill(tile.warp_row, m, [&](int i, float4(&v)[kRows]) {
+      float4 y[kRows];
+      grads.load(i, v), y_rows.load(i, y);
+      const float4 weight = four(a.y_norm_weight + i);
+      for (int r = 0; r < kRows; ++r)
+        v[r] = each([&](float grad, float weight, float y) { return backs[r](grad * weight, y); }, v[r], weight, y[r]);
+    });
+  } else {
+    g.fill(tile.warp_row, m, [&](int i, float4(&v)[kRows]) { grads.load(i, v); });
+  }
+  const bool reads_input = kHasInputNorm && is_inside;
+  const RowParts x_moments(kHasInputNorm && has_row, a.x_moments, tile.row, k);
+  const float2 x = two_if(reads_input, a.x, tile.row * k + tile.column),
+               weight = two_if(reads_input, a.x_norm_weight, tile.column),
+               bias = two_if(reads_input, a.x_norm_bias, tile.column);
   float2 v = multiply(g, w, m, reinterpret_cast<float*>(w.high));
 
-  if (a.x) {
+  if constexpr (kHasInputNorm) {
     const RowNorm norm(x_moments, k, a.x_eps);
     float sum = 0, product = 0;
     const auto through = [&](float gradient, float x, float weight, float bias) {
@@ -359,14 +395,16 @@ struct Cuda {
     const unsigned blocks = device_attribute(cudaDevAttrMultiProcessorCount) * (shape.shared_bytes > 113 << 10 ? 1 : 2);
     const unsigned tiles = shape.grid.y, most = (tiles * shape.grid.x + blocks - 1) / blocks;
     shape.grid.y = (tiles + most - 1) / most;
-    launch("layer_forward", shape, forward_tiles, a);
+    launch("layer_forward", shape, a.moments ? forward_tiles<true> : forward_tiles<false>, a);
   }
 
   static void layer_backward(const LayerBackwardArgs& a) {
     if (a.n == 0) return;
     const int m = static_cast<int>(a.m);
     const int left = Rows<Bfloat16>::n_words(m), right = Columns<Bfloat16>::n_words(m);
-    launch("layer_backward", shape_of(a.n, tiles_of(a.k), left, right), backward_tile, a);
+    const auto kernel = a.y ? (a.x ? backward_tile<true, true> : backward_tile<true, false>)
+                            : (a.x ? backward_tile<false, true> : backward_tile<false, false>);
+    launch("layer_backward", shape_of(a.n, tiles_of(a.k), left, right), kernel, a);
   }
 };
 

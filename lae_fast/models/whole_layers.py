@@ -23,8 +23,8 @@ from lae_fast.models.precision import Precision
 from lae_fast.ops.layer import MAX_INNER, aligned, means_of
 
 VARIABLE = "LAE_FAST_LAYERS"
-# whole: where nothing stands against it. Not the default before a card has measured it.
-CHOICES = ("parts", "whole")
+# whole, the default: where nothing stands against it.
+CHOICES = ("whole", "parts")
 
 # Of a network and its model; parameters must be aligned, too, as PyTorch's own are.
 CONDITION = f"where widths are multiples of 4 up to {MAX_INNER}, and products are float32"
@@ -69,7 +69,7 @@ def obstacle(
     if asked not in CHOICES:
         raise ValueError(f"{VARIABLE}={asked!r}; expected one of {', '.join(CHOICES)}")
     if asked == "parts":
-        return f"{VARIABLE}=whole would ask for one kernel"
+        return f"{VARIABLE}=parts asks for that"
     return unfit(device, layers, precisions)
 
 
