@@ -30,7 +30,7 @@ def _device(config: Config, processes: Processes) -> torch.device:
     if device.type != "cuda" and "tf32" in (config.precision, config.chain_precision):
         raise TrainingError(f"--precision tf32 on {device}; expected a GPU, or float32 or bf16")
     if device.type == "cuda" and processes.size > 1:
-        torch.cuda.set_device(device)  # what NCCL and the graph of no other process uses
+        torch.cuda.set_device(device)  # NCCL asks for it
     return device
 
 
@@ -82,7 +82,7 @@ def _parse(arguments: Sequence[str], processes: Processes = ALONE) -> Config:
         config.check_resumed(base)
     elif processes.job and config.output_dir and run_folder.is_of_job(config.output_dir, processes.job):
         config = _resumed(config.output_dir)
-    processes.check_restarts(config.resume or config.output_dir)
+    processes.check_restarts(config.resume or (config.output_dir if processes.job else None))
     return config
 
 

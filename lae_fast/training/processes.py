@@ -36,9 +36,7 @@ class Processes:
     local_rank: int = 0  # on this host
     job: str | None = None  # torchrun's name of the job, which stays when it starts its processes once more
     n_restarts: int = 0  # that torchrun would make
-    start: str | None = (
-        None  # a name of this start; None: torchrun of several hosts has none, each counts for itself
-    )
+    start: str | None = None  # the number of this start, where torchrun of one host counts them
 
     @classmethod
     def started(cls) -> Processes:
@@ -67,11 +65,12 @@ class Processes:
             yield
             return
         on_gpus = torch.cuda.is_available() and distributed.is_nccl_available()
+        public: Any = distributed  # also what it does not tell type checkers
         try:
-            store, _, _ = next(distributed.rendezvous("env://"))
+            store, _, _ = next(public.rendezvous("env://"))
             distributed.init_process_group(
                 "cpu:gloo,cuda:nccl" if on_gpus else "gloo",
-                store=distributed.PrefixStore(self.start or "", store),
+                store=public.PrefixStore(self.start or "", store),
                 rank=self.rank,
                 world_size=self.size,
                 timeout=TIMEOUT,
@@ -89,13 +88,17 @@ class Processes:
                 distributed.destroy_process_group()
 
     def check_restarts(self, folder: Path | None) -> None:
-        """Raise a TrainingError if torchrun would start processes once more that find neither the run's folder nor each other."""
+        """Raise a TrainingError if processes that torchrun would start once more could not go on.
+
+        Args:
+            folder: where they would find the run; None: nowhere.
+        """
         if self.n_restarts == 0:
             return
-        if folder is None or self.job is None:
+        if folder is None:
             raise TrainingError(
                 f"torchrun --max-restarts {self.n_restarts} for a run that could not be found again; expected --output-dir, and "
-                "--standalone or --rdzv-id for torchrun"
+                "--standalone or --rdzv-id before -m"
             )
         # It keeps what processes write down for each other, also where those of an earlier start have listened.
         if self.start is None and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
@@ -136,16 +139,17 @@ class Processes:
         """
         if self.size == 1:
             return function()
-        result, failure = None, None
+        result, failure, code = None, None, None
         try:
             result = function()
-        except (Exception, SystemExit) as error:  # the others are to know, whatever it is
-            failure = error
-        codes = self._of_all(None if failure is None else getattr(failure, "code", 2))
-        failed = [(rank, code) for rank, code in enumerate(codes) if code is not None]
-        if failed:
-            rank, code = failed[0]
-            raise failure if failure is not None and rank == self.rank else SystemExit(code)
+        except SystemExit as error:  # after a text of help, say
+            failure, code = error, error.code or 0
+        except Exception as error:
+            failure, code = error, 2
+        codes = self._of_all(code)
+        failed = next((rank for rank, c in enumerate(codes) if c is not None), None)
+        if failed is not None:
+            raise failure if failure and failed == self.rank else SystemExit(codes[failed])
         return result  # type: ignore[return-value]  # as there was no failure
 
     def of_first(self, function: Callable[[], T]) -> T:
@@ -178,7 +182,7 @@ class Processes:
         """The values of all processes, in the order of their ranks."""
         if self.size == 1:
             return [value]
-        values = [None] * self.size
+        values: list[Any] = [None] * self.size
         distributed.all_gather_object(values, value)
         return values
 
