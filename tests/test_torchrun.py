@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -232,6 +233,24 @@ def test_torchrun_starts_a_job_again_that_has_lost_a_process(runs, tmp_path, ran
 
 
 @pytest.mark.slow
+def test_hosts_have_a_torchrun_each_and_all_start_once_more(runs, tmp_path):
+    (tmp_path / "script.py").write_text(DIES_TWICE)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meets = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free.getsockname()[1]}"]
+    torchrun = [*TORCHRUN[:3], "--nnodes", "2", *meets, "--rdzv-id", "job", "--max-restarts", "2"]
+    given = [*QUICK, "--epochs", "2", "--output-dir", str(tmp_path / "run")]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    options["env"] = APART["env"] | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    hosts = [subprocess.Popen([*torchrun, str(tmp_path / "script.py"), "1", *given], **options) for _ in "ab"]
+    said = [host.communicate(timeout=120) for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], said
+    assert "resume    from" in said[0][0] + said[1][0]
+    found = checkpoint.load_latest(tmp_path / "run" / "checkpoints").weights
+    assert all(torch.equal(t, found[name]) for name, t in saved(runs, "datapoint 2").weights.items())
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_torchrun_leaves_a_checkpoint(tmp_path, number):
     run = tmp_path / "run"
@@ -244,6 +263,25 @@ def test_a_signal_to_torchrun_leaves_a_checkpoint(tmp_path, number):
     out, err = process.communicate(timeout=60)
     step = int(re.search(r"stopped at step (\d+)", out)[1])
     assert checkpoint.load_latest(run / "checkpoints").state["progress"]["step"] == step, err
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="NCCL wants a GPU for each process")
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_gpus_train_as_one(tmp_path, kind):
+    """A run of two, which one resumes, is a run of one that two resume."""
+    found = []
+    for first, then in ((2, 1), (1, 2)):
+        run = tmp_path / str(first)
+        given = [*QUICK, *KINDS[kind], "--epochs", "1", "--output-dir", str(run)]
+        given[given.index("cpu")] = "cuda"
+        for n, options in ((first, given), (then, ["--resume", str(run), "--epochs", "2"])):
+            command = [*TORCHRUN[:-1], str(n), "-m", "lae_fast.train", *options]
+            done = subprocess.run(command, timeout=300, **APART)
+            assert done.returncode == 0, done.stderr
+        found.append(checkpoint.load_latest(run / "checkpoints"))
+    assert [s.path.name for s in found] == ["step-000000020"] * 2
+    assert_close(found[0].weights, found[1].weights, 2e-2)
 
 
 # ---- its environment ----
