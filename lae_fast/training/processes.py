@@ -127,7 +127,7 @@ class Processes:
         """The largest of all processes' numbers."""
         if self.size == 1:
             return number
-        found = torch.tensor(number)
+        found = torch.tensor(int(number))
         distributed.all_reduce(found, distributed.ReduceOp.MAX)
         return int(found)
 
@@ -139,15 +139,13 @@ class Processes:
         """
         if self.size == 1:
             return function()
-        result, failure, code = None, None, None
+        result, failure = None, None
         try:
             result = function()
-        except SystemExit as error:  # after a text of help, say
-            failure, code = error, error.code or 0
-        except Exception as error:
-            failure, code = error, 2
-        codes = self._of_all(code)
-        failed = next((rank for rank, c in enumerate(codes) if c is not None), None)
+        except (Exception, SystemExit) as error:
+            failure = error
+        codes = self._of_all(_exit_code(failure))
+        failed = next((rank for rank, code in enumerate(codes) if code is not None), None)
         if failed is not None:
             raise failure if failure and failed == self.rank else SystemExit(codes[failed])
         return result  # type: ignore[return-value]  # as there was no failure
@@ -192,6 +190,13 @@ ALONE = Processes()
 
 def _nothing() -> None:
     pass
+
+
+def _exit_code(failure: Exception | SystemExit | None) -> Any:
+    """Of a process that ends by this; None: it goes on."""
+    if isinstance(failure, SystemExit):  # after a text of help, say
+        return failure.code or 0
+    return None if failure is None else 2
 
 
 def _is_of_connections(error: RuntimeError) -> bool:
