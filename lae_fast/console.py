@@ -48,8 +48,11 @@ def _silence(stream: TextIO) -> None:
 
 
 def typed(command: str = "COMMAND") -> list[str]:
-    """What starts a command of the package, as this one was started: `lae-fast train`, `python -m lae_fast train`, else
-    `python -m lae_fast.train`; for usage lines, records and advice."""
+    """What starts a command of the package, as this one was started: by torchrun, `lae-fast train`, `python -m lae_fast train`,
+    else `python -m lae_fast.train`; for usage lines, records and advice."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        n_processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
+        return ["torchrun", "--nproc-per-node", n_processes, "-m", f"lae_fast.{command}"]
     program = Path(sys.argv[0])
     if program.stem == "lae-fast":
         return ["lae-fast", command]
@@ -111,7 +114,7 @@ def run(body: Callable[[], int], errors: tuple[type[Exception], ...], stopped: s
 
     Args:
         errors: what a user can mend. Others are faults of this package, and keep their traceback.
-        stopped: what to say when a signal came.
+        stopped: what to say when a signal came; empty: nothing.
     """
     with _streams(), _Signals():
         try:
@@ -122,5 +125,6 @@ def run(body: Callable[[], int], errors: tuple[type[Exception], ...], stopped: s
             complain(f"error: {' '.join(str(error).splitlines()) or type(error).__name__}")
             return 2
         except KeyboardInterrupt as stop:
-            complain(stopped)
+            if stopped:
+                complain(stopped)
             return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)

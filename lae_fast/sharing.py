@@ -59,6 +59,12 @@ class Shared:
         """The mean of a value over all processes, the same bits on each of them."""
         return self.total(value) / self.size
 
+    def average(self, tensors: list[Tensor]) -> None:
+        """Replace tensors by their means over all processes, in place, by one message, which is of the first one's type."""
+        flat = self.mean(torch.cat([t.flatten().to(tensors[0].dtype) for t in tensors]))
+        for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(mean.view_as(tensor))
+
     def of_first(self, tensors: list[Tensor]) -> None:
         """Give all processes the first one's values, in place."""
         source = 0 if self.group is None else distributed.get_global_rank(self.group, 0)

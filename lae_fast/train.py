@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import shlex
 import sys
@@ -12,21 +13,24 @@ from pathlib import Path
 import torch
 import tyro
 
-from lae_fast import checks, console, data, info, progress, view
+from lae_fast import checkpoint, checks, console, data, info, progress, view
 from lae_fast.checkpoint import CheckpointError
 from lae_fast.console import complain, say
-from lae_fast.data import DataError
+from lae_fast.data import DataError, Dataset
 from lae_fast.models import LAE
 from lae_fast.ops.columns import NONFINITE, REJECTED
 from lae_fast.training import config_file, run_folder, runlog
 from lae_fast.training.config import Config, TrainingError
+from lae_fast.training.processes import ALONE, Processes
 from lae_fast.training.trainer import N_BOUND, Event, Trainer
 
 
-def _device(config: Config) -> torch.device:
-    device = checks.command_device(config.device)
+def _device(config: Config, processes: Processes) -> torch.device:
+    device = checks.command_device(processes.device(config.device))
     if device.type != "cuda" and "tf32" in (config.precision, config.chain_precision):
         raise TrainingError(f"--precision tf32 on {device}; expected a GPU, or float32 or bf16")
+    if device.type == "cuda" and processes.size > 1:
+        torch.cuda.set_device(device)  # NCCL asks for it
     return device
 
 
@@ -42,8 +46,9 @@ def _as(kind: type[Config], options: Config) -> Config:
     return kind(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Config)})
 
 
-def _parse(arguments: Sequence[str]) -> Config:
-    """Flags to options, on top of the defaults, of the file after --config, or of the run after --resume."""
+def _parse(arguments: Sequence[str], processes: Processes = ALONE) -> Config:
+    """Flags to options, on top of the defaults, of the file after --config, or of the run after --resume. A run that torchrun
+    starts once more goes on."""
     prog = " ".join(console.typed("train"))
     # These alone at first: flags that their options allow may contradict the defaults.
     bases = argparse.ArgumentParser(prog, f"{prog} [OPTIONS]", add_help=False, allow_abbrev=False)
@@ -75,6 +80,9 @@ def _parse(arguments: Sequence[str]) -> Config:
         if config.dataset == "auto":  # the run's record knows which
             config = dataclasses.replace(config, dataset=base.dataset)
         config.check_resumed(base)
+    elif processes.job and config.output_dir and run_folder.is_of_job(config.output_dir, processes.job):
+        config = _resumed(config.output_dir)
+    processes.check_restarts(config.resume or (config.output_dir if processes.job else None))
     return config
 
 
@@ -94,6 +102,11 @@ def _print_start(trainer: Trainer, source: str, facts: dict[str, str]) -> None:
     say(f"data      {source}; {sizes} train / validation / test images")
     say(f"kernels   {kind}: {facts[kind]}")
     say(f"model     {config.model}, nz {config.nz}, {n_parameters:,} parameters")
+    if (n := trainer.processes.size) > 1:
+        each = trainer.batch_size // n
+        say(
+            f"processes {n} share the work: of each minibatch of {trainer.batch_size} images a process has {each}"
+        )
     if isinstance(trainer.model, LAE) and trainer.model.is_joint and config.nh < trainer.batch_size:
         say(
             f"note      {config.nh} features for minibatches of {trainer.batch_size}: with fewer features than images the law of"
@@ -105,7 +118,7 @@ def _print_start(trainer: Trainer, source: str, facts: dict[str, str]) -> None:
         )
     if trainer.resumed_from:
         say(f"resume    from {trainer.resumed_from.path}")
-    elif trainer.is_resumed:
+    elif config.resume:
         say("resume    no checkpoint was written yet: starting anew")
 
 
@@ -147,14 +160,16 @@ def _write_page(trainer: Trainer) -> None:
 
 
 def _fit(trainer: Trainer) -> int:
-    """Train under a bar; the signal that asked to stop before the end, or 0."""
-    size = trainer.batch_size
+    """Train under a bar; the signal that asked any process to stop before the end, or 0."""
+    size, first = trainer.batch_size, trainer.processes.is_first
     total, done = trainer.epochs * trainer.n_batches * size, trainer.progress.step * size
-    bar = progress.bar(total=total, initial=done, unit=" images", unit_scale=True, smoothing=0.05)
+    bar = progress.bar(
+        total=total, initial=done, unit=" images", unit_scale=True, smoothing=0.05, shown=first
+    )
     with console.Interrupt() as interrupt, bar:
 
         def on_step(event: Event) -> bool:
-            for message in event.messages:
+            for message in event.messages if first else ():
                 with bar.external_write_mode(file=sys.stderr):
                     complain(message)
             shown = {
@@ -170,56 +185,82 @@ def _fit(trainer: Trainer) -> int:
             return interrupt.requested > 0
 
         trainer.fit(on_step)
-        return 0 if trainer.is_over() else interrupt.requested
+        return 0 if trainer.is_over() else trainer.processes.largest(interrupt.requested)
 
 
-def train(config: Config, command: str = "") -> int:
+def _begin(trainer: Trainer, dataset: Dataset, fingerprint: str, command: str) -> None:
+    """Say what starts, and write the run's record."""
+    run_folder.check_room(trainer.folder, trainer.model)
+    facts, job = info.report(), trainer.processes.job
+    _print_start(trainer, dataset.source, facts)
+    run_folder.write_record(
+        trainer.folder,
+        trainer.config,
+        data=dataset.source,
+        fingerprint=fingerprint,
+        command=command,
+        versions=facts,
+        **({"job": job} if job else {}),
+    )
+
+
+def train(config: Config, command: str = "", processes: Processes = ALONE) -> int:
     """Run the main job; the exit code."""
-    device = _device(config)
-    with run_folder.claimed(config) as folder:
-        dataset = data.load(
-            config.data or config.dataset,
-            config.data_dir,
-            validation=config.validation,
-            binarization=config.binarize,
+    device = processes.together(lambda: _device(config, processes))
+    with contextlib.ExitStack() as stack:
+        folder = processes.of_first(lambda: stack.enter_context(run_folder.claimed(config)))
+        dataset = processes.by_host(
+            lambda: data.load(
+                config.data or config.dataset,
+                config.data_dir,
+                validation=config.validation,
+                binarization=config.binarize,
+            )
         )
         fingerprint = dataset.fingerprint()
-        if config.resume:
-            run_folder.check_data(folder, fingerprint)
+        processes.check_alike("data", fingerprint)
+        processes.check_alike("devices", device.type)
+        saved = processes.of_first(lambda: _saved(config, folder, fingerprint))
         # A resumed run has to find the data set that auto was, and files from any folder.
         if config.data is None:
             config = dataclasses.replace(config, dataset=dataset.name)
         else:
             config = dataclasses.replace(config, data=config.data.expanduser().absolute())
-        trainer = Trainer(config, dataset, folder, device, resume=config.resume is not None)
-        run_folder.check_room(folder, trainer.model)
-        facts = info.report()
-        _print_start(trainer, dataset.source, facts)
-        run_folder.write_record(
-            folder,
-            trainer.config,
-            data=dataset.source,
-            fingerprint=fingerprint,
-            command=command,
-            versions=facts,
+        trainer = processes.together(
+            lambda: Trainer(config, dataset, folder, device, saved=saved, processes=processes)
         )
+        processes.of_first(lambda: _begin(trainer, dataset, fingerprint, command))
         if stopped := _fit(trainer):
             again = shlex.join([*console.typed("train"), "--resume", str(folder)])
-            say(f"stopped at step {trainer.progress.step}; continue with: {again}")
+            if processes.is_first:
+                say(f"stopped at step {trainer.progress.step}; continue with: {again}")
             return 128 + stopped
-        _print_end(trainer)
+        processes.of_first(lambda: _print_end(trainer))
         return 0
+
+
+def _saved(config: Config, folder: Path, fingerprint: str) -> checkpoint.Checkpoint | None:
+    """What a resumed run goes on from, if there is a checkpoint yet."""
+    if config.resume is None:
+        return None
+    run_folder.check_data(folder, fingerprint)
+    return checkpoint.load_latest(folder / "checkpoints")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: a clear line instead of a traceback for whatever a user can mend."""
     arguments = sys.argv[1:] if argv is None else argv
     command = shlex.join([*console.typed("train"), *arguments])
-    return console.run(
-        lambda: train(_parse(arguments), command),
-        (TrainingError, DataError, CheckpointError, ValueError, OSError, torch.OutOfMemoryError),
-        "stopped; what was written stays, and --resume continues from the last checkpoint",
-    )
+    processes = Processes.started()
+
+    def body() -> int:
+        with processes.joined():
+            config = processes.of_first(lambda: _parse(arguments, processes))
+            return train(config, command, processes)
+
+    errors = (TrainingError, DataError, CheckpointError, ValueError, OSError, torch.OutOfMemoryError)
+    stopped = "stopped; what was written stays, and --resume continues from the last checkpoint"
+    return console.run(body, errors, stopped if processes.is_first else "")
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def test_all_commands_are_listed(monkeypatch, capsys):
 
 def test_a_run_records_the_command_as_typed(monkeypatch):
     seen = []
-    monkeypatch.setattr(train, "train", lambda config, command: seen.append(command) or 0)
+    monkeypatch.setattr(train, "train", lambda config, command, _: seen.append(command) or 0)
     monkeypatch.setattr(sys, "argv", ["/bin/lae-fast", "train", "--nz", "3"])
     assert __main__.main() == 0
     assert seen == ["lae-fast train --nz 3"]
@@ -80,7 +80,7 @@ def test_a_run_records_the_command_as_typed(monkeypatch):
 def parsed(monkeypatch):
     """The options that `train` would work with, or the exit code where it would not."""
     seen = []
-    monkeypatch.setattr(train, "train", lambda config, command: seen.append(config) or 0)
+    monkeypatch.setattr(train, "train", lambda config, command, _: seen.append(config) or 0)
 
     def parse(*arguments):
         code = train.main([str(a) for a in arguments])

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 import lae_fast
 from lae_fast.models import Architecture, build
 from lae_fast.sharing import Shared
+from lae_fast.training import TrainingStep
 
 N_PROCESSES, N, N_STEPS = 2, 12, 20  # images of a minibatch, minibatches
 KINDS = {
@@ -68,6 +69,14 @@ def work(rank, folder):
     for model in (made("vae").share_minibatches(), made("vae")):
         torch.manual_seed(0)
         found["eval"].append(model.eval()(x).detach())
+    model = made("datapoint").share_minibatches()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    part = model.share.rows(torch.ones(N, 10, dtype=torch.float64))
+    found["step"] = TrainingStep(model, optimizer)(part), model.state_dict()
+    try:
+        TrainingStep(model, optimizer, capture=True)
+    except ValueError as error:
+        found["capture"] = str(error)
     torch.save(found, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
@@ -108,6 +117,20 @@ def test_eval_mode_shares_nothing(results):
 def test_without_a_process_group_it_says_what_is_missing():
     with pytest.raises(ValueError, match="there is no process group; expected one"):
         made("vae").share_minibatches()
+
+
+def test_a_training_step_takes_the_mean_of_all_gradients_and_is_not_captured(results):
+    """Each of two processes has half of the images, and takes the step of one that has all."""
+    alone = made("datapoint")
+    step = TrainingStep(alone, torch.optim.SGD(alone.parameters(), 0.05))
+    loss = step(torch.ones(N, 10, dtype=torch.float64))
+    for found in results:
+        torch.testing.assert_close(found["step"][0], loss)
+        for name, value in alone.state_dict().items():
+            torch.testing.assert_close(found["step"][1][name], value, rtol=1e-9, atol=1e-9)
+        assert found["capture"] == (
+            "capture of a model that shares its minibatches with other processes; expected False"
+        )
 
 
 def test_a_copy_shares_and_a_file_does_not(tmp_path):

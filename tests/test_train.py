@@ -514,7 +514,7 @@ def test_a_run_keeps_what_its_past_depends_on(option, copied_run, capsys, monkey
     given = {True: [flag], False: [flag.replace("--", "--no-")]}.get(
         OTHERS[option], [flag, str(OTHERS[option])]
     )
-    monkeypatch.setattr(train, "train", lambda config, command: 0)
+    monkeypatch.setattr(train, "train", lambda config, command, _: 0)
     code = train.main(["--resume", str(folder), *given])
     changeable = {
         "epochs",
@@ -595,7 +595,7 @@ def test_a_run_may_be_fitted_in_parts(tmp_path):
     assert (len(events), parts.progress.step) == (7, 7)
     parts.fit(lambda event: events.append(event) or len(events) == 15)
     assert parts.progress.step == 15
-    trainer("parts", resume=True).fit()
+    trainer("parts", saved=last_checkpoint(tmp_path / "parts")).fit()
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
     assert sum(event.n_images for event in events) == 1500
     assert [i for i, event in enumerate(events) if event.metrics] == [4, 9, 14]
@@ -609,7 +609,7 @@ def test_an_older_run_that_said_auto_keeps_the_data_it_had(given, copied_run, mo
     record["options"]["dataset"] = "auto"
     (folder / "config.json").write_text(json.dumps(record))
     seen = []
-    monkeypatch.setattr(train, "train", lambda config, command: seen.append(config.dataset) or 0)
+    monkeypatch.setattr(train, "train", lambda config, command, _: seen.append(config.dataset) or 0)
     assert train.main(["--resume", str(folder), *given]) == 0
     assert seen == ["digits"]
     assert train.main(["--resume", str(folder), "--dataset", "mnist"]) == 2

@@ -104,8 +104,8 @@ class Config:
     too coarse for Metropolis-Hastings decisions."""
 
     batch_size: int | Literal["auto"] = "auto"
-    """Images per minibatch; the ragged last batch of an epoch is dropped. auto: 256, or of few images so many that an epoch has
-    eight minibatches."""
+    """Images per minibatch, under torchrun of all processes together; the ragged last batch of an epoch is dropped. auto: 256,
+    or of few images so many that an epoch has eight minibatches."""
     epochs: int | Literal["auto"] = "auto"
     """Passes over the training images, at most. auto: 30, or of few images so many as make 1,000 minibatches."""
     lr: float | Literal["auto"] = "auto"
@@ -121,7 +121,7 @@ class Config:
     seed: int = 0
     """Decides everything random: initial weights, order of the images, chain."""
     device: str = "auto"
-    """auto (CUDA where there is one), cpu, cuda, cuda:1, ..."""
+    """auto (CUDA where there is one), cpu, cuda, cuda:1, ...; under torchrun each process takes a GPU of its own."""
 
     dataset: Literal[("auto", *DATASETS)] = "auto"
     """auto: MNIST, found or downloaded; without a network scikit-learn's 8 x 8 digits. celeba: 64 x 64."""

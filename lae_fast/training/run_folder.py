@@ -130,6 +130,16 @@ def read_options(folder: Path) -> dict[str, Any]:
         raise checkpoint.CheckpointError(f"{path} is damaged; {error}") from error
 
 
+def is_of_job(folder: Path, job: str) -> bool:
+    """Whether the run in that folder was begun by this job of torchrun, which then has started it once more.
+
+    Raises:
+        CheckpointError: its record is damaged.
+    """
+    path = folder / "config.json"
+    return path.exists() and checkpoint.read_json(path).get("job") == job
+
+
 def check_data(folder: Path, fingerprint: str) -> None:
     """Raise a TrainingError if the run in that folder has seen other data; older records do not say."""
     found = checkpoint.read_json(folder / "config.json").get("fingerprint", fingerprint)

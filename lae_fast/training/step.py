@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lae_fast import checks
 from lae_fast.graphs import Replayed
 from lae_fast.models.autoencoder import Autoencoder
+from lae_fast.sharing import Shared
 from lae_fast.training.optimizer import Adam
 
 
@@ -73,16 +74,19 @@ class TrainingStep:
     graph: hundreds of launches for the price of one. Noise, step size and learning rate advance in a replay too, as
     they live on the device; a step does not wait for the device.
 
+    Of a model that shares its minibatches (`share_minibatches`) each process steps with its own part, and all with the mean
+    of their gradients: one message a step, and the same weights everywhere. Such steps are not captured.
+
     Args:
         model: any of this package's models, or a module with a `loss` of a minibatch.
         optimizer: an optimizer of the model's parameters. For capture it must be `capturable`, and its learning rate a
             tensor on the device: `adam` makes such an optimizer.
         read: makes images of the step's argument, within the step and so within its graph: with
             `read=lambda index: images[index] / 255` a step takes the indices of its images. None: it takes the images.
-        capture: replay the step from a CUDA graph; default: if the model is on a GPU.
+        capture: replay the step from a CUDA graph; default: if the model is on a GPU and shares nothing.
 
     Raises:
-        ValueError: capture without a GPU, or an optimizer that cannot be captured.
+        ValueError: capture without a GPU or of a model that shares its minibatches, or an optimizer that cannot be captured.
 
     Example:
         >>> from lae_fast import models, training
@@ -114,7 +118,12 @@ class TrainingStep:
             checks.function("read", read)
         self.model, self.optimizer, self.read = model, optimizer, read
         device = _device(model)
-        captures = device.type == "cuda" if capture is None else capture
+        share: Shared | None = getattr(model, "share", None)
+        captures = device.type == "cuda" and share is None if capture is None else capture
+        if captures and share is not None:
+            raise ValueError(
+                "capture of a model that shares its minibatches with other processes; expected False"
+            )
         self.replayed = Replayed(lambda: self._step(self.x), device) if captures else None
         if captures:
             for group in optimizer.param_groups:
@@ -128,7 +137,7 @@ class TrainingStep:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Take one step on images x [n, nx], or on what `read` makes images of; returns the loss [] before the step, nats per
-        image, detached.
+        image, detached; of all processes that share the minibatch.
 
         A captured step's loss is valid until the next call.
 
@@ -164,5 +173,9 @@ class TrainingStep:
             loss = self.model.loss(x)
             loss.backward()
             loss = loss.detach()
+        share: Shared | None = getattr(self.model, "share", None)
+        if share is not None:
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            share.average([*gradients, loss])
         self.optimizer.step()
         return loss

@@ -5,6 +5,7 @@ Between log lines the host never waits for the device; it reads numbers for peop
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -27,6 +28,7 @@ from lae_fast.ops.columns import NONFINITE
 from lae_fast.sampling import acceptance_warning
 from lae_fast.training import pictures
 from lae_fast.training.config import CHANGEABLE, Config, TrainingError
+from lae_fast.training.processes import ALONE, Processes
 from lae_fast.training.runlog import RunLog
 from lae_fast.training.step import TrainingStep, adam, cool_down
 
@@ -69,21 +71,29 @@ class Trainer:
         dataset: what it trains on, validates on and is tested on.
         folder: where checkpoints and records go; it exists.
         device: where everything runs.
-        resume: go on from the folder's last checkpoint; where there is none yet, start anew.
+        saved: the folder's last checkpoint, to go on from; None: start anew.
+        processes: those that train together, each with a trainer of the same arguments.
 
     Raises:
-        TrainingError: too few images, or values that the likelihood does not know.
+        TrainingError: too few images, values that the likelihood does not know, or minibatches that do not divide among processes.
         CheckpointError: the checkpoint is damaged, or of another architecture.
     """
 
     def __init__(
-        self, config: Config, dataset: Dataset, folder: Path, device: torch.device, *, resume: bool = False
+        self,
+        config: Config,
+        dataset: Dataset,
+        folder: Path,
+        device: torch.device,
+        *,
+        saved: Checkpoint | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         self.batch_size, self.epochs, self.patience = config.for_images(len(dataset.train.images))
         self.config = config = dataclasses.replace(
             config, batch_size=self.batch_size, epochs=self.epochs, patience=self.patience
         )
-        self.folder, self.device = folder, device
+        self.folder, self.device, self.processes = folder, device, processes
         _check_values(dataset, config.likelihood)
         self.train, self.validation, self.test = (
             split.to(device) for split in (dataset.train, dataset.validation, dataset.test)
@@ -94,6 +104,10 @@ class Trainer:
             raise TrainingError(
                 f"--batch-size is {self.batch_size}; expected at most {len(self.train.images)} images"
             )
+        if self.batch_size % processes.size:
+            raise TrainingError(
+                f"--batch-size is {self.batch_size}; expected a multiple of {processes.size}, the number of processes"
+            )
         if len(self.test.images) < 10:
             raise TrainingError(f"the test set holds {len(self.test.images)} images; expected at least 10")
         n_shown = min(30, len(self.test.images) // 10 * 10)  # rows of ten
@@ -102,10 +116,9 @@ class Trainer:
         if config.binarize == "dynamic":
             self.fit_images = data.binarize(self.fit_images, torch.Generator(device).manual_seed(0))
         self.architecture = config.architecture(dataset.shape)
-        self.is_resumed = resume
-        self.resumed_from = checkpoint.load_latest(folder / "checkpoints") if resume else None
-        if self.resumed_from:
-            self._check_architecture(self.resumed_from)  # before it takes memory
+        self.resumed_from = saved
+        if saved:
+            self._check_architecture(saved)  # before it takes memory
         torch.manual_seed(config.seed)
         try:
             self.model = models.build(self.architecture, **config.model_options()).to(device)
@@ -115,36 +128,46 @@ class Trainer:
         beta1 = self.model.beta1 if config.beta1 == "auto" else config.beta1
         self.lr = self.model.lr if config.lr == "auto" else config.lr
         self.optimizer = adam(self.model, self.lr, beta1)
-        self.training_step = TrainingStep(self.model, self.optimizer, read=self.images)
+        # Nobody has seen yet a CUDA graph of what several processes do.
+        capture = None if processes.size == 1 else False
+        self.training_step = TrainingStep(self.model, self.optimizer, read=self.images, capture=capture)
         self.progress = Progress()
         # Sums of loss, acceptance and unmoved chains since the last log line, and how many minibatches they are sums over.
         self.window, self.n_window = torch.zeros(3, dtype=torch.float64, device=device), 0
         self.has_warned = False
         self.seconds = time.perf_counter()
-        if self.resumed_from:
-            self._restore(self.resumed_from)
+        if saved:
+            self._restore(saved)
 
     # ---- the loop ----
 
     def fit(self, on_step: OnStep | None = None) -> None:
-        """Train until the epochs or the patience are over, or until `on_step` returns True.
+        """Train until the epochs or the patience are over, or until `on_step` returns True, on any of the processes.
 
         `on_step` is called after every minibatch.
         """
-        resume_step = self.progress.step or (-1 if self.is_resumed else None)
-        with RunLog(self.folder, resume_step, self.config.to_json()) as self.log:
+        if self.processes.size > 1:
+            self.model.share_minibatches()
+        with self.processes.together(self._records) as self.log:
             while not self.is_over():
                 for index in self.batches():
                     metrics = self._step(index)
                     ends_epoch = self.progress.position == self.n_batches
                     messages = self._end_epoch() if ends_epoch else ()
-                    stops = on_step is not None and on_step(Event(len(index), metrics, messages))
+                    wants_stop = on_step is not None and on_step(Event(len(index), metrics, messages))
+                    stops = self.processes.largest(wants_stop)
                     every = self.config.checkpoint_every
                     if ends_epoch or stops or (every and self.progress.step % every == 0):
-                        self.log.flush()
                         self.save()
                     if stops:
                         return
+
+    def _records(self) -> contextlib.AbstractContextManager[Any]:
+        """What takes the run's records, on the first process."""
+        resume_step = self.progress.step or (-1 if self.config.resume else None)
+        if not self.processes.is_first:
+            return contextlib.nullcontext()
+        return RunLog(self.folder, resume_step, self.config.to_json())
 
     def is_over(self) -> bool:
         """Whether all epochs are done, or the patience is over."""
@@ -157,9 +180,11 @@ class Trainer:
         return itertools.islice(order, self.progress.position, None)
 
     def images(self, index: Tensor) -> Tensor:
-        """A minibatch of training images, float [n, c, h, w] in [0, 1], of their indices [n]."""
+        """A minibatch of training images, float [n, c, h, w] in [0, 1], of their indices [n]; this process's part of them."""
         images = self.train.images[index]
-        return data.pixels(data.binarize(images) if self.config.binarize == "dynamic" else images)
+        if self.config.binarize == "dynamic":
+            images = data.binarize(images)  # all of them, as one process draws them
+        return data.pixels(images if self.model.share is None else self.model.share.rows(images))
 
     def _step(self, index: Tensor) -> dict[str, float]:
         """Train on one minibatch; returns the metrics of a log line if one is due, else {}."""
@@ -176,8 +201,14 @@ class Trainer:
 
     def _log(self) -> dict[str, float]:
         """Write a log line: means since the last line. Here the host waits for the device."""
+        values = self.processes.of_first(self._write_line)
+        self.window.zero_()
+        self.n_window, self.seconds = 0, time.perf_counter()
+        return values
+
+    def _write_line(self) -> dict[str, float]:
         loss, acceptance, unmoved = (self.window / self.n_window).tolist()
-        now = time.perf_counter()
+        seconds = time.perf_counter() - self.seconds
         values = {"epoch": self.progress.epoch + self.progress.position / self.n_batches, "loss": loss}
         if self.chain:
             values |= {
@@ -188,18 +219,23 @@ class Trainer:
             }
         if not math.isfinite(loss):
             self._check_finite()
-        values["images_per_second"] = self.n_window * self.batch_size / (now - self.seconds)
+        values["images_per_second"] = self.n_window * self.batch_size / seconds
         self.log.scalars(self.progress.step, values)
-        self.window.zero_()
-        self.n_window, self.seconds = 0, now
         return values
 
     def _end_epoch(self) -> tuple[str, ...]:
         """Validate, keep the best weights, decide about patience; returns sentences for people."""
+        start = time.perf_counter()
         self.progress.epoch += 1
         self.progress.position = 0
+        self.progress, messages = self.processes.of_first(self._validate)
+        if self.model.share is not None:
+            self.model.share.of_first([*self.model.buffers()])  # s, which has been fitted, is one of them
+        self.seconds += time.perf_counter() - start  # images per second are those of training
+        return messages
+
+    def _validate(self) -> tuple[Progress, tuple[str, ...]]:
         epoch, step, messages = self.progress.epoch, self.progress.step, []
-        start = time.perf_counter()
         self._check_finite()
         fit_posterior_scale(self.model, self.fit_images)
         values = {"epoch": float(epoch)}
@@ -222,8 +258,7 @@ class Trainer:
         self.log.scalars(step, values)
         self.log.picture(step, "samples", pictures.samples(self.model))
         self.log.picture(step, "reconstructions", pictures.reconstructions(self.model, self.shown))
-        self.seconds += time.perf_counter() - start  # images per second are those of training
-        return tuple(messages)
+        return self.progress, tuple(messages)
 
     def _epoch_acceptance_rate(self, chain: AutoencoderWithChain) -> float:
         """The fraction of the epoch's proposals that were accepted."""
@@ -255,7 +290,22 @@ class Trainer:
         return dataclasses.asdict(self.architecture) | {"options": self.config.model_options()}
 
     def save(self) -> None:
-        """Write a checkpoint; refuse to keep weights that are not finite."""
+        """Write all records so far and a checkpoint; refuse to keep weights that are not finite, or not the same on all
+        processes."""
+        if self.processes.size > 1:
+            self.processes.check_alike("weights or random numbers", self._summary())
+        self.processes.of_first(self._write)
+
+    def _summary(self) -> list[bytes]:
+        """What differs where weights or random streams do."""
+        sums = torch.stack([t.double().sum().cpu() for t in self.model.state_dict().values()])
+        streams = [torch.get_rng_state()]
+        if self.device.type == "cuda":
+            streams.append(torch.cuda.get_rng_state(self.device))
+        return [t.numpy().tobytes() for t in (sums, *streams)]
+
+    def _write(self) -> None:
+        self.log.flush()
         self._check_finite()
         state = {
             "progress": dataclasses.asdict(self.progress),
@@ -303,7 +353,9 @@ class Trainer:
                 f"{path} is not a state of this training job: it is of step {self.progress.step}"
             )
         best = self.folder / "best.safetensors"
-        if self.progress.best_epoch:  # now, and not after the epochs that are left
+        if (
+            self.progress.best_epoch and self.processes.is_first
+        ):  # now, and not after the epochs that are left
             checkpoint.check_tensors(
                 self.model.state_dict(),
                 checkpoint.load_weights(best)[0],
@@ -385,7 +437,8 @@ class Trainer:
     # ---- the end ----
 
     def finish(self) -> tuple[Evaluation, float]:
-        """Test the best weights (without validation data: the last ones) and leave pictures.
+        """Test the best weights (without validation data: the last ones) and leave pictures. Of several processes the first one
+        does this.
 
         Returns:
             The evaluation, and an upper bound of -log p(x): the importance-weighted one, nats per image, on 100 test images.
