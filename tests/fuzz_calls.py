@@ -241,13 +241,13 @@ def images() -> dict[str, Any]:
 
 ATTACKED = dict(
     also=dict(bounds=((0, 1, 2), (1, 0), (0, "1"), "01"), eps=(["0.1"], [0.1, -1], [[0.1], [0.2]], [True])),
-    without=dict(model=CALLABLES, attack=CALLABLES),
+    without=dict(model=CALLABLES, attack=CALLABLES, logits=CALLABLES),
 )
 
 
 @entry("attacks.fgsm", **ATTACKED)
 def _():
-    return attacks.fgsm, images() | dict(eps=0.1, targeted=True)
+    return attacks.fgsm, images() | dict(eps=0.1, targeted=True, logits=None)
 
 
 @entry("attacks.pgd", **ATTACKED)
@@ -259,12 +259,18 @@ def _():
 @entry("attacks.pgd, l2", **ATTACKED)
 def _():
     options = dict(eps=torch.tensor([0.1, 0.2]), norm="l2", n_steps=2, step_size=0.1, generator=None)
-    return attacks.pgd, images() | options
+    return attacks.pgd, images() | options | dict(loss="dlr", logits=None)
+
+
+@entry("attacks.apgd", **ATTACKED)
+def _():
+    options = dict(eps=[0.1, 0.2], norm="l2", loss="cw", n_steps=2, random_start=True, n_restarts=2)
+    return attacks.apgd, images() | options | dict(targeted=False, generator=torch.Generator(), logits=None)
 
 
 @entry("attacks.robustness", **ATTACKED)
 def _():
-    return attacks.robustness, images() | dict(eps=[0.0, 0.1], attack=attacks.fgsm, batch_size=3)
+    return attacks.robustness, images() | dict(eps=[0.0, 0.1], attack=attacks.fgsm, batch_size=3, logits=None)
 
 
 # ---- one step, and samplers ----

@@ -114,7 +114,8 @@ def test_l2_of_gradients_whose_squares_vanish():
 
     # Within the ball, to see the length of the step as well.
     options = dict(eps=0.3, norm="l2", n_steps=1, step_size=0.1, bounds=WIDE, random_start=False)
-    moved = pgd(sure, x, torch.ones(M, dtype=torch.int64), **options) - x
+    with pytest.warns(UserWarning, match="gradient vanishes"):  # the true class's part of it, in truth
+        moved = pgd(sure, x, torch.ones(M, dtype=torch.int64), **options) - x
     assert torch.allclose(moved, (0.1 * w / w.norm()).view(1, 1, SIDE, SIDE), atol=1e-6)
 
 
@@ -437,7 +438,8 @@ def test_a_zero_gradient_leaves_an_image(norm):
     def model(x):
         return x.square()[:, :2] * 5
 
-    adversary = pgd(model, x, labels, eps=0.1, norm=norm, random_start=False)
+    with pytest.warns(UserWarning, match="gradient vanishes for 5 of 40"):
+        adversary = pgd(model, x, labels, eps=0.1, norm=norm, random_start=False)
     assert torch.equal(adversary[:10], x[:10])
     assert torch.equal(adversary[:, 2:], x[:, 2:])
     assert (adversary[10:, :2] != x[10:, :2]).any(1).all()
@@ -499,6 +501,8 @@ def call(attack, model, x, labels):
 @pytest.mark.parametrize("fails_at", [None, 1, 2])
 @pytest.mark.parametrize("attack", [pgd, fgsm, robustness])
 def test_the_model_and_the_images_stay_as_they_were(attack, fails_at):
+    if attack is fgsm and fails_at:
+        fails_at = 1  # its only call
     model, x, labels = Switching(fails_at), images().requires_grad_(), torch.arange(M) % 3
     modes = [module.training for module in model.modules()]
     state, values = copy.deepcopy(model.state_dict()), x.detach().clone()
