@@ -57,8 +57,7 @@ def like_fgsm(model, x, labels, *, eps, **options):
     return fgsm(model, x, labels, eps=eps, **options)
 
 
-@pytest.fixture(scope="module")
-def digits():
+def digit_classifier():
     """A small convolutional classifier of 8 x 8 digits, and 300 images that it has not seen, [300, 1, 8, 8]."""
     d = data.load("digits")
     x, labels = d.train.images.double().view(-1, 1, 8, 8) / 255, d.train.labels
@@ -73,6 +72,11 @@ def digits():
         optimizer.step()
     test = d.test.images[:300].double().view(-1, 1, 8, 8) / 255
     return model, test, d.test.labels[:300]
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return digit_classifier()
 
 
 # --- Closed forms ---

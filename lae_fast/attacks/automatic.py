@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lae_fast import checks
 from lae_fast.attacks.arguments import MOST, check, check_size
-from lae_fast.attacks.losses import LOSSES, Loss, towards
+from lae_fast.attacks.losses import LOSSES, WANTED, ratio_towards
 from lae_fast.attacks.regions import Region, per_row
 from lae_fast.attacks.restarts import Found, Restarts, is_blind
 from lae_fast.attacks.victim import (
@@ -28,7 +28,6 @@ from lae_fast.attacks.victim import (
 MOMENTUM = 0.75  # the paper's alpha: the weight of the new direction
 SUCCESSES = 0.75  # its rho: where fewer of the steps since the last checkpoint rose, the step size is halved
 AIMED = "dlr-targeted"
-APGD_LOSSES = LOSSES | {AIMED: Loss(LOSSES["dlr"].function, 4)}
 
 
 def checkpoints(n_steps: int) -> list[int]:
@@ -99,17 +98,18 @@ def apgd(
     )
     check_size("eps", radii, x, norm)
     n_steps = checks.count("n_steps", n_steps, 0, MOST)
-    function, n_classes = APGD_LOSSES[checks.choice("loss", loss, APGD_LOSSES)]
+    checks.choice("loss", loss, (*LOSSES, AIMED))
     if checks.flag("targeted", targeted) and loss == AIMED:
         raise ValueError(
             f"targeted is True with loss {loss!r}; expected False: this loss chooses its targets"
         )
+    function, n_classes = (WANTED if targeted or loss == AIMED else LOSSES)[loss.removesuffix("-targeted")]
     model = with_logits(model, logits)
     with evaluating(model):
         answer = checked(model, labels, n_classes)
 
         def ascend(region: Region, start: Tensor, labels: Tensor, which: Tensor, restart: int) -> Found:
-            aim = towards(likely(answer(region.x), labels, restart)) if loss == AIMED else function
+            aim = ratio_towards(likely(answer(region.x), labels, restart)) if loss == AIMED else function
             worst = _ascend(Victim(answer, aim, targeted), region, start, labels, n_steps)
             blind = ~worst.is_fooled & is_blind(loss, worst.gain, worst.gradient)
             return Found(worst.x, worst.gain, worst.is_fooled, blind)

@@ -36,26 +36,33 @@ def _over(z: Tensor, spread: Tensor) -> Tensor:
     return z / torch.where(spread > 0, spread, 1)
 
 
-def difference_of_logits_ratio(z: Tensor, y: Tensor) -> Tensor:
+def _lead(z: Tensor) -> Tensor:
+    """z_(1) - (z_(3) + z_(4)) / 2, [R]: it stays free where the class that an attack aims at is the third."""
+    top = z.topk(4).values
+    return top[:, 0] - (top[:, 2] + top[:, 3]) / 2
+
+
+def ratio(z: Tensor, y: Tensor) -> Tensor:
     """(max_{i != y} z_i - z_y) / (z_(1) - z_(3)), logits sorted downwards: DLR (Croce and Hein, 2020, equation 6)."""
     top = z.topk(3).values
     return _over(margin(z, y), top[:, 0] - top[:, 2])
 
 
-def towards(target: Tensor) -> LossFunction:
+def aimed_ratio(z: Tensor, y: Tensor) -> Tensor:
+    """(max_{i != y} z_i - z_y) / (z_(1) - (z_(3) + z_(4)) / 2): DLR for classes y that the model should answer."""
+    return _over(margin(z, y), _lead(z))
+
+
+def ratio_towards(target: Tensor) -> LossFunction:
     """(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2) for classes t [R]: targeted DLR (equation 7)."""
 
     def targeted_ratio(z: Tensor, y: Tensor) -> Tensor:
-        top = z.topk(4).values
         ahead = z.gather(1, target[:, None]) - z.gather(1, y[:, None])
-        return _over(ahead.squeeze(1), top[:, 0] - (top[:, 2] + top[:, 3]) / 2)
+        return _over(ahead.squeeze(1), _lead(z))
 
     return targeted_ratio
 
 
 # Cross-entropy alone depends on the scale of the logits: float32 rounds it to 0 where the model is confident.
-LOSSES = {
-    "ce": Loss(cross_entropy, 1),
-    "dlr": Loss(difference_of_logits_ratio, 3),
-    "cw": Loss(margin, 2),
-}
+LOSSES = {"ce": Loss(cross_entropy, 1), "dlr": Loss(ratio, 3), "cw": Loss(margin, 2)}
+WANTED = LOSSES | {"dlr": Loss(aimed_ratio, 4)}  # the same for labels that the model should answer

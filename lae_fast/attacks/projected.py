@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lae_fast import checks
 from lae_fast.attacks.arguments import MOST, check, check_size
-from lae_fast.attacks.losses import LOSSES
+from lae_fast.attacks.losses import LOSSES, WANTED
 from lae_fast.attacks.regions import Region, per_row
 from lae_fast.attacks.restarts import Found, Restarts, is_blind
 from lae_fast.attacks.victim import (
@@ -66,7 +66,7 @@ def pgd(
 
             - "ce": the cross-entropy, -log softmax(z)_y
             - "dlr": the difference of logits ratio (Croce and Hein, 2020), (max_{i != y} z_i - z_y) / (z_(1) - z_(3)) with
-              the logits sorted downwards; 3 classes at least
+              the logits sorted downwards; 3 classes at least. With `targeted` over z_(1) - (z_(3) + z_(4)) / 2, and 4
             - "cw": the margin max_{i != y} z_i - z_y (Carlini and Wagner, 2017)
         n_steps: gradient steps of each restart, at most a million.
         step_size: in units of x, the same for all eps; None: 2.5 eps / n_steps for each eps.
@@ -111,14 +111,14 @@ def pgd(
     check_size("eps", radii, x, norm)
     n_steps = checks.count("n_steps", n_steps, 0, MOST)
     checks.flag("targeted", targeted)
-    checks.choice("loss", loss, LOSSES)
+    function, n_classes = (WANTED if targeted else LOSSES)[checks.choice("loss", loss, LOSSES)]
     if step_size is not None:
         step_size = checks.number("step_size", step_size, least=0)
         check_size("step_size", torch.tensor(step_size, dtype=torch.float64), x, norm)
     steps = 2.5 * radii / max(n_steps, 1) if step_size is None else torch.full_like(radii, step_size)
     steps, model = steps.to(x).view(-1), with_logits(model, logits)  # [K]
     with evaluating(model):
-        victim = Victim(checked(model, labels, LOSSES[loss].n_classes), LOSSES[loss].function, targeted)
+        victim = Victim(checked(model, labels, n_classes), function, targeted)
 
         def ascend(region: Region, start: Tensor, labels: Tensor, which: Tensor, restart: int) -> Found:
             adversary, step, gradient = start, per_row(steps[which], x), None
