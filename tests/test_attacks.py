@@ -14,8 +14,10 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import nn
 
+import lae_fast
 from lae_fast import data
-from lae_fast.attacks import fgsm, pgd, robustness
+from lae_fast.attacks import fgsm, pgd, restarts, robustness
+from lae_fast.models import Architecture
 
 BY_CHANCE = 1e-6  # how often each comparison of laws here fails though the code is right, over seeds
 WIDE = (-100.0, 100.0)  # bounds that nothing here reaches
@@ -469,6 +471,111 @@ def test_gradients_that_share_memory():
     adversary = pgd(Keeper.apply, x[..., 0], labels, eps=0.1, bounds=WIDE, random_start=False)
     assert torch.allclose(adversary, x[..., 0] - 0.1)
     assert (kept == -0.7).all()
+
+
+# --- Images and models of other forms ---
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_normalised_images_are_within_bounds_that_round_otherwise(dtype):
+    """A pixel that is 0 or 1 becomes a number of x's type, the bounds are Python's."""
+    mean, std = 0.1307, 0.3081
+    x = torch.rand(20, 5, generator=seeded(19), dtype=torch.float64).round().to(dtype)
+    x, bounds = (x - mean) / std, ((0 - mean) / std, (1 - mean) / std)
+    assert any(v not in bounds for v in x.double().aminmax())
+    labels = torch.arange(20) % 5
+    result = pgd(lambda x: x, x, labels, eps=[0.0, 0.3], bounds=bounds)
+    assert torch.equal(result[0], x)
+    low, high = torch.tensor(bounds, dtype=dtype)
+    assert result.amin() >= min(x.min(), low)
+    assert result.amax() <= max(x.max(), high)
+    assert not torch.equal(result[1], x)
+    with pytest.raises(
+        ValueError, match=r"x has values from -0\.\d+ to 2\.\d+; .* clamp x, or give `bounds`"
+    ):
+        pgd(lambda x: x, x * 1.05, labels, eps=0.1, bounds=bounds)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "logits"),
+    [
+        (lambda z: (z.square(), z), lambda output: output[1]),
+        (lambda z: {"features": z, "logits": z * 1}, lambda output: output["logits"]),
+    ],
+    ids=["tuple", "dict"],
+)
+def test_logits_of_any_output(wrap, logits):
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = Switching()
+
+        def forward(self, x):
+            return wrap(self.inner(x))
+
+    x, labels, model = images(), torch.arange(M) % 3, Wrapped().train()
+    modes = [module.training for module in model.modules()]
+    for attack in (pgd, fgsm):
+        expected, found = (
+            attack(m, x, labels, eps=[0.1], logits=f, **({"generator": seeded(20)} if attack is pgd else {}))
+            for m, f in ((model.inner, None), (model, logits))
+        )
+        assert torch.equal(found, expected)
+    for m, f in ((model.inner, None), (model, logits)):
+        found = robustness(m, x, labels, eps=[0.1], logits=f, generator=seeded(20), n_steps=2)
+        assert (
+            found.accuracy
+            == robustness(model.inner, x, labels, eps=[0.1], generator=seeded(20), n_steps=2).accuracy
+        )
+    assert [module.training for module in model.modules()] == modes
+    assert not any(map(any, model.inner.modes))  # always in eval mode
+    with pytest.raises(
+        TypeError, match=r"the model returned .*; expected a tensor .*, or a function `logits`"
+    ):
+        pgd(model, x, labels, eps=0.1)
+    with pytest.raises(TypeError, match=r"logits is 1 \(int\); expected a function"):
+        pgd(model, x, labels, eps=0.1, logits=1)
+
+
+def test_a_foreign_attack_sees_logits_in_eval_mode():
+    model, x, labels, seen = Switching(), images(), torch.arange(M) % 3, []
+
+    def attack(model, x, labels, *, eps):
+        seen.append((model.training, model(x).shape, sum(p.numel() for p in model.parameters())))
+        return x[None]
+
+    wrapped = nn.Sequential(model).train()
+    robustness(wrapped, x, labels, eps=[0.1], attack=attack)
+    robustness(wrapped, x, labels, eps=[0.1], attack=attack, logits=lambda z: z[:, :3])
+    assert seen == [(False, (M, 3), sum(p.numel() for p in model.parameters()))] * 2
+    assert wrapped.training
+
+
+def test_variations_of_a_gaussian_model_are_attacked():
+    """Its means leave [0, 1]: an attack says so, and takes them clamped, or within bounds of their own."""
+    torch.manual_seed(0)
+    model = lae_fast.models.build(Architecture(nx=16, nz=2, nh=8, depth=1, likelihood="gaussian"))
+    x, labels = lae_fast.augment(model, torch.rand(6, 16), torch.arange(6) % 3, n=2)
+    classifier = nn.Linear(16, 3)
+    with pytest.raises(ValueError, match="clamp x, or give `bounds`"):
+        pgd(classifier, x, labels, eps=0.1)
+    inside = pgd(classifier, x.clamp(0, 1), labels, eps=0.1)
+    assert inside.shape == (18, 16)
+    assert ((inside >= 0) & (inside <= 1)).all()
+    low, high = (v.item() for v in x.aminmax())
+    assert pgd(classifier, x, labels, eps=0.1, bounds=(low, high)).amin() >= low
+
+
+def test_a_cpu_takes_images_in_parts(digits, monkeypatch):
+    """As many as its caches hold; the starts are drawn for all, and each image's result is its own."""
+    model, x, labels = digits
+    options = dict(eps=[0.1, 0.2], n_steps=3, n_restarts=2)
+    whole = pgd(model, x, labels, generator=seeded(21), **options)
+    monkeypatch.setattr(restarts, "CHUNK", 40 * x[0].numel() * 8)
+    seen = []
+    parts = pgd(lambda x: seen.append(len(x)) or model(x), x, labels, generator=seeded(21), **options)
+    assert max(seen) == 32  # a multiple of 16
+    assert torch.allclose(parts, whole, rtol=0, atol=1e-12)
 
 
 # --- What must stay as it was ---
