@@ -24,7 +24,7 @@ def python_in(page):
 
 (LOOP,) = python_in("README.md")
 FULL_LOOP, SAMPLING, *_ = python_in("docs/sampling.md")
-(VARIATIONS,) = python_in("docs/variations.md")
+VARIATIONS, STRONGEST, *FOREIGN = python_in("docs/variations.md")
 (DATA,) = python_in("docs/data.md")
 START = python_in("docs/quickstart.md")
 
@@ -132,3 +132,33 @@ def test_the_readme_variations_and_attacks_run():
     assert not torch.equal(classifier[1].weight, before)
     assert names["x"].shape == (12, 1, 4, 4)
     assert names["worst"].shape == (2, 12, 1, 4, 4)
+
+
+def under_attack(code):
+    """Five classes that are told apart by a wide margin or none, and what the code defines."""
+    torch.manual_seed(0)
+    classifier = nn.Sequential(nn.Flatten(), nn.Linear(16, 5))
+    x = torch.rand(20, 1, 4, 4)
+    names = dict(attacks=lae_fast.attacks, torch=torch, classifier=classifier, x=x, y=classifier(x).argmax(1))
+    exec(code, names)
+    return names
+
+
+def test_the_strongest_attack_runs():
+    names = under_attack(f"found = {STRONGEST}")
+    assert names["found"].accuracy[0] == 1
+    assert names["found"].accuracy[2] == 0
+
+
+@pytest.mark.parametrize(
+    ("library", "name"),
+    [("pyautoattack", "auto_attack"), ("torchattacks", "torchattacks_pgd"), ("foolbox", "foolbox_pgd")],
+)
+def test_attacks_of_other_libraries_run_where_they_are_installed(library, name):
+    pytest.importorskip(library)
+    names = under_attack("\n".join(FOREIGN))
+    attack = names[name]
+    found = lae_fast.attacks.robustness(
+        names["classifier"], names["x"], names["y"], eps=[0.0, 0.5], attack=attack
+    )
+    assert found.accuracy.tolist() == [1, 0]
