@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lae_fast import data, seeds
 from lae_fast.attacks import pgd, robustness
 from lae_fast.augmentation import augment
-from lae_fast.experiments.autoencoders import REPORT_SCALE, TrainedAutoencoder, report_posterior
+from lae_fast.experiments.autoencoders import TrainedAutoencoder, report_posterior
 from lae_fast.experiments.recipes import SIDE, Lab, Labelled, Product, Recipe
 from lae_fast.models import Autoencoder
 from lae_fast.training import adam, keep_freed_memory
@@ -83,7 +83,7 @@ class TrainedClassifier(Recipe):
         for index in self.minibatches(labels):
             x, y = as_images(images[index]), labels[index]
             if source is not None and self.n:
-                x, y = augment(source, x, y, self.n, scale=REPORT_SCALE, generator=generator)
+                x, y = augment(source, x, y, self.n, generator=generator)
             if self.adversarial_steps:
                 x = pgd(net, x, y, eps=0.3, n_steps=self.adversarial_steps, generator=generator)
             optimizer.zero_grad(set_to_none=True)
