@@ -91,8 +91,17 @@ def augment(
         >>> images.shape, torch.equal(images[:16], x), classes.tolist()[16:20]
         (torch.Size([64, 64]), True, [0, 1, 2, 3])
     """
-    options = dict(source=source, scale=scale, n_steps=n_steps, step_size=step_size, generator=generator)
-    variations, _ = _variations(model, x, labels, n, **options)  # [n, m, nx]
+    variations, _ = _variations(
+        model,
+        x,
+        labels,
+        n,
+        source=source,
+        scale=scale,
+        n_steps=n_steps,
+        step_size=step_size,
+        generator=generator,
+    )  # [n, m, nx]
     if n == 0:
         return x, labels
     variations = variations.reshape(n * len(x), *x.shape[1:])
@@ -173,7 +182,7 @@ def diagnose_variations(
             raise TypeError(f"classifier returned {checks.describe(scores)}; {expected}")
         agreement = (scores.argmax(1) == labels.repeat(n)).double().mean()
     return VariationReport(
-        draws.var(0).mean().sqrt(), (sum(variances) / n_compared).sqrt(), agreement, acceptance
+        draws.var(0).mean().sqrt(), (torch.stack(variances).sum() / n_compared).sqrt(), agreement, acceptance
     )
 
 
@@ -201,7 +210,7 @@ def _variations(
         raise ValueError(f"labels are {list(labels.shape)}; expected [{len(x)}, ...], one for each image")
     if n == 0:
         return flat.new_empty(0, *flat.shape), None
-    scale, acceptance = SCALES.get(source) if scale is None else scale, None
+    scale, acceptance = SCALES.get(source, 1.0) if scale is None else scale, None
     if isinstance(model, LAE) and source == "chain":
         z, acceptance = _chain(model, flat, n, n_steps or model.n_steps, step_size, generator)
         return model.decode(z), acceptance
