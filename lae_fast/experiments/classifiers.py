@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from lae_fast import data, seeds
 from lae_fast.attacks import pgd, robustness
-from lae_fast.augmentation import augment
 from lae_fast.experiments.autoencoders import TrainedAutoencoder, report_posterior
 from lae_fast.experiments.recipes import SIDE, Lab, Labelled, Product, Recipe
+from lae_fast.experiments.variations import CONTROLS, OF_MODELS, Variations
 from lae_fast.models import Autoencoder
 from lae_fast.training import adam, keep_freed_memory
 
@@ -37,12 +37,13 @@ def classifier() -> nn.Sequential:
 
 @dataclasses.dataclass(frozen=True)
 class TrainedClassifier(Recipe):
-    """The classifier after training on minibatches of images, each with `n` variations drawn from a model of images.
+    """The classifier after training on minibatches of images, each with `n` variations.
 
-    An LAE draws z ~ N(f(x), 0.05^2 I), the other models draw z ~ q(z|x).
+    The report's are drawn from a model of images: an LAE draws z ~ N(f(x), 0.05^2 I), the other models draw z ~ q(z|x).
 
     Args:
-        autoencoder: the model that draws the variations; None: n must be 0.
+        autoencoder: the model that draws the variations; None: n must be 0, or the variations those of a control.
+        variations: one or two of variations.py.
         per_class: train on only this many images of each class; None: on all images.
         rare: keep 1 % of this class's training images; None: all.
         is_balanced: draw all classes equally often.
@@ -62,9 +63,15 @@ class TrainedClassifier(Recipe):
     is_balanced: bool = False
     adversarial_steps: int = 0
     n_updates: int | None = None
+    variations: str = "report"
 
     def __post_init__(self) -> None:
-        if self.n and self.autoencoder is None:
+        kinds = self.variations.split("+")
+        if unknown := [kind for kind in kinds if kind not in (*OF_MODELS, *CONTROLS)]:
+            raise ValueError(
+                f"variations are {unknown[0]!r}; expected some of {', '.join((*OF_MODELS, *CONTROLS))}"
+            )
+        if self.n and self.autoencoder is None and set(kinds) & set(OF_MODELS):
             raise ValueError(f"n is {self.n} without an autoencoder; expected 0: nothing draws variations")
 
     def cost(self) -> float:
@@ -79,11 +86,12 @@ class TrainedClassifier(Recipe):
         source = self.autoencoder.load(lab) if self.autoencoder else None
         generator = torch.Generator(lab.device).manual_seed(self.seed)
         images, labels = self.training_set(lab.train)
+        vary = Variations(self.variations, self.n, source, as_images(images)) if self.n else None
         n_seen = 0
         for index in self.minibatches(labels):
             x, y = as_images(images[index]), labels[index]
-            if source is not None and self.n:
-                x, y = augment(source, x, y, self.n, generator=generator)
+            if vary is not None:
+                x, y = vary(x, y, generator)
             if self.adversarial_steps:
                 x = pgd(net, x, y, eps=0.3, n_steps=self.adversarial_steps, generator=generator)
             optimizer.zero_grad(set_to_none=True)
