@@ -40,6 +40,12 @@ def spread(values: Sequence[float], column: Column) -> str:
     return f"{text} ± {_number(statistics.stdev(scaled), digits)}" if len(scaled) > 1 else text
 
 
+def printed(row: Row, column: Column) -> str:
+    """A published number; a dagger marks one that the report has divided by what it does not state."""
+    value, is_divided = row.printed(column)
+    return "" if value is None else f"*{value:.5g}*{'†' if is_divided else ''}"
+
+
 def _cells(row: Row, columns: Sequence[Column], found: list[dict[str, float]], n_train: int) -> list[str]:
     """The cells of a complete row: its columns, then the numbers of epochs, training images and seeds."""
     cells = []
@@ -63,10 +69,7 @@ def table(table: Table, metrics: Metrics, n_train: int) -> Iterator[str]:
     for row in table.rows:
         found = [m for recipe in row.recipes if (m := metrics(recipe)) is not None]
         if row.published:
-            known = (
-                c.factor * row.published[c.key] if c.key in row.published else None for c in table.columns
-            )
-            cells = ["" if value is None else f"*{value:.5g}*" for value in known]
+            cells = [printed(row, column) for column in table.columns]
         elif len(found) < len(row.recipes):
             cells = [NOT_YET]
         else:
@@ -106,7 +109,7 @@ def claims(found: Sequence[Claim], metrics: Metrics) -> Iterator[str]:
 
 
 def rows_as_csv(tables: Sequence[Table], metrics: Metrics) -> bytes:
-    """Every number of the tables on a separate line, unscaled; measured numbers have six digits."""
+    """Every number of the tables on a separate line, in the unit of its column; measured numbers have six digits."""
     file = io.StringIO(newline="")
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(("table", "row", "column", "seed", "value"))
@@ -114,12 +117,15 @@ def rows_as_csv(tables: Sequence[Table], metrics: Metrics) -> bytes:
         for row in t.rows:
             label = ", ".join(row.labels)
             for column in t.columns:
-                if column.key in row.published:
-                    writer.writerow((t.name, label, column.heading, "published", row.published[column.key]))
+                value, is_divided = row.printed(column)
+                if value is not None:
+                    heading = column.heading + (", as divided in the report" if is_divided else "")
+                    writer.writerow((t.name, label, heading, "published", f"{value:.10g}"))
                 for seed, recipe in enumerate(row.recipes):
                     found = metrics(recipe) or {}
                     if column.key in found:
-                        writer.writerow((t.name, label, column.heading, seed, f"{found[column.key]:.6g}"))
+                        measured = f"{column.factor * found[column.key]:.6g}"
+                        writer.writerow((t.name, label, column.heading, seed, measured))
     return file.getvalue().encode()
 
 

@@ -25,7 +25,14 @@ class Column(NamedTuple):
 class Row:
     labels: tuple[str, ...]
     recipes: tuple[Recipe, ...] = ()  # one for each seed
-    published: dict[str, float] = dataclasses.field(default_factory=dict)  # as printed, by the columns' keys
+    published: dict[str, float] = dataclasses.field(default_factory=dict)  # by the columns' keys
+
+    def printed(self, column: Column) -> tuple[float | None, bool]:
+        """The published number in the column's unit, or None, and whether the report has divided it."""
+        key = column.key + published.DIVIDED
+        is_divided = key in self.published
+        value = self.published.get(key if is_divided else column.key)
+        return None if value is None else column.factor * value, is_divided
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +68,8 @@ QUALITY_NOTE = """\
 z ~ N(f(x), 0.05² I): two quantities in one row. The other columns are one quantity each, the same for all models: nats per
 test image, with q(z|x) the VAE's own and, for an LAE, N(f(x), diag(s²)) with the s that is best on training images;
 -log p(x) by annealed importance sampling (an upper bound) over the first {likelihood_images} images. Grey pixels under a Bernoulli
-likelihood are no density: compare these numbers with each other only. MSE is per pixel; as published, it is divided by about a
-batch size. Acceptance is that of the last epoch; without MH every proposal counts, by the report's code with MH
+likelihood are no density: compare these numbers with each other only. MSE is per pixel; † as published, some 5,000 times
+smaller: the report does not say what it is divided by. Acceptance is that of the last epoch; without MH every proposal counts, by the report's code with MH
 its (wrong) ratio decides."""
 
 CODES = (
@@ -73,8 +80,8 @@ CODES = (
 )
 CODES_NOTE = """\
 ReLU and a linear layer on codes drawn from the encoder's q(z|x), as the report encodes: the VAE's own, or N(f(x), 0.05² I); Adam 1e-2,
-{latent_epochs} epochs. Losses in nats per image. Validation is on the test images, as in the report. As published, all four are
-divided by about a batch size: times 1,000 the losses and fractions are of the size of those measured here."""
+{latent_epochs} epochs. Losses in nats per image. Validation is on the test images, as in the report. † As published, divided by
+about a batch size: times 1,000 these numbers are of the size of those measured here."""
 
 
 Measure = Callable[[tuple[Any, ...]], tuple[Recipe, ...]]
@@ -142,8 +149,8 @@ def _classifiers(design: Design) -> Table:
         (Column("validation loss", "loss", 4), Column("validation accuracy, %", "accuracy", 2, 100)),
         tuple(rows),
         "The report's classifier, Adam 1e-4, batch 128 and N times as many variations, drawn as the report's code draws them: nz 8, of "
-        "the VAE's q(z|x), or of N(f(x), 0.05² I) around the codes of an LAE (adapted step). Validation is on the test images; as "
-        "published, the loss is divided by about the batch size.",
+        "the VAE's q(z|x), or of N(f(x), 0.05² I) around the codes of an LAE (adapted step). Validation is on the test images. † As "
+        "published, divided by about the batch size.",
     )
 
 
@@ -155,11 +162,9 @@ def _controls(design: Design, measure: Measure) -> Iterator[Row]:
         yield Row((f"none, N = 0, {epochs[5]} epochs", "measured, control for N = 5"), measure(trained))
 
 
-def _attacked(
-    design: Design, name: str, title: str, key: str, digits: int, factor: float, note: str
-) -> Table:
+def _attacked(design: Design, name: str, key: str, unit: str, digits: int, factor: float) -> Table:
     columns = tuple(
-        Column("clean" if eps == "0" else f"ε = {eps}", f"{key}_{eps}", digits, factor)
+        Column(f"{'clean' if eps == '0' else f'ε = {eps}'}, {unit}", f"{key}_{eps}", digits, factor)
         for eps in ("0", "0.01", "0.1", "0.2", "0.3")
     )
     rows = []
@@ -171,13 +176,14 @@ def _attacked(
     for protocol in PROTOCOLS:
         for row in _controls(design, partial(design.attacked, protocol=protocol)):
             rows.append(dataclasses.replace(row, labels=(row.labels[0], protocol)))
-    return Table(name, title, ("variations", "attack"), columns, tuple(rows), note)
+    title = f"{key.capitalize()} under attack"
+    return Table(name, title, ("variations", "attack"), columns, tuple(rows), ATTACK_NOTE)
 
 
 ATTACK_NOTE = """\
 Table 7's classifiers under PGD, L-inf, on the first {attacked_images} test images: (a) 40 steps of 0.01 with random start, (b) 40 steps without
-it, the report's function, (c) 3 steps, its command's default, which move no pixel by more than 0.03. The report does not say which
-it took."""
+it, the report's function, (c) 3 steps, its command's default, which move no pixel by more than 0.03: one attack in its last three
+columns. The report does not say which it took. Losses are per image."""
 FEW = (10, 50, 100)
 SOURCES = (None, "lae", "vae")
 
@@ -226,10 +232,7 @@ def _hardened(design: Design) -> Table:
             Row(("adversarial", _training(m, 1 if m else 0)), design.attacked(design.hardened(m), "a"))
             for m in SOURCES
         ),
-        Row(
-            ("adversarial", "Madry et al., a larger network, 100 steps"),
-            published={"accuracy_0": 98.53, "accuracy_0.3": 92.52},
-        ),
+        Row(("adversarial", "Madry et al., a larger network, 100 steps"), published=published.MADRY),
     ]
     return Table(
         "beyond-adversarial",
@@ -258,8 +261,8 @@ def tables(design: Design) -> dict[str, Table]:
             cells = tuple(rows(design, measure, numbers))
             found.append(Table(f"table{number}", name, (heading, "model"), columns, cells, note))
     found.append(_classifiers(design))
-    found.append(_attacked(design, "table8", "Accuracy under attack, %", "accuracy", 2, 100, ATTACK_NOTE))
-    found.append(_attacked(design, "table9", "Loss under attack, nats per image", "loss", 4, 1, ATTACK_NOTE))
+    found.append(_attacked(design, "table8", "accuracy", "%", 2, 100))
+    found.append(_attacked(design, "table9", "loss", "nats", 4, 1))
     found += [_few_labels(design), _imbalanced(design), _hardened(design)]
     sizes = {k: f"{v:,}" if isinstance(v, int) else v for k, v in dataclasses.asdict(design.preset).items()}
     found = [dataclasses.replace(t, note=t.note.replace("\n", " ").format(**sizes)) for t in found]
