@@ -2,6 +2,7 @@
 
 import csv
 import io
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ from lae_fast.experiments import presets, published, render
 from lae_fast.experiments.design import Design
 from lae_fast.experiments.tables import tables
 
+REPORT = (Path(__file__).parent.parent / "results" / "report.md").read_text()
 TABLES = tables(Design(presets.QUICK))
 HEADINGS = {  # metric -> heading, whose unit is the number's
     "report_bce": '"BCE"',
@@ -53,23 +55,34 @@ EXPECTED = {  # table -> labels -> its numbers
 
 
 def rendered(table, metrics=lambda recipe: None):
+    return cells_of(table, render.table(table, metrics, 1))
+
+
+def committed(table):
+    """The same of results/report.md."""
+    after = REPORT.split(next(iter(render.table(table, lambda recipe: None, 1))) + "\n")[1]
+    return cells_of(table, after.split("\n#")[0].splitlines())
+
+
+def cells_of(table, lines):
     """Labels -> heading -> cell."""
-    lines = [line for line in render.table(table, metrics, 1) if line.startswith("| ")]
+    lines = [line for line in lines if line.startswith("| ")]
     head, *body = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
     n = len(table.headings)
     return {tuple(c[:n]): dict(zip(head[n:], c[n:], strict=True)) for c in body}
 
 
 def rows_of_csv(metrics=lambda recipe: None):
-    text = render.rows_as_csv(list(TABLES.values()), metrics).decode()
+    text = render.rows_as_csv(list(TABLES.values()), (), metrics).decode()
     return list(csv.DictReader(io.StringIO(text)))
 
 
+@pytest.mark.parametrize("source", [rendered, committed])
 @pytest.mark.parametrize("name", TABLES)
-def test_every_published_number_stands_in_its_place_and_unit(name):
+def test_every_published_number_stands_in_its_place_and_unit(name, source):
     found = {
         (labels, heading): cell
-        for labels, cells in rendered(TABLES[name]).items()
+        for labels, cells in source(TABLES[name]).items()
         for heading, cell in cells.items()
         if cell.startswith("*")
     }
@@ -117,3 +130,12 @@ def test_measured_cells_are_in_the_unit_of_their_heading(name):
         if labels not in EXPECTED[name]:
             for heading, cell in list(cells.items())[:columns]:
                 assert float(cell) == (50 if "%" in heading else 0.5), (labels, heading)
+
+
+def test_a_row_shows_the_seeds_that_it_has():
+    table = tables(Design(presets.CPU))["table7"]
+    known = {r: {"loss": 0.5, "accuracy": 0.5, "epochs": 1} for r in table.rows[1].recipes[1:4]}
+    rows = rendered(table, known.get)
+    assert rows["none, N = 0", "measured"]["seeds"] == "3 of 5"
+    assert rows["none, N = 0", "measured"]["validation accuracy, %"] == "50.00 ± 0.00"
+    assert rows["LAE, N = 2", "measured"]["validation loss"] == render.NOT_YET

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from lae_fast.experiments import published
-from lae_fast.experiments.design import PROTOCOLS, RULES, Design
+from lae_fast.experiments.design import PROTOCOLS, RULES, TRAININGS, Design, training_name
 from lae_fast.experiments.recipes import Recipe
 
 AS_PUBLISHED = "as published"
@@ -99,11 +99,11 @@ def _lae_rows(
     rules: Iterable[str] = RULES,
     epochs: int | None = None,
 ) -> Iterator[Row]:
-    """One row for each rule of an LAE; the adapted step always takes MH."""
+    """One row for each rule of an LAE; an adapted step always takes MH."""
     for rule in rules:
-        is_adapted = rule == "adapted step"
-        models = design.lae(rule, nz, n_steps, epochs=epochs, **({} if is_adapted else {"mh": mh}))
-        name = f"LAE, {rule}{', MH' if mh or is_adapted else ''}"
+        has_mh = mh or "mh" in RULES[rule]
+        models = design.lae(rule, nz, n_steps, epochs=epochs, mh=has_mh)
+        name = f"LAE, {rule}{', MH' if has_mh else ''}"
         yield Row((label, name), measure(models))
 
 
@@ -127,20 +127,19 @@ def _by_steps(design: Design, measure: Measure, numbers: Numbers) -> Iterator[Ro
 
 def _by_decision(design: Design, measure: Measure, numbers: Numbers) -> Iterator[Row]:
     for mh, label in ((False, "off"), (True, "on")):
-        rules = list(RULES) if mh else ["report's code", "fixed step"]
+        rules = [rule for rule in RULES if mh or "mh" not in RULES[rule]]
         yield Row((label, f"LAE, {AS_PUBLISHED}"), published=numbers["lae", 2, 2, mh])
         yield from _lae_rows(design, measure, label, 2, mh=mh, rules=rules)
 
 
-def _training(model: str | None, n: int) -> str:
-    return f"{model.upper()}, N = {n}" if model else "none, N = 0"
-
-
 def _classifiers(design: Design) -> Table:
     rows = []
-    for model, n in published.TRAININGS:
-        rows.append(Row((_training(model, n), AS_PUBLISHED), published=published.CLASSIFIERS[model, n]))
-        rows.append(Row((_training(model, n), "measured"), design.classifiers(model, n)))
+    for model, n in TRAININGS:
+        if (model, n) in published.CLASSIFIERS:
+            rows.append(
+                Row((training_name(model, n), AS_PUBLISHED), published=published.CLASSIFIERS[model, n])
+            )
+        rows.append(Row((training_name(model, n), "measured"), design.classifiers(model, n)))
     rows += _controls(design, lambda trained: trained)
     return Table(
         "table7",
@@ -149,7 +148,7 @@ def _classifiers(design: Design) -> Table:
         (Column("validation loss", "loss", 4), Column("validation accuracy, %", "accuracy", 2, 100)),
         tuple(rows),
         "The report's classifier, Adam 1e-4, batch 128 and N times as many variations, drawn as the report's code draws them: nz 8, of "
-        "the VAE's q(z|x), or of N(f(x), 0.05² I) around the codes of an LAE (adapted step). Validation is on the test images. † As "
+        "the VAE's q(z|x), or of N(f(x), 0.05² I) around the codes of an LAE (datapoint decisions; joint ones with an adapted step). Validation is on the test images. † As "
         "published, divided by about the batch size.",
     )
 
@@ -168,9 +167,10 @@ def _attacked(design: Design, name: str, key: str, unit: str, digits: int, facto
         for eps in ("0", "0.01", "0.1", "0.2", "0.3")
     )
     rows = []
-    for model, n in published.TRAININGS:
-        label = _training(model, n)
-        rows.append(Row((label, AS_PUBLISHED), published=published.ATTACKED[model, n]))
+    for model, n in TRAININGS:
+        label = training_name(model, n)
+        if (model, n) in published.ATTACKED:
+            rows.append(Row((label, AS_PUBLISHED), published=published.ATTACKED[model, n]))
         for protocol in PROTOCOLS:
             rows.append(Row((label, protocol), design.attacked(design.classifiers(model, n), protocol)))
     for protocol in PROTOCOLS:
@@ -189,7 +189,9 @@ SOURCES = (None, "lae", "vae")
 
 
 def _few_labels(design: Design) -> Table:
-    rows = [Row((str(k), _training(m, 2 if m else 0)), design.few_labels(m, k)) for k in FEW for m in SOURCES]
+    rows = [
+        Row((str(k), training_name(m, 2 if m else 0)), design.few_labels(m, k)) for k in FEW for m in SOURCES
+    ]
     return Table(
         "beyond-few-labels",
         "Few labels",
@@ -204,7 +206,7 @@ def _few_labels(design: Design) -> Table:
 def _imbalanced(design: Design) -> Table:
     rows = [
         Row(
-            ("all classes alike" if is_balanced else "as they come", _training(m, 2 if m else 0)),
+            ("all classes alike" if is_balanced else "as they come", training_name(m, 2 if m else 0)),
             design.imbalanced(m, is_balanced),
         )
         for is_balanced in (False, True)
@@ -229,7 +231,7 @@ def _hardened(design: Design) -> Table:
     rows = [
         Row(("plain", "none, N = 0"), design.attacked(design.hardened(None, is_adversarial=False), "a")),
         *(
-            Row(("adversarial", _training(m, 1 if m else 0)), design.attacked(design.hardened(m), "a"))
+            Row(("adversarial", training_name(m, 1 if m else 0)), design.attacked(design.hardened(m), "a"))
             for m in SOURCES
         ),
         Row(("adversarial", "Madry et al., a larger network, 100 steps"), published=published.MADRY),
