@@ -10,7 +10,6 @@ class Preset:
     """The sizes of a preset. Seeds count from 0; `n_train` and `n_test` None: all images."""
 
     n_seeds: int
-    n_seeds_long: int  # seeds of the rows with T = 10 and 50
     n_train: int | None
     n_test: int | None
     epochs: int  # most epochs of an autoencoder
@@ -25,13 +24,14 @@ class Preset:
     n_temperatures: int
     few_label_updates: int
     imbalanced_epochs: int
-    adversarial_epochs: int
+    adversarial_epochs: int  # of the row without attack
+    adversarial_updates: int
     adversarial_steps: int
+    convergence_limit: int  # most epochs to the accuracy of N = 0, in units of those that N = 0 took
 
 
 CPU = Preset(
-    n_seeds=3,
-    n_seeds_long=1,
+    n_seeds=5,
     n_train=None,
     n_test=None,
     epochs=15,
@@ -47,11 +47,12 @@ CPU = Preset(
     few_label_updates=1000,
     imbalanced_epochs=5,
     adversarial_epochs=3,
+    adversarial_updates=900,
     adversarial_steps=5,
+    convergence_limit=4,
 )
 REPORT = dataclasses.replace(
     CPU,
-    n_seeds_long=3,
     epochs=1000,
     epochs_longest=1000,
     lr=1e-4,
@@ -61,6 +62,7 @@ REPORT = dataclasses.replace(
     few_label_updates=5000,
     imbalanced_epochs=10,
     adversarial_epochs=20,
+    adversarial_updates=18_000,
     adversarial_steps=40,
 )
 QUICK = dataclasses.replace(
@@ -79,6 +81,7 @@ QUICK = dataclasses.replace(
     few_label_updates=30,
     imbalanced_epochs=1,
     adversarial_epochs=1,
+    adversarial_updates=20,
     adversarial_steps=2,
 )
 PRESETS = {"quick": QUICK, "cpu": CPU, "report": REPORT}
