@@ -24,7 +24,7 @@ def python_in(page):
 
 (LOOP,) = python_in("README.md")
 FULL_LOOP, SAMPLING, *_ = python_in("docs/sampling.md")
-VARIATIONS, STRONGEST, *FOREIGN = python_in("docs/variations.md")
+VARIATIONS, _, STRONGEST, *FOREIGN = python_in("docs/variations.md")
 (DATA,) = python_in("docs/data.md")
 START = python_in("docs/quickstart.md")
 
