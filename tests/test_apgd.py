@@ -174,6 +174,17 @@ def test_the_worst_image_of_the_path_is_kept(digits, loss):
         assert torch.equal(value(result)[~is_fooled], values.amax(0)[~is_fooled])
 
 
+def test_a_misclassification_beats_a_higher_loss():
+    """The first point is answered wrongly with a cross-entropy of 0.80, the second one rightly with 1.02."""
+    answers = iter(torch.tensor([[0.45, 0.55, 1e-9], [0.36, 0.32, 0.32]]).log())
+
+    def model(x):
+        return next(answers) + (x - x.detach()) * torch.tensor([[-1.0, 0, 0]])
+
+    x = torch.full((1, 1), 0.5)
+    assert apgd(model, x, torch.tensor([0]), eps=0.1, n_steps=1, random_start=False) == 0.5
+
+
 # --- Closed forms ---
 
 

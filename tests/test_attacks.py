@@ -490,6 +490,9 @@ def test_normalised_images_are_within_bounds_that_round_otherwise(dtype):
     assert result.amin() >= min(x.min(), low)
     assert result.amax() <= max(x.max(), high)
     assert not torch.equal(result[1], x)
+    assert torch.equal(
+        pgd(lambda x: x, x, labels, eps=0.3, bounds=bounds, step_size=0, random_start=False), x
+    )
     with pytest.raises(
         ValueError, match=r"x has values from -0\.\d+ to 2\.\d+; .* clamp x, or give `bounds`"
     ):
@@ -646,6 +649,9 @@ def test_a_module_that_does_more_than_to_set_a_flag():
     child.train = lambda mode=True: told.append(mode) or nn.Module.train(child, mode)
     pgd(model, images(), torch.zeros(M, dtype=torch.int64), eps=0.1, n_steps=1)
     assert told == [False, True]
+    told.clear()
+    pgd(model.eval(), images(), torch.zeros(M, dtype=torch.int64), eps=0.1, n_steps=1, logits=lambda z: z)
+    assert told == [False]  # by this test; the attack has nothing to switch
 
 
 @pytest.mark.parametrize("attack", [pgd, fgsm, robustness])

@@ -860,6 +860,7 @@ def test_a_gpu_attacks_as_a_cpu_does(monkeypatch):
             attacks.fgsm(classifier, batch, classes, eps=eps),
             attacks.pgd(classifier, batch, classes, eps=eps, n_steps=7, n_restarts=2),
             attacks.pgd(classifier, batch, classes, eps=0.5, n_steps=7, norm="l2"),
+            attacks.apgd(classifier, batch, classes, eps=eps, n_steps=7, loss="dlr", n_restarts=2),
             *attacks.robustness(classifier, batch, classes, eps=eps, batch_size=17, n_steps=3),
         )
 

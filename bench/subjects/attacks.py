@@ -1,6 +1,6 @@
-"""PGD on the report's classifier: ours, the published loop, and the floor.
+"""PGD on the report's classifier: ours, the published loop, and the floor; beside them APGD of as many gradients.
 
-All make the same adversaries, from x itself in steps of 0.01. Floor: the model's forward pass and the gradient of its loss in
+All but APGD make the same adversaries, from x itself in steps of 0.01. Floor: the model's forward pass and the gradient of its loss in
 the input, once a step. The update is what a fused kernel could save.
 """
 
@@ -13,11 +13,12 @@ from memory import peak_bytes
 from timing import Calls, compare
 from torch import Tensor, nn
 
-from lae_fast.attacks import pgd
+from lae_fast.attacks import apgd, pgd
 from lae_fast.experiments.classifiers import as_images, classifier
 
 OURS, PUBLISHED, FLOOR = "pgd", "published loop", "floor: forward and input gradient"
 UPDATE = "of it the update: sign, addcmul, clamp"
+APGD = "apgd"
 EPS, STEP = 0.3, 0.01
 
 
@@ -53,6 +54,7 @@ def calls(model: nn.Module, x: Tensor, labels: Tensor, n_steps: int) -> Calls:
 
     return {
         OURS: ours,
+        APGD: lambda: apgd(model, x, labels, eps=EPS, n_steps=n_steps - 1, random_start=False),
         PUBLISHED: lambda: published_loop(model, x, labels, n_steps),
         FLOOR: floor,
         UPDATE: update,
