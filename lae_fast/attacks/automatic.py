@@ -126,9 +126,8 @@ def likely(z: Tensor, labels: Tensor, rank: int) -> Tensor:
 def _ascend(victim: Victim, region: Region, start: Tensor, labels: Tensor, n_steps: int) -> View:
     """The worst images on the paths of n_steps from start [R, ...]."""
     marks, mark = set(checkpoints(n_steps)), 0  # the last checkpoint
-    at = top = worst = victim.look(
-        start, labels
-    )  # the current point, that of the highest gain, and the result
+    # The current point, that of the highest gain, and the result: one that fools the model, else the highest.
+    at = top = worst = victim.look(start, labels)
     finite = is_finite(at.gain, at.gradient)
     before, step = start, 2 * region.eps  # x_{k-1} [R, ...], eta [R, 1, ...]
     n_rises = torch.zeros_like(labels)  # [R], since the last checkpoint

@@ -51,8 +51,9 @@ def pgd(
     x' - x down to eps, then clamps to the bounds. An image with a zero gradient does not move.
 
     Beware of confident models: float32 rounds away the true class's part of the gradient of the cross-entropy where this
-    class is 17 nats ahead, and the whole gradient at 100 nats, which looks like robustness, and is warned of. "dlr" and
-    "cw" do not depend on the scale of the logits.
+    class is 17 nats ahead, and the whole gradient at 100 nats, which looks like robustness. A warning says so where it is the
+    case for more than 1 % of the images and nothing fools them. "dlr" and "cw" follow the same path whatever the scale of the
+    logits.
 
     Args:
         model: images [n, ...] -> logits or log-probabilities [n, classes], each image independently, or what `logits`
@@ -89,7 +90,6 @@ def pgd(
         ValueError: an argument or the model's output has another form or no gradient, or n_restarts > 1 without `random_start`, where
             all restarts would be the same.
         RuntimeError: at the end of a restart the loss or the last gradient of an image is not finite.
-        UserWarning: the gradient vanishes for more than 1 % of the images that nothing fooled.
 
     Example:
         >>> classifier = torch.nn.Identity()  # logits are the two pixels: the brighter one is the class

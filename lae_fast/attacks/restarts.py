@@ -29,8 +29,8 @@ class Found(NamedTuple):
     is_blind: Tensor  # [R], not fooled, and without a gradient to follow
 
 
+# (region, start [R, ...], labels [R], index of the eps [R], number of the restart) -> what it found
 Ascent = Callable[[Region, Tensor, Tensor, Tensor, int], Found]
-"""(region, start [R, ...], labels [R], which eps [R], number of the restart) -> what it found."""
 
 
 class Restarts:
