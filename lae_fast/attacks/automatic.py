@@ -71,14 +71,14 @@ def apgd(
     Args:
         loss: as for `pgd`, or "dlr-targeted": restart r raises, for the r-th most likely wrong class t of each image x,
 
-            (z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2),  the logits z sorted downwards
+            `(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2)`, the logits z sorted downwards.
 
             For 10 classes 9 restarts aim at all; with fewer than 4 classes it is an error. The strongest attack here, and
             the one that takes longest.
         n_steps: of each restart; they take n_steps + 1 gradients.
 
     Returns:
-        The worst image on each path, by the rule of `pgd`: one that fools the model, else the one with the highest L.
+        The worst image on each path, which is one that fools the model, or else the one with the highest L; shapes as `pgd`.
 
     Example:
         >>> classifier = torch.nn.Identity()  # logits are the three pixels: the brightest one is the class
