@@ -470,7 +470,9 @@ def _():
 
 @entry("importance_bound", **ASKED)
 def _():
-    return lae_fast.importance_bound, dict(model=model(), images=unit(4, 6), n_draws=2, seed=0, rows=3)
+    return lae_fast.importance_bound, dict(
+        model=model(), images=unit(4, 6), n_draws=2, seed=0, rows=3, share=None
+    )
 
 
 @entry("fit_posterior_scale", **ASKED)

@@ -10,8 +10,9 @@ from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 import lae_fast
+from lae_fast import evaluation, sharing
 from lae_fast.models import Architecture, build
-from lae_fast.sharing import Shared
+from lae_fast.sharing import ProcessError, Shared
 from lae_fast.training import TrainingStep
 
 N_PROCESSES, N, N_STEPS = 2, 12, 20  # images of a minibatch, minibatches
@@ -51,6 +52,14 @@ def trained(model, parts_of, wrapped=None):
     return states, torch.stack(losses)
 
 
+def tasks(rank, failing=None):
+    """Five tasks, of which one may fail: each draws a number that says how often numbers were drawn before."""
+    generator = torch.Generator().manual_seed(0)
+    for i in range(5):
+        drawn = torch.rand((), generator=generator).item()
+        yield lambda i=i, drawn=drawn: (i, drawn, rank, 1 / (i != failing))
+
+
 def work(rank, folder):
     """What each process does."""
     torch.set_num_threads(1)
@@ -77,6 +86,12 @@ def work(rank, folder):
         TrainingStep(model, optimizer, capture=True)
     except ValueError as error:
         found["capture"] = str(error)
+    share = Shared()
+    found["done"] = share.done(tasks(rank))
+    try:
+        share.done(tasks(rank, failing=3))
+    except (ProcessError, ZeroDivisionError) as error:
+        found["failed"] = str(error)
     torch.save(found, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
@@ -112,6 +127,25 @@ def test_it_is_the_model_of_one_process(results, kind):
 def test_eval_mode_shares_nothing(results):
     for of_process in results:
         assert torch.equal(*of_process["eval"])
+
+
+def test_tasks_are_shared_out_and_each_has_the_draws_of_one_process(results):
+    alone = sharing.done(tasks(0), None)
+    for found in results:
+        assert [(i, drawn) for i, drawn, _, _ in found["done"]] == [(i, drawn) for i, drawn, _, _ in alone]
+        assert [rank for _, _, rank, _ in found["done"]] == [0, 1, 0, 1, 0]
+
+
+def test_a_task_that_fails_is_known_to_all_processes(results):
+    assert results[1]["failed"] == "division by zero"
+    assert results[0]["failed"] == "process 1 of 2 has failed: division by zero"
+
+
+def test_who_shares_a_question_is_checked():
+    model, x = made("vae").eval(), torch.rand(4, 10, dtype=torch.float64)
+    for ask in (evaluation.importance_bound, evaluation.anneal):
+        with pytest.raises(TypeError, match=r"share is 'all' .*expected None or a Shared"):
+            ask(model, x, share="all")
 
 
 def test_without_a_process_group_it_says_what_is_missing():
