@@ -326,6 +326,7 @@ def plan() -> dict[str, Any]:
         mh=True,
         target_acceptance=0.6,
         share_step_size=False,
+        chains=range(1, 2),
         generator=torch.Generator(),
         progress=False,
         capture=False,

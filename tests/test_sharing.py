@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from lae_fast.sharing import ProcessError, Shared
 from lae_fast.training import TrainingStep
 
 N_PROCESSES, N, N_STEPS = 2, 12, 20  # images of a minibatch, minibatches
+N_CHAINS = 5  # of samples
 KINDS = {
     "datapoint": ("lae", {"memory": 5}),
     "datapoint, no spread": ("lae", {"spread": False}),
@@ -60,6 +62,25 @@ def tasks(rank, failing=None):
         yield lambda i=i, drawn=drawn: (i, drawn, rank, 1 / (i != failing))
 
 
+def drawn(chains):
+    """By the recipe in docs/several_processes.md."""
+    return lae_fast.ald_sample(
+        lambda z: z.square().sum(-1),
+        torch.eye(3),
+        nz=2,
+        n_chains=N_CHAINS,
+        chains=chains,
+        generator=torch.Generator().manual_seed(0),
+        n_draws=20,
+        n_warmup=50,
+        progress=False,
+    )
+
+
+def part_of(k):
+    return range(N_CHAINS * k // N_PROCESSES, N_CHAINS * (k + 1) // N_PROCESSES)
+
+
 def work(rank, folder):
     """What each process does."""
     torch.set_num_threads(1)
@@ -92,6 +113,9 @@ def work(rank, folder):
         share.done(tasks(rank, failing=3))
     except (ProcessError, ZeroDivisionError) as error:
         found["failed"] = str(error)
+    found["samples"] = lae_fast.Samples.joined(
+        share.done(partial(drawn, part_of(k)) for k in range(share.size))
+    ).z
     torch.save(found, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
@@ -139,6 +163,11 @@ def test_tasks_are_shared_out_and_each_has_the_draws_of_one_process(results):
 def test_a_task_that_fails_is_known_to_all_processes(results):
     assert results[1]["failed"] == "division by zero"
     assert results[0]["failed"] == "process 1 of 2 has failed: division by zero"
+
+
+def test_chains_are_shared_out_and_drawn_as_by_one_process(results):
+    expected = drawn(None).z
+    assert all(torch.equal(found["samples"], expected) for found in results)
 
 
 def test_who_shares_a_question_is_checked():
