@@ -3,6 +3,8 @@
 import copy
 import io
 import pickle
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -123,7 +125,8 @@ def work(rank, folder):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shared")
-    multiprocessing.spawn(work, (folder,), N_PROCESSES)
+    done = subprocess.run([sys.executable, __file__, folder], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     return [torch.load(folder / f"{rank}.pt") for rank in range(N_PROCESSES)]
 
 
@@ -214,3 +217,7 @@ def test_a_copy_shares_and_a_file_does_not(tmp_path):
             lae_fast.fit(model, torch.rand(32, 10), epochs=1, batch_size=16, progress=False)
     finally:
         distributed.destroy_process_group()
+
+
+if __name__ == "__main__":  # what takes long to import is imported once
+    multiprocessing.start_processes(work, (sys.argv[1],), N_PROCESSES, start_method="fork")
