@@ -82,8 +82,13 @@ class Shared:
 
     def average(self, tensors: list[Tensor]) -> None:
         """Replace tensors by their means over all processes, in place, by one message, which is of the first one's type."""
-        flat = self.mean(torch.cat([t.flatten().to(tensors[0].dtype) for t in tensors]))
-        for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        flat = torch.cat(
+            [t.flatten().to(tensors[0].dtype) for t in tensors]
+        )  # as large as a model: no second copy
+        distributed.all_reduce(flat, group=self.group)
+        for tensor, mean in zip(
+            tensors, flat.div_(self.size).split([t.numel() for t in tensors]), strict=True
+        ):
             tensor.copy_(mean.view_as(tensor))
 
     def of_first(self, tensors: list[Tensor]) -> None:
