@@ -124,7 +124,8 @@ def main() -> None:
         say(f"| {b:,} | {shown(times)} |")
     say(f"\na = {1e6 * a:.0f} us, b = {1e9 * each:.3f} ns a byte ({1e-9 / each:.2f} GB/s)\n")
     say(
-        "| decisions, nh, images | messages | bytes | alone, all images | CPU ms | alone, a part each | CPU ms | shared | CPU ms | a part + a + b bytes |"
+        "| decisions, nh, images | messages | bytes | alone, all images, ms | CPU ms | alone, a part each, ms | CPU ms | shared, ms | "
+        "CPU ms | by the formula, ms |"
     )
     say("|---|---|---|---|---|---|---|---|---|---|")
     share = Shared()
