@@ -75,7 +75,11 @@ def runs(tmp_path_factory):
     jobs += [new("odd", 2, "--batch-size", 121), new("other data", 2), new("no option", 2, "--nonsense")]
     jobs += [new("killed", 2), new("stopped", 2), new("diverged", 2), new("apart", 2)]
     scored = [folder / "run datapoint 1", folder / "nothing", folder / "run vae 1"]
-    for name, size, given in (("1", 1, scored), ("2", 2, scored), ("3", 3, scored), ("half", 2, scored[:1])):
+    of_one = scored[:1]
+    for name, size, given in (
+        *(("1", 1, scored), ("2", 2, scored), ("3", 3, scored)),
+        *(("half", 2, of_one), ("killed", 2, of_one)),
+    ):
         jobs += [(f"score, {name}", size, [*given, *SCORES, "--output", folder / f"table {name}"])]
     return folder, run_jobs(folder, jobs)
 
@@ -238,6 +242,13 @@ def test_a_process_that_cannot_do_its_part_says_so_and_no_score_is_told(runs):
     assert said(runs, "score, half", 1) == "error: there is no memory for this\n"
     assert "run datapoint" not in said(runs, "score, half")
     assert not (runs[0] / "table half").exists()
+
+
+def test_a_process_that_dies_while_it_scores_ends_all(runs):
+    assert runs[1]["score, killed"] == [2, -9]
+    (error,) = said(runs, "score, killed").splitlines()
+    assert error.startswith("error: process 0 of 2 has lost another one")
+    assert error.endswith("; the runs scored so far are in the table")
 
 
 @pytest.mark.slow
