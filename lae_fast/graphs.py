@@ -77,11 +77,14 @@ class Replayed:
         for generator in self.generators:
             graph.register_generator_state(generator)
         try:
-            with _no_garbage(), torch.cuda.graph(graph, stream=self.stream):
+            with no_garbage(), torch.cuda.graph(graph, stream=self.stream):
                 self.result = self.call()
         except RuntimeError as error:
             self._end_failed_capture()
-            reason = (str(error).splitlines() or [""])[0]
+            first: BaseException = error  # those after the first only say that there is no capture any more
+            while first.__context__ is not None:
+                first = first.__context__
+            reason = (str(first).splitlines() or [""])[0]
             raise RuntimeError(
                 f"the step could not be captured in a CUDA graph ({reason}): something in it waits for the device or reads "
                 "from the host; with capture=False it runs as it is"
@@ -99,7 +102,7 @@ class Replayed:
 
 
 @contextlib.contextmanager
-def _no_garbage() -> Iterator[None]:
+def no_garbage() -> Iterator[None]:
     """Within, no garbage is collected: an older graph among it, as its destruction waits for the device, would end a capture."""
     was_enabled = gc.isenabled()
     gc.collect()

@@ -44,7 +44,7 @@ from lae_fast import (
     models,
     ops,
 )
-from lae_fast.graphs import WARMUP, Replayed
+from lae_fast.graphs import WARMUP, Replayed, no_garbage
 from lae_fast.models import layers_in_parts, nets, whole_layers
 from lae_fast.models.decoder_pass import decoder_pass
 from lae_fast.ops import layer, library
@@ -82,7 +82,7 @@ def capture(function, keep_graph=False):
         function()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph(keep_graph)
-    with torch.cuda.graph(graph):
+    with no_garbage(), torch.cuda.graph(graph):
         function()
     return graph
 

@@ -99,6 +99,10 @@ class _Annealing:
         self, model: Autoencoder, x: Tensor, base: str, n_chains: int, generator: torch.Generator
     ) -> None:
         self.model, self.base, self.n_chains = model, base, n_chains
+        self.decoder: DensePass | None = None
+        if whole_pass(model, x.flatten(1)) is not None:  # it takes a row for each chain
+            self._hold(images=x.flatten(1).repeat(n_chains, 1))
+            self.decoder = whole_pass(model, self.images)
         # beta and step size of the next move, [1] each
         self.beta, self.step_size = torch.zeros(2, 1, dtype=torch.float64, device=x.device)
         self.start(x, generator)
@@ -110,10 +114,8 @@ class _Annealing:
             mean, std = self.model.posterior(x)
         self._hold(x=x, mean=mean, std=std, log_volume=std.log().sum(-1, dtype=torch.float64))
         self._hold(rng=ops.make_rng(x.device, generator))
-        self.decoder = whole_pass(self.model, x.flatten(1))
-        if self.decoder is not None:  # it takes a row for each chain
+        if self.decoder is not None:
             self._hold(images=x.flatten(1).repeat(self.n_chains, 1))
-            self.decoder = whole_pass(self.model, self.images)
         shape = (self.n_chains, len(x), self.model.nz)
         self.start_at(torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device))
 
