@@ -77,7 +77,9 @@ class Replayed:
         for generator in self.generators:
             graph.register_generator_state(generator)
         try:
-            with no_garbage(), torch.cuda.graph(graph, stream=self.stream):
+            # Other threads of a program may do what they want with the device.
+            captured = torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local")
+            with no_garbage(), captured:
                 self.result = self.call()
         except RuntimeError as error:
             self._end_failed_capture()

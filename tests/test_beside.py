@@ -135,7 +135,7 @@ def test_a_backward_pass_that_fails_leaves_the_chain_kept(monkeypatch):
 class BrokenGraph:
     """`torch.cuda.graph` of a capture that something in it has ended: leaving it is the second error."""
 
-    def __init__(self, graph, stream):
+    def __init__(self, graph, **options):
         pass
 
     def __enter__(self):

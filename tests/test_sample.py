@@ -34,6 +34,15 @@ THIN = {"Gaussian": 15, "neural": 36}  # steps that make a draw nearly independe
 
 both_problems = pytest.mark.parametrize("problem", PROBLEMS)
 both_samplers = pytest.mark.parametrize("sampler", ["ald", "langevin"])
+long_runs = pytest.mark.parametrize(
+    ("problem", "sampler"),
+    [
+        ("Gaussian", "ald"),
+        ("Gaussian", "langevin"),
+        ("neural", "langevin"),
+        pytest.param("neural", "ald", marks=pytest.mark.slow),
+    ],
+)
 
 
 def seeded(seed):
@@ -88,8 +97,7 @@ def test_the_grid_knows_the_conjugate_answer():
         assert Histogram(PROBLEMS[problem], posterior(problem)).probability[-1].max() < 0.01
 
 
-@both_problems
-@both_samplers
+@long_runs
 def test_means_and_covariances(problem, sampler):
     grid, samples = posterior(problem), long_run(problem, sampler)
     rows = moments_of_chains(samples, grid.mean)
@@ -97,8 +105,7 @@ def test_means_and_covariances(problem, sampler):
     assert (z.abs() < z_limit("posterior_moments")).all(), z
 
 
-@both_problems
-@both_samplers
+@long_runs
 def test_total_variation_is_that_of_exact_draws(problem, sampler):
     """No alarm by chance: the distance spreads by less than a tenth of itself, so the limit is over 4 deviations away."""
     from arviz_stats import ess

@@ -40,7 +40,7 @@ def rivals(start: Tensor, step_size: float) -> Rivals:
 
     routes = {
         SAMPLE: dict(compile=False, capture=start.is_cuda),
-        COMPILED: dict(compile=True, capture=start.is_cuda),
+        COMPILED: dict(compile=start.is_cuda, capture=start.is_cuda),  # for CPUs: jitted_samplers.py
         GIVEN: dict(compile=False, capture=start.is_cuda, value_and_grad=lambda z: (gaussian(z), z)),
         EAGER: dict(compile=False, capture=False),
     }
