@@ -132,10 +132,10 @@ def test_a_backward_pass_that_fails_leaves_the_chain_kept(monkeypatch):
     assert not torch.equal(m.phi, before)
 
 
-class BrokenGraph:
+class BrokenCapture:
     """`torch.cuda.graph` of a capture that something in it has ended: leaving it is the second error."""
 
-    def __init__(self, graph, **options):
+    def __init__(self, graph, pool, stream, capture_error_mode):
         pass
 
     def __enter__(self):
@@ -146,20 +146,39 @@ class BrokenGraph:
             raise RuntimeError("operation failed due to a previous error during capture")
 
 
+class Graph:
+    def __init__(self, calls):
+        self.reset = lambda: calls.append("reset")
+
+
+@pytest.mark.parametrize("is_over", [False, True])  # newer versions of torch end a failed capture by `reset`
 @pytest.mark.parametrize(
     "first", [RuntimeError("cannot wait in a capture\nmore"), ValueError("no such image")]
 )
-def test_a_failed_capture_names_the_first_error(monkeypatch, first):
+def test_a_failed_capture_names_the_first_error_and_gives_its_memory_back(monkeypatch, first, is_over):
+    calls = []
+
+    def end(device, pool):
+        calls.append(("end", device, pool))
+        if is_over:
+            raise RuntimeError("not currently recording to mempool_id")
+
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
-    monkeypatch.setattr(torch.cuda, "graph", BrokenGraph)
-    monkeypatch.setattr(graphs.Replayed, "_end_failed_capture", lambda self: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Graph(calls))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 7))
+    monkeypatch.setattr(torch.cuda, "graph", BrokenCapture)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
+    monkeypatch.setattr(
+        torch._C, "_cuda_releasePool", lambda *a: calls.append(("release", *a)), raising=False
+    )
+    monkeypatch.setattr(graphs.Replayed, "_free_generators", lambda self: calls.append("generators"))
 
     def call():
         raise first
 
-    with pytest.raises(
-        RuntimeError, match=r"captured in a CUDA graph \((cannot wait in a capture|no such image)\)"
-    ):
+    with pytest.raises(RuntimeError, match=r"in a CUDA graph \((cannot wait in a capture|no such image)\)"):
         graphs.Replayed(call, GPU)._captured()
+    wanted = ["reset", ("end", 1, (0, 7)), ("release", 1, (0, 7)), "generators"]
+    assert calls == [c for c in wanted if not (is_over and c[0] == "release")]
     assert gc.isenabled()
