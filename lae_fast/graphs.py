@@ -109,8 +109,7 @@ class Replayed:
 def no_garbage() -> Iterator[None]:
     """Within, no garbage is collected: an older graph among it, as its destruction waits for the device, would end a capture."""
     was_enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
+    gc.disable()  # without collecting first, which takes as long as some thousand replayed steps of a sampler
     try:
         yield
     finally:

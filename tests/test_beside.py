@@ -182,3 +182,28 @@ def test_a_failed_capture_names_the_first_error_and_gives_its_memory_back(monkey
     wanted = ["reset", ("end", 1, (0, 7)), ("release", 1, (0, 7)), "generators"]
     assert calls == [c for c in wanted if not (is_over and c[0] == "release")]
     assert gc.isenabled()
+
+
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_no_garbage_is_collected_within_a_capture(is_enabled):
+    class Older:
+        """Only the collector finds it."""
+
+        def __init__(self):
+            self.itself = self
+
+    was_enabled, threshold = gc.isenabled(), gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        (gc.enable if is_enabled else gc.disable)()
+        with graphs.no_garbage():
+            is_alive = weakref.ref(Older())
+            kept = [[] for _ in range(100)]
+            assert is_alive()
+        assert gc.isenabled() == is_enabled
+    finally:
+        gc.set_threshold(*threshold)
+        (gc.enable if was_enabled else gc.disable)()
+    del kept
+    gc.collect()
+    assert not is_alive()
