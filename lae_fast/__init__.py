@@ -2,7 +2,7 @@
 
 from lae_fast import attacks, ops
 from lae_fast._version import __version__
-from lae_fast.augmentation import augment
+from lae_fast.augmentation import augment, diagnose_variations
 from lae_fast.evaluation import (
     AISEstimate,
     Evaluation,
@@ -52,6 +52,7 @@ __all__ = [
     "annealed_log_likelihood",
     "attacks",
     "augment",
+    "diagnose_variations",
     "evaluate",
     "fit",
     "fit_posterior_scale",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lae_fast import checks, ops
+from lae_fast.isolation import isolated
 from lae_fast.models.autoencoder import Autoencoder, asks, images_for
 from lae_fast.models.lae import LAE
 from lae_fast.models.precision import products_in
@@ -15,7 +17,9 @@ from lae_fast.sampling.ald import evaluate_potential
 from lae_fast.sampling.chains import Chains
 from lae_fast.sampling.sample import langevin_sample
 
-SOURCES = ("encoder", "isotropic", "chain", "posterior")
+Source = Literal["encoder", "isotropic", "residual", "chain", "posterior"]
+SOURCES = ("encoder", "isotropic", "residual", "chain", "posterior")
+SCALES = {"isotropic": 0.05, "residual": 0.5}  # sources with a scale, and its default
 POSTERIOR_STEPS = 20
 
 
@@ -26,8 +30,8 @@ def augment(
     labels: Tensor,
     n: int,
     *,
-    source: Literal["encoder", "isotropic", "chain", "posterior"] | None = None,
-    scale: float = 0.05,
+    source: Source | None = None,
+    scale: float | None = None,
     n_steps: int | None = None,
     step_size: float | None = None,
     generator: torch.Generator | None = None,
@@ -40,6 +44,9 @@ def augment(
 
         encoder     q(z|x), from `model.posterior`; the default for a VAE and for Hoffman.
         isotropic   N(f(x), scale^2 I), where f(x) is the mean of q, as in the report's code; the default for an LAE.
+        residual    N(f(x), scale^2 diag(s^2)), where s [nz] is the standard deviation of the codes f(x) of all images of the
+                    call. What a step in the latent space changes is added to the image itself, which keeps what the model
+                    does not know of it: B[k] = clip(x + decode(z_k) - decode(f(x))).
         chain       for an LAE only: its own chain takes `n_steps` steps from `model.phi` on this minibatch's
                     potential, n times, with MH if the model has MH. With joint decisions the n x m latents of one call
                     are n joint draws, not n m separate draws: one phi' makes a whole block.
@@ -56,7 +63,7 @@ def augment(
         labels: [m, ...], of any type.
         n: variations of each image. 0: x and labels themselves are returned.
         source: one of the sources above.
-        scale: standard deviation of "isotropic", per latent dimension.
+        scale: of "isotropic" the standard deviation, default 0.05; of "residual" in units of the codes' own, default 0.5.
         n_steps: steps of each chain. "chain": default `model.n_steps`; "posterior": default 20, at least 2 if the step
             size adapts.
         step_size: "chain": as the model's `step_size`; default: the model's current one, which `load_chain_state`
@@ -73,7 +80,7 @@ def augment(
         TypeError: an argument is of another kind.
         ValueError: images have another form (values are checked on a CPU only), there is not one label for each image,
             n < 0, the source is unknown, "chain" for a model that is not an LAE, a scale or step size is not finite and
-            >= 0, too few steps, n_steps or step_size for a source without chains, or the energy or its gradient is not
+            >= 0, too few steps, "residual" for fewer than two images, an option that the source does not have, or the energy or its gradient is not
             finite at a start of "posterior".
 
     Example:
@@ -84,34 +91,154 @@ def augment(
         >>> images.shape, torch.equal(images[:16], x), classes.tolist()[16:20]
         (torch.Size([64, 64]), True, [0, 1, 2, 3])
     """
+    variations, _ = _variations(
+        model,
+        x,
+        labels,
+        n,
+        source=source,
+        scale=scale,
+        n_steps=n_steps,
+        step_size=step_size,
+        generator=generator,
+    )  # [n, m, nx]
+    if n == 0:
+        return x, labels
+    variations = variations.reshape(n * len(x), *x.shape[1:])
+    if x.dtype == torch.uint8:
+        variations = (variations.clamp(0, 1) * 255).round()
+    return torch.cat((x, variations.to(x.dtype))), labels.repeat(n + 1, *[1] * (labels.dim() - 1))
+
+
+class VariationReport(NamedTuple):
+    """What can be known of variations before a classifier is trained on them: whether they differ, and keep their labels.
+
+    Example:
+        >>> from lae_fast import models
+        >>> model = models.build(models.Architecture(nx=64, nz=2, nh=16, depth=1))
+        >>> report = lae_fast.diagnose_variations(model, torch.rand(40, 64), torch.arange(40) % 4)
+        >>> bool(report.diversity < 0.1 * report.real_diversity)  # as the report's variations: they cannot help
+        True
+    """
+
+    diversity: Tensor  # []: root of the variance between an image's variations, a mean over pixels and images
+    real_diversity: Tensor  # []: the same between the images of a label, a mean over images
+    label_agreement: (
+        Tensor | None
+    )  # []: the share of variations to which the classifier gives their image's label
+    acceptance_rate: Tensor | None  # []: of the source's chain, over its steps
+
+
+@asks
+def diagnose_variations(
+    model: Autoencoder,
+    x: Tensor,
+    labels: Tensor,
+    n: int = 8,
+    *,
+    classifier: Callable[[Tensor], Tensor] | None = None,
+    source: Source | None = None,
+    generator: torch.Generator | None = None,
+    **options: Any,
+) -> VariationReport:
+    """How much the variations that `augment` would draw differ, beside real images of one label; and whether a classifier still
+    sees the label.
+
+    Args:
+        model, x, source, generator: as for `augment`.
+        labels: [m], integers.
+        n: variations of each image, at least 2.
+        classifier: images as x -> scores [., classes]; one that was trained on real images. In eval mode, if it has one.
+        options: `scale`, `n_steps`, `step_size` of `augment`.
+
+    Raises:
+        TypeError, ValueError: as for `augment`; n < 2; labels are no integers [m]; no two images have the same label.
+
+    Example:
+        >>> from lae_fast import models
+        >>> model = models.build(models.Architecture(nx=64, nz=2, nh=16, depth=1))
+        >>> x, labels = torch.rand(40, 64), torch.arange(40) % 4
+        >>> report = lae_fast.diagnose_variations(model, x, labels, source="posterior", n_steps=5)
+        >>> bool(0 <= report.acceptance_rate <= 1), report.label_agreement
+        (True, None)
+    """
+    checks.count("n", n, 2)
+    if classifier is not None:
+        checks.function("classifier", classifier)
+    checks.tensor("labels", labels, "m", dtypes=None)
+    draws, acceptance = _variations(model, x, labels, n, source=source, generator=generator, **options)
+    flat = images_for(model, x)
+    of_labels = [flat[labels == label] for label in labels.unique()]
+    variances = [len(those) * those.var(0).mean() for those in of_labels if len(those) > 1]
+    if not variances:
+        raise ValueError(f"no two of {len(x)} images have the same label; expected some, to compare with")
+    n_compared = sum(len(those) for those in of_labels if len(those) > 1)
+    agreement = None
+    if classifier is not None:
+        with isolated(classifier):
+            scores = classifier(draws.reshape(-1, *x.shape[1:]).to(x.dtype))
+        if not isinstance(scores, Tensor) or scores.dim() != 2 or len(scores) != n * len(x):
+            expected = f"expected scores [{n * len(x)}, classes] for as many images"
+            raise TypeError(f"classifier returned {checks.describe(scores)}; {expected}")
+        agreement = (scores.argmax(1) == labels.repeat(n)).double().mean()
+    return VariationReport(
+        draws.var(0).mean().sqrt(), (torch.stack(variances).sum() / n_compared).sqrt(), agreement, acceptance
+    )
+
+
+def _variations(
+    model: Autoencoder,
+    x: Tensor,
+    labels: Tensor,
+    n: int,
+    *,
+    source: Source | None,
+    scale: float | None = None,
+    n_steps: int | None = None,
+    step_size: float | None = None,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, Tensor | None]:
+    """n variations of each image [n, m, nx], and the acceptance rate [] of a source with chains."""
     if source is None:
         source = "isotropic" if isinstance(model, LAE) else "encoder"
     _check(model, n, source, scale, n_steps, step_size)
     checks.tensor("images", x, dtypes=None)
     flat = images_for(model, x.detach()).contiguous()  # [m, nx]
     checks.generator("generator", generator, x.device)
-    m = len(x)
     checks.tensor("labels", labels, dtypes=None)
-    if labels.shape[:1] != (m,):
-        raise ValueError(f"labels are {list(labels.shape)}; expected [{m}, ...], one for each image")
+    if labels.shape[:1] != x.shape[:1]:
+        raise ValueError(f"labels are {list(labels.shape)}; expected [{len(x)}, ...], one for each image")
     if n == 0:
-        return x, labels
+        return flat.new_empty(0, *flat.shape), None
+    scale, acceptance = SCALES.get(source, 1.0) if scale is None else scale, None
     if isinstance(model, LAE) and source == "chain":
-        z = _chain(model, flat, n, n_steps or model.n_steps, step_size, generator)
-    else:
-        mean, std = (t.to(flat.dtype) for t in model.posterior(flat))  # [m, nz]
-        std = torch.full_like(std, scale) if source == "isotropic" else std
-        z = mean + std * torch.randn((n, *mean.shape), generator=generator, device=x.device, dtype=mean.dtype)
-        if source == "posterior":
-            z = _mala(model, flat, z, n_steps or POSTERIOR_STEPS, step_size, generator)
-    variations = model.decode(z.flatten(0, 1)).reshape(n * m, *x.shape[1:])
-    if x.dtype == torch.uint8:
-        variations = (variations.clamp(0, 1) * 255).round()
-    return torch.cat((x, variations.to(x.dtype))), labels.repeat(n + 1, *[1] * (labels.dim() - 1))
+        z, acceptance = _chain(model, flat, n, n_steps or model.n_steps, step_size, generator)
+        return model.decode(z), acceptance
+    mean, std = (t.to(flat.dtype) for t in model.posterior(flat))  # [m, nz]
+    if source == "isotropic":
+        std = torch.full_like(std, scale)
+    elif source == "residual":
+        if len(flat) < 2:
+            raise ValueError("source is 'residual' for one image; expected two or more, whose codes spread")
+        std = scale * mean.std(0).expand_as(mean)
+    z = mean + std * torch.randn((n, *mean.shape), generator=generator, device=x.device, dtype=mean.dtype)
+    if source == "posterior":
+        z, acceptance = _mala(model, flat, z, n_steps or POSTERIOR_STEPS, step_size, generator)
+    variations = model.decode(z)
+    if source == "residual":
+        variations = flat + variations - model.decode(mean)
+        bounds = model.likelihood.bounds
+        variations = variations if bounds is None else variations.clamp(*bounds)
+    return variations, acceptance
 
 
 def _check(
-    model: Autoencoder, n: int, source: str, scale: float, n_steps: int | None, step_size: float | None
+    model: Autoencoder,
+    n: int,
+    source: str,
+    scale: float | None,
+    n_steps: int | None,
+    step_size: float | None,
 ) -> None:
     checks.choice("source", source, SOURCES)
     if source == "chain" and not isinstance(model, LAE):
@@ -119,7 +246,12 @@ def _check(
             f"source is 'chain' for a {type(model).__name__}; expected an LAE, which has a phi to move"
         )
     checks.count("n", n, 0)
-    checks.number("scale", scale, least=0, below=1e6)
+    if scale is not None:
+        checks.number("scale", scale, least=0, below=1e6)
+        if source not in SCALES:
+            raise ValueError(
+                f"scale is {scale} with source {source!r}; expected None: only {' and '.join(SCALES)} have one"
+            )
     if step_size is not None:
         checks.number("step_size", step_size, least=0)
     # Adaptation takes one step to find the size, and one to use it.
@@ -133,8 +265,8 @@ def _check(
 
 def _chain(
     model: LAE, x: Tensor, n: int, n_steps: int, step_size: float | None, generator: torch.Generator | None
-) -> Tensor:
-    """z [n, m, nz], from n runs of the model's own chain for images x [m, nx]."""
+) -> tuple[Tensor, Tensor]:
+    """z [n, m, nz], from n runs of the model's own chain for images x [m, nx], and its acceptance rate []."""
     h = model.features(x).to(x.dtype)  # [m, d]
     coordinates = model.coordinates(h, model.log_std(h) if model.spreads else None)
     start = coordinates.start(
@@ -158,7 +290,7 @@ def _chain(
     )
     for _ in range(n_steps):
         chains.step()
-    return coordinates.many(chains.phi, n)
+    return coordinates.many(chains.phi, n), chains.acceptance.mean() / n_steps
 
 
 def _mala(
@@ -168,8 +300,9 @@ def _mala(
     n_steps: int,
     step_size: float | None,
     generator: torch.Generator | None,
-) -> Tensor:
-    """z [n, m, nz], each moved by its own chain towards p(z|x) of images x [m, nx]; the last step does not adapt."""
+) -> tuple[Tensor, Tensor]:
+    """z [n, m, nz], each moved by its own chain towards p(z|x) of images x [m, nx]; the last step does not adapt. And the acceptance
+    rate [] of that one."""
     samples = langevin_sample(
         lambda z: model.potential(x, z),
         z,
@@ -180,4 +313,4 @@ def _mala(
         generator=generator,
         progress=False,
     )
-    return samples.z[:, 0]
+    return samples.z[:, 0], samples.acceptance_rate.mean()

@@ -505,6 +505,18 @@ def _():
 
 
 @entry(
+    "diagnose_variations",
+    without=ASKED["without"] | dict(classifier=CALLABLES),
+    says=dict(x=("images", "labels")),
+)
+def _():
+    own = dict(
+        n=2, classifier=None, source="isotropic", scale=0.1, n_steps=None, step_size=None, generator=None
+    )
+    return lae_fast.diagnose_variations, dict(model=model(), x=unit(4, 6), labels=torch.arange(4) % 2) | own
+
+
+@entry(
     "augment, chain",
     without=ASKED["without"] | dict(n_steps=(2**31, 2**63)),
     says=dict(x=("images", "labels")),

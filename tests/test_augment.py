@@ -15,7 +15,7 @@ from test_step import Watch
 from torch import nn
 
 from lae_fast import LAE, VAE, Bernoulli, Gaussian, Hoffman, ops
-from lae_fast.augmentation import SOURCES, augment
+from lae_fast.augmentation import SOURCES, augment, diagnose_variations
 from lae_fast.data import load
 from lae_fast.models import nets
 from lae_fast.sampling.ald import evaluate_potential
@@ -57,7 +57,9 @@ def copying(cls, scale=0.02, **options):
 
 def options_of(source):
     """A step size for chains of models that have not adapted one: small, so that proposals are accepted."""
-    return {"chain": {"step_size": 1e-5}, "posterior": {"n_steps": 5}}.get(source, {})
+    return {"chain": {"step_size": 1e-5}, "posterior": {"n_steps": 5}, "residual": {"scale": 0.1}}.get(
+        source, {}
+    )
 
 
 def is_normal(noise):
@@ -144,6 +146,103 @@ def test_encoder_is_q(cls):
         std = 0.05 * torch.exp(0.5 * x @ weight.T)
     out, _ = augment(model, x, torch.arange(M), n, source="encoder", generator=seeded())
     assert is_normal((out[M:].view(n, M, -1) - x) / std)
+
+
+@pytest.mark.parametrize("cls", [LAE, VAE])
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_residual_adds_to_the_image_what_a_step_of_its_code_changes(cls, scale):
+    """The decoder loses half of the pixels; the image keeps them."""
+    model, x, n = copying(cls).double(), codes(torch.float64), 400
+    model.decoder.weight.mul_((torch.arange(N_PIXELS) < 4)[:, None])
+    options = {} if scale is None else {"scale": scale}
+    out, _ = augment(model, x, torch.arange(M), n, source="residual", generator=seeded(), **options)
+    moves = out[M:].view(n, M, -1) - x
+    assert (moves[..., 4:] == 0).all()
+    spread = x.std(0)[:4]  # of the codes, which are the images
+    assert is_normal((moves[..., :4] / ((scale or 0.5) * spread))[..., spread > 0])
+    assert (moves[..., :4][..., spread == 0] == 0).all()
+
+
+def test_residual_images_stay_images():
+    model = make(LAE)
+    nn.init.normal_(model.decoder[-1].weight, std=30)  # reckless, so that bounds matter
+    out, _ = augment(model, images(), torch.arange(6), 5, source="residual", scale=2.0, generator=seeded())
+    assert (out.min(), out.max()) == (0, 1)
+    exact = images().double()
+    out, _ = augment(model.double(), exact, torch.arange(6), 5, source="residual", scale=0.0)
+    torch.testing.assert_close(out, exact.repeat(6, 1), rtol=0, atol=1e-14)
+
+
+def test_residual_needs_codes_that_spread():
+    with pytest.raises(ValueError, match="'residual' for one image; expected two or more"):
+        augment(make(LAE), images()[:1], torch.arange(1), 2, source="residual")
+
+
+@pytest.mark.parametrize(("cls", "source"), [(c, s) for c, s in CASES if s not in ("isotropic", "residual")])
+def test_a_scale_that_nobody_would_read_is_an_error(cls, source):
+    with pytest.raises(
+        ValueError, match=f"scale is 0.1 with source '{source}'; expected None: only isotropic and"
+    ):
+        augment(make(cls), images(), torch.arange(6), 2, source=source, scale=0.1)
+
+
+# ---- diagnosis ---------------------------------------------------------------------------------
+
+
+def test_a_diagnosis_by_hand():
+    """Variations N(x, 0.2^2 I) of images of two labels; a classifier that sees one of them everywhere."""
+    model, x = copying(VAE).double(), codes(torch.float64)
+    labels = torch.tensor([0, 0, 0, 1, 1, 2])
+    report = diagnose_variations(
+        model,
+        x,
+        labels,
+        4000,
+        source="isotropic",
+        scale=0.2,
+        classifier=lambda x: torch.stack((torch.zeros(len(x)), torch.ones(len(x))), 1),
+        generator=seeded(),
+    )
+    assert report.diversity == pytest.approx(0.2, rel=0.01)  # of 192,000 numbers: six deviations
+    within = 3 * x[:3].var(0).mean() + 2 * x[3:5].var(0).mean()  # the last label has one image
+    assert report.real_diversity == pytest.approx((within / 5).sqrt().item(), rel=1e-12)
+    assert report.label_agreement == pytest.approx(2 / 6)
+    assert report.acceptance_rate is None
+
+
+@pytest.mark.parametrize("source", ["chain", "posterior"])
+def test_a_diagnosis_tells_the_acceptance(source):
+    rates = []
+    for step_size in (1e-9, 1e9):
+        options = dict(source=source, n_steps=4, step_size=step_size, generator=seeded())
+        rates.append(diagnose_variations(make(LAE), images(), torch.arange(6) % 2, **options).acceptance_rate)
+    assert rates[0] > 0.999
+    assert rates[1] < 1e-6
+
+
+def test_a_diagnosis_asks_a_classifier_in_eval_mode():
+    classifier = nn.Sequential(nn.Dropout(0.9), nn.Linear(NX, 3))
+    found = [
+        diagnose_variations(
+            make(LAE), images(), torch.arange(6) % 3, classifier=classifier, generator=seeded()
+        )
+        for _ in range(2)
+    ]
+    assert torch.equal(found[0].label_agreement, found[1].label_agreement)
+    assert classifier.training
+
+
+@pytest.mark.parametrize(
+    ("labels", "n", "message"),
+    [
+        (torch.arange(6), 4, "no two of 6 images have the same label"),
+        (torch.zeros(6, 2), 4, r"labels are float32 \[6, 2\] on cpu; expected"),
+        (torch.arange(6) % 2, 1, "n is 1; expected at least 2"),
+    ],
+)
+def test_what_cannot_be_diagnosed_is_said(labels, n, message):
+    with pytest.raises(ValueError, match=message):
+        diagnose_variations(make(LAE), images(), labels, n)
 
 
 def moments(model, x, source, n=1000, **options):
@@ -373,7 +472,10 @@ def test_autocast_does_not_reach_the_chain(source):
 
 BAD = [
     ({"n": -1}, "n is -1; expected at least 0"),
-    ({"source": "prior"}, "source is 'prior'; expected one of encoder, isotropic, chain, posterior"),
+    (
+        {"source": "prior"},
+        "source is 'prior'; expected one of encoder, isotropic, residual, chain, posterior",
+    ),
     ({"cls": VAE, "source": "chain"}, "source is 'chain' for a VAE; expected an LAE"),
     ({"cls": Hoffman, "source": "chain"}, "source is 'chain' for a Hoffman; expected an LAE"),
     ({"labels": torch.arange(5)}, r"labels are \[5\]; expected \[6, \.\.\.\], one for each image"),

@@ -52,7 +52,7 @@ class Options:
     """all; or any of table1 .. table9, figure1 .. figure5, beyond. Or likelihood, and perhaps which of its parts, binary, grey
     and paper: which model finds test images more likely, on level ground; each part has a document of its own."""
     preset: Literal["quick", "cpu", "report"] = "cpu"
-    """quick: a small subset, two minutes, to see that everything works. cpu: what two cores do in about two hours. report: the
+    """quick: a small subset, some minutes, to see that everything works. cpu: what two cores do in a night, about seven hours. report: the
     report's own setting, up to 1,000 epochs: for a GPU."""
     seeds: int | None = None
     """Seeds of every row; default: the preset's."""
@@ -87,7 +87,7 @@ class Options:
     def design(self) -> Design:
         preset: Preset = PRESETS[self.preset]
         if self.seeds is not None:
-            preset = dataclasses.replace(preset, n_seeds=self.seeds, n_seeds_long=self.seeds)
+            preset = dataclasses.replace(preset, n_seeds=self.seeds)
         return Design(preset)
 
     def folder(self) -> Path:

@@ -44,6 +44,7 @@ class TrainedAutoencoder(Recipe):
     batch_size: int = 512
     nh: int = 256
     patience: int = 10
+    decisions: str = "joint"  # of an LAE's chain
 
     def cost(self) -> float:
         evaluations = 1.0 if self.model == "vae" else 1.2 * (self.n_steps + 1)
@@ -52,11 +53,8 @@ class TrainedAutoencoder(Recipe):
     def build(self, nx: int) -> Autoencoder:
         """The freshly initialised model, on the CPU, for images of nx pixels."""
         kind = "lae" if self.model == "report" else self.model
-        options: dict[str, Any] = {
-            name: getattr(self, name) for name in ("n_steps", "mh", "step_size") if name in options_of(kind)
-        }
-        if kind == "lae":
-            options["decisions"] = "joint"
+        names = ("n_steps", "mh", "step_size", "decisions")
+        options: dict[str, Any] = {name: getattr(self, name) for name in names if name in options_of(kind)}
         return build(Architecture(kind, nx=nx, nz=self.nz, nh=self.nh), **options)
 
     def make(self, lab: Lab) -> Product:

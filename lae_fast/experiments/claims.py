@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
+import itertools
 import statistics
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from lae_fast.experiments.design import PROTOCOLS, Design
+from lae_fast.experiments.design import JUDGED, PGD_STEP, PROTOCOLS, VARIED, Design, training_name
 from lae_fast.experiments.recipes import Recipe
+from lae_fast.experiments.verdicts import FLOOR, Row, Verdict, judge
 
-HOLDS, FAILS, NOISE = "holds", "does not hold", "within noise"
-LEAST_SEEDS = 3
 PERCENT = ("accuracy", "test_accuracy", "confusion", "confidence")  # metrics shown in percentage points
+EPS = (0.1, 0.2, 0.3)  # of the attacks that claims are about
+Metrics = Callable[[Recipe], dict[str, float] | None]  # of a recipe; None: not run yet
 
 
 class Measurement(NamedTuple):
@@ -25,16 +26,34 @@ class Measurement(NamedTuple):
     sign: int = 1  # sign of the difference if the claim is true
     margin: float = 0.0  # tolerance of the difference: "not much worse" instead of "better"
     subtrahend_key: str | None = None  # name of the subtrahend's metric; None: `key`
+    excluded: str = ""  # why it is not judged, whatever it measures
 
     @property
     def factor(self) -> float:
         """The factor of the differences in the report: 100 for percentage points."""
         return 100.0 if self.key.startswith(PERCENT) else 1.0
 
-    def differences(self, metrics: Callable[[Recipe], dict[str, float]]) -> tuple[float, ...]:
-        """One difference for each seed that both sides have; `metrics` returns the metrics of a recipe."""
-        pairs = zip(self.minuend, self.subtrahend, strict=False)
-        return tuple(metrics(a)[self.key] - metrics(b)[self.subtrahend_key or self.key] for a, b in pairs)
+    def pairs(self, metrics: Metrics) -> dict[int, tuple[float, float]]:
+        """Seed -> the metric of both sides, for the seeds for which both are known."""
+        found = {}
+        for seed, recipes in enumerate(zip(self.minuend, self.subtrahend, strict=True)):
+            keys = (self.key, self.subtrahend_key or self.key)
+            a, b = ((metrics(recipe) or {}).get(key) for recipe, key in zip(recipes, keys, strict=True))
+            if a is not None and b is not None:
+                found[seed] = a, b
+        return found
+
+    def differences(self, metrics: Metrics) -> dict[int, float]:
+        """Seed -> difference."""
+        return {seed: a - b for seed, (a, b) in self.pairs(metrics).items()}
+
+    def row(self, metrics: Metrics) -> Row:
+        """What can be judged; accuracies on the floor cannot."""
+        excluded, pairs = self.excluded, self.pairs(metrics).values()
+        is_accuracy = self.key.startswith("accuracy")
+        if is_accuracy and pairs and max(map(statistics.fmean, zip(*pairs, strict=True))) < FLOOR:
+            excluded = excluded or f"on the floor, both below {FLOOR:.0%}"
+        return Row(tuple(a - b for a, b in pairs), self.sign, self.margin, excluded)
 
 
 class Claim(NamedTuple):
@@ -42,29 +61,13 @@ class Claim(NamedTuple):
     text: str  # the report's text, shortened
     measurements: tuple[Measurement, ...]
 
-
-def judge(differences: tuple[float, ...], sign: int = 1, margin: float = 0.0) -> str:
-    """The verdict: the mean is beyond two standard errors in the claimed direction, in the other, or in neither.
-
-    A verdict needs at least 3 seeds. With 3 seeds, noise alone passes for a finding in one of the two directions in
-    about one case of five (Student's t, 2 degrees of freedom, beyond 2).
-    """
-    if len(differences) < LEAST_SEEDS:
-        return f"not judged: {len(differences)} of {LEAST_SEEDS} seeds"
-    if not all(map(math.isfinite, differences)):
-        return "not judged: not finite"
-    towards = [sign * d + margin for d in differences]
-    middle, error = statistics.mean(towards), statistics.stdev(towards) / math.sqrt(len(towards))
-    if abs(middle) <= 2 * error:
-        return NOISE
-    return HOLDS if middle > 0 else FAILS
-
-
-RULES = {"report's code": "report's code", "adapted": "adapted step"}  # name here -> name in the design
+    def verdicts(self, metrics: Metrics) -> list[Verdict]:
+        """One verdict for each measurement, corrected for all of them."""
+        return judge([m.row(metrics) for m in self.measurements])
 
 
 def _dimension(d: Design) -> Iterator[Measurement]:
-    models = {"VAE": d.vae} | {name: lambda nz, rule=rule: d.lae(rule, nz) for name, rule in RULES.items()}
+    models = {"VAE": d.vae} | {rule: lambda nz, rule=rule: d.lae(rule, nz) for rule in JUDGED}
     for few, many in ((2, 8), (8, 16)):
         for name, of in models.items():
             what = f"{name}: reconstruction, nz {many} - {few}, nats"
@@ -72,42 +75,40 @@ def _dimension(d: Design) -> Iterator[Measurement]:
 
 
 def _better(d: Design) -> Iterator[Measurement]:
+    likelihood = ("-log p(x), nats", "ais")
+    as_reported = (('its "BCE", which is two quantities, nats', "report_bce"), ("MSE per pixel", "mse"))
     for nz in (2, 8, 16):
         vae = d.quality(d.vae(nz))
-        report, adapted = (d.quality(d.lae(rule, nz)) for rule in RULES.values())
-        for what, lae, key in (
-            ('report\'s code: its "BCE", which is two quantities, nats', report, "report_bce"),
-            ("report's code: MSE per pixel", report, "mse"),
-            ("report's code: -log p(x), nats", report, "ais"),
-            ("adapted: -log p(x), nats", adapted, "ais"),
-        ):
-            yield Measurement(f"nz {nz}, {what}, LAE - VAE", lae, vae, key, -1)
+        for rule in JUDGED:
+            lae = d.quality(d.lae(rule, nz))
+            for what, key in (*(as_reported if rule == "report's code" else ()), likelihood):
+                yield Measurement(f"nz {nz}, {rule}: {what}, LAE - VAE", lae, vae, key, -1)
 
 
 def _decisions(d: Design) -> Iterator[Measurement]:
-    for rule in ("report's code", "fixed step"):
+    for rule in ("report's code", "Algorithm 2"):
         with_mh, without = (d.quality(d.lae(rule, 2, mh=mh)) for mh in (True, False))
         yield Measurement(f"{rule}: reconstruction, MH - none, nats", with_mh, without, "reconstruction")
 
 
 def _steps(d: Design, few: int, many: int, sign: int) -> Iterator[Measurement]:
     epochs = d.preset.epochs_longest
-    for name, rule in RULES.items():
+    for rule in JUDGED:
         more, less = (d.quality(d.lae(rule, 2, t, epochs=epochs)) for t in (many, few))
-        what = f"{name}: reconstruction, T {many} - {few}, {epochs} epochs, nats"
+        what = f"{rule}: reconstruction, T {many} - {few}, {epochs} epochs, nats"
         yield Measurement(what, more, less, "reconstruction", sign)
 
 
 def _steps_of_codes(d: Design, few: int, many: int, sign: int) -> Iterator[Measurement]:
     epochs = d.preset.epochs_longest
-    for name, rule in RULES.items():
+    for rule in JUDGED:
         more, less = (d.codes(d.lae(rule, 2, t, epochs=epochs)) for t in (many, few))
-        what = f"{name}: accuracy on codes, T {many} - {few}, {epochs} epochs, points"
+        what = f"{rule}: accuracy on codes, T {many} - {few}, {epochs} epochs, points"
         yield Measurement(what, more, less, "test_accuracy", sign)
 
 
 def _overlap(d: Design) -> Iterator[Measurement]:
-    models = {"VAE": d.vae(2)} | {name: d.lae(rule, 2) for name, rule in RULES.items()}
+    models = {"VAE": d.vae(2)} | {rule: d.lae(rule, 2) for rule in JUDGED}
     for name, trained in models.items():
         planes, what = d.planes(trained), f"{name}: confusion of 4 and 9 - of the next pair, points"
         yield Measurement(what, planes, planes, "confusion_4_9", subtrahend_key="confusion_next")
@@ -115,15 +116,15 @@ def _overlap(d: Design) -> Iterator[Measurement]:
 
 def _scatter(d: Design) -> Iterator[Measurement]:
     vae = d.quality(d.vae(2))
-    for name, rule in RULES.items():
+    for rule in JUDGED:
         lae = d.quality(d.lae(rule, 2))
-        yield Measurement(f"nz 2, {name}: r.m.s. of codes, LAE - VAE", lae, vae, "code_rms")
-        what = f"nz 2, {name}: divergence of all codes from the prior, LAE - VAE, nats"
+        yield Measurement(f"nz 2, {rule}: r.m.s. of codes, LAE - VAE", lae, vae, "code_rms")
+        what = f"nz 2, {rule}: divergence of all codes from the prior, LAE - VAE, nats"
         yield Measurement(what, lae, vae, "aggregate_kl")
 
 
 def _dimension_of_codes(d: Design) -> Iterator[Measurement]:
-    models = {"VAE": d.vae} | {name: lambda nz, rule=rule: d.lae(rule, nz) for name, rule in RULES.items()}
+    models = {"VAE": d.vae} | {rule: lambda nz, rule=rule: d.lae(rule, nz) for rule in JUDGED}
     for few, many in ((2, 8), (8, 16)):
         for name, of in models.items():
             what = f"{name}: accuracy on codes, nz {many} - {few}, points"
@@ -131,45 +132,50 @@ def _dimension_of_codes(d: Design) -> Iterator[Measurement]:
 
 
 def _decisions_on_codes(d: Design) -> Iterator[Measurement]:
-    for rule in ("report's code", "fixed step"):
+    for rule in ("report's code", "Algorithm 2"):
         with_mh, without = (d.codes(d.lae(rule, 2, mh=mh)) for mh in (True, False))
         yield Measurement(f"{rule}: accuracy on codes, MH - none, points", with_mh, without, "test_accuracy")
 
 
-def _variations(d: Design, sign: int, margin: float, counts: tuple[int, ...]) -> Iterator[Measurement]:
+def _variations(d: Design) -> Iterator[Measurement]:
     """Accuracy with variations minus accuracy without, after the same number of epochs."""
-    epochs = d.preset.classifier_epochs
-    for n in counts:
-        plain = d.classifiers(None, 0, epochs=epochs[n])
-        for model in ("lae", "vae"):
-            what = f"{model.upper()}, N = {n}: accuracy with - without, {epochs[n]} epochs, points"
-            if margin:
-                what += f"; more than {-100 * margin:g}"
-            yield Measurement(what, d.classifiers(model, n), plain, "accuracy", sign, margin)
+    margin = 0.05
+    for source, n in VARIED:
+        epochs = d.preset.classifier_epochs[n]
+        what = f"{training_name(source, n)}: accuracy with - without, {epochs} epochs, points; more than {-100 * margin:g}"
+        with_them, without = d.classifiers(source, n), d.classifiers(None, 0, epochs=epochs)
+        yield Measurement(what, with_them, without, "accuracy", 1, margin)
+
+
+def _convergence(d: Design) -> Iterator[Measurement]:
+    """Epochs with variations minus epochs without, each to the accuracy that training without them ends with."""
+    for source, n in VARIED:
+        epochs = d.preset.classifier_epochs[n]
+        what = f"{training_name(source, n)}: epochs to the accuracy of N = 0 after {epochs}, with - without"
+        yield Measurement(what, d.convergence(source, n), d.convergence(None, n), "epochs_to_goal")
 
 
 def _attacked(d: Design, metric: str, unit: str, sign: int, eps: tuple[float, ...]) -> Iterator[Measurement]:
-    """N = 2 under each protocol, N = 5 under the strongest.
-
-    Protocol c takes only the last eps: its 3 steps reach the same images at every eps beyond 0.03.
-    """
-    for protocol, n, radii in (("a", 2, eps), ("a", 5, eps), ("b", 2, eps), ("c", 2, eps[-1:])):
-        n_steps, _ = PROTOCOLS[protocol]
+    """Each training under each protocol. Steps that go no further than the smallest ε are one attack at all, judged there."""
+    for (protocol, (n_steps, _)), (source, n) in itertools.product(PROTOCOLS.items(), VARIED):
+        reach, again = n_steps * PGD_STEP, ""
+        if reach <= EPS[0] < min(eps):
+            again = f"the attack of ε {EPS[0]:g}: {n_steps} steps go no further than {reach:g}"
         plain = d.classifiers(None, 0, epochs=d.preset.classifier_epochs[n])
-        for radius in radii:
-            for model in ("lae", "vae"):
-                what = f"{model.upper()}, N = {n}, ε {radius}, attack {protocol} ({n_steps} steps): {metric} with - without, {unit}"
-                with_them, without = (d.attacked(c, protocol) for c in (d.classifiers(model, n), plain))
-                yield Measurement(what, with_them, without, f"{metric}_{radius}", sign)
+        with_them, without = (d.attacked(c, protocol) for c in (d.classifiers(source, n), plain))
+        for radius in eps[-1:] if again else eps:
+            name = f"{training_name(source, n)}, ε {radius:g}, attack {protocol} ({n_steps} steps)"
+            what = f"{name}: {metric} with - without, {unit}"
+            yield Measurement(what, with_them, without, f"{metric}_{radius:g}", sign, excluded=again)
 
 
 def _interpolation(d: Design) -> Iterator[Measurement]:
     vae = d.vae(2)
-    for name, rule in RULES.items():
+    for rule in JUDGED:
         lae = d.lae(rule, 2)
-        what = f"figure 5, {name}: change from image to image, LAE - VAE"
+        what = f"figure 5, {rule}: change from image to image, LAE - VAE"
         yield Measurement(what, d.planes(lae), d.planes(vae), "roughness")
-        what = f"figure 5, {name}: how sure a classifier is of the images, LAE - VAE, points"
+        what = f"figure 5, {rule}: how sure a classifier is of the images, LAE - VAE, points"
         yield Measurement(what, d.recognised(lae), d.recognised(vae), "confidence", -1)
 
 
@@ -188,11 +194,11 @@ def claims(d: Design) -> list[Claim]:
         ("6.3", "More Langevin steps first improve representations", _steps_of_codes(d, 2, 10, 1)),
         ("6.3", "Still more worsen them", _steps_of_codes(d, 10, 50, -1)),
         ("6.3", "Metropolis-Hastings improves representations", _decisions_on_codes(d)),
-        ("6.4", "Variations do not lower the accuracy by much", _variations(d, 1, 0.05, (2, 5))),
-        ("6.4", "With them, training needs more epochs", _variations(d, -1, 0.0, (2,))),
-        ("6.5, 7", f"{robust} than without (abstract)", _attacked(d, "accuracy", "points", 1, (0.1,))),
-        ("6.5, 7", f"{robust} at higher ε", _attacked(d, "accuracy", "points", 1, (0.2, 0.3))),
-        ("6.5", "It lowers the loss under attack at higher ε", _attacked(d, "loss", "nats", -1, (0.2, 0.3))),
+        ("6.4", "Variations do not lower the accuracy by much", _variations(d)),
+        ("6.4", "With them, training needs more epochs", _convergence(d)),
+        ("6.5, 7", f"{robust} than without (abstract)", _attacked(d, "accuracy", "points", 1, EPS[:1])),
+        ("6.5, 7", f"{robust} at higher ε", _attacked(d, "accuracy", "points", 1, EPS[1:])),
+        ("6.5", "It lowers the loss under attack at higher ε", _attacked(d, "loss", "nats", -1, EPS[1:])),
         ("6.6", "The VAE interpolates better and more smoothly", _interpolation(d)),
     )
     return [Claim(section, text, tuple(measurements)) for section, text, measurements in listed]

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from lae_fast import data, seeds
 from lae_fast.attacks import pgd, robustness
-from lae_fast.augmentation import augment
-from lae_fast.experiments.autoencoders import REPORT_SCALE, TrainedAutoencoder, report_posterior
+from lae_fast.experiments.autoencoders import TrainedAutoencoder, report_posterior
 from lae_fast.experiments.recipes import SIDE, Lab, Labelled, Product, Recipe
+from lae_fast.experiments.variations import CONTROLS, OF_MODELS, Variations
 from lae_fast.models import Autoencoder
 from lae_fast.training import adam, keep_freed_memory
 
@@ -37,12 +37,13 @@ def classifier() -> nn.Sequential:
 
 @dataclasses.dataclass(frozen=True)
 class TrainedClassifier(Recipe):
-    """The classifier after training on minibatches of images, each with `n` variations drawn from a model of images.
+    """The classifier after training on minibatches of images, each with `n` variations.
 
-    An LAE draws z ~ N(f(x), 0.05^2 I), the other models draw z ~ q(z|x).
+    The report's are drawn from a model of images: an LAE draws z ~ N(f(x), 0.05^2 I), the other models draw z ~ q(z|x).
 
     Args:
-        autoencoder: the model that draws the variations; None: n must be 0.
+        autoencoder: the model that draws the variations; None: n must be 0, or the variations those of a control.
+        variations: one or two of variations.py.
         per_class: train on only this many images of each class; None: on all images.
         rare: keep 1 % of this class's training images; None: all.
         is_balanced: draw all classes equally often.
@@ -62,9 +63,15 @@ class TrainedClassifier(Recipe):
     is_balanced: bool = False
     adversarial_steps: int = 0
     n_updates: int | None = None
+    variations: str = "report"
 
     def __post_init__(self) -> None:
-        if self.n and self.autoencoder is None:
+        kinds = self.variations.split("+")
+        if unknown := [kind for kind in kinds if kind not in (*OF_MODELS, *CONTROLS)]:
+            raise ValueError(
+                f"variations are {unknown[0]!r}; expected some of {', '.join((*OF_MODELS, *CONTROLS))}"
+            )
+        if self.n and self.autoencoder is None and set(kinds) & set(OF_MODELS):
             raise ValueError(f"n is {self.n} without an autoencoder; expected 0: nothing draws variations")
 
     def cost(self) -> float:
@@ -72,30 +79,37 @@ class TrainedClassifier(Recipe):
         return 4.5 * epochs * (self.n + 1) * (1 + 0.8 * self.adversarial_steps)
 
     def make(self, lab: Lab) -> Product:
+        *_, (net, n_seen) = self.train(lab)
+        if not all(p.isfinite().all() for p in net.parameters()):
+            raise ArithmeticError(f"training diverged: {self.describe()}")
+        n_images = len(self.training_set(lab.train).labels)
+        metrics = {"n_images": float(n_images), "epochs": n_seen / n_images}
+        return Product(net.state_dict(), metrics | measure(net, lab.test))
+
+    def train(self, lab: Lab) -> Iterator[tuple[nn.Sequential, int]]:
+        """Train; after each pass the classifier, in evaluation mode until it goes on, and how many images it has seen."""
         torch.manual_seed(self.seed)
         keep_freed_memory()
-        net = classifier().to(lab.device).train()
+        net = classifier().to(lab.device)
         optimizer = adam(net, self.lr)
         source = self.autoencoder.load(lab) if self.autoencoder else None
         generator = torch.Generator(lab.device).manual_seed(self.seed)
         images, labels = self.training_set(lab.train)
+        vary = Variations(self.variations, self.n, source, as_images(images)) if self.n else None
         n_seen = 0
-        for index in self.minibatches(labels):
-            x, y = as_images(images[index]), labels[index]
-            if source is not None and self.n:
-                x, y = augment(source, x, y, self.n, scale=REPORT_SCALE, generator=generator)
-            if self.adversarial_steps:
-                x = pgd(net, x, y, eps=0.3, n_steps=self.adversarial_steps, generator=generator)
-            optimizer.zero_grad(set_to_none=True)
-            F.nll_loss(net(x), y).backward()
-            optimizer.step()
-            n_seen += len(index)
-        if not all(p.isfinite().all() for p in net.parameters()):
-            raise ArithmeticError(f"training diverged: {self.describe()}")
-        metrics = {"n_images": float(len(labels)), "epochs": n_seen / len(labels)} | measure(
-            net.eval(), lab.test
-        )
-        return Product(net.state_dict(), metrics)
+        for minibatches in self.passes(labels):
+            net.train()
+            for index in minibatches:
+                x, y = as_images(images[index]), labels[index]
+                if vary is not None:
+                    x, y = vary(x, y, generator)
+                if self.adversarial_steps:
+                    x = pgd(net, x, y, eps=0.3, n_steps=self.adversarial_steps, generator=generator)
+                optimizer.zero_grad(set_to_none=True)
+                F.nll_loss(net(x), y).backward()
+                optimizer.step()
+                n_seen += len(index)
+            yield net.eval(), n_seen
 
     def training_set(self, split: Labelled) -> Labelled:
         """The training images of this recipe; the seed decides the choice."""
@@ -112,25 +126,23 @@ class TrainedClassifier(Recipe):
         index = torch.cat(kept).sort().values.to(split.labels.device)
         return Labelled(split.images[index], split.labels[index])
 
-    def minibatches(self, labels: Tensor) -> Iterator[Tensor]:
-        """Indices [batch_size] into the training set with labels [N], for the whole training."""
+    def passes(self, labels: Tensor) -> Iterator[Iterator[Tensor]]:
+        """Minibatches, indices [batch_size] into the training set with labels [N], epoch by epoch; or all `n_updates` at once."""
         size, device = min(self.batch_size, len(labels)), labels.device
-        passes = range(self.epochs) if self.n_updates is None else itertools.count()
-        each = (seeds.mixed(self.seed, epoch) for epoch in passes)
-        if self.is_balanced:
-            weights = 1 / labels.bincount(minlength=10).clamp(min=1).double()[labels].cpu()
+        weights = 1 / labels.bincount(minlength=10).clamp(min=1).double()[labels].cpu()
 
-            def epoch(seed: int) -> Iterator[Tensor]:
-                generator = torch.Generator().manual_seed(seed)
-                n = len(labels) // size * size
-                drawn = weights.multinomial(n, replacement=True, generator=generator)
-                return iter(drawn.to(device).split(size))
-        else:
-
-            def epoch(seed: int) -> Iterator[Tensor]:
+        def minibatches(epoch: int) -> Iterator[Tensor]:
+            seed = seeds.mixed(self.seed, epoch)
+            if not self.is_balanced:
                 return data.shuffled(len(labels), size, seed, device)
+            generator = torch.Generator().manual_seed(seed)
+            drawn = weights.multinomial(len(labels) // size * size, replacement=True, generator=generator)
+            return iter(drawn.to(device).split(size))
 
-        return itertools.islice(itertools.chain.from_iterable(map(epoch, each)), self.n_updates)
+        if self.n_updates is None:
+            return map(minibatches, range(self.epochs))
+        endless = itertools.chain.from_iterable(map(minibatches, itertools.count()))
+        return iter([itertools.islice(endless, self.n_updates)])
 
     def load(self, lab: Lab) -> nn.Sequential:
         """The trained classifier, in evaluation mode."""

@@ -7,21 +7,37 @@ from typing import Any
 
 from lae_fast.experiments.autoencoders import Quality, TrainedAutoencoder
 from lae_fast.experiments.classifiers import Attacked, LatentClassifier, TrainedClassifier
+from lae_fast.experiments.convergence import Convergence
 from lae_fast.experiments.planes import Plane, Recognised
 from lae_fast.experiments.presets import Preset
+from lae_fast.experiments.published import TRAININGS as TRAININGS_OF_REPORT
 
+ADAPTED: dict[str, Any] = dict(mh=True, step_size=None)
 RULES: dict[str, dict[str, Any]] = {  # how an LAE's chain runs
     "report's code": dict(model="report"),
-    "fixed step": dict(model="lae"),
-    "adapted step": dict(model="lae", mh=True, step_size=None),
+    "Algorithm 2": dict(model="lae"),
+    "datapoint decisions": dict(model="lae", decisions="datapoint", **ADAPTED),  # the default of this package
+    "joint, adapted step": dict(model="lae", **ADAPTED),
 }
-PROTOCOLS = {  # name -> number of PGD steps, and whether the start is random; the step size is 0.01
+JUDGED = ("report's code", "datapoint decisions")  # rules in claims, and trainings there:
+VARIED = TRAININGS_OF_REPORT[1:]
+SHOWN = ("report's code", "Algorithm 2", "datapoint decisions")  # rules in figures
+SOURCES = {"lae": "datapoint decisions", "joint": "joint, adapted step"}  # LAEs that Algorithm 3 draws from
+TRAININGS = (*TRAININGS_OF_REPORT, ("joint", 2))  # (source, N)
+PGD_STEP = 0.01
+PROTOCOLS = {  # name -> number of PGD steps, and whether the start is random
     "a": (40, True),  # as Madry et al.
     "b": (40, False),  # as the report's function
     "c": (3, False),  # the default of the report's command
 }
+NAMES = {None: "none", "lae": "LAE", "joint": "LAE, joint", "vae": "VAE"}  # of sources
 RARE = 9  # the class that the report finds hard to tell from 4
-HOFFMAN: dict[str, Any] = dict(model="hoffman", mh=True, step_size=None)
+HOFFMAN: dict[str, Any] = dict(model="hoffman", **ADAPTED)
+
+
+def training_name(source: str | None, n: int) -> str:
+    """Training with N = n variations from a source, as tables and claims call it."""
+    return f"{NAMES[source]}, N = {n}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +56,7 @@ class Design:
             TrainedAutoencoder(
                 model, nz, seed, epochs, p.lr, n_steps, patience=p.patience, nh=p.nh, **options
             )
-            for seed in range(p.n_seeds if n_steps == 2 else p.n_seeds_long)
+            for seed in range(p.n_seeds)
         )
 
     def vae(self, nz: int) -> tuple[TrainedAutoencoder, ...]:
@@ -54,10 +70,10 @@ class Design:
         return self.autoencoders(nz=nz, **HOFFMAN)[:1]
 
     def source(self, model: str | None) -> tuple[TrainedAutoencoder | None, ...]:
-        """The model from which Algorithm 3 draws, nz 8: the VAE, or the LAE with the adapted step; or None."""
+        """The model from which Algorithm 3 draws, nz 8: the VAE, or one of `SOURCES`; or None."""
         if model is None:
             return (None,) * self.preset.n_seeds
-        return self.vae(8) if model == "vae" else self.lae("adapted step", 8)
+        return self.vae(8) if model == "vae" else self.lae(SOURCES[model], 8)
 
     def quality(self, models: tuple[TrainedAutoencoder, ...]) -> tuple[Quality, ...]:
         p = self.preset
@@ -79,18 +95,34 @@ class Design:
         sources = enumerate(self.source(model))
         return tuple(TrainedClassifier(seed, n, source, **options) for seed, source in sources)
 
+    def convergence(self, model: str | None, n: int) -> tuple[Convergence, ...]:
+        """Epochs to the accuracy of training without variations for the epochs of N = n."""
+        epochs = self.preset.classifier_epochs[n]
+        goals = self.classifiers(None, 0, epochs=epochs)
+        trained = goals if model is None else self.classifiers(model, n)
+        limit = epochs * self.preset.convergence_limit
+        return tuple(Convergence(c, goal, limit) for c, goal in zip(trained, goals, strict=True))
+
     def attacked(self, trained: tuple[TrainedClassifier, ...], protocol: str) -> tuple[Attacked, ...]:
         n_steps, is_random_start = PROTOCOLS[protocol]
         n_images = self.preset.attacked_images
-        return tuple(Attacked(c, n_steps, is_random_start, n_images=n_images) for c in trained)
+        options: dict[str, Any] = dict(step_size=PGD_STEP, n_images=n_images)
+        return tuple(Attacked(c, n_steps, is_random_start, **options) for c in trained)
 
-    def few_labels(self, model: str | None, per_class: int) -> tuple[TrainedClassifier, ...]:
-        n, updates = 0 if model is None else 2, self.preset.few_label_updates
-        return self.classifiers(model, n, epochs=0, lr=1e-3, per_class=per_class, n_updates=updates)
+    def few_labels(self, model: str | None, per_class: int, variations: str) -> tuple[TrainedClassifier, ...]:
+        options = dict(epochs=0, lr=1e-3, per_class=per_class, n_updates=self.preset.few_label_updates)
+        return self.varied(model, variations, **options)
 
-    def imbalanced(self, model: str | None, is_balanced: bool) -> tuple[TrainedClassifier, ...]:
-        n, epochs = 0 if model is None else 2, self.preset.imbalanced_epochs
-        return self.classifiers(model, n, epochs=epochs, lr=1e-3, rare=RARE, is_balanced=is_balanced)
+    def imbalanced(
+        self, model: str | None, is_balanced: bool, variations: str
+    ) -> tuple[TrainedClassifier, ...]:
+        options = dict(epochs=self.preset.imbalanced_epochs, lr=1e-3, rare=RARE, is_balanced=is_balanced)
+        return self.varied(model, variations, **options)
+
+    def varied(self, model: str | None, variations: str, **options: Any) -> tuple[TrainedClassifier, ...]:
+        """Two variations of each image; none of what a model draws without a model."""
+        n = 0 if model is None and variations == "report" else 2
+        return self.classifiers(model, n, variations=variations, **options)
 
     def hardened(self, model: str | None, *, is_adversarial: bool = True) -> tuple[TrainedClassifier, ...]:
         p, n = self.preset, 0 if model is None else 1

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lae_fast.experiments.autoencoders import TrainedAutoencoder, report_posterior
-from lae_fast.experiments.design import RULES, Design
+from lae_fast.experiments.design import SHOWN, Design
 from lae_fast.experiments.planes import interpolation
 from lae_fast.experiments.recipes import Lab, Recipe
 from lae_fast.experiments.style import GREY
@@ -24,7 +24,7 @@ Models = dict[str, TrainedAutoencoder]
 
 def models(design: Design, nz: int) -> Models:
     """One model of each kind, from the first seed."""
-    kinds = {"VAE": design.vae(nz)} | {f"LAE, {rule}": design.lae(rule, nz) for rule in RULES}
+    kinds = {"VAE": design.vae(nz)} | {f"LAE, {rule}": design.lae(rule, nz) for rule in SHOWN}
     kinds["Hoffman's method"] = design.hoffman(nz)
     return {name: recipes[0] for name, recipes in kinds.items()}
 

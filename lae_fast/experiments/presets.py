@@ -10,7 +10,6 @@ class Preset:
     """The sizes of a preset. Seeds count from 0; `n_train` and `n_test` None: all images."""
 
     n_seeds: int
-    n_seeds_long: int  # seeds of the rows with T = 10 and 50
     n_train: int | None
     n_test: int | None
     epochs: int  # most epochs of an autoencoder
@@ -27,11 +26,11 @@ class Preset:
     imbalanced_epochs: int
     adversarial_epochs: int
     adversarial_steps: int
+    convergence_limit: int  # most epochs to the accuracy of N = 0, in units of those that N = 0 took
 
 
 CPU = Preset(
-    n_seeds=3,
-    n_seeds_long=1,
+    n_seeds=5,
     n_train=None,
     n_test=None,
     epochs=15,
@@ -48,10 +47,10 @@ CPU = Preset(
     imbalanced_epochs=5,
     adversarial_epochs=3,
     adversarial_steps=5,
+    convergence_limit=4,
 )
 REPORT = dataclasses.replace(
     CPU,
-    n_seeds_long=3,
     epochs=1000,
     epochs_longest=1000,
     lr=1e-4,

@@ -6,23 +6,23 @@ import csv
 import io
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lae_fast.checkpoint import write_atomically
-from lae_fast.experiments.claims import Claim, judge
-from lae_fast.experiments.recipes import Recipe
+from lae_fast.experiments.claims import Claim, Metrics
 from lae_fast.experiments.tables import Column, Row, Table
 
-Metrics = Callable[[Recipe], dict[str, float] | None]  # None: not run yet
 NOT_YET = "not run yet"
 INTRODUCTION = """\
 Every table and figure of the report that this package implements, measured beside the numbers it printed (*in italics*), and at the
-end its claims, each with a verdict. Mean ± standard deviation over seeds; all numbers, seed by seed: [report.csv](report.csv)."""
+end its claims, each with a verdict. Mean ± standard deviation over seeds; all numbers, seed by seed, in the units of their columns:
+[report.csv](report.csv)."""
 CLAIMS = """\
-Differences are taken seed by seed. *Holds*: beyond two standard errors of their mean in the claimed direction; *does not hold*:
-beyond two in the other; else *within noise*. With three seeds that is a weak test: noise alone passes for a finding about once in
-five times, and there are many rows."""
+Differences are taken seed by seed. p is that of Student's t test, two-sided, and then corrected by Holm's method for all judged rows of
+the claim. *Holds*: corrected p up to 0.05, in the claimed direction; *does not hold*: the same in the other; else *within noise*, which is
+no proof that there is no difference. Not judged: fewer than three seeds; accuracies that are both below 1 %; an attack whose steps go
+no further than at a smaller ε. An accuracy that is not reached within the limit takes infinitely many epochs."""
 
 
 def _number(value: float, digits: int) -> str:
@@ -40,20 +40,30 @@ def spread(values: Sequence[float], column: Column) -> str:
     return f"{text} ± {_number(statistics.stdev(scaled), digits)}" if len(scaled) > 1 else text
 
 
+def printed(row: Row, column: Column) -> str:
+    """A published number; a dagger marks one that the report has divided by what it does not state."""
+    value, is_divided = row.printed(column)
+    return "" if value is None else f"*{value:.5g}*{'†' if is_divided else ''}"
+
+
+def _seeds(n: int, wanted: int) -> str:
+    return str(n) if n == wanted else f"{n} of {wanted}"
+
+
 def _cells(row: Row, columns: Sequence[Column], found: list[dict[str, float]], n_train: int) -> list[str]:
-    """The cells of a complete row: its columns, then the numbers of epochs, training images and seeds."""
+    """The cells of a measured row: its columns, then the numbers of epochs, training images and seeds."""
     cells = []
     for column in columns:
         values = [m[column.key] for m in found if column.key in m]
         cells.append(spread(values, column) if values else "")
     epochs, images = max(m["epochs"] for m in found), found[0].get("n_images", n_train)
     diverged = sum(m.get("is_diverged", 0) for m in found)
-    seeds = f"{len(found)}, {diverged:.0f} diverged" if diverged else str(len(found))
+    seeds = _seeds(len(found), len(row.recipes)) + (f", {diverged:.0f} diverged" if diverged else "")
     return [*cells, _number(epochs, 0), _number(images, 0), seeds]
 
 
 def table(table: Table, metrics: Metrics, n_train: int) -> Iterator[str]:
-    """One table in Markdown. An incomplete row says so."""
+    """One table in Markdown. A row without some of its seeds, or all, says so."""
     number = table.name.removeprefix("table")
     yield f"### {table.title}" if table.is_beyond else f"### Table {number}. {table.title}"
     yield ""
@@ -63,11 +73,8 @@ def table(table: Table, metrics: Metrics, n_train: int) -> Iterator[str]:
     for row in table.rows:
         found = [m for recipe in row.recipes if (m := metrics(recipe)) is not None]
         if row.published:
-            known = (
-                c.factor * row.published[c.key] if c.key in row.published else None for c in table.columns
-            )
-            cells = ["" if value is None else f"*{value:.5g}*" for value in known]
-        elif len(found) < len(row.recipes):
+            cells = [printed(row, column) for column in table.columns]
+        elif not found:
             cells = [NOT_YET]
         else:
             cells = _cells(row, table.columns, found, n_train)
@@ -81,32 +88,37 @@ def table(table: Table, metrics: Metrics, n_train: int) -> Iterator[str]:
 def _difference(values: Sequence[float]) -> str:
     """Mean ± standard deviation; the standard deviation decides the number of digits."""
     middle = statistics.fmean(values)
-    if len(values) == 1:
+    if len(values) == 1 or not math.isfinite(middle):
         return f"{middle:+.3g}"
     error = statistics.stdev(values)
     digits = 2 if error == 0 else max(0, min(6, 1 - math.floor(math.log10(error))))
     return f"{middle:+.{digits}f} ± {error:.{digits}f}"
 
 
+def _p(value: float | None) -> str:
+    return "" if value is None else f"{value:.1g}" if 0 < value < 0.001 else f"{value:.3f}"
+
+
 def claims(found: Sequence[Claim], metrics: Metrics) -> Iterator[str]:
     """Each claim with its measurements, one line for each measurement."""
-    yield "| section | the report's claim | measured here | mean ± s.d. | seeds | verdict |"
-    yield "|---|---|---|---:|---:|---|"
+    yield "| section | the report's claim | measured here | mean ± s.d. | seeds | p | corrected | verdict |"
+    yield "|---|---|---|---:|---:|---:|---:|---|"
     for claim in found:
         head = f"{claim.section} | {claim.text}"
-        for m in claim.measurements:
-            if None in map(metrics, (*m.minuend, *m.subtrahend)):
-                yield f"| {head} | {m.what} | | | {NOT_YET} |"
-            else:
-                differences = m.differences(lambda recipe: metrics(recipe) or {})
-                value = _difference([m.factor * d for d in differences]) if differences else ""
-                verdict = judge(differences, m.sign, m.margin)
-                yield f"| {head} | {m.what} | {value} | {len(differences)} | {verdict} |"
+        for m, verdict in zip(claim.measurements, claim.verdicts(metrics), strict=True):
+            differences = list(m.differences(metrics).values())
+            value = _difference([m.factor * d for d in differences]) if differences else ""
+            text = verdict.text if differences else NOT_YET
+            cells = [value, _seeds(len(differences), len(m.minuend)), _p(verdict.p), _p(verdict.corrected)]
+            yield f"| {head} | {m.what} | {' | '.join(cells if differences else [''] * 4)} | {text} |"
             head = " | "
 
 
-def rows_as_csv(tables: Sequence[Table], metrics: Metrics) -> bytes:
-    """Every number of the tables on a separate line, unscaled; measured numbers have six digits."""
+def rows_as_csv(tables: Sequence[Table], found: Sequence[Claim], metrics: Metrics) -> bytes:
+    """Every number on a separate line, in the unit of its column; measured numbers have six digits.
+
+    Claims follow the tables: the differences that verdicts are about.
+    """
     file = io.StringIO(newline="")
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(("table", "row", "column", "seed", "value"))
@@ -114,12 +126,19 @@ def rows_as_csv(tables: Sequence[Table], metrics: Metrics) -> bytes:
         for row in t.rows:
             label = ", ".join(row.labels)
             for column in t.columns:
-                if column.key in row.published:
-                    writer.writerow((t.name, label, column.heading, "published", row.published[column.key]))
+                value, is_divided = row.printed(column)
+                if value is not None:
+                    heading = column.heading + (", as divided in the report" if is_divided else "")
+                    writer.writerow((t.name, label, heading, "published", f"{value:.10g}"))
                 for seed, recipe in enumerate(row.recipes):
-                    found = metrics(recipe) or {}
-                    if column.key in found:
-                        writer.writerow((t.name, label, column.heading, seed, f"{found[column.key]:.6g}"))
+                    known = metrics(recipe) or {}
+                    if column.key in known:
+                        measured = f"{column.factor * known[column.key]:.6g}"
+                        writer.writerow((t.name, label, column.heading, seed, measured))
+    for claim in found:
+        for m in claim.measurements:
+            for seed, difference in m.differences(metrics).items():
+                writer.writerow(("claims", claim.text, m.what, seed, f"{m.factor * difference:.6g}"))
     return file.getvalue().encode()
 
 
@@ -162,4 +181,4 @@ def write(
             lines += table(t, metrics, n_train)
     lines += ["## The report's claims", "", CLAIMS, "", *claims(found, metrics), ""]
     write_atomically(folder / "report.md", "\n".join(lines).encode())
-    write_atomically(folder / "report.csv", rows_as_csv(tables, metrics))
+    write_atomically(folder / "report.csv", rows_as_csv(tables, found, metrics))
