@@ -107,7 +107,7 @@ class Replayed:
 
 @contextlib.contextmanager
 def no_garbage() -> Iterator[None]:
-    """Within, no garbage is collected: an older graph among it, as its destruction waits for the device, would end a capture."""
+    """Within, no garbage is collected: an older graph among it, as its destruction may wait for the device, could end a capture."""
     was_enabled = gc.isenabled()
     gc.disable()  # without collecting first, which takes as long as some thousand replayed steps of a sampler
     try:
