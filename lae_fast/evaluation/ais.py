@@ -113,6 +113,10 @@ class _Annealing:
 
     def __init__(self, model: Autoencoder, x: Tensor, base: str, draws: _Draws) -> None:
         self.model, self.base, self.n_chains = model, base, len(draws.e)
+        self.decoder: DensePass | None = None
+        if whole_pass(model, x.flatten(1)) is not None:  # it takes a row for each chain
+            self._hold(images=x.flatten(1).repeat(self.n_chains, 1))
+            self.decoder = whole_pass(model, self.images)
         # beta and step size of the next move, [1] each
         self.beta, self.step_size = torch.zeros(2, 1, dtype=torch.float64, device=x.device)
         self.start(x, draws)
@@ -124,10 +128,8 @@ class _Annealing:
             mean, std = self.model.posterior(x)
         self._hold(x=x, mean=mean, std=std, log_volume=std.log().sum(-1, dtype=torch.float64))
         self._hold(rng=draws.rng)
-        self.decoder = whole_pass(self.model, x.flatten(1))
-        if self.decoder is not None:  # it takes a row for each chain
+        if self.decoder is not None:
             self._hold(images=x.flatten(1).repeat(self.n_chains, 1))
-            self.decoder = whole_pass(self.model, self.images)
         self.start_at(draws.e)
 
     def start_at(self, e: Tensor) -> None:

@@ -251,12 +251,14 @@ class LAE(AutoencoderWithChain):
             value, known = value * (1 / len(x)), _scaled(known, 1 / len(x))
         pairs = [(t, g) for t, g in zip(inputs, known, strict=True) if t.requires_grad]
         of_encoder = [(t, g) for t, g in pairs if not t.is_leaf]
-        if of_encoder:
-            torch.autograd.backward(*zip(*of_encoder, strict=True))
+        try:
+            if of_encoder:
+                torch.autograd.backward(*zip(*of_encoder, strict=True))
+        finally:
+            kept()
         for p, g in pairs:
             if p.is_leaf:
                 p.grad = g if p.grad is None else p.grad + g  # the encoder may share it
-        kept()
         return value
 
     def _is_known(self) -> bool:
