@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import torch
 
+from lae_fast.graphs import no_garbage
+
 _KERNEL = 0  # CU_GRAPH_NODE_TYPE_KERNEL
 
 
@@ -37,7 +39,7 @@ def captured(call: Callable[[], object], device: torch.device, n: int = 1) -> Ca
             call()
     torch.cuda.current_stream(device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph(keep_graph=True)
-    with torch.cuda.graph(graph, stream=stream):
+    with no_garbage(), torch.cuda.graph(graph, stream=stream):
         results = [call() for _ in range(n)]
     graph.instantiate()
 

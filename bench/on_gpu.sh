@@ -58,7 +58,7 @@ tests() {
   # Without other packages' plugins: their warnings would count as errors here.
   local code=0
   local parallel=()
-  if "$python" -c "import xdist" 2>/dev/null; then parallel=(-p xdist -n 6 --dist loadgroup); fi
+  if "$python" -c "import execnet, xdist" 2>/dev/null; then parallel=(-p xdist -n 6 --dist loadgroup); fi
   PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 "$python" -m pytest -m gpu -v --durations=10 -p no:cacheprovider "${parallel[@]}" \
     --continue-on-collection-errors --junitxml="$out/tests.xml" || code=$?
   echo "pytest's exit code: $code"
@@ -79,10 +79,11 @@ sanitizer() {
     echo "== $program by itself"
     "$work/sanitize/$program" || failed=1
   done
-  # All at once: each takes a processor, and the GPU hardly.
+  # Eight at once: each takes a processor, and the GPU hardly; a tool finds its program by one of ten ports of the machine.
   for tool in memcheck racecheck initcheck synccheck; do
     for program in bench/sanitize/*.cu; do
       program=$(basename "$program" .cu) log=$work/$tool-$program.log
+      if [ "$(jobs -pr | wc -l)" -ge 8 ]; then wait -n || true; fi
       {
         code=0
         compute-sanitizer --tool "$tool" --error-exitcode 86 "$work/sanitize/$program" >"$log" 2>&1 || code=$?

@@ -33,7 +33,7 @@ nitpicky = True  # a reference to a name of ours that does not exist is an error
 nitpick_ignore_regex = [
     # Other libraries are documented elsewhere.
     ("py:.*", r"(torch|nn|np|collections|pathlib|typing|argparse)\..*"),
-    ("py:class", r"Tensor|Path|Any|Callable|Iterator|Sequence|Generator|Literal|ClassVar|Model|P|.*\.[RM]"),
+    ("py:class", r"Tensor|Path|Any|Callable|Iterator|Sequence|Generator|Literal|ClassVar|Model|P|.*\.[RMT]"),
     ("py:obj", ".*"),  # `x` in a docstring is a name: a link if we document it, else code
 ]
 default_role = "py:obj"

@@ -13,9 +13,10 @@ Result = TypeVar("Result", bound="Iterable[Tensor | None]")
 
 
 @functools.cache
-def _stream(device: torch.device) -> torch.cuda.Stream:
-    """One for each GPU: memory that is freed in a stream serves that stream again."""
-    return torch.cuda.Stream(device)
+def _beside(stream: torch.cuda.Stream) -> torch.cuda.Stream:
+    """The stream beside this one, which has it to itself: another's work may run at the same time, and one stream's products
+    share cuBLAS's workspace; and what is captured in a graph must not meet what is not."""
+    return torch.cuda.Stream(stream.device)
 
 
 class Beside(Generic[Result]):
@@ -35,8 +36,9 @@ class Beside(Generic[Result]):
         self._work: Callable[[], Result] | None = (
             work  # with all that it reads, whose memory must not serve others yet
         )
-        self._stream = _stream(device)
-        self._stream.wait_stream(torch.cuda.current_stream(device))
+        current = torch.cuda.current_stream(device)
+        self._stream = _beside(current)
+        self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             self._result = work()
 

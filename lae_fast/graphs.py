@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from lae_fast import checks
+from lae_fast.ops.torch_private import end_failed_capture
 
 WARMUP = 3  # calls before capture: optimizer state and lazily made library handles must exist
 
@@ -73,25 +74,29 @@ class Replayed:
         return result
 
     def _captured(self) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         for generator in self.generators:
             graph.register_generator_state(generator)
         try:
             # Other threads of a program may do what they want with the device.
-            captured = torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local")
-            with _no_garbage(), captured:
+            captured = torch.cuda.graph(graph, pool, self.stream, capture_error_mode="thread_local")
+            with no_garbage(), captured:
                 self.result = self.call()
         except RuntimeError as error:
-            self._end_failed_capture()
-            reason = (str(error).splitlines() or [""])[0]
+            end_failed_capture(graph, pool)
+            self._free_generators()
+            first: BaseException = error  # those after the first only say that there is no capture any more
+            while first.__context__ is not None:
+                first = first.__context__
+            reason = (str(first).splitlines() or [""])[0]
             raise RuntimeError(
                 f"the step could not be captured in a CUDA graph ({reason}): something in it waits for the device or reads "
                 "from the host; with capture=False it runs as it is"
             ) from error
         return graph
 
-    def _end_failed_capture(self) -> None:
-        """Let generators draw again: a failed capture leaves them in capture, and the next one that succeeds takes them out."""
+    def _free_generators(self) -> None:
+        """Let generators draw again: in torch 2.11 a failed capture leaves them in it, and the next one that succeeds takes them out."""
         graph = torch.cuda.CUDAGraph()
         for generator in self.generators:
             graph.register_generator_state(generator)
@@ -101,11 +106,10 @@ class Replayed:
 
 
 @contextlib.contextmanager
-def _no_garbage() -> Iterator[None]:
-    """Within, no garbage is collected: an older graph among it, as its destruction waits for the device, would end a capture."""
+def no_garbage() -> Iterator[None]:
+    """Within, no garbage is collected: an older graph among it, as its destruction may wait for the device, could end a capture."""
     was_enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
+    gc.disable()  # without collecting first, which takes as long as some thousand replayed steps of a sampler
     try:
         yield
     finally:

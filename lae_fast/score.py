@@ -2,7 +2,8 @@
 
 For each run of `lae_fast.train` the table has the negative ELBO, the importance-weighted bound and the estimate of
 annealed importance sampling (AIS), with the gap between forward and reverse AIS on images that the model has simulated; with
-one or two latent dimensions also the likelihood itself, by quadrature.
+one or two latent dimensions also the likelihood itself, by quadrature. Processes that torchrun has started share the work: the
+first one reads, writes and speaks.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import os
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import tyro
@@ -35,8 +37,10 @@ from lae_fast.evaluation import (
     simulated_gap,
 )
 from lae_fast.evaluation.grid import N_CELLS
+from lae_fast.sharing import ProcessError, Shared
 from lae_fast.training import run_folder, runlog
-from lae_fast.training.config import Config
+from lae_fast.training.config import Config, TrainingError
+from lae_fast.training.processes import ALONE, Processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,34 +126,60 @@ def _kind(dataset: data.Dataset) -> str:
     return "grey" if dataset.shape[0] == 1 else "colour"
 
 
-def score(folder: Path, options: Options) -> Score:
-    """Evaluate one run's best weights.
+class _Run(NamedTuple):
+    """What a score needs of a run, on the CPU."""
 
-    Raises:
-        CheckpointError, DataError, ValueError: the folder holds no run with best weights, or its data cannot be read.
-    """
+    config: Config
+    lines: list[dict[str, Any]]  # of its records
+    model: models.Autoencoder
+    dataset: str
+    kind: str  # of its images
+    n_train: int
+    images: torch.Tensor  # uint8 [n, *shape]
+
+
+def _read(folder: Path, options: Options) -> _Run:
     try:
         config = Config.from_json(run_folder.read_options(folder))
         lines = runlog.read(folder / "metrics.jsonl")
     except (CheckpointError, ValueError, TypeError) as error:
         raise CheckpointError(f"{folder} is not the folder of a run: {error}") from error
     best = folder / "best.safetensors"
-    model = models.load(best).to(options.device)
+    model = models.load(best)
     expected = config.architecture(model.shape)
     found = models.architecture_in(checkpoint.load_weights(best)[1], best)
     if found != expected:
         raise CheckpointError(f"{best} holds {found}; expected {expected}, as config.json says")
     dataset = run_folder.data_to_evaluate(folder, config, options.data, options.data_dir)
-    x = data.pixels(dataset.test.images[: options.images].to(options.device))
-    quality = evaluate(model, x, n_draws=20, seed=options.seed)
-    bound = -importance_bound(model, x, n_draws=options.n_draws, seed=options.seed).mean().item()
-    annealing: dict[str, Any] = dict(n_chains=options.n_chains, seed=options.seed)
+    images = dataset.test.images[: options.images].clone()
+    return _Run(config, lines, model, dataset.name, _kind(dataset), len(dataset.train.images), images)
+
+
+def score(folder: Path, options: Options, processes: Processes = ALONE) -> Score:
+    """Evaluate one run's best weights, on all processes at once; the first one reads the folder.
+
+    Raises:
+        CheckpointError, DataError, ValueError: the folder holds no run with best weights, or its data cannot be read.
+        ProcessError, SystemExit: another process has failed, and says why.
+    """
+    run = processes.of_first(lambda: _read(folder, options))
+    config, lines = run.config, run.lines
+    model, x = processes.together(
+        lambda: (run.model.to(options.device), data.pixels(run.images.to(options.device)))
+    )
+    share = None if processes.size == 1 else Shared()
+    # Minutes are shared; what takes seconds is the first one's.
+    quality = processes.of_first(lambda: evaluate(model, x, n_draws=20, seed=options.seed))
+    bound = importance_bound(model, x, n_draws=options.n_draws, seed=options.seed, share=share)
+    annealing: dict[str, Any] = dict(n_chains=options.n_chains, seed=options.seed, share=share)
     bases = BASES if options.base == "both" else (options.base,)
     start = time.perf_counter()
     forward, schedule = anneal(model, x, bases=bases, n_temperatures=options.n_temperatures, **annealing)
     seconds = (time.perf_counter() - start) / len(bases)
     nll = -forward.log_likelihood.mean().item()
-    exact = -quadrature(model, x).mean().item() if model.nz in N_CELLS else None
+    exact = None
+    if model.nz in N_CELLS:
+        exact = -processes.of_first(lambda: quadrature(model, x)).mean().item()
 
     def last(key: str) -> float | None:
         return next((line[key] for line in reversed(lines) if key in line), None)
@@ -161,13 +191,13 @@ def score(folder: Path, options: Options) -> Score:
         nz=config.nz,
         seed=config.seed,
         epochs=int(last("epoch") or 0),
-        data=f"{dataset.name}, {_kind(dataset) if config.binarize == 'none' else 'fixed'}",
+        data=f"{run.dataset}, {run.kind if config.binarize == 'none' else 'fixed'}",
         is_comparable=model.likelihood.density_of == ("grey" if config.binarize == "none" else "binary"),
         images=len(x),
         negative_elbo=quality.negative_elbo,
         reconstruction=quality.reconstruction,
         rate=quality.rate,
-        importance_bound=bound,
+        importance_bound=-bound.mean().item(),
         ais=nll,
         standard_error=forward.standard_error.square().sum().sqrt().item() / len(x),
         effective_sample_size=forward.effective_sample_size.mean().item(),
@@ -178,7 +208,7 @@ def score(folder: Path, options: Options) -> Score:
         ais_acceptance=forward.acceptance_rate.mean().item(),
         training_acceptance=last("epoch_acceptance_rate"),
         step_size=last("step_size"),
-        seconds_per_epoch=len(dataset.train.images) / statistics.median(rates) if rates else math.nan,
+        seconds_per_epoch=run.n_train / statistics.median(rates) if rates else math.nan,
         image_chain_steps_per_second=len(x) * options.n_chains * len(schedule.step_size) / seconds,
     )
 
@@ -205,23 +235,32 @@ def _table(scores: Sequence[Score]) -> bytes:
     return buffer.getvalue().encode("utf-8", "backslashreplace")
 
 
-def _score_all(options: Options) -> int:
+def _score_all(options: Options, processes: Processes) -> int:
     """Score each run, and name each that cannot be scored; the exit code."""
-    options = dataclasses.replace(options, device=str(checks.command_device(options.device)))
+    device = processes.together(lambda: checks.command_device(processes.device(options.device)))
+    if device.type == "cuda" and processes.size > 1:
+        torch.cuda.set_device(device)  # NCCL asks for it
+    options = dataclasses.replace(options, device=str(device))
     scores, failures = [], 0
     for folder in options.runs:
         try:
-            scores.append(score(folder, options))
-        except ERRORS as error:
-            complain(f"error: {error}")
+            scores.append(score(folder, options, processes))
+        except (*ERRORS, ProcessError, SystemExit) as error:
+            if isinstance(error, ERRORS):  # and not that of another process, which says it
+                complain(f"error: {error}")
             failures += 1
             continue
-        try:
-            if options.output:
-                checkpoint.write_atomically(options.output, _table(scores))
-        finally:  # what was measured is shown, though it could not be written
-            say(_report(scores[-1]))
+        processes.of_first(lambda: _show(scores, options.output))
     return 2 if failures else 0
+
+
+def _show(scores: Sequence[Score], output: Path | None) -> None:
+    """The scores so far as a file, and the last one as a line."""
+    try:
+        if output:
+            checkpoint.write_atomically(output, _table(scores))
+    finally:  # what was measured is shown, though it could not be written
+        say(_report(scores[-1]))
 
 
 ERRORS = (CheckpointError, DataError, ValueError, OSError, torch.OutOfMemoryError)
@@ -229,11 +268,18 @@ ERRORS = (CheckpointError, DataError, ValueError, OSError, torch.OutOfMemoryErro
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code."""
-    return console.run(
-        lambda: _score_all(tyro.cli(Options, args=argv, prog=" ".join(console.typed("score")))),
-        ERRORS,
-        "stopped; the runs scored so far are in the table",
-    )
+    processes, stopped = Processes.started(), "the runs scored so far are in the table"
+
+    def parse() -> Options:
+        return tyro.cli(Options, args=argv, prog=" ".join(console.typed("score")))
+
+    def body() -> int:
+        with processes.joined(stopped), warnings.catch_warnings():
+            if not processes.is_first:  # the first one's are enough
+                warnings.simplefilter("ignore")
+            return _score_all(processes.of_first(parse), processes)
+
+    return console.run(body, (*ERRORS, TrainingError), f"stopped; {stopped}" if processes.is_first else "")
 
 
 if __name__ == "__main__":

@@ -252,15 +252,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     command = shlex.join([*console.typed("train"), *arguments])
     processes = Processes.started()
+    stays = "what was written stays, and --resume continues from the last checkpoint"
 
     def body() -> int:
-        with processes.joined():
+        with processes.joined(stays):
             config = processes.of_first(lambda: _parse(arguments, processes))
             return train(config, command, processes)
 
     errors = (TrainingError, DataError, CheckpointError, ValueError, OSError, torch.OutOfMemoryError)
-    stopped = "stopped; what was written stays, and --resume continues from the last checkpoint"
-    return console.run(body, errors, stopped if processes.is_first else "")
+    return console.run(body, errors, f"stopped; {stays}" if processes.is_first else "")
 
 
 if __name__ == "__main__":

@@ -332,6 +332,7 @@ def plan() -> dict[str, Any]:
         mh=True,
         target_acceptance=0.6,
         share_step_size=False,
+        chains=range(1, 2),
         generator=torch.Generator(),
         progress=False,
         capture=False,
@@ -476,7 +477,9 @@ def _():
 
 @entry("importance_bound", **ASKED)
 def _():
-    return lae_fast.importance_bound, dict(model=model(), images=unit(4, 6), n_draws=2, seed=0, rows=3)
+    return lae_fast.importance_bound, dict(
+        model=model(), images=unit(4, 6), n_draws=2, seed=0, rows=3, share=None
+    )
 
 
 @entry("fit_posterior_scale", **ASKED)

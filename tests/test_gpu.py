@@ -44,7 +44,8 @@ from lae_fast import (
     models,
     ops,
 )
-from lae_fast.graphs import WARMUP, Replayed
+from lae_fast.evaluation.ais import _Annealing
+from lae_fast.graphs import WARMUP, Replayed, no_garbage
 from lae_fast.models import layers_in_parts, nets, whole_layers
 from lae_fast.models.decoder_pass import decoder_pass
 from lae_fast.ops import layer, library
@@ -82,7 +83,7 @@ def capture(function, keep_graph=False):
         function()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph(keep_graph)
-    with torch.cuda.graph(graph):
+    with no_garbage(), torch.cuda.graph(graph):
         function()
     return graph
 
@@ -536,6 +537,31 @@ def test_replays_are_the_eager_steps_in_float64(options):
         torch.testing.assert_close(replayed, eager, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("is_captured", [False, True])
+def test_steps_in_two_streams_do_not_meet(is_captured):
+    """Each has its products beside the chain in a stream of its own: as one after the other."""
+    batches = [images(dtype=torch.float64, seed=i).to(DEVICE) for i in range(WARMUP + 30)]
+
+    def new_step(i):
+        m = build("lae", decisions="datapoint", memory=10 + i).double().to(DEVICE)
+        return m, TrainingStep(m, capturable(m), capture=is_captured)
+
+    alone = [new_step(i) for i in range(2)]
+    for _, step in alone:
+        for x in batches:
+            step(x)
+    together, streams = [new_step(i) for i in range(2)], [torch.cuda.Stream() for _ in range(2)]
+    torch.cuda.synchronize()
+    for x in batches:
+        for (_, step), stream in zip(together, streams, strict=True):
+            with torch.cuda.stream(stream):
+                step(x)
+    torch.cuda.synchronize()
+    for (a, _), (b, _) in zip(together, alone, strict=True):
+        for got, wanted in zip(a.state_dict().values(), b.state_dict().values(), strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-8 if got.is_floating_point() else 0, atol=1e-8)
+
+
 @torch.no_grad()  # as within a step
 def test_tf32_rounds_gradients_and_no_decision(monkeypatch):
     monkeypatch.setenv(whole_layers.VARIABLE, "parts")  # whole layers have no TF32
@@ -724,11 +750,20 @@ def test_an_energy_that_cannot_be_captured_says_so():
         "try: lae_fast.langevin_sample(energy, z, n_draws=9, n_warmup=0, step_size=0.1, progress=False, capture=True)\n"
         "except RuntimeError as error: print(error)\n"
         "print('draws', torch.randn(3, device='cuda').isfinite().all().item())\n"
+        "large = torch.empty(2**28, dtype=torch.uint8, device='cuda')\n"
+        "del large\n"
+        "before = torch.cuda.memory_reserved()\n"
+        "torch.cuda.empty_cache()\n"
+        "print('frees', torch.cuda.memory_reserved() <= before - 2**28)\n"
+        "z = lae_fast.langevin_sample(lambda z: z.square().sum(2), z, n_draws=9, n_warmup=0, step_size=0.1, progress=False, capture=True).z\n"
+        "print('captures', z.isfinite().all().item())\n"
     )
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert "the step could not be captured in a CUDA graph" in finished.stdout, finished.stderr
     assert "capture=False" in finished.stdout
-    assert "draws True" in finished.stdout, finished.stderr
+    assert "previous error" not in finished.stdout  # the first error is the reason
+    for word in ("draws", "frees", "captures"):
+        assert f"{word} True" in finished.stdout, (finished.stdout, finished.stderr)
 
 
 def test_garbage_does_not_end_a_capture():
@@ -846,6 +881,32 @@ def test_one_graph_anneals_all_batches_of_a_size(monkeypatch):
     assert n_graphs == 2
     for a, b in zip(replayed, eager, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@whole
+@pytest.mark.filterwarnings("ignore:the weights of .* images have collapsed")  # so short a schedule
+@pytest.mark.parametrize("base", ["prior", "encoder"])
+def test_annealing_by_whole_layers_is_captured(monkeypatch, base):
+    """Three batches of 10, 10 and 7 images: the numbers of the same moves outside a graph. Where they start, those of autograd."""
+    monkeypatch.setattr("lae_fast.evaluation.ais.ROWS", 40)
+    m, x, _ = report_s_model()
+    x, starts = x[:27].round(), []
+    for choice in whole_layers.CHOICES:
+        monkeypatch.setenv(whole_layers.VARIABLE, choice)
+        with torch.no_grad():
+            starts.append(_Annealing(m, x[:10], base, 4, torch.Generator(DEVICE).manual_seed(0)))
+    whole_start, other = starts
+    assert (whole_start.decoder is None, other.decoder is None) == (False, True)
+    torch.testing.assert_close(whole_start.log_ratio, other.log_ratio, rtol=1e-5, atol=1e-2)
+    assert (whole_start.slope - other.slope).norm() < 1e-3 * other.slope.norm()
+    monkeypatch.setenv(whole_layers.VARIABLE, "whole")
+    schedule = fit_schedule(m, x, base=base, n_temperatures=60, n_pilot=20, capture=False)
+    replayed, eager = (
+        annealed_log_likelihood(m, x, schedule, n_chains=4, seed=1, progress=False, capture=capture)
+        for capture in (True, False)
+    )
+    for a, b in zip(replayed, eager, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
 def test_a_gpu_attacks_as_a_cpu_does(monkeypatch):

@@ -17,8 +17,9 @@ PACKAGE = ROOT / "lae_fast"
 FLOORS = (
     ("_version",),
     ("checks", "console", "isolation", "progress"),
-    ("attacks", "beside", "checkpoint", "data", "graphs", "provenance", "seeds", "sharing"),
+    ("attacks", "beside", "checkpoint", "data", "provenance", "seeds", "sharing"),
     ("ops",),
+    ("graphs",),
     ("sampling",),
     ("models",),
     ("augmentation", "evaluation", "hub"),

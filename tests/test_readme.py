@@ -24,7 +24,7 @@ def python_in(page):
 
 (LOOP,) = python_in("README.md")
 FULL_LOOP, SAMPLING, *_ = python_in("docs/sampling.md")
-VARIATIONS, _, STRONGEST, *FOREIGN = python_in("docs/variations.md")
+VARIATIONS, DIAGNOSIS, STRONGEST, *FOREIGN = python_in("docs/variations.md")
 (DATA,) = python_in("docs/data.md")
 START = python_in("docs/quickstart.md")
 
@@ -132,6 +132,7 @@ def test_the_readme_variations_and_attacks_run():
     assert not torch.equal(classifier[1].weight, before)
     assert names["x"].shape == (12, 1, 4, 4)
     assert names["worst"].shape == (2, 12, 1, 4, 4)
+    exec(DIAGNOSIS, names)
 
 
 def under_attack(code):

@@ -646,3 +646,100 @@ def test_a_sampler_s_signature_shows_the_plan(sampler):
         default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
         assert shown[field.name].default == default
     assert not any(p.kind is p.VAR_KEYWORD for p in shown.values())
+
+
+# ---- some of the chains ----
+
+PARTS = [range(0, 2), range(2, 3), range(3, 7)]
+
+
+SPLIT = {
+    "langevin": (lae_fast.langevin_sample, dict(z=torch.zeros(7, 3, 5))),
+    "langevin, unadjusted": (lae_fast.langevin_sample, dict(z=torch.zeros(7, 3, 5), mh=False, step_size=0.1)),
+    "ald": (lae_fast.ald_sample, dict(features=torch.eye(3), nz=5, n_chains=7)),
+    "ald, minibatches": (
+        lae_fast.ald_sample,
+        dict(
+            features=torch.eye(3),
+            nz=5,
+            n_chains=7,
+            batch_size=2,
+            mh=False,
+            step_size=0.01 * torch.arange(1, 8),
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SPLIT)
+def test_chains_that_several_calls_share_are_those_of_one_call(kind):
+    sampler, given = SPLIT[kind]
+
+    def energy(
+        z, index=slice(None)
+    ):  # no product over rows, which would be rounded differently for fewer of them
+        return (z * torch.arange(1, 4)[index, None]).square().sum(-1)
+
+    def drawn(chains):
+        return sampler(
+            energy,
+            **given,
+            chains=chains,
+            n_draws=20,
+            n_warmup=30,
+            thin=2,
+            generator=torch.Generator().manual_seed(5),
+            progress=False,
+        )
+
+    whole, joined = drawn(None), lae_fast.Samples.joined([drawn(part) for part in PARTS])
+    for name, value in vars(whole).items():
+        found = getattr(joined, name)
+        assert torch.equal(found, value) if isinstance(value, torch.Tensor) else found == value, name
+    assert not torch.equal(whole.z[0], whole.z[1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            dict(chains=range(0, 0)),
+            r"chains is range\(0, 0\); expected None or a range of at least one chain",
+        ),
+        (dict(chains=range(0, 4, 2)), r"chains is range\(0, 4, 2\); expected None or a range"),
+        (dict(chains=range(2, 8)), r"chains is range\(2, 8\); expected some of range\(0, 7\), which are all"),
+        (
+            dict(chains=range(2, 4), share_step_size=True),
+            "share_step_size is True beside chains .* expected False",
+        ),
+    ],
+)
+def test_chains_that_cannot_be_drawn_alone_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        lae_fast.langevin_sample(lambda z: z.square().sum(-1), torch.zeros(7, 3, 5), n_draws=2, **options)
+
+
+def test_chains_drawn_alone_may_have_one_step_size_that_is_given():
+    options = dict(n_draws=5, n_warmup=0, share_step_size=True, step_size=0.1, progress=False)
+    whole, part = (
+        lae_fast.langevin_sample(
+            lambda z: z.square().sum(-1), torch.zeros(4, 3, 2), chains=own, generator=seeded(0), **options
+        )
+        for own in (None, range(2, 4))
+    )
+    assert torch.equal(part.z, whole.z[2:])
+
+
+def test_samples_of_other_calls_are_not_joined():
+    few, many = (
+        lae_fast.langevin_sample(
+            lambda z: z.square().sum(-1), torch.zeros(2, 1, 2), n_draws=n, n_warmup=1, progress=False
+        )
+        for n in (2, 3)
+    )
+    with pytest.raises(ValueError, match="parts are 2 Samples of 2 forms; expected at least one, all of"):
+        lae_fast.Samples.joined([few, many])
+    with pytest.raises(ValueError, match="parts are 0 Samples of 0 forms"):
+        lae_fast.Samples.joined([])
+    with pytest.raises(TypeError, match=r"part 1 is 3 .*expected Samples"):
+        lae_fast.Samples.joined([few, 3])

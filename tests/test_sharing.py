@@ -3,6 +3,9 @@
 import copy
 import io
 import pickle
+import subprocess
+import sys
+from functools import partial
 
 import pytest
 import torch
@@ -10,11 +13,13 @@ from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 import lae_fast
+from lae_fast import evaluation, sharing
 from lae_fast.models import Architecture, build
-from lae_fast.sharing import Shared
+from lae_fast.sharing import ProcessError, Shared
 from lae_fast.training import TrainingStep
 
 N_PROCESSES, N, N_STEPS = 2, 12, 20  # images of a minibatch, minibatches
+N_CHAINS = 5  # of samples
 KINDS = {
     "datapoint": ("lae", {"memory": 5}),
     "datapoint, no spread": ("lae", {"spread": False}),
@@ -51,6 +56,33 @@ def trained(model, parts_of, wrapped=None):
     return states, torch.stack(losses)
 
 
+def tasks(rank, failing=None):
+    """Five tasks, of which one may fail: each draws a number that says how often numbers were drawn before."""
+    generator = torch.Generator().manual_seed(0)
+    for i in range(5):
+        drawn = torch.rand((), generator=generator).item()
+        yield lambda i=i, drawn=drawn: (i, drawn, rank, 1 / (i != failing))
+
+
+def drawn(chains):
+    """By the recipe in docs/several_processes.md."""
+    return lae_fast.ald_sample(
+        lambda z: z.square().sum(-1),
+        torch.eye(3),
+        nz=2,
+        n_chains=N_CHAINS,
+        chains=chains,
+        generator=torch.Generator().manual_seed(0),
+        n_draws=20,
+        n_warmup=50,
+        progress=False,
+    )
+
+
+def part_of(k):
+    return range(N_CHAINS * k // N_PROCESSES, N_CHAINS * (k + 1) // N_PROCESSES)
+
+
 def work(rank, folder):
     """What each process does."""
     torch.set_num_threads(1)
@@ -77,6 +109,15 @@ def work(rank, folder):
         TrainingStep(model, optimizer, capture=True)
     except ValueError as error:
         found["capture"] = str(error)
+    share = Shared()
+    found["done"] = share.done(tasks(rank))
+    try:
+        share.done(tasks(rank, failing=3))
+    except (ProcessError, ZeroDivisionError) as error:
+        found["failed"] = str(error)
+    found["samples"] = lae_fast.Samples.joined(
+        share.done(partial(drawn, part_of(k)) for k in range(share.size))
+    ).z
     torch.save(found, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
@@ -84,7 +125,8 @@ def work(rank, folder):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shared")
-    multiprocessing.spawn(work, (folder,), N_PROCESSES)
+    done = subprocess.run([sys.executable, __file__, folder], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     return [torch.load(folder / f"{rank}.pt") for rank in range(N_PROCESSES)]
 
 
@@ -112,6 +154,30 @@ def test_it_is_the_model_of_one_process(results, kind):
 def test_eval_mode_shares_nothing(results):
     for of_process in results:
         assert torch.equal(*of_process["eval"])
+
+
+def test_tasks_are_shared_out_and_each_has_the_draws_of_one_process(results):
+    alone = sharing.done(tasks(0), None)
+    for found in results:
+        assert [(i, drawn) for i, drawn, _, _ in found["done"]] == [(i, drawn) for i, drawn, _, _ in alone]
+        assert [rank for _, _, rank, _ in found["done"]] == [0, 1, 0, 1, 0]
+
+
+def test_a_task_that_fails_is_known_to_all_processes(results):
+    assert results[1]["failed"] == "division by zero"
+    assert results[0]["failed"] == "process 1 of 2 has failed: division by zero"
+
+
+def test_chains_are_shared_out_and_drawn_as_by_one_process(results):
+    expected = drawn(None).z
+    assert all(torch.equal(found["samples"], expected) for found in results)
+
+
+def test_who_shares_a_question_is_checked():
+    model, x = made("vae").eval(), torch.rand(4, 10, dtype=torch.float64)
+    for ask in (evaluation.importance_bound, evaluation.anneal):
+        with pytest.raises(TypeError, match=r"share is 'all' .*expected None or a Shared"):
+            ask(model, x, share="all")
 
 
 def test_without_a_process_group_it_says_what_is_missing():
@@ -151,3 +217,7 @@ def test_a_copy_shares_and_a_file_does_not(tmp_path):
             lae_fast.fit(model, torch.rand(32, 10), epochs=1, batch_size=16, progress=False)
     finally:
         distributed.destroy_process_group()
+
+
+if __name__ == "__main__":  # what takes long to import is imported once
+    multiprocessing.start_processes(work, (sys.argv[1],), N_PROCESSES, start_method="fork")

@@ -1,5 +1,7 @@
-"""`train` under torchrun: however many processes share the work, it is one training, with one folder, one end and one error."""
+"""`train` and `score` under torchrun: however many processes share the work, it is one training, with one folder, one end and one
+error, and the same scores."""
 
+import csv
 import json
 import os
 import re
@@ -30,6 +32,19 @@ KINDS = {
     "joint": ["--decisions", "joint", "--step-size", "1e-4"],
     "vae": ["--model", "vae", "--binarize", "dynamic"],
 }
+# Of AIS 5 batches of images and 3 simulated ones; of the bound 5 batches of draws.
+SCORES = [
+    "--images",
+    "9",
+    "--simulated",
+    "5",
+    "--n-chains",
+    "1024",
+    "--n-temperatures",
+    "4",
+    "--n-draws",
+    "1100",
+]
 APART = {"capture_output": True, "text": True, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
 
 
@@ -59,6 +74,13 @@ def runs(tmp_path_factory):
     jobs += [new("three", 3, "--model", "vae", "--epochs", 1)]
     jobs += [new("odd", 2, "--batch-size", 121), new("other data", 2), new("no option", 2, "--nonsense")]
     jobs += [new("killed", 2), new("stopped", 2), new("diverged", 2), new("apart", 2)]
+    scored = [folder / "run datapoint 1", folder / "nothing", folder / "run vae 1"]
+    of_one = scored[:1]
+    for name, size, given in (
+        *(("1", 1, scored), ("2", 2, scored), ("3", 3, scored)),
+        *(("half", 2, of_one), ("killed", 2, of_one)),
+    ):
+        jobs += [(f"score, {name}", size, [*given, *SCORES, "--output", folder / f"table {name}"])]
     return folder, run_jobs(folder, jobs)
 
 
@@ -185,6 +207,48 @@ def test_processes_that_drift_apart_are_not_saved(runs):
     assert runs[1]["apart"] == [2, 2]
     assert "error: process 1 has other weights or random numbers than process 0" in said(runs, "apart")
     assert saved(runs, "apart") is None
+
+
+# ---- scores ----
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_scores_are_those_of_one_process(runs, n):
+    """Also where the batches do not divide, and beside a folder that holds no run."""
+    assert runs[1]["score, 1"] == [2]
+    assert runs[1][f"score, {n}"] == [2] * n
+    expected, found = (
+        list(csv.DictReader((runs[0] / f"table {k}").read_text().splitlines())) for k in (1, n)
+    )
+    assert [row["run"] for row in found] == ["run datapoint 1", "run vae 1"]
+    for row in (*expected, *found):
+        assert float(row.pop("image_chain_steps_per_second")) > 0
+    assert found == expected
+
+
+def test_the_first_process_alone_tells_scores_and_errors(runs):
+    text = said(runs, "score, 2")
+    assert re.findall(r"^(run .*?|error): ", text, flags=re.MULTILINE) == [
+        "run datapoint 1",
+        "error",
+        "run vae 1",
+    ]
+    assert "nothing is not the folder of a run" in text
+    assert said(runs, "score, 2", 1) == ""
+
+
+def test_a_process_that_cannot_do_its_part_says_so_and_no_score_is_told(runs):
+    assert runs[1]["score, half"] == [2, 2]
+    assert said(runs, "score, half", 1) == "error: there is no memory for this\n"
+    assert "run datapoint" not in said(runs, "score, half")
+    assert not (runs[0] / "table half").exists()
+
+
+def test_a_process_that_dies_while_it_scores_ends_all(runs):
+    assert runs[1]["score, killed"] == [2, -9]
+    (error,) = said(runs, "score, killed").splitlines()
+    assert error.startswith("error: process 0 of 2 has lost another one")
+    assert error.endswith("; the runs scored so far are in the table")
 
 
 @pytest.mark.slow

@@ -10,7 +10,8 @@ import torch
 from test_dense import images, model
 from torch import nn
 
-from lae_fast import LAE, VAE, annealed_log_likelihood, fit_schedule, info
+from lae_fast import LAE, VAE, DiscretizedLogistic, annealed_log_likelihood, fit_schedule, info
+from lae_fast.evaluation.ais import _Annealing
 from lae_fast.models import layers_in_parts, mlp, whole_layers
 from lae_fast.models.decoder_pass import DensePass, RecomputingPass, decoder_pass
 from lae_fast.models.precision import products_in
@@ -88,6 +89,34 @@ def test_annealing_is_that_by_autograd(monkeypatch, kind):
         assert ((20, m.nz) in evaluated) == (network is whole_layers)
     for got, wanted in zip(*found, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_annealing_evaluates_all_batches_of_a_size_in_the_same_memory(monkeypatch):
+    """A graph of a move goes on reading what the decoder's pass read when it was captured, also what the pass has converted."""
+
+    class Scaled(DiscretizedLogistic):
+        """Its scale is computed whenever somebody asks."""
+
+        log_scale = property(lambda self: self.raw_scale + 0.5)
+
+        def __init__(self):
+            nn.Module.__init__(self)
+            self.register_buffer("raw_scale", torch.tensor(-2.0))
+
+    take(monkeypatch, whole_layers)
+    m, x = model(True), images()[:10]
+    m.likelihood = Scaled()
+    chains = _Annealing(m.eval(), x[:5], "prior", 4, torch.Generator().manual_seed(0))
+    held = [
+        chains.decoder,
+        chains.images.data_ptr(),
+        chains.decoder.x.data_ptr(),
+        chains.decoder.log_scale.data_ptr(),
+    ]
+    chains.start(x[5:], torch.Generator().manual_seed(1))
+    assert [chains.decoder, chains.images.data_ptr(), *held[2:]] == held
+    assert chains.decoder.x.data_ptr() == chains.images.data_ptr()
+    assert torch.equal(chains.images, x[5:].repeat(4, 1))
 
 
 def network(*widths, ends_in_relu=False):
@@ -231,3 +260,9 @@ def test_who_asks_for_layers_in_parts_gets_them(card, monkeypatch):
     monkeypatch.setenv("LAE_FAST_LAYERS", "fast")
     with pytest.raises(ValueError, match="LAE_FAST_LAYERS='fast'; expected one of whole, parts"):
         whole_layers.obstacle(card)
+
+
+def test_a_layer_of_no_features_is_in_parts(card):
+    layers = network(8, 256, 784).layers()
+    layers[-1] = layers[-1]._replace(weight=torch.zeros(0, 256), bias=torch.zeros(0))
+    assert whole_layers.obstacle(card, layers).startswith("a layer has 0 features")

@@ -1,8 +1,8 @@
-"""The command `train` in several processes, as torchrun starts them, at the price of one import: each job's processes are children
-of this one. What happens to them is a job's own.
+"""The commands `train` and `score` in several processes, as torchrun starts them, at the price of one import: each job's processes
+are children of this one. What happens to them is a job's own.
 
-`python torchrun.py FILE FOLDER`: FILE holds jobs, a list of (name, number of processes, arguments). Each process leaves in FOLDER its
-exit code, its output, and the model after every step.
+`python torchrun.py FILE FOLDER`: FILE holds jobs, a list of (name, number of processes, arguments); the name of a job that scores
+begins with "score". Each process leaves in FOLDER its exit code, its output, and of a training the model after every step.
 """
 
 import importlib
@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch
 
-from lae_fast import train
+from lae_fast import score, train
+from lae_fast.evaluation import ais
 from lae_fast.training import processes, runlog, trainer
 
 KILLED_AT, STOPPED_AT, SPOILT_AT = 14, 5, 7  # steps
@@ -65,6 +66,10 @@ def work(name, rank, size, port, arguments, folder):
     file = os.open(folder / f"{name}-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
+    if name.startswith("score"):
+        if rank == 1 and name in FATES:
+            ais._Descent.start = FATES[name]
+        return score.main(arguments)
     steps = []
     trainer.Trainer._step = recorded(name, steps)
     if name == "frozen":
@@ -76,6 +81,13 @@ def work(name, rank, size, port, arguments, folder):
         return train.main(arguments)
     finally:
         torch.save(steps, folder / f"{name}-{rank}.pt")
+
+
+def out_of_memory(_):
+    raise torch.OutOfMemoryError("there is no memory for this")
+
+
+FATES = {"score, half": out_of_memory, "score, killed": lambda _: os.kill(os.getpid(), signal.SIGKILL)}
 
 
 def started(*arguments):

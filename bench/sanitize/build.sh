@@ -10,6 +10,9 @@ out=$(cd "$1" && pwd)
 "$here/stand_ins.sh" "$out/include" "$here/../../csrc"
 # The flags of setup.py, but with -O1 and line numbers; -ffp-contract=off: the host computes what the device computes.
 flags="-std=c++20 -O1 -g -lineinfo --fmad=false -Xcompiler -ffp-contract=off -arch=${NVCC_ARCH:-native} -I$out/include -I$here"
+jobs=()
 for program in langevin energy dense adam layer layer_gradients; do
-  nvcc $flags "$here/$program.cu" -o "$out/$program"
+  nvcc $flags "$here/$program.cu" -o "$out/$program" &
+  jobs+=($!)
 done
+for job in "${jobs[@]}"; do wait "$job"; done

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lae_fast import checks, ops, seeds
+from lae_fast import checks, ops, seeds, sharing
 from lae_fast import progress as bars
 from lae_fast.graphs import Replayed
 from lae_fast.isolation import differentiable
@@ -26,6 +27,7 @@ from lae_fast.models.decoder_pass import DensePass, whole_pass
 from lae_fast.models.likelihood import negative_log_prior
 from lae_fast.sampling.acceptance import acceptance_rate
 from lae_fast.sampling.adaptation import TARGET_ACCEPTANCE
+from lae_fast.sharing import Shared
 
 ROWS = 2048  # images x chains of one pass through the decoder
 BASES = ("encoder", "prior")
@@ -73,6 +75,20 @@ class AISEstimate(NamedTuple):
     effective_sample_size: Tensor  # of the weights, 1 to n_chains: near 1 the standard error says nothing
 
 
+class _Draws(NamedTuple):
+    """What the chains of a batch of images draw before they start."""
+
+    rng: Tensor  # int64 [3], of all their moves
+    e: Tensor  # [C, n, nz], standard normals
+
+    @classmethod
+    def of(cls, x: Tensor, nz: int, n_chains: int, generator: torch.Generator) -> _Draws:
+        """For images x [n, *shape]."""
+        rng = ops.make_rng(x.device, generator)
+        shape = (n_chains, len(x), nz)
+        return cls(rng, torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device))
+
+
 class _Annealing:
     """Rows e [C, n, nz], moved from N(0, I) at one temperature after another; z = m + s e.
 
@@ -95,27 +111,26 @@ class _Annealing:
     log_ratio: Tensor  # float64 [C, n], log p(x, z) - log r(z|x), by which the weights grow
     slope: Tensor  # [C, n, nz], its derivative in e
 
-    def __init__(
-        self, model: Autoencoder, x: Tensor, base: str, n_chains: int, generator: torch.Generator
-    ) -> None:
-        self.model, self.base, self.n_chains = model, base, n_chains
+    def __init__(self, model: Autoencoder, x: Tensor, base: str, draws: _Draws) -> None:
+        self.model, self.base, self.n_chains = model, base, len(draws.e)
+        self.decoder: DensePass | None = None
+        if whole_pass(model, x.flatten(1)) is not None:  # it takes a row for each chain
+            self._hold(images=x.flatten(1).repeat(self.n_chains, 1))
+            self.decoder = whole_pass(model, self.images)
         # beta and step size of the next move, [1] each
         self.beta, self.step_size = torch.zeros(2, 1, dtype=torch.float64, device=x.device)
-        self.start(x, generator)
+        self.start(x, draws)
 
-    def start(self, x: Tensor, generator: torch.Generator) -> None:
+    def start(self, x: Tensor, draws: _Draws) -> None:
         """Start the chains of images x [n, *shape], as many as before, at draws of the base."""
         mean, std = x.new_zeros(len(x), self.model.nz), x.new_ones(len(x), self.model.nz)
         if self.base == "encoder":
             mean, std = self.model.posterior(x)
         self._hold(x=x, mean=mean, std=std, log_volume=std.log().sum(-1, dtype=torch.float64))
-        self._hold(rng=ops.make_rng(x.device, generator))
-        self.decoder = whole_pass(self.model, x.flatten(1))
-        if self.decoder is not None:  # it takes a row for each chain
+        self._hold(rng=draws.rng)
+        if self.decoder is not None:
             self._hold(images=x.flatten(1).repeat(self.n_chains, 1))
-            self.decoder = whole_pass(self.model, self.images)
-        shape = (self.n_chains, len(x), self.model.nz)
-        self.start_at(torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device))
+        self.start_at(draws.e)
 
     def start_at(self, e: Tensor) -> None:
         """Start the chains at e [C, n, nz]."""
@@ -274,7 +289,7 @@ def fit_schedule(
     checks.choice("base", base, BASES)
     images = images_for(model, images).detach()[: max(1, ROWS // n_chains)]
     generator = torch.Generator(images.device).manual_seed(seed)
-    chains = _Annealing(model, images, base, n_chains, generator)
+    chains = _Annealing(model, images, base, _Draws.of(images, model.nz, n_chains, generator))
     run = _repeated(chains.move, images.device, capture)
     pilot = torch.linspace(0, 1, n_pilot + 1, dtype=torch.float64, device=images.device) ** 3
     log_step_size = pilot.new_zeros(())
@@ -346,6 +361,7 @@ def annealed_log_likelihood(
     exact: Tensor | None = None,
     progress: bool = True,
     capture: bool | None = None,
+    share: Shared | None = None,
 ) -> AISEstimate:
     """log p(x) of images [n, *shape] in [0, 1], estimated by `n_chains` annealed chains for each image.
 
@@ -354,9 +370,12 @@ def annealed_log_likelihood(
         exact: posterior draws [n, nz] of images that the model itself has simulated (`Autoencoder.simulate`): the
             chains then anneal from these draws to the base, for the upper bound.
         capture: as in `fit_schedule`.
+        share: processes that all call this with the same arguments. Batches of `ROWS // n_chains` images are shared out among
+            them; the estimates are the same for any number of processes. None: this process alone.
 
     Raises:
         ValueError: images, draws or schedule have another form, fewer than 2 chains, or the pilot run's seed.
+        ProcessError: another process has failed.
 
     Example:
         >>> from torch import nn
@@ -367,70 +386,124 @@ def annealed_log_likelihood(
         >>> abs(found.log_likelihood.item() - -2.531) < 0.2  # log p(0) = -log(4 pi)
         True
     """
-    estimate = _annealed(model, images, schedule, n_chains, seed, exact, progress, capture)
+    runs = [(schedule, exact)]
+    (estimate,) = _annealed(model, images, runs, n_chains, seed, progress, capture, share)
     _warn(estimate, n_chains, "low" if exact is None else "high")
     return estimate
+
+
+_Run = tuple[Schedule, Tensor | None]  # and exact draws [n, nz], where the chains anneal in reverse
 
 
 def _annealed(
     model: Autoencoder,
     images: Tensor,
-    schedule: Schedule,
+    runs: Sequence[_Run],
     n_chains: int,
     seed: int,
-    exact: Tensor | None = None,
     progress: bool = False,
     capture: bool | None = None,
-) -> AISEstimate:
-    """`annealed_log_likelihood`, without its warning: callers give theirs, which names the line that called them."""
+    share: Shared | None = None,
+) -> list[AISEstimate]:
+    """`annealed_log_likelihood` of some runs, without its warning: callers give theirs, which names the line that called
+    them. Processes share the batches of all runs."""
     images = images_for(model, images).detach()
-    _check_schedule(schedule, images.device)
-    if checks.seed("seed", seed) == schedule.seed:
-        raise ValueError(f"seed is {seed}, the pilot run's; expected another")
     checks.count("n_chains", n_chains, 2)  # for a standard error
     checks.flag("progress", progress)
     if capture is not None:
         checks.flag("capture", capture)
-    if exact is not None:
-        checks.tensor("exact", exact, f"{len(images)}, {model.nz}", device=images.device)
-        exact = exact.to(images.dtype)
-        if not exact.isfinite().all():
-            raise ValueError("exact is not finite everywhere; expected draws of p(z|x)")
-    generator = torch.Generator(images.device).manual_seed(seed)
-    is_forward, n_moves = exact is None, len(schedule.step_size)
-    log_weights, acceptances = [], []
+    sharing.check(share)
+    for schedule, exact in runs:
+        _check_schedule(schedule, images.device)
+        if checks.seed("seed", seed) == schedule.seed:
+            raise ValueError(f"seed is {seed}, the pilot run's; expected another")
+        if exact is not None:
+            checks.tensor("exact", exact, f"{len(images)}, {model.nz}", device=images.device)
+            if not exact.isfinite().all():
+                raise ValueError("exact is not finite everywhere; expected draws of p(z|x)")
     batches = torch.arange(len(images), device="cpu").split(max(1, ROWS // n_chains))
-    with bars.bar(total=len(batches) * n_moves, unit="step", desc="AIS", shown=progress) as bar:
-        for i, index in enumerate(batches):
-            if i == 0 or len(index) != len(batches[i - 1]):  # the last batch may be smaller
-                chains = _Annealing(model, images[index], schedule.base, n_chains, generator)
-                descent = _Descent(chains, schedule, is_forward, capture)
-            else:
-                chains.start(images[index], generator)
-            if exact is not None:
-                chains.start_at_z(exact[index])
-            descent.start()
-            for _ in range(n_moves):
-                descent.move()
-                bar.update()
-            log_weights.append(descent.log_w.to("cpu", copy=True))  # the next batch takes the same memory
-            acceptances.append(descent.acceptance.to("cpu", copy=True))
-    log_w = torch.cat(log_weights, 1)  # [C, n]
-    sign = 1 if is_forward else -1  # reverse weights average to 1 / p(x)
+    n_each = -(
+        -len(batches) * len(runs) // (1 if share is None else share.size)
+    )  # of the first process, which has most
+    n_steps, shown = n_each * len(runs[0][0].step_size), progress and (share is None or share.rank == 0)
+    with bars.bar(total=n_steps, unit="step", desc="AIS", shown=shown) as bar:
+
+        def descents() -> Iterator[Callable[[], _Result]]:
+            for run in runs:
+                yield from _descents(model, images, batches, run, n_chains, seed, capture, bar.update)
+
+        results = sharing.done(descents(), share)
+    estimates = []
+    for i, (_, exact) in enumerate(runs):
+        log_weights, acceptances = zip(*results[i * len(batches) : (i + 1) * len(batches)], strict=True)
+        estimates.append(_estimate(torch.cat(log_weights, 1), torch.cat(acceptances), exact is None))
+    return estimates
+
+
+_Result = tuple[Tensor, Tensor]  # of a batch, on the CPU: log weights [C, n], acceptance rates [n]
+
+
+def _descents(
+    model: Autoencoder,
+    images: Tensor,
+    batches: Sequence[Tensor],
+    run: _Run,
+    n_chains: int,
+    seed: int,
+    capture: bool | None,
+    on_move: Callable[[], object],
+) -> Iterator[Callable[[], _Result]]:
+    """A function for each batch, which anneals its chains. The draws of a batch are made when it comes, also if nobody here
+    calls its function: the batches of other processes leave the noise of ours as it is."""
+    schedule, exact = run
+    generator = torch.Generator(images.device).manual_seed(seed)
+    latest: _Descent | None = None
+
+    def anneal(index: Tensor, draws: _Draws) -> _Result:
+        nonlocal latest
+        x = images[index]
+        if latest is None or len(x) != len(latest.chains.x):  # the last batch may be smaller
+            chains = _Annealing(model, x, schedule.base, draws)
+            latest = _Descent(chains, schedule, exact is None, capture)
+        else:
+            latest.chains.start(x, draws)
+        if exact is not None:
+            latest.chains.start_at_z(exact[index].to(images.dtype))
+        latest.start()
+        for _ in range(latest.n_moves):
+            latest.move()
+            on_move()
+        # Copies, as the next batch takes the same memory.
+        return latest.log_w.to("cpu", copy=True), latest.acceptance.to("cpu", copy=True)
+
+    for index in batches:
+        yield partial(anneal, index, _Draws.of(images[index], model.nz, n_chains, generator))
+
+
+def _estimate(log_w: Tensor, acceptance: Tensor, is_forward: bool) -> AISEstimate:
+    """From log weights [C, n], and acceptance rates [n]."""
+    sign, n_chains = 1 if is_forward else -1, len(log_w)  # reverse weights average to 1 / p(x)
     log_mean = torch.logsumexp(sign * log_w, 0) - math.log(n_chains)
     weights = (sign * log_w - log_mean).exp()  # their mean is 1
     error = weights.std(0) / math.sqrt(n_chains)
     effective = weights.sum(0).square() / weights.square().sum(0)
-    return AISEstimate(sign * log_mean, error, torch.cat(acceptances), effective)
+    return AISEstimate(sign * log_mean, error, acceptance, effective)
 
 
 @asks
 def simulated_gap(
-    model: Autoencoder, schedule: Schedule, n_images: int, *, n_chains: int = 16, seed: int = 0
+    model: Autoencoder,
+    schedule: Schedule,
+    n_images: int,
+    *,
+    n_chains: int = 16,
+    seed: int = 0,
+    share: Shared | None = None,
 ) -> float:
     """Reverse minus forward log p(x), nats, averaged over `n_images` that the model simulates: how far each can be off.
 
-    The reverse chains start at the z that the image was made from, an exact draw of p(z|x).
+    The reverse chains start at the z that the image was made from, an exact draw of p(z|x). Processes `share` the batches of
+    both, as in `annealed_log_likelihood`.
 
     Example:
         >>> from torch import nn
@@ -443,7 +516,7 @@ def simulated_gap(
     checks.count("n_images", n_images)
     generator = torch.Generator(next(model.parameters()).device).manual_seed(checks.seed("seed", seed))
     images, z = model.simulate(n_images, generator)
-    below, above = (_annealed(model, images, schedule, n_chains, seed, exact) for exact in (None, z))
+    below, above = _annealed(model, images, [(schedule, None), (schedule, z)], n_chains, seed, share=share)
     _warn(below, n_chains)
     return (above.log_likelihood - below.log_likelihood).mean().item()
 
@@ -458,13 +531,15 @@ def anneal(
     n_chains: int = 16,
     seed: int = 0,
     progress: bool = True,
+    share: Shared | None = None,
 ) -> tuple[AISEstimate, Schedule]:
     """log p(x) of images [n, *shape] in [0, 1], annealed from each base: the estimate with the higher mean, and its
     schedule.
 
     For each base, `fit_schedule` runs on the first 50 images (with at most 200 pilot temperatures), then
     `annealed_log_likelihood` on all images. Each estimate is a lower bound in expectation; noise makes the higher of
-    two estimates too high by at most about its standard error. Arguments and errors are those of the two functions.
+    two estimates too high by at most about its standard error. Arguments and errors are those of the two functions; of
+    processes that `share` the work one fits the schedule of a base, and all take batches of all bases.
 
     Example:
         >>> from lae_fast import evaluation, models
@@ -474,7 +549,6 @@ def anneal(
         >>> found.log_likelihood.shape, schedule.base in evaluation.BASES
         (torch.Size([8]), True)
     """
-    found = []
     if isinstance(bases, str) or not len(bases):
         raise ValueError(f"bases are {bases!r}; expected a sequence of {', '.join(BASES)}")
     for base in bases:
@@ -482,8 +556,10 @@ def anneal(
     checks.count("n_temperatures", n_temperatures, 2)
     checks.seed("seed", seed)
     images = images_for(model, images)
-    for base in bases:
-        schedule = fit_schedule(
+    sharing.check(share)
+
+    def schedule(base: str) -> Schedule:
+        found = fit_schedule(
             model,
             images[:50],
             base=base,
@@ -491,8 +567,13 @@ def anneal(
             n_pilot=min(200, n_temperatures),
             seed=seeds.apart(seed),
         )
-        estimate = _annealed(model, images, schedule, n_chains, seed, progress=progress)
-        found.append((estimate, schedule))
-    best = max(found, key=lambda f: f[0].log_likelihood.mean())
+        return found._replace(beta=found.beta.cpu(), step_size=found.step_size.cpu())
+
+    device, fitted = images.device, sharing.done([partial(schedule, base) for base in bases], share)
+    schedules = [s._replace(beta=s.beta.to(device), step_size=s.step_size.to(device)) for s in fitted]
+    estimates = _annealed(
+        model, images, [(s, None) for s in schedules], n_chains, seed, progress, share=share
+    )
+    best = max(zip(estimates, schedules, strict=True), key=lambda f: f[0].log_likelihood.mean())
     _warn(best[0], n_chains)
     return best

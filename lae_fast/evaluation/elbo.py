@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lae_fast import checks
+from lae_fast import checks, sharing
 from lae_fast.isolation import differentiable
 from lae_fast.models.autoencoder import Autoencoder, asks, check_form, images_for
 from lae_fast.models.lae import LAE
@@ -89,7 +91,13 @@ def evaluate(
 
 @asks
 def importance_bound(
-    model: Autoencoder, images: Tensor, *, n_draws: int = 1000, seed: int = 0, rows: int = 2048
+    model: Autoencoder,
+    images: Tensor,
+    *,
+    n_draws: int = 1000,
+    seed: int = 0,
+    rows: int = 2048,
+    share: sharing.Shared | None = None,
 ) -> Tensor:
     """The importance-weighted lower bound of log p(x) (Burda et al., 2016): float64 [N], nats per image.
 
@@ -100,9 +108,12 @@ def importance_bound(
 
     Args:
         images: [N, *shape] or [N, nx], float in [0, 1] or uint8 in 0..255.
+        share: processes that all call this with the same arguments, and of which each computes a part; the bound is the
+            same for any number of them. None: this process alone.
 
     Raises:
         TypeError, ValueError: images have another form, or a number is not one.
+        ProcessError: another process has failed.
 
     Example:
         >>> from torch import nn
@@ -113,18 +124,32 @@ def importance_bound(
     """
     checks.count("n_draws", n_draws)
     checks.seed("seed", seed)
+    sharing.check(share)
     all_batches = batches(model, images, checks.count("rows", rows))
-    generator = torch.Generator(images.device).manual_seed(seed)
-    bounds = []
-    for x in all_batches:
-        mean, std = model.posterior(x)
-        total = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
-        for chunk in torch.arange(n_draws, device="cpu").split(max(1, rows // len(x))):
-            shape = (len(chunk), *mean.shape)
-            eps = torch.randn(shape, generator=generator, device=mean.device, dtype=mean.dtype)
-            log_q = -negative_log_prior(eps) - std.log().sum(-1, dtype=torch.float64)
-            log_w = -model.potential(x, mean + std * eps) - log_q
-            total = torch.logaddexp(total, log_w.logsumexp(0))
+    n_chunks: list[int] = []  # of each batch
+
+    def tasks() -> Iterator[Callable[[], Tensor]]:
+        generator = torch.Generator(images.device).manual_seed(seed)
+        for x in all_batches:
+            mean, std = model.posterior(x)
+            chunks = torch.arange(n_draws, device="cpu").split(max(1, rows // len(x)))
+            n_chunks.append(len(chunks))
+            for chunk in chunks:
+                shape = (len(chunk), *mean.shape)
+                eps = torch.randn(shape, generator=generator, device=mean.device, dtype=mean.dtype)
+                yield partial(log_weight, x, mean, std, eps)
+
+    def log_weight(x: Tensor, mean: Tensor, std: Tensor, eps: Tensor) -> Tensor:
+        """The logarithm [n] of the sum of weights p(x, z) / q(z|x) over draws eps [k, n, nz]."""
+        log_q = -negative_log_prior(eps) - std.log().sum(-1, dtype=torch.float64)
+        log_w = -model.potential(x, mean + std * eps) - log_q
+        return log_w.logsumexp(0) if share is None else log_w.logsumexp(0).cpu()
+
+    found, bounds = iter(sharing.done(tasks(), share)), []
+    for n in n_chunks:
+        total = torch.tensor(-math.inf, dtype=torch.float64, device=images.device)
+        for part in itertools.islice(found, n):
+            total = torch.logaddexp(total, part.to(images.device))
         bounds.append(total - math.log(n_draws))
     return torch.cat(bounds).cpu()
 

@@ -124,10 +124,23 @@ def asks(function: Callable[P, R]) -> Callable[P, R]:
         model = args[0] if args else kwargs.get("model")
         if not isinstance(model, Autoencoder):
             raise TypeError(f"model is {checks.describe(model)}; expected an LAE, VAE or Hoffman")
+        check_whole(model, "call model.unshard() before, and model.reshard() after")
         with torch.no_grad(), isolated(model):
             return function(*args, **kwargs)
 
     return asking
+
+
+def check_whole(module: nn.Module, advice: str, prefix: str = "") -> None:
+    """Raise a ValueError if a process has but a part of some parameter, as PyTorch's FSDP2 (`fully_shard`) leaves them.
+
+    Args:
+        advice: how to make them whole.
+        prefix: of the parameters' names.
+    """
+    for name, p in module.named_parameters(prefix):
+        if hasattr(p, "full_tensor"):  # DTensor's, which takes long to import
+            raise ValueError(f"{name} is sharded over processes; expected whole parameters: {advice}")
 
 
 def option_defaults(cls: type[Autoencoder]) -> dict[str, Any]:
@@ -326,7 +339,8 @@ class Autoencoder(nn.Module):
         Gradients are each process's own, of its part's mean: `DistributedDataParallel`, or whatever trains
         the parameters, averages them. Eval mode shares nothing.
 
-        Call it on all processes at once, when the model is on its device: they take the weights and the chain of the first one.
+        Call it on all processes at once, when the model is on its device, before `fully_shard`: they take the weights and the chain of
+        the first one.
 
         Args:
             process_group: default: all processes. A copy by `copy.deepcopy` shares too; a model that is read from a file does not.
@@ -335,7 +349,7 @@ class Autoencoder(nn.Module):
             The model itself.
 
         Raises:
-            ValueError: `torch.distributed` has no process group.
+            ValueError: `torch.distributed` has no process group, or the parameters are sharded already.
 
         Example:
             >>> import torch.distributed as dist
@@ -345,6 +359,7 @@ class Autoencoder(nn.Module):
             >>> shared(torch.rand(16, 9)).backward()
             >>> dist.destroy_process_group()
         """
+        check_whole(self, "share_minibatches() before fully_shard()")
         self.share = Shared(process_group)
         with torch.no_grad():
             self.share.of_first([*self.parameters(), *self.buffers()])

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from lae_fast import checks
 from lae_fast.beside import Beside
-from lae_fast.models.autoencoder import images_for
+from lae_fast.models.autoencoder import check_whole, images_for
 from lae_fast.models.coordinates import DatapointCoordinates, JointCoordinates, Memory
 from lae_fast.models.decoder_pass import DecoderPass, decoder_pass, is_dense
 from lae_fast.models.likelihood import Likelihood
@@ -235,7 +235,8 @@ class LAE(AutoencoderWithChain):
 
         Raises:
             ValueError: the potential is not a function (a decoder with Dropout) or, with
-                datapoint decisions, an image's potential depends on other images (BatchNorm in train mode).
+                datapoint decisions, an image's potential depends on other images (BatchNorm in train mode); or the decoder
+                is sharded by itself.
         """
         value, inputs, known, kept = self._run(x)
         kept()
@@ -250,12 +251,14 @@ class LAE(AutoencoderWithChain):
             value, known = value * (1 / len(x)), _scaled(known, 1 / len(x))
         pairs = [(t, g) for t, g in zip(inputs, known, strict=True) if t.requires_grad]
         of_encoder = [(t, g) for t, g in pairs if not t.is_leaf]
-        if of_encoder:
-            torch.autograd.backward(*zip(*of_encoder, strict=True))
+        try:
+            if of_encoder:
+                torch.autograd.backward(*zip(*of_encoder, strict=True))
+        finally:
+            kept()
         for p, g in pairs:
             if p.is_leaf:
                 p.grad = g if p.grad is None else p.grad + g  # the encoder may share it
-        kept()
         return value
 
     def _is_known(self) -> bool:
@@ -275,6 +278,10 @@ class LAE(AutoencoderWithChain):
         """T steps of the chain for images x [n, nx]: the sum of U over the minibatch [], averaged over the decoder's window; what it
         is differentiated by, features [n, d], with `spread` log s [n, nz], and the decoder's parameters; its gradients; and
         what keeps the chain, to be asked for at the end."""
+        if not torch.compiler.is_compiling():
+            # Its gradients are those of states of the chain, and no backward pass through the module tells them.
+            check_whole(self.decoder, WHOLE, "decoder")
+            check_whole(self.likelihood, WHOLE, "likelihood")
         with products_in(self.precision, x.device):
             h = self.features(x).to(x.dtype)  # [n, d]
             log_std = self.log_std(h).to(x.dtype) if self.spreads else None  # [n, nz]
@@ -377,6 +384,8 @@ class LAE(AutoencoderWithChain):
         self._keep(chain, coordinates.log_n)
         return ()
 
+
+WHOLE = "fully_shard(model) without one of its decoder, and model(x) instead of model.loss(x)"
 
 # Somebody may give the class, or a class of his own, others.
 _LOSSES = {"loss": LAE.loss, "training_loss": LAE.training_loss}

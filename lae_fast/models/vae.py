@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from lae_fast.models.autoencoder import Autoencoder, images_for
+from lae_fast.models.autoencoder import Autoencoder, check_whole, images_for
 from lae_fast.models.likelihood import Likelihood
 from lae_fast.models.precision import Precision
 
@@ -46,6 +46,8 @@ class VAE(Autoencoder):
         self.head = head.to(self._like())
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if not torch.compiler.is_compiling():
+            check_whole(self.head, "model(x) instead of model.loss(x)", "head")
         mean, log_variance = self.head(self.features(images_for(self, x))).chunk(2, dim=-1)
         return mean, torch.exp(0.5 * log_variance)
 

@@ -104,7 +104,7 @@ def _obstacle_in(layers: list[Layer], precisions: Sequence[Precision]) -> str | 
         rounded.append("tf32")
     if rounded:
         return f"products are {rounded[0]}; expected float32"
-    unfit = [width for layer in layers for width in layer.weight.shape if width % 4 or width > MAX_INNER]
+    unfit = [w for layer in layers for w in layer.weight.shape if w % 4 or not 0 < w <= MAX_INNER]
     if unfit:
         return f"a layer has {unfit[0]} features; expected multiples of 4, at most {MAX_INNER}"
     if not all(t.is_contiguous() and t.data_ptr() % 16 == 0 for t in tensors):

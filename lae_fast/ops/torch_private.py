@@ -6,8 +6,10 @@ chain's step size too.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -135,6 +137,21 @@ def has_hooks(t: Tensor) -> bool:
         return bool(t._backward_hooks or t._post_accumulate_grad_hooks)
     except AttributeError:
         return True
+
+
+def end_failed_capture(graph: torch.cuda.CUDAGraph, pool: Any) -> None:
+    """Take back what a capture of `graph` that failed has begun: in torch 2.11 the memory of the current GPU goes on as if the
+    capture, with this memory pool, were under way, and nothing that is cached is freed any more.
+
+    Fallback: none; the memory stays like that.
+    """
+    with contextlib.suppress(
+        AttributeError, RuntimeError
+    ):  # RuntimeError: it has ended, as in newer versions by `reset`
+        graph.reset()
+        device = torch.cuda.current_device()
+        torch._C._cuda_endAllocateToPool(device, pool)
+        torch._C._cuda_releasePool(device, pool)
 
 
 def onednn_linear() -> Linear | None:

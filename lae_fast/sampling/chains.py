@@ -27,7 +27,8 @@ class Chains:
         mh: Metropolis-Hastings accept or reject.
         adaptation: [S, K], from adaptation.py, updated in place; None: the step sizes stay.
         share: other processes have more chains of this kind, with the same step size [1] and rng: noise is drawn, and the step
-            size adapts, as if all were one set of chains, in the order of ranks. None: these are all.
+            size adapts, as if all were one set of chains, in the order of ranks. None: no step size is shared with others.
+        first: where these chains begin among all that have this rng; those before are somebody else's, who draws their noise.
         copies: False: the chains move phi and log_step_size in place, of callers to whom nobody else gave these.
 
     Attributes:
@@ -56,10 +57,12 @@ class Chains:
         mh: bool = True,
         adaptation: Tensor | None = None,
         share: Shared | None = None,
+        first: int = 0,
         copies: bool = True,
     ) -> None:
         n_chains = phi.shape[0]
         self.evaluate, self.mh, self.adaptation, self.share = evaluate, mh, adaptation, share
+        self.first = first if share is None else share.rank * n_chains
         self.phi, self.log_step_size = phi.detach().contiguous(), log_step_size
         if copies:
             self.phi = phi.detach().clone(memory_format=torch.contiguous_format)
@@ -79,13 +82,12 @@ class Chains:
         self.known_finite = None if self.mh else torch.zeros_like(self.is_accepted)
 
     def _drawn(self, kind: int) -> Tensor | None:
-        """These chains' part of the noise of all chains; None where these are all: the ops then draw it themselves."""
-        if self.share is None:
+        """These chains' noise; None where they begin with 0, as the ops then draw it themselves. The ops count rows, so the
+        noise of all chains before comes first."""
+        if self.share is None and self.first == 0:
             return None
         n_chains, n_elements = self.phi.shape
-        return self.share.rows(
-            ops.noise(self.rng, n_chains * self.share.size, n_elements, self.phi.dtype, kind)
-        )
+        return ops.noise(self.rng, self.first + n_chains, n_elements, self.phi.dtype, kind)[self.first :]
 
     def set_step_size(self, log_step_size: Tensor) -> None:
         """Use log_step_size [S] from now on, without adaptation; the pending proposal is drawn again."""
@@ -109,7 +111,7 @@ class Chains:
     def step(self) -> None:
         """Evaluate the proposal; then one fused transition decides, selects, adapts and proposes again."""
         potential, grad = self.evaluate(self.proposal)
-        noise, uniform = self._drawn(ops.NORMALS), self._drawn(ops.ACCEPT)
+        noise, uniform = self._drawn(ops.NORMALS), self._drawn(ops.ACCEPT) if self.mh else None
         ops.transition_unchecked(
             *self._state(),
             self.adaptation if self.share is None else None,

@@ -30,6 +30,10 @@ class Plan:
         mh: Metropolis-Hastings accept or reject. False: unadjusted, biased at order eta, and labelled as unadjusted.
         target_acceptance: the acceptance that dual averaging aims at.
         share_step_size: one step size for all chains, adapted to their mean acceptance, instead of one for each chain.
+        chains: those of all chains that this call draws, as range(0, 4): another process draws the others, by the same call with
+            its own range. Each chain has the noise, and so the draws, that it has in one call with all chains, but for how an
+            energy of fewer rows is rounded. To skip noise takes a little time; and the steps of a compiled energy are one call
+            from Python each, unless the range begins with 0. None: all.
         generator: source of all randomness; default: the generator that `torch.manual_seed` sets.
         progress: show a bar with the acceptance, on a terminal.
         capture: on a GPU, replay the steps from a CUDA graph, several times as fast for small problems. The energy then
@@ -42,7 +46,8 @@ class Plan:
 
     Raises:
         TypeError: an option is of another kind.
-        ValueError: a count or the target acceptance is out of range, or step_size is None without `mh` or warm-up.
+        ValueError: a count or the target acceptance is out of range, step_size is None without `mh` or warm-up, or chains are
+            some that would adapt a step size together with others.
 
     Example:
         >>> from lae_fast import sampling
@@ -59,6 +64,7 @@ class Plan:
     mh: bool = True
     target_acceptance: float = TARGET_ACCEPTANCE
     share_step_size: bool = False
+    chains: range | None = None
     generator: torch.Generator | None = None
     progress: bool = True
     capture: bool = False
@@ -85,6 +91,18 @@ class Plan:
             )
         if self.adapts and self.n_warmup < 1:
             raise ValueError("n_warmup is 0; expected more, or a step_size: it is found during warm-up")
+        if self.chains is None:
+            return
+        form = "expected None or a range of at least one chain, as range(0, 4)"
+        if not isinstance(self.chains, range):
+            raise TypeError(f"chains is {checks.describe(self.chains)}; {form}")
+        if self.chains.step != 1 or not 0 <= self.chains.start < self.chains.stop:
+            raise ValueError(f"chains is {self.chains}; {form}")
+        if self.share_step_size and self.adapts:
+            raise ValueError(
+                f"share_step_size is True beside chains {self.chains}; expected False, or a step_size: a shared one follows the "
+                "acceptance of all chains, which no call knows"
+            )
 
     @property
     def adapts(self) -> bool:
@@ -99,6 +117,17 @@ class Plan:
     def compiles(self) -> bool:
         """Whether the potential is to be compiled."""
         return self.n_steps >= LONG if self.compile is None else self.compile
+
+    def own(self, n_chains: int) -> range:
+        """The chains, of n_chains in all, that are drawn.
+
+        Raises:
+            ValueError: there are not so many.
+        """
+        own = range(n_chains) if self.chains is None else self.chains
+        if own.stop > n_chains:
+            raise ValueError(f"chains is {own}; expected some of range(0, {n_chains}), which are all")
+        return own
 
     def spans(self, at_once: int) -> Iterator[tuple[int, int]]:
         """Where each stretch of up to `at_once` steps begins, and how many it has; none reaches across the end of warm-up."""

@@ -30,6 +30,7 @@ def _sample(
     start: Tensor,
     read: Callable[[Tensor], Tensor],
     shape: tuple[int, ...],
+    n_chains: int,
     plan: Plan,
     kind: str = "",
     phi: Callable[[Tensor], Tensor | None] = lambda rows: None,
@@ -43,12 +44,17 @@ def _sample(
         start: [R, D].
         read: rows [R, D] -> z [C, n, nz]; K R rows, those of K draws -> [K C, n, nz].
         shape: (C,) or (C, n): the axes that the R rows stand for.
+        n_chains: of all calls with this plan; these are the C of `plan.own`.
         kind: added to the samples' kind.
         phi: rows [R, D] -> the samples' phi.
         is_function: whether the potential is one, and not an estimate by minibatches.
     """
     n_rows = start.shape[0]
-    log_step_size = plan.log_step_sizes(n_rows, start.device)
+    each = n_rows // shape[0]
+    first = plan.own(n_chains).start * each
+    log_step_size = plan.log_step_sizes(n_chains * each, start.device)
+    if len(log_step_size) > 1:
+        log_step_size = log_step_size[first : first + n_rows]
 
     def by_autograd(rows: Tensor) -> tuple[Tensor, Tensor]:
         return evaluate_potential(potential, rows, n_rows)
@@ -61,6 +67,7 @@ def _sample(
         ops.make_rng(start.device, plan.generator),
         mh=plan.mh,
         adaptation=dual_averaging(log_step_size, float(plan.target_acceptance)) if plan.adapts else None,
+        first=first,
     )
     check_start(chains.potential, chains.grad)
     if plan.mh:
@@ -107,7 +114,7 @@ def _sample(
                 bar.unpause()
             if found:
                 chains.evaluate = found.evaluate
-            library = found.library if found else None
+            library = found.library if found and first == 0 else None  # its noise begins with chain 0
             run = plan.prepared(chains.step, start.device)
             for t, n_steps in plan.spans(AT_ONCE if library else 1):
                 if t == plan.n_warmup:
@@ -250,6 +257,7 @@ def ald_sample(
     mh: bool = True,
     target_acceptance: float = TARGET_ACCEPTANCE,
     share_step_size: bool = False,
+    chains: range | None = None,
     generator: torch.Generator | None = None,
     progress: bool = True,
     capture: bool = False,
@@ -271,7 +279,7 @@ def ald_sample(
         energy: U(x_i, z_i) = -log p(x_i|z_i) - log p(z_i) in nats, z [C, n, nz] -> [C, n]. With `batch_size`,
             energy(z [C, m, nz], index [m]) of the datapoints in a minibatch.
         features: h_i = g(x_i), [n, d], float32 or float64.
-        phi: the start of the chains, [C, nz, d]. None: `n_chains` starts (default: 4) with `nz` rows, drawn so that z is
+        phi: the start of all chains, [C, nz, d]. None: `n_chains` starts (default: 4) with `nz` rows, drawn so that z is
             about as large as the prior's draws.
         batch_size: m of SGALD: every step takes the gradient of n/m times the sum over m fresh datapoints. SGALD
             has no decision, so it requires `mh=False`; the reported potential is the same estimate. All chains see
@@ -321,6 +329,7 @@ def ald_sample(
         mh=mh,
         target_acceptance=target_acceptance,
         share_step_size=share_step_size,
+        chains=chains,
         generator=generator,
         progress=progress,
         capture=capture,
@@ -330,6 +339,9 @@ def ald_sample(
     checks.generator("generator", plan.generator, features.device)
     checks.flag("whiten", whiten)
     phi = _starts(phi, features, nz, n_chains, plan.generator)
+    n_chains = len(phi)
+    own = plan.own(n_chains)
+    phi = phi[own.start : own.stop]
     n, d = features.shape
     if batch_size is not None and (plan.mh or not 1 <= checks.count("batch_size", batch_size, 0) <= n):
         raise ValueError(
@@ -377,7 +389,9 @@ def ald_sample(
 
     kind = "" if batch_size is None else f", minibatches of {batch_size}"
     by_user = None if value_and_grad is None else given
-    return _sample(potential, by_user, start.flatten(1), read, (c,), plan, kind, last, batch_size is None)
+    return _sample(
+        potential, by_user, start.flatten(1), read, (c,), n_chains, plan, kind, last, batch_size is None
+    )
 
 
 @exactly
@@ -394,6 +408,7 @@ def langevin_sample(
     mh: bool = True,
     target_acceptance: float = TARGET_ACCEPTANCE,
     share_step_size: bool = False,
+    chains: range | None = None,
     generator: torch.Generator | None = None,
     progress: bool = True,
     capture: bool = False,
@@ -406,7 +421,7 @@ def langevin_sample(
 
     Args:
         energy: U(x_i, z_i) in nats, z [C, n, nz] -> [C, n].
-        z: the start of the chains, [C, n, nz], float32 or float64.
+        z: the start of all chains, [C, n, nz], float32 or float64.
         value_and_grad: as for `ald_sample`.
         step_size: a number, or [C n]; this and all others as for `ald_sample`.
 
@@ -435,6 +450,7 @@ def langevin_sample(
         mh=mh,
         target_acceptance=target_acceptance,
         share_step_size=share_step_size,
+        chains=chains,
         generator=generator,
         progress=progress,
         capture=capture,
@@ -444,7 +460,9 @@ def langevin_sample(
     checks.generator("generator", plan.generator, z.device)
     if z.numel() == 0:
         raise ValueError(f"z is {list(z.shape)}; expected at least one chain, datapoint and dimension")
-    c, n, nz = z.shape
+    n_chains, n, nz = z.shape
+    own = plan.own(n_chains)
+    z, c = z[own.start : own.stop], len(own)
 
     def potential(rows: Tensor) -> Tensor:
         return _checked(energy(rows.view(c, n, nz)), c, n).reshape(c * n)
@@ -455,4 +473,6 @@ def langevin_sample(
         return value.reshape(c * n), grad.reshape(c * n, nz)
 
     by_user = None if value_and_grad is None else given
-    return _sample(potential, by_user, z.reshape(c * n, nz), lambda rows: rows.view(-1, n, nz), (c, n), plan)
+    return _sample(
+        potential, by_user, z.reshape(c * n, nz), lambda rows: rows.view(-1, n, nz), (c, n), n_chains, plan
+    )

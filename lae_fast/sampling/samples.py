@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from lae_fast import checks
 from lae_fast.sampling.adaptation import TARGET_ACCEPTANCE
 
 
@@ -36,6 +39,38 @@ class Samples:
     n_nonfinite: int  # proposals after warm-up that were rejected because they were not finite
     kind: str  # "Metropolis-Hastings", "unadjusted", or "unadjusted, minibatches of m"
     phi: Tensor | None = None  # [C, nz, d]: ALD's last state
+
+    @classmethod
+    def joined(cls, parts: Sequence[Samples]) -> Samples:
+        """All chains, from parts that were drawn by calls with `chains=` each, in the order of the chains.
+
+        Raises:
+            TypeError, ValueError: a part is none, or there are no parts, or they were not drawn by the same call but for its
+                chains.
+
+        Example:
+            >>> def energy(z):  # [C, n, nz] -> [C, n], nats
+            ...     return 0.5 * z.square().sum(-1)
+            >>> def drawn(chains):  # in one process, or in several
+            ...     generator, options = torch.Generator().manual_seed(0), dict(n_draws=100, n_warmup=200, progress=False)
+            ...     return lae_fast.langevin_sample(energy, torch.ones(4, 3, 2), chains=chains, generator=generator, **options)
+            >>> samples = lae_fast.Samples.joined([drawn(range(0, 2)), drawn(range(2, 4))])
+            >>> torch.equal(samples.z, drawn(None).z)  # the draws of one call with all chains
+            True
+        """
+        for i, part in enumerate(parts):
+            if not isinstance(part, Samples):
+                raise TypeError(f"part {i} is {checks.describe(part)}; expected Samples")
+        forms = {(p.z.shape[1:], p.potential.shape[2:], p.kind, p.phi is None) for p in parts}
+        if len(forms) != 1:
+            raise ValueError(
+                f"parts are {len(parts)} Samples of {len(forms)} forms; expected at least one, all of the same call but for its chains"
+            )
+        values = {f.name: [getattr(part, f.name) for part in parts] for f in dataclasses.fields(cls)}
+        n_nonfinite, kinds, phis = (values.pop(name) for name in ("n_nonfinite", "kind", "phi"))
+        joined = {name: torch.cat(tensors) for name, tensors in values.items()}
+        phi = None if phis[0] is None else torch.cat(phis)
+        return cls(**joined, n_nonfinite=sum(n_nonfinite), kind=kinds[0], phi=phi)
 
     def __repr__(self) -> str:
         c, n_draws, n, nz = self.z.shape

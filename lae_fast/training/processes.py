@@ -1,7 +1,8 @@
-"""The processes that torchrun has started for one training, and how they act as one.
+"""The processes that torchrun has started for one training, or for one table of scores, and how they act as one.
 
-All run the same training in lockstep, each on its rows of every minibatch (sharing.py): whatever decides how it goes on is the same
-on all of them. The first has the run's folder, and speaks to people. An error is told once, by the process that has it, and ends all.
+All run the same program in lockstep, each on its rows of every minibatch, or its part of the batches to be scored (sharing.py):
+whatever decides how it goes on is the same on all of them. The first has the folders, and speaks to people. An error is told once,
+by the process that has it, and ends all.
 """
 
 from __future__ import annotations
@@ -55,8 +56,11 @@ class Processes:
         return self.rank == 0
 
     @contextlib.contextmanager
-    def joined(self) -> Iterator[None]:
+    def joined(self, stays: str) -> Iterator[None]:
         """The default process group: NCCL between GPUs, Gloo between CPUs, and for what hosts have to say to each other.
+
+        Args:
+            stays: what there is when a process is lost, for people.
 
         Raises:
             TrainingError: the processes do not come together, or one of them is lost.
@@ -81,7 +85,7 @@ class Processes:
                 raise
             raise TrainingError(
                 f"process {self.rank} of {self.size} has lost another one, which has ended or is silent ({_reason(error)}); "
-                "what was written stays, and --resume continues from the last checkpoint"
+                f"{stays}"
             ) from error
         finally:
             if distributed.is_initialized():
