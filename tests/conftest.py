@@ -75,3 +75,11 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(skip)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With `-n`, a file stays with one worker: what its tests share is then made once."""
+    from xdist.scheduler import LoadFileScheduling, LoadGroupScheduling
+
+    return {"loadgroup": LoadGroupScheduling}.get(config.getvalue("dist"), LoadFileScheduling)(config, log)

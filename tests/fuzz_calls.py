@@ -370,7 +370,7 @@ def batch_bowl(z: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tens
     return bowl(z)
 
 
-@entry("langevin_sample", without=LONG | STEPPED["without"], says=dict(z=("energy",)))
+@entry("langevin_sample", without=LONG | STEPPED["without"] | dict(compile=(True,)), says=dict(z=("energy",)))
 def _():
     return drawn(lae_fast.langevin_sample), dict(energy=bowl, z=normal(2, 3, 2)) | plan()
 

@@ -183,6 +183,7 @@ def test_a_walk_refuses_what_it_cannot_take():
 
 
 @needs_kernels
+@pytest.mark.slow  # it compiles
 def test_an_interrupted_walk_keeps_what_was_drawn(monkeypatch):
     walk, calls = Chains.walk, []
 
@@ -198,6 +199,7 @@ def test_an_interrupted_walk_keeps_what_was_drawn(monkeypatch):
     assert_same(stopped.value.samples, draw("langevin", n_draws=50, thin=1))
 
 
+@pytest.mark.slow  # it compiles
 def test_the_bar_tells_how_long_compiling_took(monkeypatch):
     terminal = io.StringIO()
     terminal.isatty = lambda: True

@@ -44,7 +44,7 @@ from lae_fast import (
     models,
     ops,
 )
-from lae_fast.evaluation.ais import _Annealing
+from lae_fast.evaluation.ais import _Annealing, _Draws
 from lae_fast.graphs import WARMUP, Replayed, no_garbage
 from lae_fast.models import layers_in_parts, nets, whole_layers
 from lae_fast.models.decoder_pass import decoder_pass
@@ -894,7 +894,8 @@ def test_annealing_by_whole_layers_is_captured(monkeypatch, base):
     for choice in whole_layers.CHOICES:
         monkeypatch.setenv(whole_layers.VARIABLE, choice)
         with torch.no_grad():
-            starts.append(_Annealing(m, x[:10], base, 4, torch.Generator(DEVICE).manual_seed(0)))
+            draws = _Draws.of(x[:10], m.nz, 4, torch.Generator(DEVICE).manual_seed(0))
+            starts.append(_Annealing(m, x[:10], base, draws))
     whole_start, other = starts
     assert (whole_start.decoder is None, other.decoder is None) == (False, True)
     torch.testing.assert_close(whole_start.log_ratio, other.log_ratio, rtol=1e-5, atol=1e-2)

@@ -318,8 +318,7 @@ def test_minibatches_sample_what_theory_says():
     assert samples.potential.shape == (32, 1)
 
 
-@both_problems
-@both_samplers
+@long_runs
 def test_acceptance_after_warm_up_is_near_its_target(problem, sampler):
     """No alarm by chance: over these many steps the mean acceptance is known to 0.001."""
     samples = long_run(problem, sampler)

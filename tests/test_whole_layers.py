@@ -11,7 +11,7 @@ from test_dense import images, model
 from torch import nn
 
 from lae_fast import LAE, VAE, DiscretizedLogistic, annealed_log_likelihood, fit_schedule, info
-from lae_fast.evaluation.ais import _Annealing
+from lae_fast.evaluation.ais import _Annealing, _Draws
 from lae_fast.models import layers_in_parts, mlp, whole_layers
 from lae_fast.models.decoder_pass import DensePass, RecomputingPass, decoder_pass
 from lae_fast.models.precision import products_in
@@ -106,14 +106,15 @@ def test_annealing_evaluates_all_batches_of_a_size_in_the_same_memory(monkeypatc
     take(monkeypatch, whole_layers)
     m, x = model(True), images()[:10]
     m.likelihood = Scaled()
-    chains = _Annealing(m.eval(), x[:5], "prior", 4, torch.Generator().manual_seed(0))
+    draws = [_Draws.of(part, m.nz, 4, torch.Generator().manual_seed(0)) for part in (x[:5], x[5:])]
+    chains = _Annealing(m.eval(), x[:5], "prior", draws[0])
     held = [
         chains.decoder,
         chains.images.data_ptr(),
         chains.decoder.x.data_ptr(),
         chains.decoder.log_scale.data_ptr(),
     ]
-    chains.start(x[5:], torch.Generator().manual_seed(1))
+    chains.start(x[5:], draws[1])
     assert [chains.decoder, chains.images.data_ptr(), *held[2:]] == held
     assert chains.decoder.x.data_ptr() == chains.images.data_ptr()
     assert torch.equal(chains.images, x[5:].repeat(4, 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,8 @@ def components(images: Tensor) -> Tensor:
         images.flatten(1).float().T.cov().double()
     )  # from the smallest on
     scaled = directions.T * variances.clamp(min=0).sqrt()[:, None]
-    return scaled.flip(0)[:N_COMPONENTS].to(images.dtype).reshape(-1, *images.shape[1:])
+    largest: Tensor = scaled.flip(0)[:N_COMPONENTS].to(images.dtype)
+    return largest.reshape(-1, *images.shape[1:])
 
 
 def along(parts: Tensor, x: Tensor, generator: torch.Generator) -> Tensor:
@@ -71,5 +73,6 @@ class Variations:
         if kind == "components":
             assert self.parts is not None
             return along(self.parts, x, generator)
-        source = "residual" if kind == "residual" else None
+        assert self.model is not None
+        source: Literal["residual"] | None = "residual" if kind == "residual" else None
         return augment(self.model, x, labels, 1, source=source, generator=generator)[0][len(x) :]
