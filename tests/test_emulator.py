@@ -52,11 +52,7 @@ WRONG_INDICES = {
         "sums + shares[c * gridDim.x].*part",
         "WRONG: transition",
     ),
-    "layer": (
-        "tile.first_column + tile.row_of_tile < m",
-        "tile.first_column + tile.row_of_tile <= m",
-        "FAULT: beyond an array",
-    ),
+    "layer": ("n - first < kRows ?", "n - first + 1 < kRows ?", "FAULT: beyond an array"),
     "layer_gradients": ("min(column, a.k - 4)", "min(column, a.k)", "FAULT: beyond an array"),
 }
 
