@@ -92,17 +92,11 @@ class TrainedClassifier(Recipe):
         keep_freed_memory()
         net = classifier().to(lab.device)
         optimizer = adam(net, self.lr)
-        source = self.autoencoder.load(lab) if self.autoencoder else None
         generator = torch.Generator(lab.device).manual_seed(self.seed)
-        images, labels = self.training_set(lab.train)
-        vary = Variations(self.variations, self.n, source, as_images(images)) if self.n else None
         n_seen = 0
-        for minibatches in self.passes(labels):
+        for minibatches in self.batches(lab, generator):
             net.train()
-            for index in minibatches:
-                x, y = as_images(images[index]), labels[index]
-                if vary is not None:
-                    x, y = vary(x, y, generator)
+            for x, y in minibatches:
                 if self.adversarial_steps:
                     x = pgd(
                         net, x.clamp(0, 1), y, eps=0.3, n_steps=self.adversarial_steps, generator=generator
@@ -110,8 +104,21 @@ class TrainedClassifier(Recipe):
                 optimizer.zero_grad(set_to_none=True)
                 F.nll_loss(net(x), y).backward()
                 optimizer.step()
-                n_seen += len(index)
+                n_seen += len(y) // (self.n + 1)
             yield net.eval(), n_seen
+
+    def batches(self, lab: Lab, generator: torch.Generator) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+        """Images [(n + 1) m, 1, h, w] and labels of all minibatches, with their variations, pass by pass."""
+        source = self.autoencoder.load(lab) if self.autoencoder else None
+        images, labels = self.training_set(lab.train)
+        vary = Variations(self.variations, self.n, source, as_images(images)) if self.n else None
+
+        def batch(index: Tensor) -> tuple[Tensor, Tensor]:
+            x, y = as_images(images[index]), labels[index]
+            return (x, y) if vary is None else vary(x, y, generator)
+
+        for minibatches in self.passes(labels):
+            yield map(batch, minibatches)
 
     def training_set(self, split: Labelled) -> Labelled:
         """The training images of this recipe; the seed decides the choice."""

@@ -11,9 +11,8 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 from lae_fast.attacks import pgd
-from lae_fast.experiments.classifiers import TrainedClassifier, as_images, classifier
+from lae_fast.experiments.classifiers import TrainedClassifier, classifier
 from lae_fast.experiments.recipes import Lab
-from lae_fast.experiments.variations import Variations
 from lae_fast.training import keep_freed_memory
 
 
@@ -57,21 +56,15 @@ class HardenedClassifier(TrainedClassifier):
                 module.eval()
         optimizer = torch.optim.Adam(net.parameters())
         schedule = OneCycleLR(optimizer, self.lr, self.n_updates)
-        source = self.autoencoder.load(lab) if self.autoencoder else None
         generator = torch.Generator(lab.device).manual_seed(self.seed)
-        images, labels = self.training_set(lab.train)
-        vary = Variations(self.variations, self.n, source, as_images(images)) if self.n else None
         n_seen = 0
-        for minibatches in self.passes(labels):
-            for k, index in enumerate(minibatches, 1):
-                x, y = as_images(images[index]), labels[index]
-                if vary is not None:
-                    x, y = vary(x, y, generator)
+        for minibatches in self.batches(lab, generator):
+            for k, (x, y) in enumerate(minibatches, 1):
                 eps = self.eps * min(1, k / (self.warm_up * self.n_updates))
                 x = pgd(net, x.clamp(0, 1), y, eps=eps, n_steps=self.adversarial_steps, generator=generator)
                 optimizer.zero_grad(set_to_none=True)
                 F.nll_loss(net(x), y).backward()
                 optimizer.step()
                 schedule.step()
-                n_seen += len(index)
+                n_seen += len(y) // (self.n + 1)
         yield net.eval(), n_seen
