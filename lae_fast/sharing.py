@@ -76,6 +76,12 @@ class Shared:
         distributed.all_reduce(value, group=self.group)
         return value
 
+    def of_each(self, value: Tensor) -> list[Tensor]:
+        """The values of all processes, in the order of their ranks."""
+        values = [torch.empty_like(value) for _ in range(self.size)]
+        distributed.all_gather(values, value, group=self.group)
+        return values
+
     def mean(self, value: Tensor) -> Tensor:
         """The mean of a value over all processes, the same bits on each of them."""
         return self.total(value) / self.size

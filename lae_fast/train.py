@@ -22,7 +22,7 @@ from lae_fast.ops.columns import NONFINITE, REJECTED
 from lae_fast.training import config_file, run_folder, runlog
 from lae_fast.training.config import Config, TrainingError
 from lae_fast.training.processes import ALONE, Processes
-from lae_fast.training.trainer import N_BOUND, Event, Trainer
+from lae_fast.training.trainer import N_BOUND, N_PARTS, Event, Trainer
 
 
 def _device(config: Config, processes: Processes) -> torch.device:
@@ -106,6 +106,10 @@ def _print_start(trainer: Trainer, source: str, facts: dict[str, str]) -> None:
         each = trainer.batch_size // n
         say(
             f"processes {n} share the work: of each minibatch of {trainer.batch_size} images a process has {each}"
+        )
+    if config.deterministic_reduce:
+        say(
+            f"parts     {N_PARTS} of each minibatch, whose sums have one order: the same bits for 1, 2, 4 or {N_PARTS} processes"
         )
     if isinstance(trainer.model, LAE) and trainer.model.is_joint and config.nh < trainer.batch_size:
         say(

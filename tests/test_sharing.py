@@ -16,9 +16,9 @@ import lae_fast
 from lae_fast import evaluation, sharing
 from lae_fast.models import Architecture, build
 from lae_fast.sharing import ProcessError, Shared
-from lae_fast.training import TrainingStep
+from lae_fast.training import TrainingStep, adam
 
-N_PROCESSES, N, N_STEPS = 2, 12, 20  # images of a minibatch, minibatches
+N_PROCESSES, N = 2, 16  # images of a minibatch
 N_CHAINS = 5  # of samples
 KINDS = {
     "datapoint": ("lae", {"memory": 5}),
@@ -30,23 +30,28 @@ KINDS = {
     "hoffman, prior": ("hoffman", {"start": "prior"}),
     "vae": ("vae", {}),
 }
+N_STEPS = dict.fromkeys(KINDS, 20) | {"datapoint": 100, "joint": 100}  # minibatches
+N_PARTS = 4  # of a minibatch, where sums have a fixed order
 
 
-def made(kind):
-    """A small model in float64, where no decision can fall differently because of the order of a sum."""
+def made(kind, dtype=torch.float64):
+    """A small model; in float64 no decision can fall differently because of the order of a sum."""
     torch.manual_seed(0)
     model, options = KINDS[kind]
-    return build(Architecture(model=model, nx=10, nz=3, nh=8, depth=1), **options).double().train()
+    return build(Architecture(model=model, nx=10, nz=3, nh=8, depth=1), **options).to(dtype).train()
 
 
-def trained(model, parts_of, wrapped=None):
+def minibatches(kind, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(N_STEPS[kind], N, 10, generator=generator, dtype=dtype).round()
+
+
+def trained(kind, model, parts_of, wrapped=None):
     """What is to be the same on all processes after each of some steps, and losses."""
-    torch.manual_seed(1)
-    minibatches = torch.rand(N_STEPS, N, 10, dtype=torch.float64).round()
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
     states, losses = [], []
     torch.manual_seed(2)
-    for x in minibatches:
+    for x in minibatches(kind):
         optimizer.zero_grad()
         loss = (wrapped or model)(parts_of(x))
         loss.backward()
@@ -54,6 +59,17 @@ def trained(model, parts_of, wrapped=None):
         states.append({name: t.detach().clone() for name, t in model.state_dict().items()})
         losses.append(loss.detach())
     return states, torch.stack(losses)
+
+
+def trained_in_parts(kind, parts_of, model):
+    """Models and losses after each step in float32, the same bits for any number of processes."""
+    step = TrainingStep(model, adam(model, 0.01), n_parts=N_PARTS)
+    torch.manual_seed(2)
+    states = []
+    for x in minibatches(kind, torch.float32):
+        loss = step(parts_of(x))
+        states.append({name: t.clone() for name, t in model.state_dict().items()} | {"loss": loss})
+    return states
 
 
 def tasks(rank, failing=None):
@@ -96,7 +112,9 @@ def work(rank, folder):
             for value in model.state_dict().values():
                 value.zero_()
         wrapped = DistributedDataParallel(model.share_minibatches(), broadcast_buffers=False)
-        found[kind] = trained(model, model.share.rows, wrapped)
+        found[kind] = trained(kind, model, model.share.rows, wrapped)
+        model = made(kind, torch.float32).share_minibatches()
+        found[kind, "parts"] = trained_in_parts(kind, model.share.rows, model)
     x, found["eval"] = torch.rand(3 + rank, 10, dtype=torch.float64), []
     for model in (made("vae").share_minibatches(), made("vae")):
         torch.manual_seed(0)
@@ -139,7 +157,7 @@ def test_all_processes_have_the_same_model_after_every_step(results, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_the_model_of_one_process(results, kind):
-    expected, losses = trained(made(kind), lambda x: x)
+    expected, losses = trained(kind, made(kind), lambda x: x)
     found = results[0][kind][0]
     for t, (state, wanted) in enumerate(zip(found, expected, strict=True)):
         for name, value in wanted.items():
@@ -149,6 +167,73 @@ def test_it_is_the_model_of_one_process(results, kind):
     torch.testing.assert_close(sum(r[kind][1] for r in results) / N_PROCESSES, losses)
     if "counters" in wanted and KINDS[kind][1].get("mh", True):
         assert 0 < wanted["counters"][0, 0] < wanted["n_decisions"]  # both outcomes were met
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_parts_it_is_the_model_of_one_process_bit_for_bit(results, kind):
+    torch.manual_seed(3)  # what was drawn before does not matter
+    alone = trained_in_parts(kind, lambda x: x, made(kind, torch.float32))
+    for of_process in results:
+        for state, wanted in zip(of_process[kind, "parts"], alone, strict=True):
+            assert all(torch.equal(state[name], value) for name, value in wanted.items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parts_change_the_order_of_sums_alone(kind):
+    model, whole = made(kind), made(kind)
+    in_parts = TrainingStep(model, torch.optim.SGD(model.parameters(), 0.05), n_parts=N_PARTS)
+    step = TrainingStep(whole, torch.optim.SGD(whole.parameters(), 0.05))
+    for x in minibatches(kind)[:5]:
+        torch.manual_seed(2)
+        loss = step(x)
+        after = torch.get_rng_state()
+        torch.manual_seed(2)
+        torch.testing.assert_close(in_parts(x), loss, rtol=1e-12, atol=1e-12)
+        assert torch.equal(torch.get_rng_state(), after)
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-9, atol=1e-9)
+
+
+def test_parts_follow_what_is_loaded_between_two_steps():
+    model, other = made("datapoint"), made("datapoint")
+    torch.nn.init.ones_(other.decoder[0].weight)
+    steps = [TrainingStep(m, torch.optim.SGD(m.parameters(), 0.05), n_parts=2) for m in (model, other)]
+    first, *others = minibatches("datapoint")[:3]
+    steps[0](first)
+    model.load_state_dict(other.state_dict())
+    for x in others:
+        losses = []
+        for step in steps:
+            torch.manual_seed(2)
+            losses.append(step(x))
+        assert torch.equal(*losses)
+
+
+def test_an_error_in_a_part_is_the_steps_error_and_the_next_step_works():
+    model = made("datapoint")
+    step = TrainingStep(model, torch.optim.SGD(model.parameters(), 0.05), n_parts=N_PARTS)
+    x = minibatches("datapoint")[0]
+    bad = x.clone()
+    bad[N // 2 :] = 2  # from the third part on
+    with pytest.raises(ValueError, match="expected all in"):
+        step(bad)
+    assert step(x).isfinite()
+
+
+@pytest.mark.parametrize(
+    ("n_parts", "n", "error"),
+    [
+        (3, N, "n_parts is 3; expected a power of two"),
+        (4, N - 2, "a minibatch's 14 images in 4 parts; expected a multiple of 4"),
+        (0, N, "n_parts is 0; expected"),
+    ],
+)
+def test_parts_that_cannot_be_are_refused(n_parts, n, error):
+    model = made("vae")
+    with pytest.raises(ValueError, match=error):
+        TrainingStep(model, torch.optim.SGD(model.parameters(), 0.05), n_parts=n_parts)(
+            minibatches("vae")[0][:n]
+        )
 
 
 def test_eval_mode_shares_nothing(results):

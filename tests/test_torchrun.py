@@ -32,6 +32,10 @@ KINDS = {
     "joint": ["--decisions", "joint", "--step-size", "1e-4"],
     "vae": ["--model", "vae", "--binarize", "dynamic"],
 }
+# The same bits for any number of processes.
+FIXED = {name: [*given, "--deterministic-reduce", "--epochs", 1] for name, given in KINDS.items()}
+FIXED["datapoint"] = ["--deterministic-reduce"]
+SIZES = (1, 2, 4)
 # Of AIS 5 batches of images and 3 simulated ones; of the bound 5 batches of draws.
 SCORES = [
     "--images",
@@ -67,11 +71,17 @@ def runs(tmp_path_factory):
 
     jobs = [new(f"{kind} 1", 1, *given) for kind, given in KINDS.items()]
     jobs += [new(f"{kind} 2", 2, *given) for kind, given in KINDS.items()]
+    jobs += [new(f"{kind} in parts {n}", n, *given) for kind, given in FIXED.items() for n in SIZES]
     for first, then in ((1, 2), (2, 1)):  # stopped after an epoch, and resumed by others
         run = folder / f"run {first} then {then}"
         jobs += [(f"{first} then", first, [*QUICK, *KINDS["vae"], "--epochs", 1, "--output-dir", run])]
         jobs += [(f"{first} then {then}", then, ["--resume", run, "--epochs", 2])]
     jobs += [new("three", 3, "--model", "vae", "--epochs", 1)]
+    run = folder / "run 4 then 1 in parts"
+    jobs += [("4 in parts", 4, [*QUICK, "--deterministic-reduce", "--epochs", 1, "--output-dir", run])]
+    jobs += [("4 then 1 in parts", 1, ["--resume", run, "--epochs", 2])]
+    jobs += [new("three in parts", 3, "--deterministic-reduce")]
+    jobs += [new("odd in parts", 2, "--deterministic-reduce", "--batch-size", 124)]
     jobs += [new("odd", 2, "--batch-size", 121), new("other data", 2), new("no option", 2, "--nonsense")]
     jobs += [new("killed", 2), new("stopped", 2), new("diverged", 2), new("apart", 2)]
     scored = [folder / "run datapoint 1", folder / "nothing", folder / "run vae 1"]
@@ -122,6 +132,39 @@ def test_it_is_the_training_of_one_process(runs, kind):
         if kind != "vae" and t < 5:
             assert torch.equal(shared["counters"], state["counters"])  # the same decisions
             assert torch.equal(shared["rng"], state["rng"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_parts_it_is_the_training_of_one_process_bit_for_bit(runs, kind):
+    one = steps(runs, f"{kind} in parts 1")
+    assert len(one) == (20 if kind == "datapoint" else 10)
+    for size in SIZES[1:]:
+        assert runs[1][f"{kind} in parts {size}"] == [0] * size
+        for rank in range(size):
+            found = steps(runs, f"{kind} in parts {size}", rank)
+            for (loss, state, moments), (other, shared, others) in zip(one, found, strict=True):
+                assert all(torch.equal(t, shared[name]) for name, t in state.items())
+                assert all(torch.equal(*pair) for pair in zip(moments, others, strict=True))
+                assert rank > 0 or other == loss  # also of validation, at the end of an epoch
+    logs = [(runs[0] / f"run {kind} in parts {n}" / "metrics.jsonl").read_text() for n in SIZES]
+    validated = [
+        [json.loads(line).get("validation_negative_elbo") for line in log.splitlines()] for log in logs
+    ]
+    assert validated[0] == validated[1] == validated[2]
+
+
+def test_a_run_in_parts_goes_on_with_another_number_of_processes_bit_for_bit(runs):
+    assert set(runs[1]["4 then 1 in parts"]) == {0}
+    expected = saved(runs, "datapoint in parts 1").weights
+    assert all(torch.equal(t, expected[n]) for n, t in saved(runs, "4 then 1 in parts").weights.items())
+
+
+def test_parts_need_processes_and_images_that_divide(runs):
+    assert "--deterministic-reduce with 3 processes; expected 1, 2, 4 or 8" in said(runs, "three in parts")
+    assert "--batch-size is 124 with --deterministic-reduce; expected a multiple of 8" in said(
+        runs, "odd in parts"
+    )
+    assert "parts     8 of each minibatch, whose sums have one order" in said(runs, "datapoint in parts 2")
 
 
 def test_a_folder_is_that_of_one_process(runs):

@@ -120,6 +120,9 @@ class Config:
     """Stop after this many epochs without a better validation loss. auto: 10, or of few images as many times more as --epochs."""
     seed: int = 0
     """Decides everything random: initial weights, order of the images, chain."""
+    deterministic_reduce: bool = False
+    """The same bits for 1, 2, 4 or 8 processes of one kind: each minibatch is computed in eight parts, whose sums have one order. A
+    step takes longer, three times for small minibatches; on CPUs a process has one thread."""
     device: str = "auto"
     """auto (CUDA where there is one), cpu, cuda, cuda:1, ...; under torchrun each process takes a GPU of its own."""
 

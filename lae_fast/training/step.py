@@ -12,6 +12,7 @@ from lae_fast.graphs import Replayed
 from lae_fast.models.autoencoder import Autoencoder
 from lae_fast.sharing import Shared
 from lae_fast.training.optimizer import Adam
+from lae_fast.training.parts import FixedParts, gradients_and_loss
 
 
 def keep_freed_memory() -> None:
@@ -84,9 +85,14 @@ class TrainingStep:
         read: makes images of the step's argument, within the step and so within its graph: with
             `read=lambda index: images[index] / 255` a step takes the indices of its images. None: it takes the images.
         capture: replay the step from a CUDA graph; default: if the model is on a GPU and shares nothing.
+        n_parts: a power of two: every minibatch is computed in so many equal parts, one after the other or by several
+            processes, whose number divides it. Sums over parts have a fixed order: the same bits for any number of processes of
+            one kind, with equally many threads. Such steps take longer and are not captured, and a copy of the model for each part has
+            its buffers and gradients. None: each process computes its part as it is.
 
     Raises:
-        ValueError: capture without a GPU or of a model that shares its minibatches, or an optimizer that cannot be captured.
+        ValueError: capture without a GPU, in parts or of a model that shares its minibatches, or an optimizer that cannot be
+            captured; n_parts is no power of two, or does not divide among the processes.
 
     Example:
         >>> from lae_fast import models, training
@@ -105,6 +111,7 @@ class TrainingStep:
         *,
         read: Callable[[Tensor], Tensor] | None = None,
         capture: bool | None = None,
+        n_parts: int | None = None,
     ) -> None:
         if not isinstance(model, nn.Module) or not callable(getattr(model, "loss", None)):
             raise TypeError(f"model is {checks.describe(model)}; expected an nn.Module with a `loss`")
@@ -119,11 +126,14 @@ class TrainingStep:
         self.model, self.optimizer, self.read = model, optimizer, read
         device = _device(model)
         share: Shared | None = getattr(model, "share", None)
-        captures = device.type == "cuda" and share is None if capture is None else capture
-        if captures and share is not None:
-            raise ValueError(
-                "capture of a model that shares its minibatches with other processes; expected False"
-            )
+        is_whole = share is None and n_parts is None
+        captures = device.type == "cuda" and is_whole if capture is None else capture
+        if captures and not is_whole:
+            what = "a model that shares its minibatches with other processes" if share else f"{n_parts} parts"
+            raise ValueError(f"capture of {what}; expected False")
+        self.parts = None
+        if n_parts is not None:
+            self.parts = FixedParts(model, checks.count("n_parts", n_parts), share)
         self.replayed = Replayed(lambda: self._step(self.x), device) if captures else None
         if captures:
             for group in optimizer.param_groups:
@@ -167,15 +177,13 @@ class TrainingStep:
         self.optimizer.zero_grad(set_to_none=True)
         if self.read is not None:
             x = self.read(x)
-        if isinstance(self.model, Autoencoder):
-            loss = self.model.add_gradients(x)
+        if self.parts is not None:
+            loss = self.parts.add_gradients(x)
         else:
-            loss = self.model.loss(x)
-            loss.backward()
-            loss = loss.detach()
-        share: Shared | None = getattr(self.model, "share", None)
-        if share is not None:
-            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-            share.average([*gradients, loss])
+            loss = gradients_and_loss(self.model, x)
+            share: Shared | None = getattr(self.model, "share", None)
+            if share is not None:
+                gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+                share.average([*gradients, loss])
         self.optimizer.step()
         return loss

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -43,6 +44,7 @@ class Event(NamedTuple):
 
 N_BOUND = 100  # test images of the importance-weighted bound
 N_PLANE = 10_000  # test images in the latent plane
+N_PARTS = 8  # of a minibatch, whose sums have one order
 SETTLED = 10  # the adaptation's rate times the steps of the chain that it takes to find a step size, about
 
 
@@ -108,6 +110,8 @@ class Trainer:
             raise TrainingError(
                 f"--batch-size is {self.batch_size}; expected a multiple of {processes.size}, the number of processes"
             )
+        if config.deterministic_reduce:
+            self._check_parts()
         if len(self.test.images) < 10:
             raise TrainingError(f"the test set holds {len(self.test.images)} images; expected at least 10")
         n_shown = min(30, len(self.test.images) // 10 * 10)  # rows of ten
@@ -128,9 +132,6 @@ class Trainer:
         beta1 = self.model.beta1 if config.beta1 == "auto" else config.beta1
         self.lr = self.model.lr if config.lr == "auto" else config.lr
         self.optimizer = adam(self.model, self.lr, beta1)
-        # Nobody has seen yet a CUDA graph of what several processes do.
-        capture = None if processes.size == 1 else False
-        self.training_step = TrainingStep(self.model, self.optimizer, read=self.images, capture=capture)
         self.progress = Progress()
         # Sums of loss, acceptance and unmoved chains since the last log line, and how many minibatches they are sums over.
         self.window, self.n_window = torch.zeros(3, dtype=torch.float64, device=device), 0
@@ -148,7 +149,7 @@ class Trainer:
         """
         if self.processes.size > 1:
             self.model.share_minibatches()
-        with self.processes.together(self._records) as self.log:
+        with self._threads(), self.processes.together(self._records) as self.log:
             while not self.is_over():
                 for index in self.batches():
                     metrics = self._step(index)
@@ -162,12 +163,40 @@ class Trainer:
                     if stops:
                         return
 
+    def _check_parts(self) -> None:
+        """Raise a TrainingError unless minibatches can be computed in parts of a fixed order."""
+        if N_PARTS % self.processes.size:
+            raise TrainingError(
+                f"--deterministic-reduce with {self.processes.size} processes; expected 1, 2, 4 or {N_PARTS}"
+            )
+        if self.batch_size % N_PARTS:
+            raise TrainingError(
+                f"--batch-size is {self.batch_size} with --deterministic-reduce; expected a multiple of {N_PARTS}, the parts"
+            )
+
+    @contextlib.contextmanager
+    def _threads(self) -> Iterator[None]:
+        """Where bits have to be those of any number of processes, one thread: sums over several threads have another order."""
+        own = torch.get_num_threads()
+        if self.config.deterministic_reduce:
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(own)
+
     def _records(self) -> contextlib.AbstractContextManager[Any]:
         """What takes the run's records, on the first process."""
         resume_step = self.progress.step or (-1 if self.config.resume else None)
         if not self.processes.is_first:
             return contextlib.nullcontext()
         return RunLog(self.folder, resume_step, self.config.to_json())
+
+    @functools.cached_property
+    def training_step(self) -> TrainingStep:
+        """Made when it is first asked for: by then it is known who shares the minibatches."""
+        n_parts = N_PARTS if self.config.deterministic_reduce else None
+        return TrainingStep(self.model, self.optimizer, read=self.images, n_parts=n_parts)
 
     def is_over(self) -> bool:
         """Whether all epochs are done, or the patience is over."""

@@ -1,0 +1,205 @@
+"""Minibatches in a fixed number of parts: whichever process computes a part, all sums over a minibatch have one order, and so the
+same bits for any number of processes."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from lae_fast.models.autoencoder import Autoencoder
+from lae_fast.sharing import Shared
+
+T = TypeVar("T")
+
+
+class FixedParts:
+    """Gradients of a model from the parts of a minibatch, as if each part had a process of its own.
+
+    A process has one copy of the model for each of its parts. The copies share its parameters, and take turns: one computes until
+    it has to know what all parts have, then the next one does. All begin with the same random numbers, as processes do.
+
+    Args:
+        model: what is trained; a copy's chain is brought up to date before each minibatch, and brought back after it.
+        n_parts: of a minibatch; a power of two.
+        share: the processes that have the parts; None: this one has them all.
+
+    Raises:
+        ValueError: n_parts is not a power of two, or the processes cannot have equally many parts.
+    """
+
+    def __init__(self, model: nn.Module, n_parts: int, share: Shared | None) -> None:
+        size, rank = (1, 0) if share is None else (share.size, share.rank)
+        if n_parts < 1 or n_parts & (n_parts - 1):
+            raise ValueError(f"n_parts is {n_parts}; expected a power of two")
+        if n_parts % size:
+            raise ValueError(
+                f"n_parts is {n_parts} for {size} processes; expected a multiple of their number"
+            )
+        self.model, self.n_parts, self.share = model, n_parts, share
+        self.turns = _Turns(n_parts // size, share)
+        self.copies = []
+        for k in range(self.turns.n):
+            memo: dict[int, Any] = {
+                id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters()
+            }
+            self.copies.append(copied := copy.deepcopy(model, memo))
+            if isinstance(copied, Autoencoder):
+                copied.share = _Part(rank * self.turns.n + k, n_parts, k, self.turns)
+
+    def add_gradients(self, x: Tensor) -> Tensor:
+        """Add the gradients of the mean loss of a whole minibatch, of which this process has x [n, ...], to those of the model's
+        parameters, the same bits in all processes; returns that loss [], detached.
+
+        Raises:
+            ValueError: x cannot be split into equal parts.
+        """
+        n = self.turns.n
+        if len(x) % n or not len(x):
+            raise ValueError(f"a minibatch's {len(x)} images in {n} parts; expected a multiple of {n}")
+        for copied in self.copies:
+            _follow(self.model, copied)
+        tasks = [
+            lambda k=k, m=m, part=part: self._gradients(m, part, k)
+            for k, (m, part) in enumerate(zip(self.copies, x.chunk(n), strict=True))
+        ]
+        sums = self.turns.run(tasks, x.device)[0]
+        with torch.no_grad():
+            for own, found in zip(self.model.buffers(), self.copies[0].buffers(), strict=True):
+                own.copy_(found)
+            wanted = [
+                p
+                for p, q in zip(self.model.parameters(), self.copies[0].parameters(), strict=True)
+                if q.grad is not None
+            ]
+            *means, loss = (sums / self.n_parts).split([*(p.numel() for p in wanted), 1])
+            for p, mean in zip(wanted, means, strict=True):
+                g = mean.view_as(p).to(p.dtype)
+                p.grad = g if p.grad is None else p.grad + g
+        return loss.view(())
+
+    def _gradients(self, model: nn.Module, x: Tensor, k: int) -> Tensor:
+        """The sum over all parts of gradients and loss, flat, where this process's part k is x."""
+        for p in model.parameters():
+            p.grad = None
+        loss = gradients_and_loss(model, x)
+        found = [p.grad for p in model.parameters() if p.grad is not None]
+        kind = (found or [loss])[0].dtype
+        return self.turns.total(k, torch.cat([t.flatten().to(kind) for t in (*found, loss)]))
+
+
+def gradients_and_loss(model: nn.Module, x: Tensor) -> Tensor:
+    """Add the gradients of a model's loss for images x [n, nx] to those of its parameters; returns the loss [], detached."""
+    if isinstance(model, Autoencoder):
+        return model.add_gradients(x)
+    loss: Tensor = model.loss(x)
+    loss.backward()
+    return loss.detach()
+
+
+def _follow(model: nn.Module, copied: nn.Module) -> None:
+    """Bring a copy's modes, parameters and buffers to those of the model: somebody may have loaded or moved them."""
+    for own, other in zip(model.modules(), copied.modules(), strict=True):
+        other.training = own.training
+    for p, q in zip(model.parameters(), copied.parameters(), strict=True):
+        q.data = p.data
+    with torch.no_grad():
+        for b, c in zip(model.buffers(), copied.buffers(), strict=True):
+            c.copy_(b)
+
+
+class _Part(Shared):
+    """One part among all parts of a minibatch, as a model sees it: a process of its own."""
+
+    def __init__(self, rank: int, size: int, k: int, turns: _Turns) -> None:
+        self.group, self.rank, self.size, self.k, self.turns = None, rank, size, k, turns
+
+    def total(self, value: Tensor) -> Tensor:
+        return self.turns.total(self.k, value)
+
+
+class _Turns:
+    """n functions, each in a thread of its own, of which one runs at a time: until it asks for a total of all, then the next one.
+
+    Args:
+        share: processes with as many functions each, whose totals are over all of these, in the order of ranks.
+    """
+
+    def __init__(self, n: int, share: Shared | None) -> None:
+        self.n, self.share = n, share
+        self.threads = ThreadPoolExecutor(n, "part")
+        self.values: list[Tensor | None] = [None] * n
+        self.sum = torch.empty(0)
+        self.failure: BaseException | None = None
+
+    def run(self, functions: Sequence[Callable[[], T]], device: torch.device) -> list[T]:
+        """What the functions return. Each begins with the present random numbers, and those of the last one stay.
+
+        Raises:
+            Exception: what the first one that fails has raised.
+        """
+        self.failure, self.device, start = None, device, _random_state(device)
+        self.turn = [threading.Semaphore(0) for _ in range(self.n)]
+
+        def task(k: int) -> T | None:
+            self.turn[k].acquire()
+            try:
+                if self.failure is None:
+                    _set_random_state(start, device)
+                    return functions[k]()
+            except BaseException as error:
+                self.failure = self.failure or error
+            finally:
+                self._pass_on(k)
+            return None
+
+        futures = [self.threads.submit(task, k) for k in range(self.n)]
+        self.turn[0].release()
+        found = [f.result() for f in futures]
+        if self.failure is not None:
+            raise self.failure
+        return found  # type: ignore[return-value]  # as none has failed
+
+    def total(self, k: int, value: Tensor) -> Tensor:
+        """The sum of what function k and all others ask with; they ask equally often."""
+        self.values[k] = value
+        if k == self.n - 1:
+            self.sum = self._summed()
+        state = _random_state(self.device)
+        self._pass_on(k)
+        self.turn[k].acquire()
+        if self.failure is not None:
+            raise RuntimeError("another part of the minibatch has failed") from self.failure
+        _set_random_state(state, self.device)
+        return self.sum.clone()  # its reader may change it
+
+    def _summed(self) -> Tensor:
+        local = pairwise_sum([v for v in self.values if v is not None])
+        return local if self.share is None else pairwise_sum(self.share.of_each(local))
+
+    def _pass_on(self, k: int) -> None:
+        self.turn[(k + 1) % self.n].release()
+
+
+def pairwise_sum(values: Sequence[Tensor]) -> Tensor:
+    """The sum of 2^k tensors by pairs of neighbours, then of their sums: aligned halves can be summed elsewhere, with equal bits."""
+    while len(values) > 1:
+        values = [a + b for a, b in zip(values[::2], values[1::2], strict=True)]
+    return values[0]
+
+
+def _random_state(device: torch.device) -> list[Tensor]:
+    """Of the generators that a model on this device draws by."""
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+def _set_random_state(states: list[Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states[0])
+    for state in states[1:]:
+        torch.cuda.set_rng_state(state, device)
