@@ -23,6 +23,7 @@ from lae_fast import console, provenance
 from lae_fast.models import Architecture, build
 from lae_fast.sharing import Shared
 from lae_fast.training import TrainingStep
+from lae_fast.training.trainer import N_PARTS
 
 KINDS = {"datapoint": {}, "joint": {"decisions": "joint", "step_size": 1e-4}}
 CASES = (
@@ -38,14 +39,15 @@ TURNS = 7
 Times = list[tuple[float, float]]  # of each turn: seconds on the wall, and of the CPU
 
 
-def step_of(kind: str, nh: int, n: int, *, shares: bool) -> Callable[[], Any]:
+def step_of(kind: str, nh: int, n: int, *, shares: bool, n_parts: int | None = None) -> Callable[[], Any]:
     """A training step with n images of this process."""
     torch.manual_seed(0)
     model = build(Architecture(nx=784, nz=8, nh=nh, depth=3), **KINDS[kind]).train()
     if shares:
         model.share_minibatches()
     optimizer = torch.optim.Adam(model.parameters(), model.lr, fused=True)
-    return functools.partial(TrainingStep(model, optimizer), torch.rand(n, 784).round())
+    step = TrainingStep(model, optimizer, n_parts=n_parts)
+    return functools.partial(step, torch.rand(n, 784).round())
 
 
 def timed(call: Callable[[], object], seconds: float) -> tuple[float, float]:
@@ -125,21 +127,27 @@ def main() -> None:
     say(f"\na = {1e6 * a:.0f} us, b = {1e9 * each:.3f} ns a byte ({1e-9 / each:.2f} GB/s)\n")
     say(
         "| decisions, nh, images | messages | bytes | alone, all images, ms | CPU ms | alone, a part each, ms | CPU ms | shared, ms | "
-        "CPU ms | by the formula, ms |"
+        "CPU ms | in parts: alone, ms | CPU ms | shared, ms | CPU ms | by the formula, ms |"
     )
-    say("|---|---|---|---|---|---|---|---|---|---|")
+    say("|" + 14 * "---|")
     share = Shared()
     for kind, nh, n in CASES[:1] if quick else CASES:
-        whole = step_of(kind, nh, n, shares=False) if rank == 0 else lambda: None
+
+        def alone(
+            n_parts: int | None = None, given: tuple[str, int, int] = (kind, nh, n)
+        ) -> Callable[[], Any]:
+            return step_of(*given, shares=False, n_parts=n_parts) if rank == 0 else lambda: None
+
         part, shared = (step_of(kind, nh, n // size, shares=s) for s in (False, True))
         messages = messages_of(shared)
-        calls = {"whole": whole, "part": part, "shared": shared}
+        calls = {"whole": alone(), "part": part, "shared": shared, "whole, in parts": alone(N_PARTS)}
+        calls["shared, in parts"] = step_of(kind, nh, n // size, shares=True, n_parts=N_PARTS)
         found: dict[str, Times] = {name: [] for name in calls}
         for _ in range(turns):
             for name, call in calls.items():
                 mine = timed(call, seconds)
                 found[name].append(
-                    tuple(share.mean(torch.tensor(mine)).tolist()) if name != "whole" else mine
+                    mine if name.startswith("whole") else tuple(share.mean(torch.tensor(mine)).tolist())
                 )
         medians = {name: statistics.median(w for w, _ in times) for name, times in found.items()}
         predicted = medians["part"] + sum(a + each * b for b in messages)
