@@ -81,7 +81,8 @@ class FixedParts:
             for p, mean in zip(wanted, means, strict=True):
                 g = mean.view_as(p).to(p.dtype)
                 p.grad = g if p.grad is None else p.grad + g
-        return loss.view(())
+        mean_loss: Tensor = loss.view(())
+        return mean_loss
 
     def _gradients(self, model: nn.Module, x: Tensor, k: int) -> Tensor:
         """The sum over all parts of gradients and loss, flat, where this process's part k is x."""
@@ -93,7 +94,7 @@ class FixedParts:
         return self.turns.total(k, torch.cat([t.flatten().to(kind) for t in (*found, loss)]))
 
 
-def gradients_and_loss(model: nn.Module, x: Tensor) -> Tensor:
+def gradients_and_loss(model: Any, x: Tensor) -> Tensor:
     """Add the gradients of a model's loss for images x [n, nx] to those of its parameters; returns the loss [], detached."""
     if isinstance(model, Autoencoder):
         return model.add_gradients(x)
