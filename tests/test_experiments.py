@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from lae_fast import data
+from lae_fast import data, provenance
 from lae_fast.experiments import __main__ as cli
 from lae_fast.experiments import autoencoders, convergence, hardened, presets, published, render
 from lae_fast.experiments.autoencoders import Quality, TrainedAutoencoder
@@ -155,6 +155,19 @@ def test_what_is_not_run_says_so(experiments, tmp_path):
     code, text, _ = experiments("table3", folder=tmp_path / "fresh")
     assert code == 0
     assert f"| 2 | VAE | {render.NOT_YET} |" in text
+
+
+def test_what_was_measured_before_stays_with_its_commit(experiments, tmp_path):
+    """Its products are gone, as they are when code has changed."""
+    _, before, rows = experiments("table7")
+    path = tmp_path / "report.jsonl"
+    path.write_text(path.read_text().replace(provenance.commit(), "0123abc"))
+    _, text, now = experiments("table3", folder=tmp_path / "fresh")
+    table = before[before.index("### Table 7") : before.index("### Table 8")].strip()
+    assert table + " Commit: 0123abc." in text
+    assert [r for r in now if r["table"] == "table7"] == [r for r in rows if r["table"] == "table7"]
+    assert f"Commit: {provenance.commit()}." in text[text.index("### Table 3") : text.index("### Table 4")]
+    assert re.search(r"- Commit: .*0123abc \(\d+ of \d+\)", text)
 
 
 def test_an_unknown_table_is_refused_before_any_work(experiments, capsys):

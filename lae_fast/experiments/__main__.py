@@ -28,9 +28,10 @@ from lae_fast.experiments.likelihood import DIVERGED, PARTS, QUICK, Likelihood, 
 from lae_fast.experiments.likelihood_document import Document
 from lae_fast.experiments.presets import PRESETS, Preset
 from lae_fast.experiments.recipes import Lab, Recipe, ordered
+from lae_fast.experiments.record import Measured, Record
 from lae_fast.experiments.runner import run
 from lae_fast.experiments.style import STYLE
-from lae_fast.experiments.tables import tables
+from lae_fast.experiments.tables import Table, tables
 
 SKETCHES = {
     "figure1": (
@@ -57,7 +58,8 @@ class Options:
     seeds: int | None = None
     """Seeds of every row; default: the preset's."""
     output: Path | None = None
-    """Folder of report.md, report.csv and the figures; default results, with quick runs/quick."""
+    """Folder of report.md, report.csv and the figures; default results, with quick runs/quick. What its report.jsonl has from earlier
+    runs stays in the document, with its commit, until it is measured anew."""
     cache: Path = Path("runs/experiments")
     """Folder of what has been trained and measured. Nothing in it is computed twice: the same command goes on where it was stopped."""
     dataset: Literal["auto", "mnist", "fashion-mnist", "kmnist", "emnist-digits", "digits"] = "auto"
@@ -107,11 +109,13 @@ class Experiments:
         )
         self.lab = self.open_lab()
         self.folder = options.folder()
+        self.record = Record(self.folder, self.lab.digest)
         self.design = options.design()
         self.tables, self.figures = tables(self.design), figures(self.design)
         self.claims = claims(self.design)
         self.failed: dict[Recipe, str] = {}
         self._known: dict[Recipe, dict[str, float]] = {}
+        self._recorded: dict[Recipe, Measured | None] = {}
         self._provenance: dict[Recipe, dict[str, str]] = {}
 
     def chosen(self) -> list[str]:
@@ -134,16 +138,24 @@ class Experiments:
         return list(dict.fromkeys(found))
 
     def metrics(self, recipe: Recipe) -> dict[str, float] | None:
-        """What a recipe and those that it needs have measured; None: not yet."""
+        """What a recipe and those that it needs have measured, by today's code or as the record has it; None: not yet."""
         if recipe not in self._known:
             if not self.lab.has(recipe):
-                return None
+                return self._earlier(recipe)
             inherited = [self.metrics(r) or {} for r in recipe.needs()]
             product = self.lab.get(recipe)
             self._known[recipe] = {k: v for m in (*inherited, product.metrics) for k, v in m.items()}
-            if product.provenance is not None:
-                self._provenance[recipe] = product.provenance
+            self._provenance[recipe] = product.provenance or {}
+            self.record.add(recipe, Measured(self._known[recipe], self._provenance[recipe]))
         return self._known[recipe]
+
+    def _earlier(self, recipe: Recipe) -> dict[str, float] | None:
+        if recipe not in self._recorded:
+            self._recorded[recipe] = self.record.find(recipe)
+        if (found := self._recorded[recipe]) is None:
+            return None
+        self._provenance[recipe] = found.provenance
+        return found.metrics
 
     def recipes(self, name: str) -> list[Recipe]:
         """The recipes of one table or figure, and all recipes that these need."""
@@ -225,12 +237,20 @@ class Experiments:
             figure.savefig(buffer, format="png", dpi=160, metadata={"Software": None})
             write_atomically(self.folder / f"{name}.png", buffer.getvalue())
 
-    def _origins(self, what: str) -> str:
+    def _origins(self, what: str, recipes: Iterable[Recipe] | None = None) -> str:
         """All commits, machines or versions that made the known products; with counts if there are several."""
-        counts = Counter(product[what] for product in self._provenance.values())
+        known = self._provenance if recipes is None else dict.fromkeys(recipes)
+        counts = Counter(p[what] for r in known if what in (p := self._provenance.get(r, {})))
         if len(counts) < 2:
             return next(iter(counts), "nothing was measured")
         return ", ".join(f"{name} ({n} of {counts.total()})" for name, n in counts.most_common())
+
+    def _signed(self, table: Table) -> Table:
+        """The table, which says what commits have measured it if they are not the same for all tables."""
+        if len({p.get("commit") for p in self._provenance.values()}) < 2:
+            return table
+        origin = self._origins("commit", (r for r in table.recipes() if self.metrics(r)))
+        return dataclasses.replace(table, note=f"{table.note} Commit: {origin}.")
 
     def _facts(self, recipes: Iterable[Recipe]) -> list[str]:
         """Where the known products among the recipes come from."""
@@ -254,12 +274,13 @@ class Experiments:
         render.write(
             self.folder,
             facts,
-            list(self.tables.values()),
+            [self._signed(t) for t in self.tables.values()],
             titles,
             self.claims,
             self.metrics,
             len(self.lab.train.images),
         )
+        self.record.write()
 
 
 def _run(argv: Sequence[str]) -> int:

@@ -112,7 +112,7 @@ class Lab:
         }
         parts = zip((dataset.train, dataset.validation, dataset.test), (n_train, n_test, n_test), strict=True)
         splits = [_labelled(dataset.name, split.at(slice(n))) for split, n in parts]
-        self._digest = hashlib.sha256(b"".join(s.images.numpy().tobytes() for s in splits)).hexdigest()
+        self.digest = hashlib.sha256(b"".join(s.images.numpy().tobytes() for s in splits)).hexdigest()
         self.train, self.validation, self.test = (
             Labelled(images.to(device), labels.to(device)) for images, labels in splits
         )
@@ -129,7 +129,7 @@ class Lab:
         """Where the recipe's product is kept."""
         code = sorted({sources.digest(type(r).__module__) for r in ordered([recipe])})
         kernels = SCHEMA_VERSION if library.is_compiled(self.device) else None
-        facts = [recipe.describe(), code, self._digest, self.device.type, kernels]
+        facts = [recipe.describe(), code, self.digest, self.device.type, kernels]
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
         return self.folder / f"{type(recipe).__name__}-{key[:20]}.safetensors"
 

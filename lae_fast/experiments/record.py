@@ -1,0 +1,88 @@
+"""`report.jsonl`: the measurements of all runs so far. What other code than today's has measured stays in the document until it is
+measured anew, and says by which commit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lae_fast.checkpoint import CheckpointError, write_atomically
+from lae_fast.experiments.recipes import Recipe
+
+NAME = "report.jsonl"
+
+
+class Measured(NamedTuple):
+    metrics: dict[
+        str, float
+    ]  # also those of the recipes that this one needs: of the products that it was made from
+    provenance: dict[str, str]  # commit, machine, versions, kernels
+
+
+class Record:
+    """One line for each recipe on each data set: its fields, the data's digest, what was measured, and where.
+
+    A recipe's code may have changed since; its fields are the same, and those that it did not have then are at their defaults.
+
+    Args:
+        folder: where the file is, if there is one yet.
+        digest: of the data set.
+
+    Raises:
+        CheckpointError: a line is no measurement.
+    """
+
+    def __init__(self, folder: Path, digest: str) -> None:
+        self.path, self.digest = folder / NAME, digest
+        self._lines: dict[str, dict[str, Any]] = {}  # by recipe and data
+        if not self.path.exists():
+            return
+        for number, text in enumerate(self.path.read_text().splitlines(), 1):
+            try:
+                line = json.loads(text)
+                self._lines[_key(line["recipe"], line["data"])] = line
+                Measured(dict(line["metrics"]), dict(line["provenance"]))
+            except (ValueError, TypeError, KeyError) as error:
+                raise CheckpointError(f"{self.path} is damaged: line {number} is {text!r:.80}") from error
+
+    def find(self, recipe: Recipe) -> Measured | None:
+        """What was measured of a recipe on this data set, by whichever commit."""
+        line = self._lines.get(_key(recipe.describe(), self.digest))
+        return None if line is None else Measured(line["metrics"], line["provenance"])
+
+    def add(self, recipe: Recipe, measured: Measured) -> None:
+        """Take what was measured now, instead of what the record had of this recipe."""
+        line = {"recipe": recipe.describe(), "data": self.digest}
+        self._lines[_key(**line)] = line | measured._asdict()
+
+    def write(self) -> None:
+        """Write all lines, in an order of their own: one measurement changes one line of the file."""
+        lines = (json.dumps(self._lines[key]) for key in sorted(self._lines))
+        write_atomically(self.path, "".join(f"{line}\n" for line in lines).encode())
+
+
+def _key(recipe: dict[str, Any], data: str) -> str:
+    return json.dumps([_completed(recipe), data], sort_keys=True)
+
+
+def _completed(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's fields, with those that its kind has got since, at their defaults."""
+    kind = _kinds().get(recipe["kind"])
+    fields = dataclasses.fields(kind) if kind else ()
+    defaults = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+    known = defaults | recipe
+    return {k: _completed(v) if isinstance(v, dict) and "kind" in v else v for k, v in known.items()}
+
+
+def _kinds() -> dict[str, type[Recipe]]:
+    """All kinds of recipes by name."""
+
+    def below(kind: type[Recipe]) -> Iterator[type[Recipe]]:
+        yield kind
+        for each in kind.__subclasses__():
+            yield from below(each)
+
+    return {kind.__name__: kind for kind in below(Recipe)}
