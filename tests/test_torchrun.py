@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -83,7 +84,13 @@ def runs(tmp_path_factory):
     jobs += [new("three in parts", 3, "--deterministic-reduce")]
     jobs += [new("odd in parts", 2, "--deterministic-reduce", "--batch-size", 124)]
     jobs += [new("odd", 2, "--batch-size", 121), new("other data", 2), new("no option", 2, "--nonsense")]
-    jobs += [new("killed", 2), new("stopped", 2), new("diverged", 2), new("apart", 2)]
+    jobs += [
+        new("slow", 2, "--epochs", 1),
+        new("killed", 2),
+        new("stopped", 2),
+        new("diverged", 2),
+        new("apart", 2),
+    ]
     scored = [folder / "run datapoint 1", folder / "nothing", folder / "run vae 1"]
     of_one = scored[:1]
     for name, size, given in (
@@ -230,6 +237,14 @@ def test_a_process_that_dies_ends_all_and_leaves_a_good_checkpoint(runs):
     assert all(torch.equal(t, again[name]) for name, t in saved(runs, "killed").weights.items())
 
 
+def test_a_slow_process_is_waited_for(runs):
+    assert runs[1]["slow"] == [0, 0]
+    expected, found = steps(runs, "datapoint 2"), steps(runs, "slow")
+    assert len(found) == 10
+    for (_, state, _), (_, other, _) in zip(expected[:10], found, strict=True):
+        assert all(torch.equal(t, other[name]) for name, t in state.items())
+
+
 def test_a_signal_to_one_process_stops_all_of_them_with_a_checkpoint(runs):
     assert runs[1]["stopped"] == [143, 143]
     step = STOPPED_AT + 1
@@ -353,6 +368,48 @@ def test_hosts_have_a_torchrun_each_and_all_start_once_more(runs, tmp_path):
     said = [host.communicate(timeout=120) for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0], said
     assert "resume    from" in said[0][0] + said[1][0]
+    found = checkpoint.load_latest(tmp_path / "run" / "checkpoints").weights
+    assert all(torch.equal(t, found[name]) for name, t in saved(runs, "datapoint 2").weights.items())
+
+
+IN_A_HOST = """
+until ip link set dev veth0 up 2> /dev/null; do sleep 0.1; done
+ip link set dev lo up
+ip address add 10.77.0.$1/24 dev veth0
+hostname host$1
+mount --bind "$2" /etc/hosts
+shift 2
+exec "$@"
+"""
+
+
+def own_network(process):
+    return os.readlink(f"/proc/{process}/ns/net")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    shutil.which("ip") is None
+    or subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode != 0,
+    reason="no network namespaces are permitted",
+)
+def test_hosts_have_networks_and_names_of_their_own(runs, tmp_path):
+    """Two network namespaces with one cable between them."""
+    (tmp_path / "script").write_text(IN_A_HOST)
+    (tmp_path / "hosts").write_text("127.0.0.1 localhost\n10.77.0.1 host1\n10.77.0.2 host2\n")
+    meets = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "host1:29500", "--rdzv-id", "job"]
+    command = [*TORCHRUN[:3], "--nnodes", "2", *meets, "-m", "lae_fast.train", *QUICK, "--epochs", "2"]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": APART["env"]}
+    apart = ["unshare", "--net", "--uts", "--mount", "sh", str(tmp_path / "script")]
+    command = [str(tmp_path / "hosts"), *command, "--output-dir", str(tmp_path / "run")]
+    hosts = [subprocess.Popen([*apart, str(k), *command], **options) for k in (1, 2)]
+    while any(own_network(host.pid) == own_network("self") for host in hosts):
+        time.sleep(0.05)
+    first, second = (["veth0", "netns", str(host.pid)] for host in hosts)
+    subprocess.run(["ip", "link", "add", *first, "type", "veth", "peer", "name", *second], check=True)
+    said = [host.communicate(timeout=120) for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], said
+    assert sum("processes 2 share the work" in out for out, _ in said) == 1
     found = checkpoint.load_latest(tmp_path / "run" / "checkpoints").weights
     assert all(torch.equal(t, found[name]) for name, t in saved(runs, "datapoint 2").weights.items())
 

@@ -30,6 +30,8 @@ def disturb(name, made):
     step, second = made.progress.step, made.processes.rank == 1
     if name == "killed" and second and step == KILLED_AT:
         os.kill(os.getpid(), signal.SIGKILL)
+    if name == "slow" and second and step % 3 == 1:
+        time.sleep(0.3)
     if name == "frozen" and second and step == KILLED_AT:
         os.kill(os.getpid(), signal.SIGSTOP)
     if name == "stopped" and second and step == STOPPED_AT:
