@@ -389,7 +389,7 @@ def own_network(process):
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    shutil.which("ip") is None
+    not all(map(shutil.which, ("ip", "unshare")))
     or subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode != 0,
     reason="no network namespaces are permitted",
 )
