@@ -247,15 +247,16 @@ class Experiments:
 
     def _signed(self, table: Table) -> Table:
         """The table, which says what commits have measured it if they are not the same for all tables."""
-        if len({p.get("commit") for p in self._provenance.values()}) < 2:
+        known = [r for r in table.recipes() if self.metrics(r)]
+        if not known or len({p.get("commit") for p in self._provenance.values()}) < 2:
             return table
-        origin = self._origins("commit", (r for r in table.recipes() if self.metrics(r)))
+        origin = self._origins("commit", known)
         return dataclasses.replace(table, note=f"{table.note} Commit: {origin}.")
 
     def _facts(self, recipes: Iterable[Recipe]) -> list[str]:
         """Where the known products among the recipes come from."""
         known = [m for r in dict.fromkeys(recipes) if (m := self.metrics(r))]
-        seconds = sum(m["seconds"] for m in known)
+        seconds = [m["seconds"] for m in known if "seconds" in m]
         return [
             f"Machine: {self._origins('machine')}; {self.device}",
             f"Versions: {self._origins('versions')}",
@@ -263,7 +264,8 @@ class Experiments:
             f"Data: {self.lab.source.split(', found')[0]}; {len(self.lab.train.images):,} training, {len(self.lab.validation.images):,} validation, "
             f"{len(self.lab.test.images):,} test images",
             f"Command: `{self.command}`, {datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}",
-            f"Time: {len(known)} models and measurements, {seconds / 3600:.2f} hours in all, {self.workers} at a time",
+            f"Time: {len(known)} models and measurements, {sum(seconds) / 3600:.2f} hours in all"
+            + (f" for the {len(seconds)} that say it" if len(seconds) < len(known) else ""),
         ]
 
     def _write(self) -> None:
