@@ -9,6 +9,7 @@ from lae_fast.experiments.autoencoders import Quality, TrainedAutoencoder
 from lae_fast.experiments.classifiers import Attacked, LatentClassifier, TrainedClassifier
 from lae_fast.experiments.convergence import Convergence
 from lae_fast.experiments.hardened import HardenedClassifier
+from lae_fast.experiments.new_images import NEW, TrainedOnNewImages
 from lae_fast.experiments.planes import Plane, Recognised
 from lae_fast.experiments.presets import Preset
 from lae_fast.experiments.published import TRAININGS as TRAININGS_OF_REPORT
@@ -123,7 +124,9 @@ class Design:
     def varied(self, model: str | None, variations: str, **options: Any) -> tuple[TrainedClassifier, ...]:
         """Two variations of each image; none of what a model draws without a model."""
         n = 0 if model is None and variations == "report" else 2
-        return self.classifiers(model, n, variations=variations, **options)
+        kind = TrainedOnNewImages if variations.startswith(NEW) else TrainedClassifier
+        sources = enumerate(self.source(model))
+        return tuple(kind(seed, n, source, variations=variations, **options) for seed, source in sources)
 
     def hardened(self, model: str | None, *, is_adversarial: bool = True) -> tuple[TrainedClassifier, ...]:
         p, n = self.preset, 0 if model is None else 1
