@@ -27,6 +27,7 @@ from lae_fast.experiments.figures import drawings as figures
 from lae_fast.experiments.likelihood import DIVERGED, PARTS, QUICK, Likelihood, Study
 from lae_fast.experiments.likelihood_document import Document
 from lae_fast.experiments.presets import PRESETS, Preset
+from lae_fast.experiments.questions import questions
 from lae_fast.experiments.recipes import Lab, Recipe, ordered
 from lae_fast.experiments.runner import run
 from lae_fast.experiments.style import STYLE
@@ -109,7 +110,7 @@ class Experiments:
         self.folder = options.folder()
         self.design = options.design()
         self.tables, self.figures = tables(self.design), figures(self.design)
-        self.claims = claims(self.design)
+        self.claims, self.questions = claims(self.design), questions(self.design)
         self.failed: dict[Recipe, str] = {}
         self._known: dict[Recipe, dict[str, float]] = {}
         self._provenance: dict[Recipe, dict[str, str]] = {}
@@ -257,6 +258,7 @@ class Experiments:
             list(self.tables.values()),
             titles,
             self.claims,
+            self.questions,
             self.metrics,
             len(self.lab.train.images),
         )

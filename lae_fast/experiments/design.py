@@ -34,12 +34,45 @@ PROTOCOLS = {  # name -> number of PGD steps, and whether the start is random
 }
 NAMES = {None: "none", "lae": "LAE", "joint": "LAE, joint", "vae": "VAE"}  # of sources
 RARE = 9  # the class that the report finds hard to tell from 4
+FEW = (10, 50, 100)  # labelled images of each class
+DRAWN = {False: "as they come", True: "all classes alike"}  # by `is_balanced`
+# Beyond the report: whose variations, and which: those of the report, those that keep the image, new images of a class, and
+# controls: real images of a class, and two that know no model.
+BEYOND = (
+    (None, "report"),
+    ("lae", "report"),
+    ("vae", "report"),
+    ("lae", "residual"),
+    ("vae", "residual"),
+    ("lae", "new codes"),
+    (None, "components"),
+    (None, "affine"),
+    ("lae", "affine+residual"),
+    ("lae", "new codes+affine"),
+    ("vae", "new codes+affine"),
+    ("lae", "found+affine"),
+)
+KINDS = {
+    "report": "",
+    "residual": ", residual",
+    "components": "16 principal components",
+    "affine": "affine",
+    "affine+residual": ", affine, residual",
+    "new codes": ", new codes",
+    "new codes+affine": ", new codes, affine",
+    "found+affine": ", found, affine",
+}
 HOFFMAN: dict[str, Any] = dict(model="hoffman", **ADAPTED)
 
 
 def training_name(source: str | None, n: int) -> str:
     """Training with N = n variations from a source, as tables and claims call it."""
     return f"{NAMES[source]}, N = {n}"
+
+
+def varied_name(source: str | None, kind: str) -> str:
+    """Variations of a kind from a source, as tables and questions beyond the report call them."""
+    return f"{'' if source is None else NAMES[source]}{KINDS[kind]}" or NAMES[None]
 
 
 @dataclasses.dataclass(frozen=True)
