@@ -31,11 +31,15 @@ class Mixture(NamedTuple):
         centred = (z - self.means[:, None]).mT  # [c, nz, n]
         white = torch.linalg.solve_triangular(self.factors, centred, upper=False)
         log_volumes = self.factors.diagonal(dim1=1, dim2=2).log().sum(1)
-        return (-0.5 * white.square().sum(1).T - log_volumes).softmax(1)
+        log_densities: Tensor = -0.5 * white.square().sum(1).T - log_volumes
+        return log_densities.softmax(1)
 
 
 def fit(z: Tensor, labels: Tensor, unlabelled: Tensor, n_classes: int) -> Mixture:
-    """The mixture of the codes z [n, nz] with their labels [n], of every class one or more, and of others [N, nz], by EM."""
+    """The mixture of codes z [n, nz] with their labels [n], and of others [N, nz], by EM (Nigam et al., 2000).
+
+    It starts from the labelled ones alone: they are of every class, and enough for one covariance, n - n_classes >= nz.
+    """
     known = F.one_hot(labels, n_classes).double()  # [n, c]
     codes = torch.cat((z, unlabelled)).double()
     mixture = _weighted(z.double(), known, pooled=1.0)
