@@ -9,9 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 N_ITERATIONS = 30
-POOLED = (
-    0.2  # of each covariance comes from all classes together: that of a class with few codes stays regular
-)
+POOLED = 0.2  # of each covariance is that of all classes together: it stays regular for a class of few codes
 
 
 class Mixture(NamedTuple):

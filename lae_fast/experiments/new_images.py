@@ -13,7 +13,7 @@ from lae_fast.experiments.classifiers import TrainedClassifier, as_images
 from lae_fast.experiments.recipes import Lab
 from lae_fast.experiments.variations import affine
 
-# new codes: decoded from z ~ p(z|y). found: real images without labels, the most certain of each class by p(y|z).
+# new codes: decoded from z ~ p(z|y). found: real images, the most certain of each class by p(y|z); their labels are not read.
 NEW = ("new codes", "found")
 N_CLASSES = 10
 
