@@ -47,6 +47,7 @@ def test_variations_help_where_they_add_more_than_noise(claim):
         "LAE, affine, residual": HOLDS,
         "LAE, new codes, affine": HOLDS,
         "VAE, new codes, affine": HOLDS,
+        "LAE, nz 16, new codes, affine": HOLDS,
         "LAE, found, affine": HOLDS,
     }
 
@@ -62,6 +63,7 @@ def test_those_of_a_model_are_compared_with_affine_ones(claim):
         "LAE, affine, residual": FAILS,
         "LAE, new codes, affine": HOLDS,
         "VAE, new codes, affine": HOLDS,
+        "LAE, nz 16, new codes, affine": HOLDS,
         "LAE, found, affine": HOLDS,
     }
 

@@ -24,7 +24,11 @@ RULES: dict[str, dict[str, Any]] = {  # how an LAE's chain runs
 JUDGED = ("report's code", "datapoint decisions")  # rules in claims, and trainings there:
 VARIED = TRAININGS_OF_REPORT[1:]
 SHOWN = ("report's code", "Algorithm 2", "datapoint decisions")  # rules in figures
-SOURCES = {"lae": "datapoint decisions", "joint": "joint, adapted step"}  # LAEs that Algorithm 3 draws from
+SOURCES = {  # LAEs that Algorithm 3 draws from: their rule, and nz
+    "lae": ("datapoint decisions", 8),
+    "wide": ("datapoint decisions", 16),
+    "joint": ("joint, adapted step", 8),
+}
 TRAININGS = (*TRAININGS_OF_REPORT, ("joint", 2))  # (source, N)
 PGD_STEP = 0.01
 PROTOCOLS = {  # name -> number of PGD steps, and whether the start is random
@@ -32,7 +36,7 @@ PROTOCOLS = {  # name -> number of PGD steps, and whether the start is random
     "b": (40, False),  # as the report's function
     "c": (3, False),  # the default of the report's command
 }
-NAMES = {None: "none", "lae": "LAE", "joint": "LAE, joint", "vae": "VAE"}  # of sources
+NAMES = {None: "none", "lae": "LAE", "wide": "LAE, nz 16", "joint": "LAE, joint", "vae": "VAE"}  # of sources
 RARE = 9  # the class that the report finds hard to tell from 4
 FEW = (10, 50, 100)  # labelled images of each class
 DRAWN = {False: "as they come", True: "all classes alike"}  # by `is_balanced`
@@ -50,6 +54,7 @@ BEYOND = (
     ("lae", "affine+residual"),
     ("lae", "new codes+affine"),
     ("vae", "new codes+affine"),
+    ("wide", "new codes+affine"),
     ("lae", "found+affine"),
 )
 KINDS = {
@@ -105,10 +110,10 @@ class Design:
         return self.autoencoders(nz=nz, **HOFFMAN)[:1]
 
     def source(self, model: str | None) -> tuple[TrainedAutoencoder | None, ...]:
-        """The model from which Algorithm 3 draws, nz 8: the VAE, or one of `SOURCES`; or None."""
+        """The model from which Algorithm 3 draws: the VAE, nz 8, or one of `SOURCES`; or None."""
         if model is None:
             return (None,) * self.preset.n_seeds
-        return self.vae(8) if model == "vae" else self.lae(SOURCES[model], 8)
+        return self.vae(8) if model == "vae" else self.lae(*SOURCES[model])
 
     def quality(self, models: tuple[TrainedAutoencoder, ...]) -> tuple[Quality, ...]:
         p = self.preset

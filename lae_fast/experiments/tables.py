@@ -196,7 +196,7 @@ it, the report's function, (c) 3 steps, its command's default, which move no pix
 columns. The report does not say which it took. Losses are per image."""
 SOURCES = (None, "lae", "vae")
 KINDS_NOTE = (
-    "Two variations of each image. Residual: clip(x + decode(z + s eps) - decode(z)), s half of the codes' standard deviation. "
+    "Two variations of each image, by models with nz 8 or, where it says so, 16. Residual: clip(x + decode(z + s eps) - decode(z)), s half of the codes' standard deviation. "
     "New codes: decode(z), z ~ p(z|y), the normal distribution of the codes of a class, fitted by EM to the codes of all training images with the "
     "labels that are left. Found: real training images, whatever their label, the half of each class that the same distributions are surest of. "
     "Principal components: normal noise of half their standard deviation. Affine: shifts of up to 2 pixels, turns of up to 10 degrees, sizes of up to 10 % more or less."
