@@ -19,7 +19,9 @@ from lae_fast.experiments.classifiers import Attacked, LatentClassifier, Trained
 from lae_fast.experiments.convergence import Convergence
 from lae_fast.experiments.design import Design
 from lae_fast.experiments.hardened import HardenedClassifier
+from lae_fast.experiments.new_images import TrainedOnNewImages
 from lae_fast.experiments.planes import Plane, Recognised, confusion, interpolation
+from lae_fast.experiments.questions import questions
 from lae_fast.experiments.recipes import Lab, Product, Recipe, enlarged, ordered
 from lae_fast.experiments.report_rule import CountingReportLAE
 from lae_fast.experiments.runner import run
@@ -137,7 +139,8 @@ def test_everything_at_once_says_something_of_every_claim(experiments, capsys):
     assert code == 0
     assert render.NOT_YET not in text
     verdicts = re.findall(r"\| not judged: .* \|$", text, re.M)
-    assert len(verdicts) == sum(len(claim.measurements) for claim in claims(Design(TINY)))
+    judged = claims(Design(TINY)) + questions(Design(TINY))
+    assert len(verdicts) == sum(len(claim.measurements) for claim in judged)
     assert capsys.readouterr().err == ""
     for fact in (
         "Machine: ",
@@ -208,6 +211,7 @@ RECIPES = [
     Recognised(VAE, PLAIN),
     TrainedClassifier(0, 2, LAE, epochs=1, is_balanced=True, rare=9),
     TrainedClassifier(1, 1, VAE, n_updates=2, per_class=5, adversarial_steps=2),
+    TrainedOnNewImages(1, 1, VAE, n_updates=2, per_class=5, variations="new codes+affine"),
     Attacked(PLAIN, 3, True, n_images=16),
     Convergence(PLAIN, PLAIN, 2),
 ]
@@ -573,7 +577,8 @@ def test_every_claim_names_metrics_that_exist(lab):
     }
     known[Convergence] = {"epochs_to_goal"}
     known[Attacked] = set(lab.get(Attacked(PLAIN, 1, False, n_images=8)).metrics)
-    for claim in claims(Design(TINY)):
+    known[TrainedOnNewImages] = known[TrainedClassifier]
+    for claim in claims(Design(TINY)) + questions(Design(TINY)):
         for m in claim.measurements:
             assert m.key in known[type(m.minuend[0])], m
             assert (m.subtrahend_key or m.key) in known[type(m.subtrahend[0])], m

@@ -24,7 +24,7 @@ def python_in(page):
 
 (LOOP,) = python_in("README.md")
 FULL_LOOP, SAMPLING, *_ = python_in("docs/sampling.md")
-VARIATIONS, DIAGNOSIS, STRONGEST, *FOREIGN = python_in("docs/variations.md")
+VARIATIONS, DIAGNOSIS, NEW_IMAGES, STRONGEST, *FOREIGN = python_in("docs/variations.md")
 (DATA,) = python_in("docs/data.md")
 START = python_in("docs/quickstart.md")
 
@@ -133,6 +133,16 @@ def test_the_readme_variations_and_attacks_run():
     assert names["x"].shape == (12, 1, 4, 4)
     assert names["worst"].shape == (2, 12, 1, 4, 4)
     exec(DIAGNOSIS, names)
+
+
+def test_new_images_of_a_class_are_drawn():
+    torch.manual_seed(0)
+    model = build(Architecture(nx=16, nz=2, nh=8, depth=1))
+    x, y = torch.rand(30, 1, 4, 4), torch.arange(30) % 10
+    names = dict(torch=torch, model=model, x=x, y=y, unlabelled=torch.rand(50, 1, 4, 4))
+    exec(NEW_IMAGES, names)
+    assert names["new"].shape == (30, 16)
+    torch.testing.assert_close(names["p"].sum(1), torch.ones(50))
 
 
 def under_attack(code):

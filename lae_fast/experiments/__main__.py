@@ -27,6 +27,7 @@ from lae_fast.experiments.figures import drawings as figures
 from lae_fast.experiments.likelihood import DIVERGED, PARTS, QUICK, Likelihood, Study
 from lae_fast.experiments.likelihood_document import Document
 from lae_fast.experiments.presets import PRESETS, Preset
+from lae_fast.experiments.questions import questions
 from lae_fast.experiments.recipes import Lab, Recipe, ordered
 from lae_fast.experiments.record import Measured, Record
 from lae_fast.experiments.runner import run
@@ -112,7 +113,7 @@ class Experiments:
         self.record = Record(self.folder, self.lab.digest)
         self.design = options.design()
         self.tables, self.figures = tables(self.design), figures(self.design)
-        self.claims = claims(self.design)
+        self.claims, self.questions = claims(self.design), questions(self.design)
         self.failed: dict[Recipe, str] = {}
         self._known: dict[Recipe, dict[str, float]] = {}
         self._recorded: dict[Recipe, Measured | None] = {}
@@ -279,6 +280,7 @@ class Experiments:
             [self._signed(t) for t in self.tables.values()],
             titles,
             self.claims,
+            self.questions,
             self.metrics,
             len(self.lab.train.images),
         )

@@ -11,7 +11,13 @@ from lae_fast.experiments.design import JUDGED, PGD_STEP, PROTOCOLS, VARIED, Des
 from lae_fast.experiments.recipes import Recipe
 from lae_fast.experiments.verdicts import FLOOR, Row, Verdict, judge
 
-PERCENT = ("accuracy", "test_accuracy", "confusion", "confidence")  # metrics shown in percentage points
+PERCENT = (
+    "accuracy",
+    "test_accuracy",
+    "recall",
+    "confusion",
+    "confidence",
+)  # metrics shown in percentage points
 EPS = (0.1, 0.2, 0.3)  # of the attacks that claims are about
 Metrics = Callable[[Recipe], dict[str, float] | None]  # of a recipe; None: not run yet
 
@@ -57,7 +63,7 @@ class Measurement(NamedTuple):
 
 
 class Claim(NamedTuple):
-    section: str
+    section: str  # of the report; of a question beyond it, how classifiers were trained
     text: str  # the report's text, shortened
     measurements: tuple[Measurement, ...]
 

@@ -9,6 +9,7 @@ from lae_fast.experiments.autoencoders import Quality, TrainedAutoencoder
 from lae_fast.experiments.classifiers import Attacked, LatentClassifier, TrainedClassifier
 from lae_fast.experiments.convergence import Convergence
 from lae_fast.experiments.hardened import HardenedClassifier
+from lae_fast.experiments.new_images import NEW, TrainedOnNewImages
 from lae_fast.experiments.planes import Plane, Recognised
 from lae_fast.experiments.presets import Preset
 from lae_fast.experiments.published import TRAININGS as TRAININGS_OF_REPORT
@@ -23,7 +24,11 @@ RULES: dict[str, dict[str, Any]] = {  # how an LAE's chain runs
 JUDGED = ("report's code", "datapoint decisions")  # rules in claims, and trainings there:
 VARIED = TRAININGS_OF_REPORT[1:]
 SHOWN = ("report's code", "Algorithm 2", "datapoint decisions")  # rules in figures
-SOURCES = {"lae": "datapoint decisions", "joint": "joint, adapted step"}  # LAEs that Algorithm 3 draws from
+SOURCES = {  # LAEs that Algorithm 3 draws from: their rule, and nz
+    "lae": ("datapoint decisions", 8),
+    "wide": ("datapoint decisions", 16),
+    "joint": ("joint, adapted step", 8),
+}
 TRAININGS = (*TRAININGS_OF_REPORT, ("joint", 2))  # (source, N)
 PGD_STEP = 0.01
 PROTOCOLS = {  # name -> number of PGD steps, and whether the start is random
@@ -31,14 +36,48 @@ PROTOCOLS = {  # name -> number of PGD steps, and whether the start is random
     "b": (40, False),  # as the report's function
     "c": (3, False),  # the default of the report's command
 }
-NAMES = {None: "none", "lae": "LAE", "joint": "LAE, joint", "vae": "VAE"}  # of sources
+NAMES = {None: "none", "lae": "LAE", "wide": "LAE, nz 16", "joint": "LAE, joint", "vae": "VAE"}  # of sources
 RARE = 9  # the class that the report finds hard to tell from 4
+FEW = (10, 50, 100)  # labelled images of each class
+DRAWN = {False: "as they come", True: "all classes alike"}  # by `is_balanced`
+# Beyond the report: whose variations, and which: those of the report, those that keep the image, new images of a class, and
+# controls: real images of a class, and two that know no model.
+BEYOND = (
+    (None, "report"),
+    ("lae", "report"),
+    ("vae", "report"),
+    ("lae", "residual"),
+    ("vae", "residual"),
+    ("lae", "new codes"),
+    (None, "components"),
+    (None, "affine"),
+    ("lae", "affine+residual"),
+    ("lae", "new codes+affine"),
+    ("vae", "new codes+affine"),
+    ("wide", "new codes+affine"),
+    ("lae", "found+affine"),
+)
+KINDS = {
+    "report": "",
+    "residual": ", residual",
+    "components": "16 principal components",
+    "affine": "affine",
+    "affine+residual": ", affine, residual",
+    "new codes": ", new codes",
+    "new codes+affine": ", new codes, affine",
+    "found+affine": ", found, affine",
+}
 HOFFMAN: dict[str, Any] = dict(model="hoffman", **ADAPTED)
 
 
 def training_name(source: str | None, n: int) -> str:
     """Training with N = n variations from a source, as tables and claims call it."""
     return f"{NAMES[source]}, N = {n}"
+
+
+def varied_name(source: str | None, kind: str) -> str:
+    """Variations of a kind from a source, as tables and questions beyond the report call them."""
+    return f"{'' if source is None else NAMES[source]}{KINDS[kind]}" or NAMES[None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +110,10 @@ class Design:
         return self.autoencoders(nz=nz, **HOFFMAN)[:1]
 
     def source(self, model: str | None) -> tuple[TrainedAutoencoder | None, ...]:
-        """The model from which Algorithm 3 draws, nz 8: the VAE, or one of `SOURCES`; or None."""
+        """The model from which Algorithm 3 draws: the VAE, nz 8, or one of `SOURCES`; or None."""
         if model is None:
             return (None,) * self.preset.n_seeds
-        return self.vae(8) if model == "vae" else self.lae(SOURCES[model], 8)
+        return self.vae(8) if model == "vae" else self.lae(*SOURCES[model])
 
     def quality(self, models: tuple[TrainedAutoencoder, ...]) -> tuple[Quality, ...]:
         p = self.preset
@@ -123,7 +162,9 @@ class Design:
     def varied(self, model: str | None, variations: str, **options: Any) -> tuple[TrainedClassifier, ...]:
         """Two variations of each image; none of what a model draws without a model."""
         n = 0 if model is None and variations == "report" else 2
-        return self.classifiers(model, n, variations=variations, **options)
+        kind = TrainedOnNewImages if variations.startswith(NEW) else TrainedClassifier
+        sources = enumerate(self.source(model))
+        return tuple(kind(seed, n, source, variations=variations, **options) for seed, source in sources)
 
     def hardened(self, model: str | None, *, is_adversarial: bool = True) -> tuple[TrainedClassifier, ...]:
         p, n = self.preset, 0 if model is None else 1

@@ -24,6 +24,10 @@ the claim. *Holds*: corrected p up to 0.05, in the claimed direction; *does not 
 no proof that there is no difference. Not judged: fewer than three seeds; accuracies that are both below 1 %; an attack whose steps go
 no further than at a smaller ε. An accuracy that is not reached within the limit takes infinitely many epochs."""
 
+QUESTIONS = """\
+Judged like the claims: paired by seed, and corrected for the rows of one question. Which variations help at all, and whether those of a model help more
+than small affine shifts, which need none."""
+
 
 def _number(value: float, digits: int) -> str:
     if not math.isfinite(value):
@@ -99,9 +103,11 @@ def _p(value: float | None) -> str:
     return "" if value is None else f"{value:.1g}" if 0 < value < 0.001 else f"{value:.3f}"
 
 
-def claims(found: Sequence[Claim], metrics: Metrics) -> Iterator[str]:
+def claims(
+    found: Sequence[Claim], metrics: Metrics, headings: str = "section | the report's claim"
+) -> Iterator[str]:
     """Each claim with its measurements, one line for each measurement."""
-    yield "| section | the report's claim | measured here | mean ± s.d. | seeds | p | corrected | verdict |"
+    yield f"| {headings} | measured here | mean ± s.d. | seeds | p | corrected | verdict |"
     yield "|---|---|---|---:|---:|---:|---:|---|"
     for claim in found:
         head = f"{claim.section} | {claim.text}"
@@ -148,12 +154,14 @@ def write(
     tables: Sequence[Table],
     figures: dict[str, str],
     found: Sequence[Claim],
+    asked: Sequence[Claim],
     metrics: Metrics,
     n_train: int,
 ) -> None:
     """Write report.md and report.csv.
 
     Args:
+        found, asked: the report's claims, and questions beyond it.
         facts: sentences on machine, versions, data, command and time.
         figures: name -> title; the report shows the figures whose picture lies in `folder`.
         n_train: training images of the rows that do not state their own number.
@@ -180,5 +188,7 @@ def write(
         if t.is_beyond:
             lines += table(t, metrics, n_train)
     lines += ["## The report's claims", "", CLAIMS, "", *claims(found, metrics), ""]
+    judged = claims(asked, metrics, "training | question")
+    lines += ["## Questions beyond the report", "", QUESTIONS, "", *judged, ""]
     write_atomically(folder / "report.md", "\n".join(lines).encode())
-    write_atomically(folder / "report.csv", rows_as_csv(tables, found, metrics))
+    write_atomically(folder / "report.csv", rows_as_csv(tables, [*found, *asked], metrics))

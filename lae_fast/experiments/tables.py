@@ -8,7 +8,17 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from lae_fast.experiments import published
-from lae_fast.experiments.design import PROTOCOLS, RULES, TRAININGS, Design, training_name
+from lae_fast.experiments.design import (
+    BEYOND,
+    DRAWN,
+    FEW,
+    PROTOCOLS,
+    RULES,
+    TRAININGS,
+    Design,
+    training_name,
+    varied_name,
+)
 from lae_fast.experiments.recipes import Recipe
 
 AS_PUBLISHED = "as published"
@@ -184,43 +194,18 @@ ATTACK_NOTE = """\
 Table 7's classifiers under PGD, L-inf, on the first {attacked_images} test images: (a) 40 steps of 0.01 with random start, (b) 40 steps without
 it, the report's function, (c) 3 steps, its command's default, which move no pixel by more than 0.03: one attack in its last three
 columns. The report does not say which it took. Losses are per image."""
-FEW = (10, 50, 100)
 SOURCES = (None, "lae", "vae")
-
-
-# Whose variations, and which: those of the report, those that keep the image, and controls that know no model.
-VARIED = (
-    (None, "report"),
-    ("lae", "report"),
-    ("vae", "report"),
-    ("lae", "residual"),
-    ("vae", "residual"),
-    (None, "components"),
-    (None, "affine"),
-    ("lae", "affine+residual"),
-)
-KINDS = {
-    "report": "",
-    "residual": ", residual",
-    "components": "16 principal components",
-    "affine": "small shifts, turns, sizes",
-    "affine+residual": ", residual, of small shifts, turns, sizes",
-}
 KINDS_NOTE = (
-    "Two variations of each image. Residual: clip(x + decode(z + s eps) - decode(z)), s half of the codes' standard deviation. "
-    "Principal components: normal noise of half their standard deviation. Shifts of up to 2 pixels, turns of up to 10 degrees, sizes of up to 10 %."
+    "Two variations of each image, by models with nz 8 or, where it says so, 16. Residual: clip(x + decode(z + s eps) - decode(z)), s half of the codes' standard deviation. "
+    "New codes: decode(z), z ~ p(z|y), the normal distribution of the codes of a class, fitted by EM to the codes of all training images with the "
+    "labels that are left. Found: real training images, whatever their label, the half of each class that the same distributions are surest of. "
+    "Principal components: normal noise of half their standard deviation. Affine: shifts of up to 2 pixels, turns of up to 10 degrees, sizes of up to 10 % more or less."
 )
-
-
-def _varied_name(model: str | None, kind: str) -> str:
-    if model is None:
-        return KINDS[kind] or "none"
-    return f"{model.upper()}{KINDS[kind]}"
 
 
 def _few_labels(design: Design) -> Table:
     rows = [
-        Row((str(k), _varied_name(m, kind)), design.few_labels(m, k, kind)) for k in FEW for m, kind in VARIED
+        Row((str(k), varied_name(m, kind)), design.few_labels(m, k, kind)) for k in FEW for m, kind in BEYOND
     ]
     return Table(
         "beyond-few-labels",
@@ -236,11 +221,11 @@ def _few_labels(design: Design) -> Table:
 def _imbalanced(design: Design) -> Table:
     rows = [
         Row(
-            ("all classes alike" if is_balanced else "as they come", _varied_name(m, kind)),
+            (DRAWN[is_balanced], varied_name(m, kind)),
             design.imbalanced(m, is_balanced, kind),
         )
         for is_balanced in (False, True)
-        for m, kind in VARIED
+        for m, kind in BEYOND
     ]
     return Table(
         "beyond-imbalance",

@@ -1,0 +1,49 @@
+"""What is asked beyond the report, of the variations that its future work proposes, and judged as its claims are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from lae_fast.experiments.claims import Claim, Measurement
+from lae_fast.experiments.classifiers import TrainedClassifier
+from lae_fast.experiments.design import BEYOND, DRAWN, FEW, RARE, Design, varied_name
+
+Trained = Callable[..., tuple[TrainedClassifier, ...]]  # `model` and `variations` -> a recipe for each seed
+CONTROL = "affine"  # the best that knows no model
+
+
+def _asked(training: str, where: str, trained: Trained, metric: str, key: str) -> Iterator[Claim]:
+    """Whether variations help, each beside none; and whether those of a model help more than the best control."""
+    none, control = (trained(model=None, variations=kind) for kind in ("report", CONTROL))
+    helping, better = [], []
+    for model, kind in BEYOND[1:]:
+        recipes, name = trained(model=model, variations=kind), f"{varied_name(model, kind)}: {metric}"
+        helping.append(Measurement(f"{name}, with - without, points", recipes, none, key))
+        if model is not None:
+            better.append(Measurement(f"{name}, minus {CONTROL}, points", recipes, control, key))
+    yield Claim(training, f"{where}: variations help", tuple(helping))
+    yield Claim(training, f"{where}: those of a model help more than {CONTROL}", tuple(better))
+
+
+def _decoded_or_real(d: Design) -> Iterator[Measurement]:
+    """Images that an LAE decodes from new codes of a class, beside real ones of which its codes tell the class."""
+    for k in FEW:
+        decoded, real = (d.few_labels("lae", k, f"{kind}+affine") for kind in ("new codes", "found"))
+        what = f"{k} images a class: accuracy, decoded - real, points"
+        yield Measurement(what, decoded, real, "accuracy")
+
+
+def questions(d: Design) -> list[Claim]:
+    """All questions, in the order of the tables."""
+    found: list[Claim] = []
+    for k in FEW:
+        trained: Trained = partial(d.few_labels, per_class=k)
+        found += _asked("few labels", f"{k} images a class", trained, "accuracy", "accuracy")
+    text = "Images decoded from new codes help more than real ones without labels"
+    found.append(Claim("few labels", text, tuple(_decoded_or_real(d))))
+    for is_balanced, drawn in DRAWN.items():
+        trained = partial(d.imbalanced, is_balanced=is_balanced)
+        for metric, key in ((f"recall of {RARE}", f"recall_{RARE}"), ("accuracy", "accuracy")):
+            found += _asked("class imbalance", f"{RARE} at 1 %, drawn {drawn}", trained, metric, key)
+    return found

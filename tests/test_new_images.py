@@ -1,0 +1,120 @@
+"""New images of each class: the mixture of codes that says of which class they are, and the classifier that learns from them."""
+
+import dataclasses
+
+import pytest
+import torch
+from test_experiments import LAE, open_lab
+
+from lae_fast.experiments import mixtures
+from lae_fast.experiments.mixtures import Mixture
+from lae_fast.experiments.new_images import TrainedOnNewImages
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    return open_lab(tmp_path_factory.mktemp("lab"))
+
+
+# Three classes in a plane, whose distributions overlap little; two labels of each.
+MEANS = torch.tensor([[0.0, 0.0], [6.0, 0.0], [0.0, 6.0]])
+FACTORS = torch.tensor([[[1.0, 0.0], [0.5, 0.5]], [[0.5, 0.0], [0.0, 2.0]], [[1.5, 0.0], [-1.0, 1.0]]])
+
+
+def test_codes_are_drawn_from_their_class():
+    labels = torch.tensor([2, 0]).repeat(40_000)
+    z = Mixture(MEANS, FACTORS).draw(labels, seeded())
+    for k in (0, 2):
+        of_class = z[labels == k]
+        torch.testing.assert_close(of_class.mean(0), MEANS[k], rtol=0, atol=0.05)
+        torch.testing.assert_close(of_class.T.cov(), FACTORS[k] @ FACTORS[k].T, rtol=0, atol=0.1)
+
+
+def test_the_posterior_is_bayes():
+    z = 4 * torch.randn(50, 2, generator=seeded())
+    normal = torch.distributions.MultivariateNormal(MEANS, scale_tril=FACTORS)
+    wanted = normal.log_prob(z[:, None]).softmax(1)
+    torch.testing.assert_close(Mixture(MEANS, FACTORS).posterior(z), wanted)
+
+
+def test_two_labels_of_a_class_are_enough_where_classes_stand_apart():
+    truth = Mixture(MEANS, FACTORS)
+    labels = torch.arange(3).repeat(3000)
+    z = truth.draw(labels, seeded())
+    few = slice(0, 6)
+    found = mixtures.fit(z[few], labels[few], z[6:], 3)
+    assert (found.posterior(z).argmax(1) == labels).double().mean() > 0.98
+    torch.testing.assert_close(found.means, MEANS, rtol=0, atol=0.15)
+    covariances = FACTORS @ FACTORS.mT
+    pooled = covariances.mean(0)
+    wanted = (1 - mixtures.POOLED) * covariances + mixtures.POOLED * pooled
+    torch.testing.assert_close(found.factors @ found.factors.mT, wanted, rtol=0, atol=0.35)
+
+
+def test_labels_are_believed():
+    """A labelled code stays in its class, however far it lies there."""
+    z = torch.cat((torch.zeros(5, 2), torch.ones(5, 2))) + 0.1 * torch.randn(10, 2, generator=seeded())
+    labels = torch.tensor([0, 1] * 5)  # not what the codes say
+    found = mixtures.fit(z, labels, z[:0], 2)
+    for k in (0, 1):
+        torch.testing.assert_close(found.means[k], z[labels == k].mean(0))
+
+
+def batches(lab, **options):
+    recipe = TrainedOnNewImages(0, 2, LAE, epochs=1, per_class=5, **options)
+    ((minibatch,),) = [list(minibatches) for minibatches in recipe.batches(lab, seeded())]
+    return recipe, *minibatch
+
+
+@pytest.mark.parametrize("kind", ["new codes", "found"])
+def test_new_images_follow_the_labelled_ones(kind, lab):
+    recipe, x, y = batches(lab, variations=kind)
+    assert x.shape == (150, 1, 28, 28)
+    assert ((x >= 0) & (x <= 1)).all()
+    assert torch.equal(y, y[:50].repeat(3))
+    known = {bytes(image) for image in lab.train.images.numpy()}
+    seen = [bytes(image) for image in (x * 255).round().to(torch.uint8).flatten(1).numpy()]
+    labelled = {bytes(image) for image in recipe.training_set(lab.train).images.numpy()}
+    assert set(seen[:50]) == labelled
+    is_real = [image in known for image in seen[50:]]
+    assert all(is_real) if kind == "found" else not any(is_real)
+    shifted = batches(lab, variations=f"{kind}+affine")[1]
+    assert torch.equal(shifted[:50], x[:50])
+    assert (shifted[50:] - x[50:]).abs().amax((1, 2, 3)).min() > 0.01
+
+
+def test_found_images_are_of_their_class_as_codes_tell_it(lab, monkeypatch):
+    """With codes that are the labels, all are."""
+    by_image = {bytes(i): k for i, k in zip(lab.train.images.numpy(), lab.train.labels, strict=True)}
+
+    class Reader(torch.nn.Module):
+        def encode(self, x):
+            labels = torch.stack([by_image[bytes(i)] for i in (x * 255).round().to(torch.uint8).numpy()])
+            centres = torch.eye(10)[labels]
+            return centres + 0.01 * torch.randn(centres.shape, generator=seeded())
+
+    monkeypatch.setattr(type(LAE), "load", lambda self, lab: Reader())
+    _, x, y = batches(lab, variations="found")
+    images = (x * 255).round().to(torch.uint8).flatten(1).numpy()
+    assert [by_image[bytes(image)].item() for image in images] == y.tolist()
+
+
+def test_what_new_images_need():
+    with pytest.raises(ValueError, match="there is no autoencoder; expected one"):
+        TrainedOnNewImages(0, 2)
+    with pytest.raises(
+        ValueError, match="variations are 'affine'; expected one of new codes, new codes\\+affine"
+    ):
+        TrainedOnNewImages(0, 2, LAE, variations="affine")
+
+
+def test_it_trains_on_them(lab):
+    recipe = TrainedOnNewImages(0, 2, LAE, epochs=0, per_class=5, n_updates=3)
+    metrics = lab.get(recipe).metrics
+    assert metrics["n_images"] == 50
+    assert metrics["epochs"] == pytest.approx(3)
+    assert lab.path(recipe) != lab.path(dataclasses.replace(recipe, variations="found"))
