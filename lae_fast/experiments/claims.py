@@ -1,4 +1,4 @@
-"""The report's claims (its sections 6 and 7), each with its measurements, seed by seed."""
+"""The report's claims (its sections 6 and 7) and two beyond it, each with its measurements, seed by seed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ import statistics
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from lae_fast.experiments.design import JUDGED, PGD_STEP, PROTOCOLS, VARIED, Design, training_name
+from lae_fast.experiments.design import (
+    ADVERSARIAL,
+    JUDGED,
+    PGD_STEP,
+    PROTOCOLS,
+    VARIED,
+    Design,
+    training_name,
+)
 from lae_fast.experiments.recipes import Recipe
 from lae_fast.experiments.verdicts import FLOOR, Row, Verdict, judge
 
@@ -169,6 +177,21 @@ def _attacked(d: Design, metric: str, unit: str, sign: int, eps: tuple[float, ..
             yield Measurement(what, with_them, without, f"{metric}_{radius:g}", sign, excluded=again)
 
 
+def _on_top(d: Design) -> Iterator[Measurement]:
+    """Adversarial training with variations minus without, under our strongest attack."""
+    without, *varied = [(v, c) for (training, v), c in d.hardened().items() if training == ADVERSARIAL]
+    for (variations, with_them), radius in itertools.product(varied, EPS):
+        what = f"{variations}, ε {radius:g}, APGD: accuracy with - without, points"
+        yield Measurement(what, d.worst_case(with_them), d.worst_case(without[1]), f"accuracy_{radius:g}")
+
+
+def _beside_autoattack(d: Design) -> Iterator[Measurement]:
+    margin = 0.02
+    for (labels, trained), radius in itertools.product(d.hardened().items(), EPS):
+        what = f"{', '.join(labels)}, ε {radius:g}: accuracy under AutoAttack - under APGD, points; more than {-100 * margin:g}"
+        yield Measurement(what, *d.beside_autoattack(trained), f"accuracy_{radius:g}", 1, margin)
+
+
 def _interpolation(d: Design) -> Iterator[Measurement]:
     vae = d.vae(2)
     for rule in JUDGED:
@@ -180,7 +203,7 @@ def _interpolation(d: Design) -> Iterator[Measurement]:
 
 
 def claims(d: Design) -> list[Claim]:
-    """All claims, in the report's order."""
+    """The report's claims in its order, and what is said beyond it."""
     robust = "Training with variations is more robust"
     listed = (
         ("6.1", "A larger latent dimension lowers the reconstruction loss", _dimension(d)),
@@ -200,5 +223,7 @@ def claims(d: Design) -> list[Claim]:
         ("6.5, 7", f"{robust} at higher ε", _attacked(d, "accuracy", "points", 1, EPS[1:])),
         ("6.5", "It lowers the loss under attack at higher ε", _attacked(d, "loss", "nats", -1, EPS[1:])),
         ("6.6", "The VAE interpolates better and more smoothly", _interpolation(d)),
+        ("beyond", "Variations make adversarial training more robust", _on_top(d)),
+        ("beyond", "Our strongest attack finds what AutoAttack finds", _beside_autoattack(d)),
     )
     return [Claim(section, text, tuple(measurements)) for section, text, measurements in listed]
