@@ -24,7 +24,8 @@ CLAIMS = """\
 Differences are taken seed by seed. p is that of Student's t test, two-sided, and then corrected by Holm's method for all judged rows of
 the claim. *Holds*: corrected p up to 0.05, in the claimed direction; *does not hold*: the same in the other; else *within noise*, which is
 no proof that there is no difference. Not judged: fewer than three seeds; accuracies that are both below 1 %; an attack whose steps go
-no further than at a smaller ε. An accuracy that is not reached within the limit takes infinitely many epochs."""
+no further than at a smaller ε. An accuracy that is not reached within the limit takes infinitely many epochs.
+What is said beyond the report (*beyond*) is ours, and judged alike."""
 
 
 def not_run(recipes: Sequence[Recipe]) -> str:
