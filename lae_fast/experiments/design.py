@@ -154,6 +154,6 @@ class Design:
             )
         if p.has_madry:
             found[f"{ADVERSARIAL}, network of Madry et al.", none] = tuple(
-                HardenedClassifier(seed, lr=1e-3, network="madry", **options) for seed in range(p.n_seeds)
+                HardenedClassifier(seed, network="madry", **options) for seed in range(p.n_seeds)
             )
         return found

@@ -280,7 +280,7 @@ def _hardened(design: Design) -> Table:
         tuple(columns),
         (*rows, Row(as_published, published=published.MADRY)),
         "Trained on what {adversarial_steps} steps of PGD make of the images and their variations, {adversarial_updates} minibatches of 64 images, "
-        "without dropout; the radius grows to 0.3 in the first 40 % of them, and the learning rate of Adam takes one cycle up to 5e-3 (1e-3 for the network of Madry et al.). "
+        "without dropout; the radius grows to 0.3 in the first 40 % of them, and the learning rate of Adam takes one cycle up to 5e-3. "
         "Attacked within ε, L-inf: PGD is (a) of table 8; APGD is our strongest attack, 100 steps on the cross-entropy, then on the images that these leave "
         f"100 steps of targeted DLR at each of the nine wrong classes; AutoAttack is the standard version of its authors' package {LIBRARY} (APGD on the cross-entropy, by "
         "targeted DLR, FAB, Square), and takes seconds an image.",
