@@ -50,7 +50,9 @@ EXPECTED = {  # table -> labels -> its numbers
     "table9": trainings(published.ATTACKED, "loss"),
     "beyond-few-labels": {},
     "beyond-imbalance": {},
-    "beyond-adversarial": {("adversarial", "Madry et al., a larger network, 100 steps"): published.MADRY},
+    "beyond-adversarial": {
+        ("PGD, 100 steps", "adversarial, as published by Madry et al.", "none, N = 0"): published.MADRY
+    },
 }
 
 

@@ -31,6 +31,7 @@ from lae_fast.experiments.questions import questions
 from lae_fast.experiments.recipes import Lab, Recipe, ordered
 from lae_fast.experiments.record import Measured, Record
 from lae_fast.experiments.runner import run
+from lae_fast.experiments.strongest import obstacle
 from lae_fast.experiments.style import STYLE
 from lae_fast.experiments.tables import Table, tables
 
@@ -170,13 +171,18 @@ class Experiments:
         if "all" in self.options.artefacts:
             measurements = [m for claim in self.claims for m in claim.measurements]
             parts["claims"] = ordered(r for m in measurements for r in (*m.minuend, *m.subtrahend))
-        todo = [r for r in ordered(r for part in parts.values() for r in part) if not self.lab.has(r)]
+        wanted = ordered(r for part in parts.values() for r in part)
+        left_out = {r: reason for r in wanted if not self.lab.has(r) and (reason := obstacle(r))}
+        parts = {name: [r for r in part if r not in left_out] for name, part in parts.items()}
+        todo = [r for r in wanted if not self.lab.has(r) and r not in left_out]
         say(f"data      {self.lab.source}")
         n_all = len(set().union(*parts.values()))
         say(
             f"work      {len(todo)} of {n_all} models and measurements to make, {self.workers} at a time; "
             f"kept in {self.options.cache}"
         )
+        for reason, n in Counter(left_out.values()).items():
+            say(f"left out  {n} measurements: {reason}, which is not installed")
         self._finish(parts)
         self._make(todo, lambda: self._finish(parts))
         say(f"written   {self.folder}: report.md, report.csv and figures")

@@ -7,7 +7,14 @@ import statistics
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from lae_fast.experiments.design import JUDGED, PGD_STEP, PROTOCOLS, VARIED, Design, training_name
+from lae_fast.experiments.design import (
+    JUDGED,
+    PGD_STEP,
+    PROTOCOLS,
+    VARIED,
+    Design,
+    training_name,
+)
 from lae_fast.experiments.recipes import Recipe
 from lae_fast.experiments.verdicts import FLOOR, Row, Verdict, judge
 

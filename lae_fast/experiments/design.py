@@ -13,6 +13,7 @@ from lae_fast.experiments.new_images import NEW, TrainedOnNewImages
 from lae_fast.experiments.planes import Plane, Recognised
 from lae_fast.experiments.presets import Preset
 from lae_fast.experiments.published import TRAININGS as TRAININGS_OF_REPORT
+from lae_fast.experiments.strongest import WorstCase
 
 ADAPTED: dict[str, Any] = dict(mh=True, step_size=None)
 RULES: dict[str, dict[str, Any]] = {  # how an LAE's chain runs
@@ -67,6 +68,7 @@ KINDS = {
     "new codes+affine": ", new codes, affine",
     "found+affine": ", found, affine",
 }
+ADVERSARIAL = "adversarial"
 HOFFMAN: dict[str, Any] = dict(model="hoffman", **ADAPTED)
 
 
@@ -149,6 +151,20 @@ class Design:
         options: dict[str, Any] = dict(step_size=PGD_STEP, n_images=n_images)
         return tuple(Attacked(c, n_steps, is_random_start, **options) for c in trained)
 
+    def worst_case(self, trained: tuple[TrainedClassifier, ...]) -> tuple[WorstCase, ...]:
+        """Under our strongest attack."""
+        return tuple(WorstCase(c, self.preset.strongest_images) for c in trained)
+
+    def beside_autoattack(
+        self, trained: tuple[TrainedClassifier, ...]
+    ) -> tuple[tuple[WorstCase, ...], tuple[WorstCase, ...]]:
+        """Under AutoAttack, and under ours on the same images."""
+        theirs, ours = (
+            tuple(WorstCase(c, self.preset.autoattack_images, attack) for c in trained)
+            for attack in ("AutoAttack", "ours")
+        )
+        return theirs, ours
+
     def few_labels(self, model: str | None, per_class: int, variations: str) -> tuple[TrainedClassifier, ...]:
         options = dict(epochs=0, lr=1e-3, per_class=per_class, n_updates=self.preset.few_label_updates)
         return self.varied(model, variations, **options)
@@ -166,10 +182,19 @@ class Design:
         sources = enumerate(self.source(model))
         return tuple(kind(seed, n, source, variations=variations, **options) for seed, source in sources)
 
-    def hardened(self, model: str | None, *, is_adversarial: bool = True) -> tuple[TrainedClassifier, ...]:
-        p, n = self.preset, 0 if model is None else 1
-        if not is_adversarial:
-            return self.classifiers(model, n, epochs=p.adversarial_epochs, lr=1e-3)
+    def hardened(self) -> dict[tuple[str, str], tuple[TrainedClassifier, ...]]:
+        """(training, variations) -> classifiers; the first is trained plainly, all others are adversarial."""
+        p = self.preset
+        none = training_name(None, 0)
+        found = {("plain", none): self.classifiers(None, 0, epochs=p.adversarial_epochs, lr=1e-3)}
         options: dict[str, Any] = dict(n_updates=p.adversarial_updates, adversarial_steps=p.adversarial_steps)
-        sources = enumerate(self.source(model))
-        return tuple(HardenedClassifier(seed, n, source, **options) for seed, source in sources)
+        for model in (None, "lae", "vae"):
+            n, sources = 0 if model is None else 1, enumerate(self.source(model))
+            found[ADVERSARIAL, training_name(model, n)] = tuple(
+                HardenedClassifier(seed, n, source, **options) for seed, source in sources
+            )
+        if p.has_madry:
+            found[f"{ADVERSARIAL}, network of Madry et al.", none] = tuple(
+                HardenedClassifier(seed, network="madry", **options) for seed in range(p.n_seeds)
+            )
+        return found

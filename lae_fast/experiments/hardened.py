@@ -16,6 +16,19 @@ from lae_fast.experiments.recipes import Lab
 from lae_fast.training import keep_freed_memory
 
 
+def madry() -> nn.Sequential:
+    """The network of Madry et al. (2018): images [n, 1, 28, 28] -> log probabilities [n, 10]."""
+    net = nn.Sequential(
+        nn.Conv2d(1, 32, 5, padding="same"), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 5, padding="same"), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(7 * 7 * 64, 1024), nn.ReLU(), nn.Linear(1024, 10), nn.LogSoftmax(1),
+    )  # fmt: skip
+    return net.to(memory_format=torch.channels_last)
+
+
+NETWORKS = {"report": classifier, "madry": madry}
+
+
 @dataclasses.dataclass(frozen=True)
 class HardenedClassifier(TrainedClassifier):
     """The classifier after training on the worst images that PGD finds within eps (Madry et al., 2018).
@@ -29,6 +42,7 @@ class HardenedClassifier(TrainedClassifier):
         adversarial_steps: of PGD, for each minibatch.
         eps: the radius, L-infinity.
         warm_up: the part of the updates in which it grows.
+        network: one of NETWORKS.
     """
 
     lr: float = 5e-3
@@ -37,6 +51,7 @@ class HardenedClassifier(TrainedClassifier):
     adversarial_steps: int = 5
     eps: float = 0.3
     warm_up: float = 0.4
+    network: str = "report"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,13 +59,24 @@ class HardenedClassifier(TrainedClassifier):
             raise ValueError(
                 f"n_updates is {self.n_updates}, adversarial_steps {self.adversarial_steps}; expected at least 1"
             )
+        if self.network not in NETWORKS:
+            raise ValueError(f"network is {self.network!r}; expected one of {', '.join(NETWORKS)}")
+
+    def cost(self) -> float:
+        return super().cost() * (15 if self.network == "madry" else 1)
+
+    def load(self, lab: Lab) -> nn.Sequential:
+        """The trained classifier, in evaluation mode."""
+        net = NETWORKS[self.network]()
+        net.load_state_dict(lab.get(self).weights)
+        return net.to(lab.device).eval()
 
     def train(self, lab: Lab) -> Iterator[tuple[nn.Sequential, int]]:
         """Train; at the end the classifier, in evaluation mode, and how many images it has seen."""
         assert self.n_updates is not None
         torch.manual_seed(self.seed)
         keep_freed_memory()
-        net = classifier().to(lab.device).train()
+        net = NETWORKS[self.network]().to(lab.device).train()
         for module in net.modules():
             if isinstance(module, (nn.Dropout, nn.Dropout2d)):
                 module.eval()

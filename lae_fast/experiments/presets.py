@@ -19,7 +19,9 @@ class Preset:
     nh: int
     latent_epochs: int  # epochs of the linear layer on codes
     classifier_epochs: dict[int, int]  # N -> epochs
-    attacked_images: int
+    attacked_images: int  # under PGD
+    strongest_images: int  # under the strongest attack of our own
+    autoattack_images: int  # under AutoAttack, which takes seconds an image
     likelihood_images: int
     n_temperatures: int
     few_label_updates: int
@@ -27,6 +29,7 @@ class Preset:
     adversarial_epochs: int  # of the row without attack
     adversarial_updates: int
     adversarial_steps: int
+    has_madry: bool  # whether the network of Madry et al. is trained, too
     convergence_limit: int  # most epochs to the accuracy of N = 0, in units of those that N = 0 took
 
 
@@ -42,6 +45,8 @@ CPU = Preset(
     latent_epochs=20,
     classifier_epochs={0: 10, 2: 10, 5: 3},
     attacked_images=2000,
+    strongest_images=500,
+    autoattack_images=100,
     likelihood_images=200,
     n_temperatures=200,
     few_label_updates=1000,
@@ -49,6 +54,7 @@ CPU = Preset(
     adversarial_epochs=3,
     adversarial_updates=900,
     adversarial_steps=5,
+    has_madry=False,
     convergence_limit=4,
 )
 REPORT = dataclasses.replace(
@@ -58,12 +64,15 @@ REPORT = dataclasses.replace(
     lr=1e-4,
     classifier_epochs={0: 10, 2: 10, 5: 10},
     attacked_images=10_000,
+    strongest_images=2000,
+    autoattack_images=1000,
     n_temperatures=500,
     few_label_updates=5000,
     imbalanced_epochs=10,
     adversarial_epochs=20,
     adversarial_updates=18_000,
     adversarial_steps=40,
+    has_madry=True,
 )
 QUICK = dataclasses.replace(
     CPU,
@@ -76,6 +85,8 @@ QUICK = dataclasses.replace(
     latent_epochs=2,
     classifier_epochs={0: 2, 2: 2, 5: 1},
     attacked_images=100,
+    strongest_images=20,
+    autoattack_images=10,
     likelihood_images=20,
     n_temperatures=20,
     few_label_updates=30,

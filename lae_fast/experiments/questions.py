@@ -1,13 +1,14 @@
-"""What is asked beyond the report, of the variations that its future work proposes, and judged as its claims are."""
+"""What is asked beyond the report, of variations and of robustness, and judged as its claims are."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from lae_fast.experiments.claims import Claim, Measurement
+from lae_fast.experiments.claims import EPS, Claim, Measurement
 from lae_fast.experiments.classifiers import TrainedClassifier
-from lae_fast.experiments.design import BEYOND, DRAWN, FEW, RARE, Design, varied_name
+from lae_fast.experiments.design import ADVERSARIAL, BEYOND, DRAWN, FEW, RARE, Design, varied_name
 
 Trained = Callable[..., tuple[TrainedClassifier, ...]]  # `model` and `variations` -> a recipe for each seed
 CONTROL = "affine"  # the best that knows no model
@@ -34,6 +35,21 @@ def _decoded_or_real(d: Design) -> Iterator[Measurement]:
         yield Measurement(what, decoded, real, "accuracy")
 
 
+def _on_top(d: Design) -> Iterator[Measurement]:
+    """Adversarial training with variations minus without, under our strongest attack."""
+    without, *varied = [(v, c) for (training, v), c in d.hardened().items() if training == ADVERSARIAL]
+    for (variations, with_them), radius in itertools.product(varied, EPS):
+        what = f"{variations}, ε {radius:g}, APGD: accuracy with - without, points"
+        yield Measurement(what, d.worst_case(with_them), d.worst_case(without[1]), f"accuracy_{radius:g}")
+
+
+def _beside_autoattack(d: Design) -> Iterator[Measurement]:
+    margin = 0.02
+    for (labels, trained), radius in itertools.product(d.hardened().items(), EPS):
+        what = f"{', '.join(labels)}, ε {radius:g}: accuracy under AutoAttack - under APGD, points; more than {-100 * margin:g}"
+        yield Measurement(what, *d.beside_autoattack(trained), f"accuracy_{radius:g}", 1, margin)
+
+
 def questions(d: Design) -> list[Claim]:
     """All questions, in the order of the tables."""
     found: list[Claim] = []
@@ -46,4 +62,6 @@ def questions(d: Design) -> list[Claim]:
         trained = partial(d.imbalanced, is_balanced=is_balanced)
         for metric, key in ((f"recall of {RARE}", f"recall_{RARE}"), ("accuracy", "accuracy")):
             found += _asked("class imbalance", f"{RARE} at 1 %, drawn {drawn}", trained, metric, key)
-    return found
+    found.append(Claim("adversarial", "Variations make adversarial training more robust", tuple(_on_top(d))))
+    text = "Our strongest attack finds what AutoAttack finds"
+    return [*found, Claim("all", text, tuple(_beside_autoattack(d)))]

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from lae_fast.checkpoint import write_atomically
 from lae_fast.experiments.claims import Claim, Metrics
+from lae_fast.experiments.recipes import Recipe
+from lae_fast.experiments.strongest import obstacle
 from lae_fast.experiments.tables import Column, Row, Table
 
 NOT_YET = "not run yet"
@@ -24,9 +26,16 @@ the claim. *Holds*: corrected p up to 0.05, in the claimed direction; *does not 
 no proof that there is no difference. Not judged: fewer than three seeds; accuracies that are both below 1 %; an attack whose steps go
 no further than at a smaller ε. An accuracy that is not reached within the limit takes infinitely many epochs."""
 
+
+def not_run(recipes: Sequence[Recipe]) -> str:
+    """What stands in place of numbers that are not there."""
+    reasons = dict.fromkeys(filter(None, map(obstacle, recipes)))
+    return f"not run: {', '.join(reasons)}" if reasons else NOT_YET
+
+
 QUESTIONS = """\
 Judged like the claims: paired by seed, and corrected for the rows of one question. Which variations help at all, and whether those of a model help more
-than small affine shifts, which need none."""
+than small affine shifts, which need none; whether adversarial training gains by them; and whether our strongest attack misses what AutoAttack finds."""
 
 
 def _number(value: float, digits: int) -> str:
@@ -79,7 +88,7 @@ def table(table: Table, metrics: Metrics, n_train: int) -> Iterator[str]:
         if row.published:
             cells = [printed(row, column) for column in table.columns]
         elif not found:
-            cells = [NOT_YET]
+            cells = [not_run(row.recipes)]
         else:
             cells = _cells(row, table.columns, found, n_train)
         padding = [""] * (len(headings) - len(row.labels) - len(cells))
@@ -114,7 +123,7 @@ def claims(
         for m, verdict in zip(claim.measurements, claim.verdicts(metrics), strict=True):
             differences = list(m.differences(metrics).values())
             value = _difference([m.factor * d for d in differences]) if differences else ""
-            text = verdict.text if differences else NOT_YET
+            text = verdict.text if differences else not_run((*m.minuend, *m.subtrahend))
             cells = [value, _seeds(len(differences), len(m.minuend)), _p(verdict.p), _p(verdict.corrected)]
             yield f"| {head} | {m.what} | {' | '.join(cells if differences else [''] * 4)} | {text} |"
             head = " | "
