@@ -55,8 +55,8 @@ class Record:
 
     def add(self, recipe: Recipe, measured: Measured) -> None:
         """Take what was measured now, instead of what the record had of this recipe."""
-        line = {"recipe": recipe.describe(), "data": self.digest}
-        self._lines[_key(**line)] = line | measured._asdict()
+        fields, data = recipe.describe(), self.digest
+        self._lines[_key(fields, data)] = {"recipe": fields, "data": data, **measured._asdict()}
 
     def write(self) -> None:
         """Write all lines, in an order of their own: one measurement changes one line of the file."""
