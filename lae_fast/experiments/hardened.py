@@ -63,7 +63,7 @@ class HardenedClassifier(TrainedClassifier):
             raise ValueError(f"network is {self.network!r}; expected one of {', '.join(NETWORKS)}")
 
     def cost(self) -> float:
-        return super().cost() * (15 if self.network == "madry" else 1)
+        return super().cost() * (16 if self.network == "madry" else 2.5)
 
     def load(self, lab: Lab) -> nn.Sequential:
         """The trained classifier, in evaluation mode."""
