@@ -14,6 +14,7 @@ from lae_fast.evaluation import (
     importance_bound,
     quadrature,
 )
+from lae_fast.mixtures import fit_classes
 from lae_fast.models import LAE, MLP, VAE, Bernoulli, DiscretizedLogistic, Gaussian, Hoffman, load
 from lae_fast.sampling import (
     ALDInfo,
@@ -55,6 +56,7 @@ __all__ = [
     "diagnose_variations",
     "evaluate",
     "fit",
+    "fit_classes",
     "fit_posterior_scale",
     "fit_schedule",
     "importance_bound",

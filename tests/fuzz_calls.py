@@ -535,6 +535,14 @@ def _():
     return lae_fast.augment, dict(model=model(), x=unit(4, 6), labels=torch.arange(4)) | own
 
 
+@entry(
+    "fit_classes", says=dict(z=("codes", "unlabelled", "labels"), labels=("codes",), unlabelled=("codes",))
+)
+def _():
+    own = dict(labels=torch.arange(6) % 2, unlabelled=normal(5, 2))
+    return lae_fast.fit_classes, dict(z=normal(6, 2)) | own
+
+
 @entry("data.binarize", says=dict(images=("generator",)))
 def _():
     return data.binarize, dict(

@@ -22,7 +22,7 @@ FLOORS = (
     ("graphs",),
     ("sampling",),
     ("models",),
-    ("augmentation", "evaluation", "hub"),
+    ("augmentation", "evaluation", "hub", "mixtures"),
     ("training",),
     ("info", "view"),
     ("experiments", "score", "train"),

@@ -6,8 +6,6 @@ import pytest
 import torch
 from test_experiments import LAE, open_lab
 
-from lae_fast.experiments import mixtures
-from lae_fast.experiments.mixtures import Mixture
 from lae_fast.experiments.new_images import TrainedOnNewImages
 
 
@@ -18,50 +16,6 @@ def seeded(seed=0):
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     return open_lab(tmp_path_factory.mktemp("lab"))
-
-
-# Three classes in a plane, whose distributions overlap little; two labels of each.
-MEANS = torch.tensor([[0.0, 0.0], [6.0, 0.0], [0.0, 6.0]])
-FACTORS = torch.tensor([[[1.0, 0.0], [0.5, 0.5]], [[0.5, 0.0], [0.0, 2.0]], [[1.5, 0.0], [-1.0, 1.0]]])
-
-
-def test_codes_are_drawn_from_their_class():
-    labels = torch.tensor([2, 0]).repeat(40_000)
-    z = Mixture(MEANS, FACTORS).draw(labels, seeded())
-    for k in (0, 2):
-        of_class = z[labels == k]
-        torch.testing.assert_close(of_class.mean(0), MEANS[k], rtol=0, atol=0.05)
-        torch.testing.assert_close(of_class.T.cov(), FACTORS[k] @ FACTORS[k].T, rtol=0, atol=0.1)
-
-
-def test_the_posterior_is_bayes():
-    z = 4 * torch.randn(50, 2, generator=seeded())
-    normal = torch.distributions.MultivariateNormal(MEANS, scale_tril=FACTORS)
-    wanted = normal.log_prob(z[:, None]).softmax(1)
-    torch.testing.assert_close(Mixture(MEANS, FACTORS).posterior(z), wanted)
-
-
-def test_two_labels_of_a_class_are_enough_where_classes_stand_apart():
-    truth = Mixture(MEANS, FACTORS)
-    labels = torch.arange(3).repeat(3000)
-    z = truth.draw(labels, seeded())
-    few = slice(0, 6)
-    found = mixtures.fit(z[few], labels[few], z[6:], 3)
-    assert (found.posterior(z).argmax(1) == labels).double().mean() > 0.98
-    torch.testing.assert_close(found.means, MEANS, rtol=0, atol=0.15)
-    covariances = FACTORS @ FACTORS.mT
-    pooled = covariances.mean(0)
-    wanted = (1 - mixtures.POOLED) * covariances + mixtures.POOLED * pooled
-    torch.testing.assert_close(found.factors @ found.factors.mT, wanted, rtol=0, atol=0.35)
-
-
-def test_labels_are_believed():
-    """A labelled code stays in its class, however far it lies there."""
-    z = torch.cat((torch.zeros(5, 2), torch.ones(5, 2))) + 0.1 * torch.randn(10, 2, generator=seeded())
-    labels = torch.tensor([0, 1] * 5)  # not what the codes say
-    found = mixtures.fit(z, labels, z[:0], 2)
-    for k in (0, 1):
-        torch.testing.assert_close(found.means[k], z[labels == k].mean(0))
 
 
 def batches(lab, **options):

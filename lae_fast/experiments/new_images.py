@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from lae_fast.experiments import mixtures
 from lae_fast.experiments.classifiers import TrainedClassifier, as_images
 from lae_fast.experiments.recipes import Lab
 from lae_fast.experiments.variations import affine
+from lae_fast.mixtures import fit_classes
 
 # new codes: decoded from z ~ p(z|y). found: real images, the most certain of each class by p(y|z); their labels are not read.
 NEW = ("new codes", "found")
@@ -48,7 +48,7 @@ class TrainedOnNewImages(TrainedClassifier):
 
         images, labels = self.training_set(lab.train)
         codes = encode(lab.train.images)
-        mixture = mixtures.fit(encode(images), labels, codes, N_CLASSES)
+        mixture = fit_classes(encode(images), labels, codes)
         n_certain = max(1, len(codes) // (2 * N_CLASSES))  # about half of each class
         certain = mixture.posterior(codes).topk(n_certain, dim=0).indices  # [n_certain, classes]
 
