@@ -172,7 +172,7 @@ def test_variations_are_compared_with_none_under_our_strongest_attack():
     for m in measured:
         for seed, (with_them, without) in enumerate(zip(m.minuend, m.subtrahend, strict=True)):
             assert with_them.attack == without.attack == "ours"
-            assert with_them.n_images == without.n_images == 500
+            assert with_them.n_images == without.n_images == presets.CPU.strongest_images
             trained = with_them.classifier
             assert isinstance(trained, HardenedClassifier)
             assert (trained.seed, trained.n, trained.autoencoder.seed) == (seed, 1, seed)
