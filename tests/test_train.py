@@ -493,7 +493,7 @@ OTHERS = {  # a value of every option that differs from that of the finished run
     "step_size": 0.1, "adaptation_rate": 0.1, "decisions": "joint", "decoder_window": "before",
     "feature_window": "before", "spread": False, "memory": 5, "ridge": 0.1, "whiten": True, "gradient": "last", "start": "prior",
     "precision": "bf16", "chain_precision": "float32", "batch_size": 50, "epochs": 9, "lr": 0.1, "beta1": 0.3,
-    "cooldown": 0.5, "patience": 3, "seed": 3, "device": "auto", "dataset": "mnist", "data_dir": "elsewhere",
+    "cooldown": 0.5, "patience": 3, "seed": 3, "deterministic_reduce": True, "device": "auto", "dataset": "mnist", "data_dir": "elsewhere",
     "data": "elsewhere", "validation": 7, "binarize": "fixed", "log_every": 2, "checkpoint_every": 2,
 }  # fmt: skip
 
