@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lae_fast import checks
+from lae_fast.isolation import exact
 
 N_ITERATIONS = 30
+FLAT = "codes do not differ in all directions; expected codes with a covariance that can be inverted"
 # Of each covariance this part comes from all classes together: that of a class with few codes stays regular.
 POOLED = 0.2
 
@@ -46,7 +48,8 @@ class ClassMixture(NamedTuple):
         checks.generator("generator", generator, self.means.device)
         means = self.means[labels]
         noise = torch.randn(means.shape, generator=generator, device=means.device, dtype=means.dtype)
-        return means + torch.einsum("nij,nj->ni", self.factors[labels], noise)
+        with exact():
+            return means + torch.einsum("nij,nj->ni", self.factors[labels], noise)
 
     def posterior(self, z: Tensor) -> Tensor:
         """p(y|z) of codes: [n, nz] -> [n, c].
@@ -56,11 +59,11 @@ class ClassMixture(NamedTuple):
         """
         axes, device = f"n, {self.means.shape[1]}", self.means.device
         checks.tensor("z", z, axes, dtypes=(self.means.dtype,), device=device)
-        centred = (z - self.means[:, None]).mT  # [c, nz, n]
-        white = torch.linalg.solve_triangular(self.factors, centred, upper=False)
-        log_volumes = self.factors.diagonal(dim1=1, dim2=2).log().sum(1)
-        log_densities: Tensor = -0.5 * white.square().sum(1).T - log_volumes
-        return log_densities.softmax(1)
+        log_densities = []
+        for mean, factor in zip(self.means.double(), self.factors.double(), strict=True):
+            white = torch.linalg.solve_triangular(factor, (z - mean).T, upper=False)  # [nz, n]
+            log_densities.append(-0.5 * white.square().sum(0) - factor.diagonal().log().sum())
+        return torch.stack(log_densities, 1).softmax(1).to(z.dtype)
 
 
 @torch.no_grad()
@@ -95,6 +98,10 @@ def fit_classes(z: Tensor, labels: Tensor, unlabelled: Tensor | None = None) -> 
     _check_labels(labels, z)
     if len(labels) != len(z):
         raise ValueError(f"labels are {checks.describe(labels)}; expected one for each of {len(z)} codes")
+    if int(labels.max()) >= len(labels):
+        raise ValueError(
+            f"labels are from 0 to {int(labels.max())}, of {len(labels)} codes; expected each label at least once"
+        )
     counts = labels.bincount()
     if not counts.all():
         raise ValueError(
@@ -112,7 +119,11 @@ def fit_classes(z: Tensor, labels: Tensor, unlabelled: Tensor | None = None) -> 
     mixture = _weighted(z.double(), known, pooled=1.0)
     for _ in range(N_ITERATIONS):
         mixture = _weighted(codes, torch.cat((known, mixture.posterior(codes[len(z) :]))))
-    return ClassMixture(*(t.to(z.dtype) for t in mixture))
+    means, factors = mixture
+    sizes = means.abs() + factors.square().sum(2).sqrt()  # [c, nz]
+    if (factors.diagonal(dim1=1, dim2=2) <= 4 * torch.finfo(z.dtype).eps * sizes).any():
+        raise ValueError(FLAT)
+    return ClassMixture(means.to(z.dtype), factors.to(z.dtype))
 
 
 def _check_labels(labels: Tensor, like: Tensor, n_classes: int | None = None) -> None:
@@ -134,12 +145,11 @@ def _weighted(z: Tensor, weights: Tensor, pooled: float = POOLED) -> ClassMixtur
     """The distributions of codes z [n, nz] that belong to the classes by these weights [n, c]."""
     totals = weights.sum(0)
     means = weights.T @ z / totals[:, None]
-    centred = z - means[:, None]  # [c, n, nz]
-    scatters = (weights.T[:, :, None] * centred).mT @ centred  # [c, nz, nz]
+    scatters = torch.stack(
+        [(w[:, None] * (z - m)).T @ (z - m) for w, m in zip(weights.T, means, strict=True)]
+    )  # [c, nz, nz]
     covariances = (1 - pooled) * scatters / totals[:, None, None] + pooled * scatters.sum(0) / len(z)
     factors, failed = torch.linalg.cholesky_ex(covariances)
     if failed.any():
-        raise ValueError(
-            "codes do not differ in all directions; expected codes with a covariance that can be inverted"
-        )
+        raise ValueError(FLAT)
     return ClassMixture(means, factors)

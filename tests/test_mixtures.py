@@ -66,6 +66,11 @@ def test_labels_are_believed():
         ),
         (dict(labels=torch.rand(6)), "labels are float32"),
         (dict(z=torch.zeros(6, 2)), "codes do not differ in all directions"),
+        (
+            dict(z=10 + torch.randn(6, 1, generator=seeded()) @ torch.tensor([[0.3, 0.7]])),
+            "codes do not differ",
+        ),
+        (dict(labels=torch.tensor([0, 1, 0, 1, 0, 2**40])), "labels are from 0 to 1099511627776, of 6 codes"),
         (dict(unlabelled=torch.full((1, 2), torch.nan)), "codes have values that are not finite"),
         (
             dict(unlabelled=torch.zeros(4, 3)),
@@ -85,3 +90,12 @@ def test_what_a_mixture_does_not_know_is_refused():
         found.draw(torch.tensor([0, 3]))
     with pytest.raises(ValueError, match=r"z is float32 \[5, 3\] on cpu; expected float32 \[n, 2\]"):
         found.posterior(torch.zeros(5, 3))
+
+
+def test_draws_and_posteriors_are_exact_in_any_program():
+    found, labels = mixtures.ClassMixture(MEANS, FACTORS), torch.tensor([0, 1, 2])
+    expected = found.draw(labels, seeded())
+    of_class = found.posterior(expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(found.draw(labels, seeded()), expected)
+        assert torch.equal(found.posterior(expected), of_class)

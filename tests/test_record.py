@@ -71,6 +71,8 @@ def test_a_kind_that_is_no_more_stays_in_the_file(tmp_path):
         "{}",
         '{"recipe": {}, "data": ""}',
         '{"recipe": {"kind": "Quality"}, "data": "", "metrics": 3}',
+        '{"recipe": {"kind": "Quality"}, "data": "", "metrics": {"mse": "high"}, "provenance": {}}',
+        '{"recipe": {"kind": "Quality"}, "data": "", "metrics": {}, "provenance": {"commit": 5}}',
     ],
 )
 def test_a_damaged_line_is_named(text, tmp_path):
@@ -78,3 +80,12 @@ def test_a_damaged_line_is_named(text, tmp_path):
     path.write_text(path.read_text() + text + "\n")
     with pytest.raises(CheckpointError, match=r"report\.jsonl is damaged: line 2 is "):
         record(tmp_path)
+
+
+def test_what_another_process_has_written_since_stays(tmp_path):
+    first, second = record(tmp_path), record(tmp_path)
+    first.add(QUALITY, MEASURED)
+    second.add(LAE, MEASURED)
+    first.write()
+    second.write()
+    assert record(tmp_path).find(QUALITY) == record(tmp_path).find(LAE) == MEASURED

@@ -142,6 +142,8 @@ class Experiments:
     def metrics(self, recipe: Recipe) -> dict[str, float] | None:
         """What a recipe and those that it needs have measured, by today's code or as the record has it; None: not yet."""
         if recipe not in self._known:
+            if recipe in self.failed:  # today's code has nothing to say, and that is what counts
+                return None
             if not self.lab.has(recipe):
                 return self._earlier(recipe)
             inherited = [self.metrics(r) or {} for r in recipe.needs()]
@@ -184,7 +186,10 @@ class Experiments:
         for reason, n in Counter(left_out.values()).items():
             say(f"left out  {n} measurements: {reason}, which is not installed")
         self._finish(parts)
-        self._make(todo, lambda: self._finish(parts))
+        try:
+            self._make(todo, lambda: self._finish(parts))
+        finally:
+            self.record.write()  # also what is of no complete table
         say(f"written   {self.folder}: report.md, report.csv and figures")
         return 1 if self.failed else 0
 
@@ -219,6 +224,8 @@ class Experiments:
                     self.failed[recipe] = failure
                     with bar.external_write_mode(file=sys.stderr):
                         complain(f"failed: {failure}")
+                else:
+                    self.metrics(recipe)  # into the record
                 bar.update(recipe.cost())
                 after_each()
 

@@ -37,16 +37,23 @@ class Record:
 
     def __init__(self, folder: Path, digest: str) -> None:
         self.path, self.digest = folder / NAME, digest
-        self._lines: dict[str, dict[str, Any]] = {}  # by recipe and data
+        self._lines = self._read()  # by recipe and data
+        self._added: dict[str, dict[str, Any]] = {}
+
+    def _read(self) -> dict[str, dict[str, Any]]:
         if not self.path.exists():
-            return
-        for number, text in enumerate(self.path.read_text().splitlines(), 1):
+            return {}
+        lines = {}
+        for number, text in enumerate(self.path.read_bytes().splitlines(), 1):
             try:
                 line = json.loads(text)
-                self._lines[_key(line["recipe"], line["data"])] = line
-                Measured(dict(line["metrics"]), dict(line["provenance"]))
-            except (ValueError, TypeError, KeyError) as error:
+                lines[_key(line["recipe"], line["data"])] = line
+                for values, kind in ((line["metrics"], (int, float)), (line["provenance"], str)):
+                    if not all(isinstance(value, kind) for value in values.values()):
+                        raise TypeError(f"values are {values}")
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise CheckpointError(f"{self.path} is damaged: line {number} is {text!r:.80}") from error
+        return lines
 
     def find(self, recipe: Recipe) -> Measured | None:
         """What was measured of a recipe on this data set, by whichever commit."""
@@ -56,12 +63,15 @@ class Record:
     def add(self, recipe: Recipe, measured: Measured) -> None:
         """Take what was measured now, instead of what the record had of this recipe."""
         fields, data = recipe.describe(), self.digest
-        self._lines[_key(fields, data)] = {"recipe": fields, "data": data, **measured._asdict()}
+        line = {"recipe": fields, "data": data, **measured._asdict()}
+        self._lines[_key(fields, data)] = self._added[_key(fields, data)] = line
 
     def write(self) -> None:
-        """Write all lines, in an order of their own: one measurement changes one line of the file."""
-        lines = (json.dumps(self._lines[key]) for key in sorted(self._lines))
-        write_atomically(self.path, "".join(f"{line}\n" for line in lines).encode())
+        """Write all lines, in an order of their own: one measurement changes one line of the file. What others have written since it
+        was read stays."""
+        lines = self._read() | self._added
+        text = "".join(f"{json.dumps(lines[key])}\n" for key in sorted(lines))
+        write_atomically(self.path, text.encode())
 
 
 def _key(recipe: dict[str, Any], data: str) -> str:

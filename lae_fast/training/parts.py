@@ -3,16 +3,19 @@ same bits for any number of processes."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lae_fast.models.autoencoder import Autoencoder
+from lae_fast.ops.torch_private import has_hooks
 from lae_fast.sharing import Shared
 
 T = TypeVar("T")
@@ -42,6 +45,7 @@ class FixedParts:
                 f"n_parts is {n_parts} for {size} processes; expected a multiple of their number"
             )
         self.model, self.n_parts, self.share = model, n_parts, share
+        self._check()
         self.turns = _Turns(n_parts // size, share)
         self.copies = []
         for k in range(self.turns.n):
@@ -57,8 +61,10 @@ class FixedParts:
         parameters, the same bits in all processes; returns that loss [], detached.
 
         Raises:
-            ValueError: x cannot be split into equal parts.
+            ValueError: x cannot be split into equal parts, a parameter has hooks, the model has been shared since, or its loss is
+                not of the model that it is called on.
         """
+        self._check()
         n = self.turns.n
         if len(x) % n or not len(x):
             raise ValueError(f"a minibatch's {len(x)} images in {n} parts; expected a multiple of {n}")
@@ -72,26 +78,42 @@ class FixedParts:
         with torch.no_grad():
             for own, found in zip(self.model.buffers(), self.copies[0].buffers(), strict=True):
                 own.copy_(found)
-            wanted = [
-                p
-                for p, q in zip(self.model.parameters(), self.copies[0].parameters(), strict=True)
-                if q.grad is not None
-            ]
-            *means, loss = (sums / self.n_parts).split([*(p.numel() for p in wanted), 1])
-            for p, mean in zip(wanted, means, strict=True):
-                g = mean.view_as(p).to(p.dtype)
-                p.grad = g if p.grad is None else p.grad + g
-        mean_loss: Tensor = loss.view(())
+            wanted = [p for p in self.model.parameters() if p.requires_grad]
+            *sizes, n_wanted = [p.numel() for p in wanted] + [len(wanted)]
+            *totals, are_there, loss = sums.split([*sizes, n_wanted, 1])
+            if wanted and not are_there.any():
+                raise ValueError(
+                    "loss gives no gradient to the model that it is called on; expected a method of the model"
+                )
+            for p, total, n_there in zip(wanted, totals, are_there.tolist(), strict=True):
+                if n_there:
+                    g = torch.empty_like(p).copy_((total / self.n_parts).view_as(p))  # laid out as p is
+                    p.grad = g if p.grad is None else p.grad + g
+        mean_loss: Tensor = (loss / self.n_parts).view(())
         return mean_loss
 
+    def _check(self) -> None:
+        """Raise a ValueError where the copies would not do what the model does."""
+        if getattr(self.model, "share", None) is not self.share:
+            raise ValueError(
+                "the model shares its minibatches with others than before; expected share_minibatches() before TrainingStep"
+            )
+        if any(has_hooks(p) for p in self.model.parameters()):
+            raise ValueError("a parameter has hooks, which n_parts would not call; expected none")
+
     def _gradients(self, model: nn.Module, x: Tensor, k: int) -> Tensor:
-        """The sum over all parts of gradients and loss, flat, where this process's part k is x."""
-        for p in model.parameters():
+        """The sums over all parts, flat, where this process's part k is x: of each gradient, of whether it is there, and of the
+        loss."""
+        wanted = [p for p in model.parameters() if p.requires_grad]
+        for p in wanted:
             p.grad = None
         loss = gradients_and_loss(model, x)
-        found = [p.grad for p in model.parameters() if p.grad is not None]
-        kind = (found or [loss])[0].dtype
-        return self.turns.total(k, torch.cat([t.flatten().to(kind) for t in (*found, loss)]))
+        kind = functools.reduce(
+            torch.promote_types, [p.dtype for p in wanted], loss.dtype if not wanted else wanted[0].dtype
+        )
+        found = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten().to(kind) for p in wanted]
+        are_there = torch.tensor([p.grad is not None for p in wanted], dtype=kind, device=loss.device)
+        return self.turns.total(k, torch.cat([*found, are_there, loss.reshape(1).to(kind)]))
 
 
 def gradients_and_loss(model: Any, x: Tensor) -> Tensor:
@@ -109,9 +131,9 @@ def _follow(model: nn.Module, copied: nn.Module) -> None:
         other.training = own.training
     for p, q in zip(model.parameters(), copied.parameters(), strict=True):
         q.data = p.data
-    with torch.no_grad():
-        for b, c in zip(model.buffers(), copied.buffers(), strict=True):
-            c.copy_(b)
+        q.requires_grad_(p.requires_grad)
+    for b, c in zip(model.buffers(), copied.buffers(), strict=True):
+        c.data = b.detach().clone()
 
 
 class _Part(Shared):
@@ -145,6 +167,7 @@ class _Turns:
             Exception: what the first one that fails has raised.
         """
         self.failure, self.device, start = None, device, _random_state(device)
+        as_caller = _settings(device)
         self.turn = [threading.Semaphore(0) for _ in range(self.n)]
 
         def task(k: int) -> T | None:
@@ -152,7 +175,8 @@ class _Turns:
             try:
                 if self.failure is None:
                     _set_random_state(start, device)
-                    return functions[k]()
+                    with as_caller():
+                        return functions[k]()
             except BaseException as error:
                 self.failure = self.failure or error
             finally:
@@ -161,7 +185,12 @@ class _Turns:
 
         futures = [self.threads.submit(task, k) for k in range(self.n)]
         self.turn[0].release()
-        found = [f.result() for f in futures]
+        try:
+            found = [f.result() for f in futures]
+        except BaseException as error:  # somebody interrupts the caller: not before the parts have ended
+            self.failure = self.failure or error
+            wait(futures)
+            raise
         if self.failure is not None:
             raise self.failure
         return found  # type: ignore[return-value]  # as none has failed
@@ -192,6 +221,27 @@ def pairwise_sum(values: Sequence[Tensor]) -> Tensor:
     while len(values) > 1:
         values = [a + b for a, b in zip(values[::2], values[1::2], strict=True)]
     return values[0]
+
+
+def _settings(device: torch.device) -> Callable[[], contextlib.ExitStack]:
+    """What makes a thread compute as the present one does: its number of threads, autocast and stream."""
+    n_threads = torch.get_num_threads()
+    casts = [
+        (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)) for kind in ("cpu", "cuda")
+    ]
+    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+
+    def entered() -> contextlib.ExitStack:
+        torch.set_num_threads(n_threads)
+        stack = contextlib.ExitStack()
+        for kind, dtype, is_enabled in casts:
+            if is_enabled:
+                stack.enter_context(torch.autocast(kind, dtype))
+        if stream is not None:
+            stack.enter_context(torch.cuda.stream(stream))
+        return stack
+
+    return entered
 
 
 def _random_state(device: torch.device) -> list[Tensor]:

@@ -88,7 +88,8 @@ class TrainingStep:
         n_parts: a power of two: every minibatch is computed in so many equal parts, one after the other or by several
             processes, whose number divides it. Sums over parts have a fixed order: the same bits for any number of processes of
             one kind, with equally many threads. Such steps take longer and are not captured, and a copy of the model for each part has
-            its buffers and gradients. None: each process computes its part as it is.
+            its buffers and gradients; it does not see attributes that are changed later, and BatchNorm sees its part alone. None: each
+            process computes its part as it is.
 
     Raises:
         ValueError: capture without a GPU, in parts or of a model that shares its minibatches, or an optimizer that cannot be

@@ -1,0 +1,95 @@
+"""Training steps in parts of a fixed order: what one process can show. Several: test_sharing.py, test_torchrun.py."""
+
+from concurrent.futures import Future
+from typing import ClassVar
+
+import pytest
+import torch
+from test_sharing import N_PARTS, made, minibatches
+
+from lae_fast.training import TrainingStep, adam
+
+
+class Own(torch.nn.Module):
+    """A network that no kernel of this package knows: a convolution with channels last, and a parameter that nobody asks for."""
+
+    seen: ClassVar = []  # types of outputs, of all copies
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.network = torch.nn.Sequential(
+            torch.nn.Conv2d(2, 3, 3), torch.nn.Flatten(), torch.nn.Linear(12, 1)
+        )
+        self.network.to(memory_format=torch.channels_last)
+        self.unused = torch.nn.Parameter(torch.ones(3))
+
+    def loss(self, x):
+        out = self.network(x.view(-1, 2, 4, 4))
+        self.seen.append(out.dtype)
+        return out.square().mean()
+
+
+def both(made_model):
+    """A model and its twin, which trains in parts."""
+    whole, parted = made_model(), made_model()
+    return [(m, TrainingStep(m, adam(m, 0.01), n_parts=n)) for m, n in ((whole, None), (parted, N_PARTS))]
+
+
+def test_parts_give_gradients_as_parameters_lie_in_memory():
+    (whole, step), (parted, in_parts) = both(Own)
+    for k in range(5):
+        x = torch.randn(8, 32, generator=torch.Generator().manual_seed(k))
+        torch.testing.assert_close(in_parts(x), step(x))
+    for p, q in zip(whole.parameters(), parted.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+    assert parted.unused.grad is None
+
+
+def test_parts_follow_what_is_frozen_and_cast_and_what_the_caller_computes_in():
+    _, (parted, in_parts) = both(Own)
+    x = torch.randn(8, 32)
+    in_parts(x)
+    parted.network[2].bias.requires_grad_(False)
+    kept = parted.network[2].bias.clone()
+    with torch.autocast("cpu", torch.bfloat16):
+        in_parts(x)
+    assert Own.seen[-N_PARTS:] == [torch.bfloat16] * N_PARTS
+    assert torch.equal(parted.network[2].bias, kept)
+    model = made("datapoint", torch.float32)
+    in_parts = TrainingStep(model, torch.optim.SGD(model.parameters(), 0.05), n_parts=2)
+    in_parts(minibatches("datapoint", torch.float32)[0])
+    model.double()
+    assert in_parts(minibatches("datapoint")[1]).isfinite()
+
+
+def test_what_parts_cannot_do_as_the_model_does_is_refused():
+    model = Own()
+    in_parts = TrainingStep(model, adam(model, 0.01), n_parts=2)
+    handle = model.unused.register_hook(lambda g: g)
+    with pytest.raises(ValueError, match="a parameter has hooks"):
+        in_parts(torch.randn(8, 32))
+    handle.remove()
+    model.share = object()
+    with pytest.raises(ValueError, match=r"expected share_minibatches\(\) before TrainingStep"):
+        in_parts(torch.randn(8, 32))
+    closed = torch.nn.Linear(3, 1)
+    closed.loss = lambda x: closed(x).square().mean()
+    with pytest.raises(ValueError, match="expected a method of the model"):
+        TrainingStep(closed, adam(closed, 0.01), n_parts=2)(torch.randn(4, 3))
+
+
+def test_an_interrupted_step_has_ended_before_the_next_one():
+    model, x = made("datapoint"), minibatches("datapoint")[0]
+    in_parts = TrainingStep(model, torch.optim.SGD(model.parameters(), 0.05), n_parts=N_PARTS)
+    in_parts(x)
+    result = Future.result
+
+    def interrupted(self, timeout=None):
+        Future.result = result
+        raise KeyboardInterrupt
+
+    Future.result = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        in_parts(x)
+    assert in_parts(x).isfinite()
