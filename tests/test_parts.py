@@ -83,13 +83,15 @@ def test_an_interrupted_step_has_ended_before_the_next_one():
     model, x = made("datapoint"), minibatches("datapoint")[0]
     in_parts = TrainingStep(model, torch.optim.SGD(model.parameters(), 0.05), n_parts=N_PARTS)
     in_parts(x)
-    result = Future.result
+    result, seen = Future.result, []
 
     def interrupted(self, timeout=None):
         Future.result = result
+        seen.append(self)
         raise KeyboardInterrupt
 
     Future.result = interrupted
     with pytest.raises(KeyboardInterrupt):
         in_parts(x)
+    assert seen[0].done()
     assert in_parts(x).isfinite()
