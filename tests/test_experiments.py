@@ -164,6 +164,7 @@ def test_what_is_not_run_says_so(experiments, tmp_path):
     assert f"| 2 | VAE | {render.NOT_YET} |" in text
 
 
+@pytest.mark.slow
 def test_what_was_measured_before_stays_with_its_commit(experiments, tmp_path):
     """Its products are gone, as they are when code has changed."""
     _, before, rows = experiments("table7")

@@ -79,6 +79,7 @@ def test_targeted_attacks_are_on_what_is_left(monkeypatch):
     assert torch.equal(found[0], torch.cat((x[:3], away[3:])))
 
 
+@pytest.mark.slow
 def test_it_is_measured_on_the_kept_classifier(lab):
     trained = dataclasses.replace(PLAIN, epochs=20, lr=5e-3)
     metrics = WorstCase(trained, 64, eps=(0.0, 0.3)).make(lab).metrics
@@ -123,6 +124,7 @@ def without_the_library(monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_without_the_library_its_rows_say_so_and_all_others_are_made(tmp_path, monkeypatch, capsys):
     without_the_library(monkeypatch)
     recipes = {attack: (WorstCase(PLAIN, 8, attack),) for attack in ("ours", "AutoAttack")}
