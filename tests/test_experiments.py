@@ -25,7 +25,7 @@ from lae_fast.experiments.questions import questions
 from lae_fast.experiments.recipes import Lab, Product, Recipe, enlarged, ordered
 from lae_fast.experiments.report_rule import CountingReportLAE
 from lae_fast.experiments.runner import run
-from lae_fast.experiments.strongest import WorstCase, obstacle
+from lae_fast.experiments.strongest import WorstCase
 from lae_fast.experiments.tables import Column, tables
 
 # Models that have hardly learned, and few temperatures.
@@ -114,7 +114,7 @@ def test_every_table_end_to_end(experiments, name):
     for line, row in zip(lines[1:], table.rows, strict=True):
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         assert cells[: len(row.labels)] == list(row.labels)
-        impossible = any(map(obstacle, row.recipes))  # its library is not installed
+        impossible = any(r.obstacle() for r in row.recipes)  # its library is not installed
         assert row.published or impossible or cells[-1] == "1"  # seed
     measured = [r for r in rows if r["table"] == name and r["seed"] == "0"]
     assert len(measured) >= len(table.columns) - 2  # a VAE has no acceptance

@@ -7,7 +7,10 @@ import pytest
 import torch
 from test_sharing import N_PARTS, made, minibatches
 
+from lae_fast import data
 from lae_fast.training import TrainingStep, adam
+from lae_fast.training.config import Config
+from lae_fast.training.trainer import Trainer
 
 
 class Own(torch.nn.Module):
@@ -95,3 +98,16 @@ def test_an_interrupted_step_has_ended_before_the_next_one():
         in_parts(x)
     assert seen[0].done()
     assert in_parts(x).isfinite()
+
+
+def test_bits_of_any_number_of_processes_are_those_of_one_thread(tmp_path):
+    config = Config(dataset="digits", nh=16, depth=1, batch_size=120, device="cpu", deterministic_reduce=True)
+    trainer = Trainer(config, data.load("digits"), tmp_path, torch.device("cpu"))
+    own, seen = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        trainer.fit(lambda _: seen.append(torch.get_num_threads()) is None)  # one minibatch
+        assert (seen, torch.get_num_threads()) == ([1], 2)
+    finally:
+        torch.set_num_threads(own)
+    assert trainer.training_step.parts.n_parts == 8

@@ -31,7 +31,6 @@ from lae_fast.experiments.questions import questions
 from lae_fast.experiments.recipes import Lab, Recipe, ordered
 from lae_fast.experiments.record import Measured, Record
 from lae_fast.experiments.runner import run
-from lae_fast.experiments.strongest import obstacle
 from lae_fast.experiments.style import STYLE
 from lae_fast.experiments.tables import Table, tables
 
@@ -174,7 +173,7 @@ class Experiments:
             measurements = [m for claim in self.claims for m in claim.measurements]
             parts["claims"] = ordered(r for m in measurements for r in (*m.minuend, *m.subtrahend))
         wanted = ordered(r for part in parts.values() for r in part)
-        left_out = {r: reason for r in wanted if not self.lab.has(r) and (reason := obstacle(r))}
+        left_out = {r: reason for r in wanted if not self.lab.has(r) and (reason := r.obstacle())}
         parts = {name: [r for r in part if r not in left_out] for name, part in parts.items()}
         todo = [r for r in wanted if not self.lab.has(r) and r not in left_out]
         say(f"data      {self.lab.source}")

@@ -57,6 +57,10 @@ class Recipe:
         """About how long `make` takes on one core, in seconds: for the progress bar and the order of work."""
         raise NotImplementedError
 
+    def obstacle(self) -> str:
+        """Why this machine cannot make the product, as a library that is not installed; nothing if it can."""
+        return ""
+
     def make(self, lab: Lab) -> Product:
         """Compute the product, seeded by the fields alone."""
         raise NotImplementedError

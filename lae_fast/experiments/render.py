@@ -12,7 +12,6 @@ from pathlib import Path
 from lae_fast.checkpoint import write_atomically
 from lae_fast.experiments.claims import Claim, Metrics
 from lae_fast.experiments.recipes import Recipe
-from lae_fast.experiments.strongest import obstacle
 from lae_fast.experiments.tables import Column, Row, Table
 
 NOT_YET = "not run yet"
@@ -29,7 +28,7 @@ no further than at a smaller ε. An accuracy that is not reached within the limi
 
 def not_run(recipes: Sequence[Recipe]) -> str:
     """What stands in place of numbers that are not there."""
-    reasons = dict.fromkeys(filter(None, map(obstacle, recipes)))
+    reasons = dict.fromkeys(filter(None, (r.obstacle() for r in recipes)))
     return f"not run: {', '.join(reasons)}" if reasons else NOT_YET
 
 

@@ -73,6 +73,10 @@ class WorstCase(Recipe):
     def cost(self) -> float:
         return (2 if self.attack == "AutoAttack" else 0.4) * self.n_images
 
+    def obstacle(self) -> str:
+        is_there = self.attack != "AutoAttack" or importlib.util.find_spec(LIBRARY)
+        return "" if is_there else f"needs {LIBRARY}"
+
     def make(self, lab: Lab) -> Product:
         keep_freed_memory()
         images, labels = (t[: self.n_images] for t in lab.test)
@@ -87,9 +91,3 @@ class WorstCase(Recipe):
         return Product(
             {}, {f"accuracy_{e:g}": a for e, a in zip(self.eps, found.accuracy.tolist(), strict=True)}
         )
-
-
-def obstacle(recipe: Recipe) -> str:
-    """Why this machine cannot make a recipe; nothing if it can."""
-    needs_it = isinstance(recipe, WorstCase) and recipe.attack == "AutoAttack"
-    return f"needs {LIBRARY}" if needs_it and importlib.util.find_spec(LIBRARY) is None else ""
