@@ -21,7 +21,7 @@ import lae_fast
 from lae_fast import attacks, data, models, ops
 from lae_fast.checkpoint import CheckpointError
 from lae_fast.ops import layer
-from lae_fast.training import TrainingStep, adam
+from lae_fast.training import OwnNumbers, SideBySide, TrainingStep, adam
 
 CALLS: dict[str, Call] = {}
 
@@ -561,6 +561,24 @@ def _():
         return TrainingStep(model, adam(model, lr))(x)
 
     return step, dict(model=model(), lr=1e-3, x=unit(4, 6))
+
+
+@entry("training.SideBySide", says=dict(x=("images", "minibatches"), capture=("images",)))
+def _():
+    def step(model: Any, capture: bool, x: torch.Tensor) -> torch.Tensor:
+        alone = TrainingStep(model, adam(model, 1e-3), capture=False)
+        return SideBySide([alone], capture=capture)(x)
+
+    return step, dict(model=model(), capture=False, x=unit(1, 4, 6))
+
+
+@entry("training.OwnNumbers")
+def _():
+    def draw(**given: Any) -> torch.Tensor:
+        with OwnNumbers(**given)():
+            return torch.rand(2)
+
+    return draw, dict(seed=3, device="cpu")
 
 
 @entry(

@@ -10,6 +10,7 @@ from test_dense import images, model
 
 from lae_fast import beside, graphs
 from lae_fast.beside import Beside
+from lae_fast.training import SideBySide, TrainingStep, adam, side_by_side
 
 GPU = torch.device("cuda", 0)
 
@@ -130,6 +131,35 @@ def test_a_backward_pass_that_fails_leaves_the_chain_kept(monkeypatch):
         m.add_gradients(x)
     assert asked[-1] == ()
     assert not torch.equal(m.phi, before)
+
+
+def test_models_side_by_side_have_a_stream_each_between_one_beginning_and_one_end(notes, monkeypatch):
+    """And the same streams whenever so many are trained: PyTorch has 32 in all, which would come round to others' soon."""
+    numbers = iter(range(99))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream(notes, f"stream {next(numbers)}"))
+    side_by_side._streams.cache_clear()
+    models = [model(True), model(True)]
+    steps = SideBySide([TrainingStep(m, adam(m, 1e-3), capture=False) for m in models])
+    steps.device = GPU
+    for k in range(2):
+        steps.steps[k].read = lambda x, k=k: (
+            notes.append(f"step {k} in {torch.cuda.current_stream().name}") or x
+        )
+    x = images()[None].expand(2, -1, -1)
+    for _ in range(2):
+        del notes[:]
+        assert steps(x).shape == (2,)
+        assert notes == [
+            "stream 0 waits for main",
+            "step 0 in stream 0",
+            "stream 1 waits for main",
+            "step 1 in stream 1",
+            "main waits for stream 0",
+            "main waits for stream 1",
+        ]
+        steps = SideBySide(steps.steps)
+        steps.device = GPU
+    side_by_side._streams.cache_clear()
 
 
 class BrokenCapture:

@@ -13,7 +13,7 @@ from torch import nn
 from lae_fast import data, provenance
 from lae_fast.experiments import __main__ as cli
 from lae_fast.experiments import autoencoders, convergence, hardened, presets, published, render
-from lae_fast.experiments.autoencoders import Quality, TrainedAutoencoder
+from lae_fast.experiments.autoencoders import TrainedAutoencoder
 from lae_fast.experiments.claims import claims
 from lae_fast.experiments.classifiers import Attacked, LatentClassifier, TrainedClassifier, as_images
 from lae_fast.experiments.convergence import Convergence
@@ -21,6 +21,7 @@ from lae_fast.experiments.design import Design
 from lae_fast.experiments.hardened import HardenedClassifier
 from lae_fast.experiments.new_images import TrainedOnNewImages
 from lae_fast.experiments.planes import Plane, Recognised, confusion, interpolation
+from lae_fast.experiments.quality import Quality
 from lae_fast.experiments.questions import questions
 from lae_fast.experiments.recipes import Lab, Product, Recipe, enlarged, ordered
 from lae_fast.experiments.report_rule import CountingReportLAE
@@ -178,6 +179,27 @@ def test_what_was_measured_before_stays_with_its_commit(experiments, tmp_path):
     assert re.search(r"- Commit: .*0123abc \(\d+ of \d+\)", text)
 
 
+@pytest.mark.slow
+def test_missing_makes_only_what_nobody_has_measured(experiments, tmp_path, capsys):
+    """With an empty cache, as after a change of code: two measurements of the record are gone."""
+    experiments("table3")
+    path = tmp_path / "report.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    gone = [line for line in lines if '"kind": "Quality"' in line[:40]][:2]
+    path.write_text(
+        "".join(line for line in lines if line not in gone).replace(provenance.commit(), "0123abc")
+    )
+    capsys.readouterr()
+    code, text, _ = experiments("table3", "--missing", folder=tmp_path / "fresh")
+    assert code == 0
+    assert "work      4 of 4 models" in capsys.readouterr().out  # each with its model
+    section = text[text.index("### Table 3") : text.index("### Table 4")]
+    assert render.NOT_YET not in section
+    assert f"Commit: 0123abc ({len(lines) // 2 - 2} of " in section
+    experiments("table3", "--missing", folder=tmp_path / "fresh")
+    assert "work      0 of 0 models" in capsys.readouterr().out
+
+
 def test_an_unknown_table_is_refused_before_any_work(experiments, capsys):
     assert experiments("table10")[0] == 2
     assert "'table10' is unknown; expected all, beyond, table1, " in capsys.readouterr().err
@@ -313,7 +335,7 @@ def test_training_stops_when_patience_is_over_and_keeps_the_best(lab, monkeypatc
         seen.append({name: t.clone() for name, t in model.state_dict().items()})
         return next(losses)
 
-    monkeypatch.setattr(TrainedAutoencoder, "_validation_loss", scripted)
+    monkeypatch.setattr(TrainedAutoencoder, "validation_loss", scripted)
     product = dataclasses.replace(VAE, epochs=30, patience=2).make(lab)
     assert product.metrics["epochs"] == len(seen) == 6
     assert product.metrics["best_epoch"] == 4

@@ -9,7 +9,7 @@ import pytest
 import torch
 from gpu import DEVICE, no_waiting, on_both_devices, report_s_model, same_draws, whole
 from test_attacks import linear
-from test_lae import make
+from test_lae import NX, make
 
 from lae_fast import (
     LAE,
@@ -27,6 +27,7 @@ from lae_fast.evaluation.ais import _Annealing, _Draws
 from lae_fast.graphs import WARMUP, Replayed
 from lae_fast.models import whole_layers
 from lae_fast.ops import library
+from lae_fast.training import OwnNumbers, SideBySide, TrainingStep, adam
 from lae_fast.training.config import Config
 
 pytestmark = pytest.mark.gpu
@@ -163,3 +164,60 @@ def test_a_gpu_attacks_as_a_cpu_does(monkeypatch):
 
     for expected, got in zip(*on_both_devices(adversaries), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+
+
+KINDS = {
+    "vae": lambda: make(VAE),
+    "lae": lambda: make(LAE),
+    "joint": lambda: make(LAE, decisions="joint", n_steps=3),
+    "hoffman": lambda: make(Hoffman, seed=1),
+}
+
+
+def test_models_side_by_side_become_what_they_become_alone():
+    """In float64, captured: branches of one graph, with random numbers of their own, and nobody waits for the device."""
+    x = torch.rand(len(KINDS), WARMUP + 6, 32, NX, dtype=torch.float64, device=DEVICE)
+
+    def trained(chosen):
+        built = [KINDS[name]().double().to(DEVICE) for name in chosen]
+        steps = SideBySide(
+            [TrainingStep(m, adam(m, 1e-2), capture=False) for m in built],
+            [OwnNumbers(list(KINDS).index(name), DEVICE) for name in chosen],
+        )
+        torch.manual_seed(3)  # of the program
+        given = x[[list(KINDS).index(name) for name in chosen]].unbind(1)
+        losses = [steps(minibatches).clone() for minibatches in given[: WARMUP + 1]]
+        with no_waiting():
+            losses += [steps(minibatches).clone() for minibatches in given[WARMUP + 1 :]]
+        return torch.stack(losses, 1), built
+
+    torch.manual_seed(3)
+    expected = torch.rand(4, device=DEVICE)
+    losses, models = trained(KINDS)
+    assert torch.equal(torch.rand(4, device=DEVICE), expected)  # the program's own numbers
+    for k, name in enumerate(KINDS):
+        (alone,), (model,) = trained([name])
+        torch.testing.assert_close(losses[k], alone, rtol=1e-9, atol=0)
+        for key, t in models[k].state_dict().items():
+            torch.testing.assert_close(t, model.state_dict()[key], rtol=1e-7, atol=1e-9)
+
+
+def test_recipes_side_by_side_are_those_made_alone(tmp_path):
+    """As models come and go, what is left is captured anew."""
+    recipes = pytest.importorskip("lae_fast.experiments.autoencoders")
+    from lae_fast.experiments.recipes import Lab
+
+    trainings = [
+        recipes.TrainedAutoencoder(model, 2, seed, epochs, 1e-3, nh=16, batch_size=64)
+        for model, seed, epochs in (("vae", 0, 3), ("lae", 0, 1), ("report", 1, 2), ("vae", 1, 2))
+    ]
+    found = []
+    for at_once in (3, 1):
+        folder = tmp_path / str(at_once)
+        lab = Lab.open("digits", folder, DEVICE, folder, 600, 64, at_once)
+        assert dict(lab.make_all(trainings)) == dict.fromkeys(trainings)
+        found.append([lab.get(recipe) for recipe in trainings])
+    for together, alone in zip(*found, strict=True):
+        assert together.metrics["epochs"] == alone.metrics["epochs"]
+        for name, t in alone.weights.items():
+            torch.testing.assert_close(together.weights[name], t, rtol=1e-2, atol=1e-3)

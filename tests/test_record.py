@@ -6,7 +6,8 @@ import json
 import pytest
 
 from lae_fast.checkpoint import CheckpointError
-from lae_fast.experiments.autoencoders import Quality, TrainedAutoencoder
+from lae_fast.experiments.autoencoders import TrainedAutoencoder
+from lae_fast.experiments.quality import Quality
 from lae_fast.experiments.record import NAME, Measured, Record
 
 LAE = TrainedAutoencoder("lae", 2, 0, 1, 1e-3)

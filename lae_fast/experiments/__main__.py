@@ -71,12 +71,16 @@ class Options:
     """auto (CUDA where there is one), cpu, cuda, ..."""
     workers: int | None = None
     """Processes of one thread each; default: one for every core. 1: all in one process, with all threads; on a GPU the default."""
+    side_by_side: int | None = None
+    """Models that one process trains at once; default: 10 on a GPU, where their steps are branches of one CUDA graph, else 1."""
+    missing: bool = False
+    """Make only what neither the cache nor report.jsonl has: what other code has measured is not measured anew."""
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "workers"):
+        for name in ("seeds", "workers", "side_by_side"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"--{name} is {value}; expected at least 1")
+                raise ValueError(f"--{name.replace('_', '-')} is {value}; expected at least 1")
 
         if self.artefacts[:1] == ("likelihood",) and (wrong := set(self.artefacts[1:]) - set(PARTS)):
             raise ValueError(
@@ -103,10 +107,19 @@ class Experiments:
     def __init__(self, options: Options, command: str) -> None:
         device = str(checks.command_device(options.device))
         self.options, self.command, self.device = options, command, device
-        self.workers = options.workers or (1 if device.startswith("cuda") else os.cpu_count() or 1)
+        is_gpu = device.startswith("cuda")
+        self.workers = options.workers or (1 if is_gpu else os.cpu_count() or 1)
+        at_once = options.side_by_side or (10 if is_gpu else 1)
         preset = PRESETS[options.preset]
         self.open_lab = partial(
-            Lab.open, options.dataset, options.data_dir, device, options.cache, preset.n_train, preset.n_test
+            Lab.open,
+            options.dataset,
+            options.data_dir,
+            device,
+            options.cache,
+            preset.n_train,
+            preset.n_test,
+            at_once,
         )
         self.lab = self.open_lab()
         self.folder = options.folder()
@@ -164,14 +177,21 @@ class Experiments:
         """The recipes of one table or figure, and all recipes that these need."""
         return ordered((self.tables.get(name) or self.figures[name]).recipes())
 
+    def _unmeasured(self, recipes: Iterable[Recipe]) -> list[Recipe]:
+        """The recipes that are to be made and all that these need: with --missing those of which no number is known."""
+        return ordered(r for r in recipes if not self.options.missing or self.metrics(r) is None)
+
     def run(self) -> int:
         """Make what is missing, writing table by table; the exit code."""
         names = self.chosen()
         self.folder.mkdir(parents=True, exist_ok=True)
         parts = {name: [] if name in SKETCHES else self.recipes(name) for name in names}
+        parts |= {
+            name: self._unmeasured(self.tables[name].recipes()) for name in names if name in self.tables
+        }
         if "all" in self.options.artefacts:
             measurements = [m for claim in self.claims for m in claim.measurements]
-            parts["claims"] = ordered(r for m in measurements for r in (*m.minuend, *m.subtrahend))
+            parts["claims"] = self._unmeasured(r for m in measurements for r in (*m.minuend, *m.subtrahend))
         wanted = ordered(r for part in parts.values() for r in part)
         left_out = {r: reason for r in wanted if not self.lab.has(r) and (reason := r.obstacle())}
         parts = {name: [r for r in part if r not in left_out] for name, part in parts.items()}

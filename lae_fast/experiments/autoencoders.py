@@ -1,20 +1,22 @@
-"""The latent variable models of the experiments: their training and their evaluation."""
+"""The latent variable models of the experiments, trained one by one or side by side."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import time
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lae_fast import data, seeds
-from lae_fast.evaluation import anneal, evaluate, fit_posterior_scale
+from lae_fast.evaluation import evaluate, fit_posterior_scale
 from lae_fast.experiments.recipes import Lab, Product, Recipe
 from lae_fast.experiments.report_rule import CountingReportLAE
 from lae_fast.models import LAE, Architecture, Autoencoder, AutoencoderWithChain, build, options_of
-from lae_fast.training import TrainingStep, adam
+from lae_fast.training import OwnNumbers, SideBySide, TrainingStep, adam
 
 REPORT_SCALE = 0.05  # s of the report's q(z|x) = N(f(x), s^2 I)
 
@@ -57,43 +59,24 @@ class TrainedAutoencoder(Recipe):
         options: dict[str, Any] = {name: getattr(self, name) for name in names if name in options_of(kind)}
         return build(Architecture(kind, nx=nx, nz=self.nz, nh=self.nh), **options)
 
-    def make(self, lab: Lab) -> Product:
-        torch.manual_seed(self.seed)
-        model = self.build(lab.nx).to(lab.device)
-        trained: nn.Module = model
-        if self.model == "report":
-            trained = CountingReportLAE(model, self.n_steps, self.mh, self.step_size)
-        step = TrainingStep(
-            trained,
-            adam(trained, self.lr, trained.beta1),
-            capture=False if self.model == "report" else None,  # this rule waits for the device
-        )
-        batch_size = min(self.batch_size, len(lab.train.images))
-        best, kept, metrics = math.inf, {}, {"is_diverged": 0.0}
-        for epoch in range(1, self.epochs + 1):
-            seed, total, before = seeds.mixed(self.seed, epoch), 0.0, decisions(trained)
-            for index in data.shuffled(len(lab.train.images), batch_size, seed, lab.device):
-                total = total + step(lab.train.images[index] / 255)
-            if not math.isfinite(float(total)):
-                metrics["is_diverged"] = 1.0
-                break
-            if trained is not model:
-                trained.copy_to(model)
-            loss = self._validation_loss(model, lab)
-            accepted, proposed = (decisions(trained) - before).tolist()
-            metrics |= {"epochs": epoch} | ({"acceptance": accepted / proposed} if proposed else {})
-            if isinstance(trained, AutoencoderWithChain):
-                metrics["step_size"] = trained.log_step_size.exp().item()
-            if loss < best:
-                best, metrics["best_epoch"] = loss, epoch
-                kept = {name: t.clone() for name, t in model.state_dict().items()}
-            elif epoch - metrics["best_epoch"] >= self.patience:
-                break
-        if not kept:
-            raise ArithmeticError(f"training diverged in its first epoch: {self.describe()}")
-        return Product(kept, metrics)
+    def company(self) -> Hashable:
+        """All but those whose rule waits for the device; equally long steps are taken side by side."""
+        waits = self.model == "report" and self.mh
+        return None if waits else (self.batch_size, self.n_steps)
 
-    def _validation_loss(self, model: Autoencoder, lab: Lab) -> float:
+    def make(self, lab: Lab) -> Product:
+        ((_, found),) = train([self], lab)
+        if isinstance(found, ArithmeticError):
+            raise found
+        return found
+
+    @classmethod
+    def make_all(
+        cls, recipes: Sequence[Recipe], lab: Lab
+    ) -> Iterator[tuple[Recipe, Product | ArithmeticError]]:
+        return train([r for r in recipes if isinstance(r, cls)], lab)
+
+    def validation_loss(self, model: Autoencoder, lab: Lab) -> float:
         """The negative ELBO, or for the report's rule its own loss, the reconstruction: nats per image."""
         if self.model == "report":
             return evaluate(report_posterior(model), lab.validation.images).reconstruction
@@ -116,52 +99,88 @@ def report_posterior(model: Autoencoder) -> Autoencoder:
     return model
 
 
-@dataclasses.dataclass(frozen=True)
-class Quality(Recipe):
-    """A trained model's quality on the test images: the report's columns, and columns that are equal for all models."""
+class _Training:
+    """The training of one model, epoch by epoch."""
 
-    autoencoder: TrainedAutoencoder
-    n_images: int = 200  # test images for the likelihood
-    n_temperatures: int = 200
-    n_chains: int = 8
-
-    def cost(self) -> float:
-        return 25 * self.n_images * self.n_chains * self.n_temperatures / 320_000
-
-    def make(self, lab: Lab) -> Product:
-        model, images = self.autoencoder.load(lab), lab.test.images
-        # The report's "BCE" is the whole negative ELBO for the VAE, and the reconstruction alone for the LAE.
-        as_reported = evaluate(report_posterior(model), images, seed=self.autoencoder.seed)
-        is_lae = isinstance(model, LAE)
-        bce = as_reported.reconstruction if is_lae else as_reported.negative_elbo
-        if is_lae:
-            fit_posterior_scale(model, lab.train.images)
-        quality = evaluate(model, images, n_draws=5)
-        torch.manual_seed(self.autoencoder.seed)
-        estimate, schedule = anneal(
-            model,
-            images[: self.n_images] / 255,
-            n_temperatures=self.n_temperatures,
-            n_chains=self.n_chains,
-            seed=self.autoencoder.seed,
-            progress=False,
+    def __init__(self, recipe: TrainedAutoencoder, lab: Lab) -> None:
+        self.recipe, self.lab, self.numbers = recipe, lab, OwnNumbers(recipe.seed, lab.device)
+        images = lab.train.images
+        with self.numbers():
+            self.model = recipe.build(lab.nx).to(lab.device)
+        self.trained: nn.Module = self.model
+        if isinstance(self.model, LAE) and recipe.model == "report":
+            self.trained = CountingReportLAE(self.model, recipe.n_steps, recipe.mh, recipe.step_size)
+        self.step = TrainingStep(
+            self.trained,
+            adam(self.trained, recipe.lr, self.trained.beta1),
+            read=lambda index: images[index] / 255,
+            capture=False,
         )
-        metrics = quality._asdict() | {
-            "report_bce": bce,
-            "ais": -estimate.log_likelihood.mean().item(),
-            "is_ais_from_prior": float(schedule.base == "prior"),
-        }
-        return Product({}, metrics | self._plane(model, lab))
+        self.is_over, self.seconds = False, 0.0
+        self.epoch, self.best, self.kept = 0, math.inf, dict[str, Tensor]()
+        self.metrics = {"is_diverged": 0.0}
 
-    @torch.no_grad()
-    def _plane(self, model: Autoencoder, lab: Lab) -> dict[str, float]:
-        """The distance of the test images' codes, taken together, from the prior."""
-        mean, std = (
-            torch.cat(t)
-            for t in zip(*(model.posterior(x / 255) for x in lab.test.images.split(1000)), strict=True)
-        )
-        covariance = mean.double().T.cov() + std.double().square().mean(0).diag()
-        centre = mean.double().mean(0)
-        # KL(N(centre, covariance) || N(0, I)), nats, for the Gaussian with the moments of the aggregate posterior
-        kl = 0.5 * (covariance.trace() + centre.square().sum() - model.nz - covariance.logdet())
-        return {"code_rms": mean.square().mean().sqrt().item(), "aggregate_kl": kl.item()}
+    def minibatches(self) -> Iterator[Tensor]:
+        """Indices of the training images of one epoch; it begins with this."""
+        self.epoch, self.before = self.epoch + 1, decisions(self.trained)
+        n = len(self.lab.train.images)
+        seed = seeds.mixed(self.recipe.seed, self.epoch)
+        return data.shuffled(n, min(self.recipe.batch_size, n), seed, self.lab.device)
+
+    def end_epoch(self, total: float) -> None:
+        """Validate after an epoch whose losses have this sum, and tell whether training is over."""
+        metrics, loss = self.metrics, math.nan
+        if math.isfinite(total):
+            if isinstance(self.trained, CountingReportLAE):
+                self.trained.copy_to(self.model)
+            with self.numbers():
+                loss = self.recipe.validation_loss(self.model, self.lab)
+        if not math.isfinite(loss):
+            metrics["is_diverged"], self.is_over = 1.0, True
+            return
+        accepted, proposed = (decisions(self.trained) - self.before).tolist()
+        metrics |= {"epochs": self.epoch} | ({"acceptance": accepted / proposed} if proposed else {})
+        if isinstance(self.model, AutoencoderWithChain) and self.trained is self.model:
+            metrics["step_size"] = self.model.log_step_size.exp().item()
+        if loss < self.best:
+            self.best, metrics["best_epoch"] = loss, self.epoch
+            self.kept = {name: t.clone() for name, t in self.model.state_dict().items()}
+        has_patience = self.epoch - metrics["best_epoch"] < self.recipe.patience
+        self.is_over = self.epoch == self.recipe.epochs or not has_patience
+
+    def found(self) -> Product | ArithmeticError:
+        if not self.kept:
+            return ArithmeticError(f"training diverged in its first epoch: {self.recipe.describe()}")
+        return Product(self.kept, self.metrics | {"seconds": self.seconds})
+
+
+def train(
+    recipes: Sequence[TrainedAutoencoder], lab: Lab
+) -> Iterator[tuple[TrainedAutoencoder, Product | ArithmeticError]]:
+    """Train models side by side, `lab.at_once` of them, and yield each with its product as soon as its training is over; then the next
+    one takes its place. Each becomes what it would become alone. `seconds` are its share of the time."""
+    waiting, active = list(recipes), list[_Training]()
+    while waiting or active:
+        n_free = lab.at_once - len(active)
+        active += [_Training(recipe, lab) for recipe in waiting[:n_free]]
+        del waiting[:n_free]
+        captures = None if all(t.recipe.company() for t in active) else False
+        steps = SideBySide([t.step for t in active], [t.numbers for t in active], capture=captures)
+        while not any(t.is_over for t in active):
+            start = time.perf_counter()
+            _train_an_epoch(active, steps, lab.device)
+            for t in active:
+                t.seconds += (time.perf_counter() - start) / len(active)
+        for t in active:
+            if t.is_over:
+                yield t.recipe, t.found()
+        active = [t for t in active if not t.is_over]
+
+
+@torch.enable_grad()
+def _train_an_epoch(active: Sequence[_Training], steps: SideBySide, device: torch.device) -> None:
+    totals = torch.zeros(len(active), device=device)
+    for indices in zip(*(t.minibatches() for t in active), strict=True):
+        totals += steps(torch.stack(indices))
+    for t, total in zip(active, totals.tolist(), strict=True):
+        t.end_epoch(total)

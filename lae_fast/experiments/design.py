@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from lae_fast.experiments.autoencoders import Quality, TrainedAutoencoder
+from lae_fast.experiments.autoencoders import TrainedAutoencoder
 from lae_fast.experiments.classifiers import Attacked, LatentClassifier, TrainedClassifier
 from lae_fast.experiments.convergence import Convergence
 from lae_fast.experiments.hardened import HardenedClassifier
@@ -13,6 +13,7 @@ from lae_fast.experiments.new_images import NEW, TrainedOnNewImages
 from lae_fast.experiments.planes import Plane, Recognised
 from lae_fast.experiments.presets import Preset
 from lae_fast.experiments.published import TRAININGS as TRAININGS_OF_REPORT
+from lae_fast.experiments.quality import Quality
 from lae_fast.experiments.strongest import WorstCase
 
 ADAPTED: dict[str, Any] = dict(mh=True, step_size=None)

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,8 +61,19 @@ class Recipe:
         """Why this machine cannot make the product, as a library that is not installed; nothing if it can."""
         return ""
 
+    def company(self) -> Hashable:
+        """Recipes of one kind whose answers are equal can be made side by side, by `make_all`; None: this one is made alone."""
+        return None
+
     def make(self, lab: Lab) -> Product:
         """Compute the product, seeded by the fields alone."""
+        raise NotImplementedError
+
+    @classmethod
+    def make_all(
+        cls, recipes: Sequence[Recipe], lab: Lab
+    ) -> Iterator[tuple[Recipe, Product | ArithmeticError]]:
+        """Compute the products of recipes of this kind with one `company`; each is yielded as soon as it is there, or why it is not."""
         raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:
@@ -95,6 +106,7 @@ class Lab:
         device: where everything runs.
         folder: where products are kept: one file each, whole or not there at all.
         n_train, n_test: how many images are used, the first ones; None: all.
+        at_once: how many models are trained side by side, where several are asked for.
 
     Raises:
         ValueError: the data set has no labels.
@@ -107,8 +119,9 @@ class Lab:
         folder: Path,
         n_train: int | None = None,
         n_test: int | None = None,
+        at_once: int = 1,
     ) -> None:
-        self.device, self.folder, self.source = device, folder, dataset.source
+        self.device, self.folder, self.source, self.at_once = device, folder, dataset.source, at_once
         sources.read_all()  # before anything is computed: files may change while this runs
         backend = library.backends[device.type]
         self.provenance = provenance.record(device) | {
@@ -124,10 +137,17 @@ class Lab:
 
     @classmethod
     def open(
-        cls, dataset: str, root: Path, device: str, folder: Path, n_train: int | None, n_test: int | None
+        cls,
+        dataset: str,
+        root: Path,
+        device: str,
+        folder: Path,
+        n_train: int | None,
+        n_test: int | None,
+        at_once: int = 1,
     ) -> Lab:
         """A lab with the data set of that name: see `lae_fast.data.load`, and above."""
-        return cls(data.load(dataset, root), torch.device(device), folder, n_train, n_test)
+        return cls(data.load(dataset, root), torch.device(device), folder, n_train, n_test, at_once)
 
     def path(self, recipe: Recipe) -> Path:
         """Where the recipe's product is kept."""
@@ -153,13 +173,7 @@ class Lab:
             # The caller's random state does not change, and does not decide anything here.
             with torch.random.fork_rng(cards), torch.enable_grad():
                 product = recipe.make(self)
-            facts = {
-                "recipe": recipe.describe(),
-                "metrics": product.metrics | {"seconds": time.perf_counter() - start},
-                "provenance": self.provenance,
-            }
-            self.folder.mkdir(parents=True, exist_ok=True)
-            checkpoint.save_weights(path, product.weights, facts)
+            self._keep(recipe, product, time.perf_counter() - start)
         weights, facts = checkpoint.load_weights(path)
         for name, kind in (("metrics", (int, float)), ("provenance", str)):
             values = facts.get(name)
@@ -171,6 +185,24 @@ class Lab:
         ):
             raise CheckpointError(f"{path} is damaged: it lacks seconds or its origin. {CURE}")
         return Product(weights, facts["metrics"], facts["provenance"])
+
+    def make_all(self, recipes: Sequence[Recipe]) -> Iterator[tuple[Recipe, ArithmeticError | None]]:
+        """Make recipes of one `company` side by side, and keep each product as soon as it is there; with the reason where it is not."""
+        for recipe, product in type(recipes[0]).make_all(recipes, self):
+            if isinstance(product, Product):
+                self._keep(recipe, product)
+                yield recipe, None
+            else:
+                yield recipe, product
+
+    def _keep(self, recipe: Recipe, product: Product, seconds: float = 0.0) -> None:
+        facts = {
+            "recipe": recipe.describe(),
+            "metrics": {"seconds": seconds} | product.metrics,
+            "provenance": self.provenance,
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.save_weights(self.path(recipe), product.weights, facts)
 
 
 def ordered(recipes: Iterable[Recipe]) -> list[Recipe]:
