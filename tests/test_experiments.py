@@ -551,7 +551,9 @@ def test_what_is_needed_comes_first():
     assert ordered([c, b, a]) == [a, c, b]
 
 
-def test_a_failure_takes_along_only_what_needs_it(lab, tmp_path):
+def test_a_failure_takes_along_only_what_needs_it(lab, tmp_path, monkeypatch):
+    made, make = [], Step.make
+    monkeypatch.setattr(Step, "make", lambda self, lab: made.append(self) or make(self, lab))
     bad = Step(1, fails=True)
     recipes = ordered([Step(3, Step(2, bad)), Step(5, Step(4))])
     found = dict(run(recipes, lambda: open_lab(tmp_path), 1))
@@ -563,6 +565,7 @@ def test_a_failure_takes_along_only_what_needs_it(lab, tmp_path):
         Step(5, Step(4)): None,
     }
     assert open_lab(tmp_path).get(Step(5, Step(4))).metrics["number"] == 9
+    assert made == [bad, Step(4), Step(5, Step(4))]  # what failed is not tried again
 
 
 def test_other_errors_end_the_run_and_keep_what_is_done(lab, tmp_path, monkeypatch):

@@ -168,6 +168,20 @@ def test_recipes_made_side_by_side_are_those_made_alone(at_once, alone, tmp_path
         assert product.metrics == pytest.approx({k: v for k, v in expected.metrics.items() if k != "seconds"})
 
 
+def test_seed_and_epoch_decide_the_order_of_images(tmp_path):
+    lab = open_lab(tmp_path)
+
+    def epochs(recipe):
+        training = autoencoders._Training(recipe, lab)
+        return [torch.cat(list(training.minibatches())) for _ in range(2)]
+
+    (first, second), (other, _) = map(epochs, VAES[:2])
+    assert first.sort().values.unique().numel() == first.numel() == 512
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, other)
+    assert torch.equal(first, epochs(OTHERS[0])[0])  # whatever the model: they are compared with each other
+
+
 def test_each_is_kept_as_soon_as_it_is_there(tmp_path):
     """Who stops a run loses those that are being trained, and no others."""
     lab = open_lab(tmp_path, 2)

@@ -133,8 +133,7 @@ class _Training:
         if math.isfinite(total):
             if isinstance(self.trained, CountingReportLAE):
                 self.trained.copy_to(self.model)
-            with self.numbers():
-                loss = self.recipe.validation_loss(self.model, self.lab)
+            loss = self.recipe.validation_loss(self.model, self.lab)
         if not math.isfinite(loss):
             metrics["is_diverged"], self.is_over = 1.0, True
             return
