@@ -200,6 +200,11 @@ def test_missing_makes_only_what_nobody_has_measured(experiments, tmp_path, caps
     assert "work      0 of 0 models" in capsys.readouterr().out
 
 
+def test_presets_do_not_write_into_each_other_s_documents():
+    folders = {str(cli.Options(preset=name).folder()) for name in presets.PRESETS}
+    assert folders == {"runs/quick", "results", "results/full"}
+
+
 def test_an_unknown_table_is_refused_before_any_work(experiments, capsys):
     assert experiments("table10")[0] == 2
     assert "'table10' is unknown; expected all, beyond, table1, " in capsys.readouterr().err

@@ -69,6 +69,8 @@ def committed(table):
 def cells_of(table, lines):
     """Labels -> heading -> cell."""
     lines = [line for line in lines if line.startswith("| ")]
+    if not lines:  # no number of it is known
+        return {}
     head, *body = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
     n = len(table.headings)
     return {tuple(c[:n]): dict(zip(head[n:], c[n:], strict=True)) for c in body}
@@ -132,6 +134,13 @@ def test_measured_cells_are_in_the_unit_of_their_heading(name):
         if labels not in EXPECTED[name]:
             for heading, cell in list(cells.items())[:columns]:
                 assert float(cell) == (50 if "%" in heading else 0.5), (labels, heading)
+
+
+def test_a_table_without_any_number_says_no_more():
+    few = TABLES["beyond-few-labels"]
+    assert list(render.table(few, lambda recipe: None, 1))[2:] == ["Not run yet.", ""]
+    first = few.rows[0].recipes[0]
+    assert len(rendered(few, {first: {"epochs": 1}}.get)) == len(few.rows)
 
 
 def test_a_row_shows_the_seeds_that_it_has():

@@ -110,6 +110,14 @@ def test_each_line_has_its_p_values():
     assert found[2][3:] == ["", "", "", "", render.NOT_YET]
 
 
+def test_a_claim_of_which_nothing_has_run_takes_one_line():
+    steps = tuple(Step(i) for i in range(6))
+    pair = Measurement("", steps[:3], steps[3:], "a")
+    assert lines(Claim("6.1", "it helps", (pair, pair)), lambda step: None) == [
+        ["6.1", "it helps", "", "", "", "", "", render.NOT_YET]
+    ]
+
+
 def test_every_training_is_judged_under_every_attack_that_is_another_one():
     by_text = {claim.text: claim.measurements for claim in claims(DESIGN)}
     near, far = (by_text[f"Training with variations is more robust {t}"] for t in ("than without (abstract)", "at higher ε"))  # fmt: skip

@@ -43,6 +43,7 @@ SKETCHES = {
 }
 
 
+FOLDERS = {"quick": "runs/quick", "cpu": "results", "report": "results/full"}  # of presets
 BAR = "{percentage:3.0f}% |{bar}| {elapsed} gone, {remaining} left"
 
 
@@ -59,8 +60,8 @@ class Options:
     seeds: int | None = None
     """Seeds of every row; default: the preset's."""
     output: Path | None = None
-    """Folder of report.md, report.csv and the figures; default results, with quick runs/quick. What its report.jsonl has from earlier
-    runs stays in the document, with its commit, until it is measured anew."""
+    """Folder of report.md, report.csv and the figures; default results, with quick runs/quick, with report results/full. What its
+    report.jsonl has from earlier runs stays in the document, with its commit, until it is measured anew."""
     cache: Path = Path("runs/experiments")
     """Folder of what has been trained and measured. Nothing in it is computed twice: the same command goes on where it was stopped."""
     dataset: Literal["auto", "mnist", "fashion-mnist", "kmnist", "emnist-digits", "digits"] = "auto"
@@ -98,7 +99,7 @@ class Options:
         return Design(preset)
 
     def folder(self) -> Path:
-        return self.output or Path("runs/quick" if self.preset == "quick" else "results")
+        return self.output or Path(FOLDERS[self.preset])
 
 
 class Experiments:

@@ -75,10 +75,14 @@ def _cells(row: Row, columns: Sequence[Column], found: list[dict[str, float]], n
 
 
 def table(table: Table, metrics: Metrics, n_train: int) -> Iterator[str]:
-    """One table in Markdown. A row without some of its seeds, or all, says so."""
+    """One table in Markdown. A row without some of its seeds, or all, says so; a table without any number says no more than that."""
     number = table.name.removeprefix("table")
     yield f"### {table.title}" if table.is_beyond else f"### Table {number}. {table.title}"
     yield ""
+    if not any(row.published or any(metrics(r) for r in row.recipes) for row in table.rows):
+        yield f"{NOT_YET.capitalize()}."
+        yield ""
+        return
     headings = [*table.headings, *(c.heading for c in table.columns), "epochs", "images", "seeds"]
     yield f"| {' | '.join(headings)} |"
     yield f"|{'---|' * len(table.headings)}{'---:|' * (len(headings) - len(table.headings))}"
@@ -114,11 +118,15 @@ def _p(value: float | None) -> str:
 def claims(
     found: Sequence[Claim], metrics: Metrics, headings: str = "section | the report's claim"
 ) -> Iterator[str]:
-    """Each claim with its measurements, one line for each measurement."""
+    """Each claim with its measurements, one line for each measurement; or one line in all, if there is none."""
     yield f"| {headings} | measured here | mean ± s.d. | seeds | p | corrected | verdict |"
     yield "|---|---|---|---:|---:|---:|---:|---|"
     for claim in found:
         head = f"{claim.section} | {claim.text}"
+        recipes = [r for m in claim.measurements for r in (*m.minuend, *m.subtrahend)]
+        if not_run(recipes) == NOT_YET and not any(m.differences(metrics) for m in claim.measurements):
+            yield f"| {head} | | | | | | {NOT_YET} |"
+            continue
         for m, verdict in zip(claim.measurements, claim.verdicts(metrics), strict=True):
             differences = list(m.differences(metrics).values())
             value = _difference([m.factor * d for d in differences]) if differences else ""
