@@ -151,7 +151,7 @@ def test_everything_at_once_says_something_of_every_claim(experiments, capsys):
         "Machine: ",
         "torch ",
         "Commit: ",
-        "Command: `python -m lae_fast.experiments",
+        "by `python -m lae_fast.experiments",
         "64 test images",
     ):
         assert fact in text

@@ -297,7 +297,7 @@ class Experiments:
             f"Commit: {self._origins('commit')}",
             f"Data: {self.lab.source.split(', found')[0]}; {len(self.lab.train.images):,} training, {len(self.lab.validation.images):,} validation, "
             f"{len(self.lab.test.images):,} test images",
-            f"Command: `{self.command}`, {datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}",
+            f"Written: {datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d} by `{self.command}`; what earlier runs measured is kept",
             f"Time: {len(known)} models and measurements, {sum(seconds) / 3600:.2f} hours in all"
             + (f" for the {len(seconds)} that say it" if len(seconds) < len(known) else ""),
         ]
