@@ -12,6 +12,8 @@ import torch
 from lae_fast import checks
 from lae_fast.ops.torch_private import end_failed_capture
 
+# From torch 2.14 on a graph finds the generators that it draws from itself, and warns of each that is registered.
+REGISTERS = torch.__version__ < (2, 14)
 WARMUP = 3  # calls before capture: optimizer state and lazily made library handles must exist
 
 
@@ -75,8 +77,7 @@ class Replayed:
 
     def _captured(self) -> torch.cuda.CUDAGraph:
         graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
-        for generator in self.generators:
-            graph.register_generator_state(generator)
+        self._register_generators(graph)
         try:
             # Other threads of a program may do what they want with the device.
             captured = torch.cuda.graph(graph, pool, self.stream, capture_error_mode="thread_local")
@@ -95,11 +96,14 @@ class Replayed:
             ) from error
         return graph
 
+    def _register_generators(self, graph: torch.cuda.CUDAGraph) -> None:
+        for generator in self.generators if REGISTERS else ():
+            graph.register_generator_state(generator)
+
     def _free_generators(self) -> None:
         """Let generators draw again: in torch 2.11 a failed capture leaves them in it, and the next one that succeeds takes them out."""
         graph = torch.cuda.CUDAGraph()
-        for generator in self.generators:
-            graph.register_generator_state(generator)
+        self._register_generators(graph)
         counter = torch.zeros(1, device=self.device)
         with torch.cuda.graph(graph, stream=self.stream):
             counter.add_(1)

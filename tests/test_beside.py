@@ -133,11 +133,26 @@ def test_a_backward_pass_that_fails_leaves_the_chain_kept(monkeypatch):
     assert not torch.equal(m.phi, before)
 
 
+@pytest.mark.parametrize("registers", [False, True])
+def test_a_graph_is_told_of_generators_where_it_does_not_find_them(registers, monkeypatch):
+    """From torch 2.14 on it does, and would warn."""
+    monkeypatch.setattr(graphs, "REGISTERS", registers)
+    told = []
+
+    class Graph:
+        register_generator_state = staticmethod(told.append)
+
+    replayed = graphs.Replayed.__new__(graphs.Replayed)
+    replayed.generators = ["one", "another"]
+    replayed._register_generators(Graph())
+    assert told == (["one", "another"] if registers else [])
+
+
 def test_models_side_by_side_have_a_stream_each_between_one_beginning_and_one_end(notes, monkeypatch):
     """And the same streams whenever so many are trained: PyTorch has 32 in all, which would come round to others' soon."""
     numbers = iter(range(99))
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream(notes, f"stream {next(numbers)}"))
-    side_by_side._streams.cache_clear()
+    side_by_side._stream.cache_clear()
     models = [model(True), model(True)]
     steps = SideBySide([TrainingStep(m, adam(m, 1e-3), capture=False) for m in models])
     steps.device = GPU
@@ -151,15 +166,15 @@ def test_models_side_by_side_have_a_stream_each_between_one_beginning_and_one_en
         assert steps(x).shape == (2,)
         assert notes == [
             "stream 0 waits for main",
-            "step 0 in stream 0",
             "stream 1 waits for main",
+            "step 0 in stream 0",
             "step 1 in stream 1",
             "main waits for stream 0",
             "main waits for stream 1",
         ]
         steps = SideBySide(steps.steps)
         steps.device = GPU
-    side_by_side._streams.cache_clear()
+    side_by_side._stream.cache_clear()
 
 
 class BrokenCapture:

@@ -55,6 +55,15 @@ def test_the_best_posterior_scale_has_a_value_for_each_dimension(options):
     torch.testing.assert_close(model.posterior_scale.double(), best, rtol=0.03, atol=0)
 
 
+def test_a_model_that_has_diverged_has_a_scale_and_no_likelihood():
+    """Whoever validates it sees that from the number, and goes on with other models."""
+    diverged, x = linear_lae(decisions="joint"), torch.rand(50, NX)
+    diverged.phi.fill_(math.nan)
+    fit_posterior_scale(diverged, x)
+    assert diverged.posterior_scale.isfinite().all()
+    assert math.isnan(evaluate(diverged, x).negative_elbo)
+
+
 def test_a_trained_scale_is_left_alone():
     model = linear_lae()
     before = {name: t.clone() for name, t in model.state_dict().items()}

@@ -24,6 +24,7 @@ from lae_fast.experiments.planes import Plane, Recognised, confusion, interpolat
 from lae_fast.experiments.quality import Quality
 from lae_fast.experiments.questions import questions
 from lae_fast.experiments.recipes import Lab, Product, Recipe, enlarged, ordered
+from lae_fast.experiments.record import Measured
 from lae_fast.experiments.report_rule import CountingReportLAE
 from lae_fast.experiments.runner import run
 from lae_fast.experiments.strongest import WorstCase
@@ -198,6 +199,48 @@ def test_missing_makes_only_what_nobody_has_measured(experiments, tmp_path, caps
     assert f"Commit: 0123abc ({len(lines) // 2 - 2} of " in section
     experiments("table3", "--missing", folder=tmp_path / "fresh")
     assert "work      0 of 0 models" in capsys.readouterr().out
+
+
+def test_what_missing_leaves_out_needs_no_models(monkeypatch, tmp_path):
+    """Those that only a measurement needs that this machine cannot make are not trained; figures need theirs anyway."""
+    monkeypatch.setattr(
+        WorstCase, "obstacle", lambda self: "it needs a library" if self.n_images == 10 else ""
+    )
+    monkeypatch.setitem(presets.PRESETS, "quick", TINY)
+    options = cli.Options(
+        ("all",), "quick", output=tmp_path, cache=tmp_path, dataset="digits", workers=1, missing=True
+    )
+    made = cli.Experiments(options, "")
+    bare, left_out = Attacked(PLAIN, 1, False, n_images=8), {}
+    hidden = WorstCase(dataclasses.replace(PLAIN, seed=7), 10)
+    assert made._to_make([bare, hidden], left_out) == [PLAIN, bare]
+    assert left_out == {hidden: "it needs a library"}
+    made.record.add(VAE, Measured({"epochs": 1.0}, {"commit": "0123abc"}))
+    assert made._to_make([VAE, Plane(VAE)], {}) == [VAE, Plane(VAE)]  # whose weights nobody has
+    assert made._to_make([VAE], {}) == []
+    assert made._to_make([VAE], {}, weights=True) == [VAE]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(workers=2, side_by_side=3), "--side-by-side is 3 with --workers 2; expected --workers 1"),
+        (dict(side_by_side=0), "--side-by-side is 0; expected at least 1"),
+        (dict(artefacts=("likelihood",), missing=True), "--missing is for tables and claims"),
+    ],
+)
+def test_options_that_do_not_go_together(options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        cli.Options(**options)
+
+
+def test_side_by_side_is_in_one_process(monkeypatch, tmp_path):
+    monkeypatch.setitem(presets.PRESETS, "quick", TINY)
+    given = dict(preset="quick", output=tmp_path, cache=tmp_path, dataset="digits")
+    together = cli.Experiments(cli.Options(side_by_side=3, **given), "")
+    assert (together.workers, together.lab.at_once, together._n_at_once()) == (1, 3, 3)
+    by_workers = cli.Experiments(cli.Options(workers=2, **given), "")
+    assert (by_workers.workers, by_workers.lab.at_once, by_workers._n_at_once()) == (2, 1, 2)
 
 
 def test_presets_do_not_write_into_each_other_s_documents():

@@ -102,16 +102,36 @@ def vae_step():
     return step_of(make(VAE))
 
 
+def sharing_steps():
+    """Of two models with one decoder: as branches of a graph they would write it at once."""
+    models = [make(VAE), make(VAE)]
+    models[1].decoder = models[0].decoder
+    return [step_of(m) for m in models]
+
+
 @pytest.mark.parametrize(
     ("call", "kind", "message"),
     [
         (lambda: SideBySide([]), ValueError, "0 steps are on 0 devices"),
-        (lambda: SideBySide([make(VAE)]), TypeError, "a step is VAE.*; expected a TrainingStep"),
-        (lambda: SideBySide([vae_step()] * 2), ValueError, "two steps are of one model"),
+        (lambda: SideBySide(None), TypeError, "steps are None.*; expected a list of TrainingStep"),
+        (lambda: SideBySide(vae_step()), TypeError, "steps are .*TrainingStep.*; expected a list"),
+        (lambda: SideBySide([make(VAE)]), TypeError, "one of the steps is VAE.*; expected all TrainingStep"),
+        (lambda: SideBySide([vae_step()] * 2), ValueError, "two steps share parameters"),
+        (lambda: SideBySide(sharing_steps()), ValueError, "two steps share parameters"),
         (lambda: SideBySide([step_of(make(VAE), n_parts=2)]), ValueError, "in parts"),
         (lambda: SideBySide([vae_step()], [OwnNumbers(0)] * 2), ValueError, "numbers for 2 of 1 models"),
-        (lambda: SideBySide([vae_step()], [7]), TypeError, "numbers are 7.*; expected OwnNumbers"),
-        (lambda: SideBySide([vae_step()], capture=True), ValueError, "capture on cpu; expected a GPU"),
+        (
+            lambda: SideBySide([vae_step()], [7]),
+            TypeError,
+            "one of the numbers is 7.*; expected all OwnNumbers",
+        ),
+        (lambda: SideBySide([vae_step()], OwnNumbers(0)), TypeError, "expected a list of OwnNumbers"),
+        (
+            lambda: SideBySide([vae_step()], [OwnNumbers(0, "meta")]),
+            ValueError,
+            "numbers are on meta; .* on cpu",
+        ),
+        (lambda: SideBySide([vae_step()], capture=True), ValueError, "capture with an optimizer whose"),
         (lambda: SideBySide([vae_step()], capture=1), TypeError, "capture"),
         (lambda: SideBySide([vae_step()])(images(32)), ValueError, "one for each of 1 models"),
         (lambda: SideBySide([vae_step()])(None), TypeError, "minibatches are None"),
@@ -193,8 +213,10 @@ def test_each_is_kept_as_soon_as_it_is_there(tmp_path):
     made.close()
 
 
-def test_one_that_diverges_leaves_the_others_alone(alone, tmp_path):
-    bad = dataclasses.replace(VAES[0], lr=1e30)
+@pytest.mark.parametrize("model", ["vae", "lae", "report"])
+def test_one_that_diverges_leaves_the_others_alone(model, alone, tmp_path):
+    """Also where only its last step of an epoch did, and no loss knows."""
+    bad = TrainedAutoencoder(model, 2, 0, 6, 1e30, nh=16, patience=1)
     found = dict(run([VAES[0], bad, VAES[1]], lambda: open_lab(tmp_path, 3), 1))
     assert found.pop(bad).startswith("training diverged in its first epoch")
     assert found == dict.fromkeys(VAES[:2])
@@ -205,15 +227,16 @@ def test_one_that_diverges_leaves_the_others_alone(alone, tmp_path):
 def test_who_is_trained_beside_whom(tmp_path, monkeypatch):
     """Equally long steps together; alone whoever waits for the device, or everybody if one is made at once."""
     groups, original = [], autoencoders.train
+    lae = dataclasses.replace(LONGER, n_steps=2)
 
     def noted(recipes, lab):
         groups.append(list(recipes))
         return original(recipes, lab)
 
     monkeypatch.setattr(autoencoders, "train", noted)
-    recipes = [VAES[0], WAITS, LONGER, *OTHERS]
+    recipes = [VAES[0], lae, WAITS, LONGER, *OTHERS, VAES[1]]
     list(run(recipes, lambda: open_lab(tmp_path, 4), 1))
-    assert groups == [[VAES[0], *OTHERS], [WAITS], [LONGER]]
+    assert groups == [VAES[:2], [lae, *OTHERS], [WAITS], [LONGER]]
     del groups[:]
     list(run(recipes, lambda: open_lab(tmp_path / "in turn"), 1))
     assert groups == [[recipe] for recipe in recipes]

@@ -200,7 +200,8 @@ def _fit(model: LAE, images: Tensor, seed: int, n_images: int) -> None:
     found = [best.to(images.device).expand(model.nz)]
     for _ in range(4):
         model.set_constant_std(found[-1].exp())
-        found.append(found[-1] - 0.5 * _spread_slopes(model, images, seed).clamp(0.1, 10).log())
+        slopes = _spread_slopes(model, images, seed).nan_to_num(1.0)  # of a model that has diverged: s stays
+        found.append(found[-1] - 0.5 * slopes.clamp(0.1, 10).log())
     model.set_constant_std(min(found, key=loss_at).exp())
 
 

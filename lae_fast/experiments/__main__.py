@@ -73,9 +73,11 @@ class Options:
     workers: int | None = None
     """Processes of one thread each; default: one for every core. 1: all in one process, with all threads; on a GPU the default."""
     side_by_side: int | None = None
-    """Models that one process trains at once; default: 10 on a GPU, where their steps are branches of one CUDA graph, else 1."""
+    """Models that one process trains at once, with --workers 1; default: 10 on a GPU, where their steps are branches of one CUDA graph,
+    else 1."""
     missing: bool = False
-    """Make only what neither the cache nor report.jsonl has: what other code has measured is not measured anew."""
+    """Of tables and claims make only what report.jsonl lacks: what other code has measured is not measured anew, but where models are
+    needed for what is missing. Figures need their models."""
 
     def __post_init__(self) -> None:
         for name in ("seeds", "workers", "side_by_side"):
@@ -83,6 +85,12 @@ class Options:
             if value is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}; expected at least 1")
 
+        if (self.workers or 1) > 1 and (self.side_by_side or 1) > 1:
+            raise ValueError(
+                f"--side-by-side is {self.side_by_side} with --workers {self.workers}; expected --workers 1"
+            )
+        if self.artefacts[:1] == ("likelihood",) and self.missing:
+            raise ValueError("--missing is for tables and claims; expected none with likelihood")
         if self.artefacts[:1] == ("likelihood",) and (wrong := set(self.artefacts[1:]) - set(PARTS)):
             raise ValueError(
                 f"likelihood {' '.join(sorted(wrong))} is unknown; expected some of {', '.join(PARTS)}"
@@ -109,8 +117,9 @@ class Experiments:
         device = str(checks.command_device(options.device))
         self.options, self.command, self.device = options, command, device
         is_gpu = device.startswith("cuda")
-        self.workers = options.workers or (1 if is_gpu else os.cpu_count() or 1)
-        at_once = options.side_by_side or (10 if is_gpu else 1)
+        alone = is_gpu or (options.side_by_side or 1) > 1
+        self.workers = options.workers or (1 if alone else os.cpu_count() or 1)
+        at_once = options.side_by_side or (10 if is_gpu and self.workers == 1 else 1)
         preset = PRESETS[options.preset]
         self.open_lab = partial(
             Lab.open,
@@ -176,31 +185,45 @@ class Experiments:
 
     def recipes(self, name: str) -> list[Recipe]:
         """The recipes of one table or figure, and all recipes that these need."""
-        return ordered((self.tables.get(name) or self.figures[name]).recipes())
+        return ordered(self._asked(name))
 
-    def _unmeasured(self, recipes: Iterable[Recipe]) -> list[Recipe]:
-        """The recipes that are to be made and all that these need: with --missing those of which no number is known."""
-        return ordered(r for r in recipes if not self.options.missing or self.metrics(r) is None)
+    def _asked(self, name: str) -> list[Recipe]:
+        """The recipes of one table, figure or sketch."""
+        found = self.tables.get(name) or self.figures.get(name)
+        return list(found.recipes()) if found else []
+
+    def _to_make(
+        self, asked: Sequence[Recipe], left_out: dict[Recipe, str], *, weights: bool = False
+    ) -> list[Recipe]:
+        """What is to be made of those asked for, and all that it needs. What this machine cannot make is added to `left_out`.
+
+        weights: the trained models are asked for; else what they measure, which with --missing earlier runs may have measured.
+        """
+        only_missing = self.options.missing and not weights
+        found = [r for r in asked if not only_missing or self.metrics(r) is None]
+        left_out |= {r: reason for r in found if not self.lab.has(r) and (reason := r.obstacle())}
+        return ordered(r for r in found if r not in left_out)
+
+    def _n_at_once(self) -> int:
+        return max(self.workers, self.lab.at_once)
 
     def run(self) -> int:
         """Make what is missing, writing table by table; the exit code."""
         names = self.chosen()
         self.folder.mkdir(parents=True, exist_ok=True)
-        parts = {name: [] if name in SKETCHES else self.recipes(name) for name in names}
-        parts |= {
-            name: self._unmeasured(self.tables[name].recipes()) for name in names if name in self.tables
+        left_out: dict[Recipe, str] = {}
+        parts = {
+            name: self._to_make(self._asked(name), left_out, weights=name in self.figures) for name in names
         }
         if "all" in self.options.artefacts:
             measurements = [m for claim in self.claims for m in claim.measurements]
-            parts["claims"] = self._unmeasured(r for m in measurements for r in (*m.minuend, *m.subtrahend))
-        wanted = ordered(r for part in parts.values() for r in part)
-        left_out = {r: reason for r in wanted if not self.lab.has(r) and (reason := r.obstacle())}
-        parts = {name: [r for r in part if r not in left_out] for name, part in parts.items()}
-        todo = [r for r in wanted if not self.lab.has(r) and r not in left_out]
+            asked = [r for m in measurements for r in (*m.minuend, *m.subtrahend)]
+            parts["claims"] = self._to_make(asked, left_out)
+        todo = [r for r in ordered(r for part in parts.values() for r in part) if not self.lab.has(r)]
         say(f"data      {self.lab.source}")
         n_all = len(set().union(*parts.values()))
         say(
-            f"work      {len(todo)} of {n_all} models and measurements to make, {self.workers} at a time; "
+            f"work      {len(todo)} of {n_all} models and measurements to make, {self._n_at_once()} at a time; "
             f"kept in {self.options.cache}"
         )
         for reason, n in Counter(left_out.values()).items():
@@ -230,7 +253,9 @@ class Experiments:
 
         write()
         while todo := [r for r in wanted() if not self.lab.has(r) and r not in self.failed]:
-            say(f"work      {part}: {len(todo)} models and measurements to make, {self.workers} at a time")
+            say(
+                f"work      {part}: {len(todo)} models and measurements to make, {self._n_at_once()} at a time"
+            )
             self._make(todo, write)
         say(f"written   {self.folder}: likelihood_{part}.md, likelihood_{part}.csv")
         return 1 if self.failed else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import math
 import time
 from collections.abc import Hashable, Iterator, Sequence
@@ -60,9 +61,9 @@ class TrainedAutoencoder(Recipe):
         return build(Architecture(kind, nx=nx, nz=self.nz, nh=self.nh), **options)
 
     def company(self) -> Hashable:
-        """All but those whose rule waits for the device; equally long steps are taken side by side."""
+        """All but those whose rule waits for the device; about equally long steps are taken side by side."""
         waits = self.model == "report" and self.mh
-        return None if waits else (self.batch_size, self.n_steps)
+        return None if waits else (self.batch_size, 0 if self.model == "vae" else self.n_steps)
 
     def make(self, lab: Lab) -> Product:
         ((_, found),) = train([self], lab)
@@ -74,7 +75,9 @@ class TrainedAutoencoder(Recipe):
     def make_all(
         cls, recipes: Sequence[Recipe], lab: Lab
     ) -> Iterator[tuple[Recipe, Product | ArithmeticError]]:
-        return train([r for r in recipes if isinstance(r, cls)], lab)
+        of_this_kind = [r for r in recipes if isinstance(r, cls)]
+        assert len(of_this_kind) == len(recipes)
+        return train(of_this_kind, lab)
 
     def validation_loss(self, model: Autoencoder, lab: Lab) -> float:
         """The negative ELBO, or for the report's rule its own loss, the reconstruction: nats per image."""
@@ -174,6 +177,8 @@ def train(
             if t.is_over:
                 yield t.recipe, t.found()
         active = [t for t in active if not t.is_over]
+        del steps
+        gc.collect()  # their graph, which knows them, and its memory
 
 
 @torch.enable_grad()

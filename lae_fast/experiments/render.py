@@ -80,7 +80,8 @@ def table(table: Table, metrics: Metrics, n_train: int) -> Iterator[str]:
     yield f"### {table.title}" if table.is_beyond else f"### Table {number}. {table.title}"
     yield ""
     if not any(row.published or any(metrics(r) for r in row.recipes) for row in table.rows):
-        yield f"{NOT_YET.capitalize()}."
+        reasons = {not_run(row.recipes) for row in table.rows}
+        yield f"{reasons.pop() if len(reasons) == 1 else NOT_YET}.".capitalize()
         yield ""
         return
     headings = [*table.headings, *(c.heading for c in table.columns), "epochs", "images", "seeds"]

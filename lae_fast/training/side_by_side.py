@@ -5,24 +5,27 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from lae_fast import checks
 from lae_fast.graphs import Replayed
-from lae_fast.training.step import TrainingStep
+from lae_fast.training.step import TrainingStep, check_capturable
+
+T = TypeVar("T")
 
 
 class OwnNumbers:
     """Random numbers of one's own: `with numbers():` PyTorch's default generators go on where these have come to.
 
-    So a model draws the same numbers, whatever is trained beside it. On a GPU a graph may be captured within, if it has been told of
-    `generators`.
+    So a model draws the same numbers, whatever is trained beside it. The generators are those of all threads, and numbers cannot be used
+    within themselves. On a GPU a graph may be captured within, if it has been told of the `generators`.
 
     Args:
         seed: as of `torch.manual_seed`.
-        device: of the model; its default generator is replaced beside the CPU's.
+        device: of the model. The CPU's default generator is replaced, and that of a GPU.
 
     Attributes:
         generators: those on a GPU, for `Replayed`.
@@ -46,58 +49,47 @@ class OwnNumbers:
     def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
         seed, self.device = checks.seed("seed", seed), checks.device("device", device)
         self.state = torch.Generator().manual_seed(seed).get_state()
-        self.generators = []
-        if self.device.type == "cuda":
-            self.generators = [torch.Generator(self.device).manual_seed(seed)]
+        is_gpu = self.device.type == "cuda"
+        self.generators = [torch.Generator(self.device).manual_seed(seed)] if is_gpu else []
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
-        others = torch.get_rng_state()
-        torch.set_rng_state(self.state)
-        try:
-            with contextlib.ExitStack() as stack:
-                for generator in self.generators:
-                    stack.enter_context(_by_default(generator))
+        with contextlib.ExitStack() as stack:
+            for generator in self.generators:
+                default = torch.cuda.default_generators[self.device.index]
+                stack.callback(default.graphsafe_set_state, default.graphsafe_get_state())
+                default.graphsafe_set_state(generator)  # whoever draws there draws from it, also in a graph
+            others = torch.get_rng_state()
+            torch.set_rng_state(self.state)
+            try:
                 yield
-        finally:
-            self.state = torch.get_rng_state()
-            torch.set_rng_state(others)
-
-
-@contextlib.contextmanager
-def _by_default(generator: torch.Generator) -> Iterator[None]:
-    """Within, whoever draws on the generator's GPU draws from it, also in a graph."""
-    torch.cuda.init()
-    default = torch.cuda.default_generators[generator.device.index or 0]
-    others = default.graphsafe_get_state()
-    default.graphsafe_set_state(generator)
-    try:
-        yield
-    finally:
-        default.graphsafe_set_state(others)
+            finally:
+                self.state = torch.get_rng_state()
+                torch.set_rng_state(others)
 
 
 @functools.cache
-def _streams(device: torch.device, n: int) -> list[torch.cuda.Stream]:
-    """The same ones for all: PyTorch has but 32 of them, and each model needs one more beside its own (beside.py)."""
-    return [torch.cuda.Stream(device) for _ in range(n)]
+def _stream(device: torch.device, k: int) -> torch.cuda.Stream:
+    """Always the same one for the k-th of several models: PyTorch has but 32, and a model needs one more beside its own (beside.py)."""
+    return torch.cuda.Stream(device)
 
 
 class SideBySide:
     """Steps of several models at once: `steps(x)` for minibatches x [k, n, ...], one for each of k models.
 
     The step of a small network leaves most of a GPU idle. There the steps of all models are captured in one CUDA graph, where each
-    is a branch of its own, so that they share the device and one launch. Elsewhere they are taken in turn. Either way each model
-    becomes what it would become alone, with the same random numbers.
+    is a branch of its own, so that they share the device. Elsewhere they are taken in turn. Where a model has numbers of its own, it
+    becomes what it would become alone.
 
     Args:
         steps: of different models on one device, with `capture=False`.
         numbers: each model's random numbers. None: all draw from PyTorch's default generators, in turn.
-        capture: replay the steps from a CUDA graph; default: on a GPU.
+        capture: replay the steps from a CUDA graph, as `TrainingStep` does; default: on a GPU.
 
     Raises:
-        TypeError, ValueError: there is no step, or one that is captured itself, in parts, shared with other processes, or of a model
-            or a device that another one does not have; or as many numbers as steps are not given.
+        TypeError, ValueError: there is no step, or one that is captured itself, in parts or shared with other processes; models
+            share a parameter, or are on several devices; there are not as many numbers as steps, on the models' device; or an optimizer
+            cannot be captured.
 
     Example:
         >>> from lae_fast import models, training
@@ -117,33 +109,33 @@ class SideBySide:
         *,
         capture: bool | None = None,
     ) -> None:
-        for step in steps:
-            if not isinstance(step, TrainingStep):
-                raise TypeError(f"a step is {checks.describe(step)}; expected a TrainingStep")
+        self.steps = _all("steps", steps, TrainingStep)
+        for step in self.steps:
             if step.replayed is not None or step.parts is not None or getattr(step.model, "share", None):
                 raise ValueError(
                     "a step is captured, in parts or shared with other processes; expected capture=False alone"
                 )
-        devices = {p.device for step in steps for p in step.model.parameters()}
+        parameters = [p for step in self.steps for p in step.model.parameters()]
+        devices = {p.device for p in parameters}
         if len(devices) != 1:
+            raise ValueError(f"{len(self.steps)} steps are on {len(devices)} devices; expected one device")
+        if len({id(p) for p in parameters}) < len(parameters):
+            raise ValueError("two steps share parameters; expected a model of its own for each")
+        self.device = devices.pop()
+        own = [] if numbers is None else _all("numbers", numbers, OwnNumbers)
+        if own and len(own) != len(self.steps):
             raise ValueError(
-                f"{len(steps)} steps are on {len(devices)} devices; expected steps on one device"
+                f"there are numbers for {len(own)} of {len(self.steps)} models; expected for each"
             )
-        if len({id(step.model) for step in steps}) < len(steps):
-            raise ValueError("two steps are of one model; expected a model for each")
-        if any(not isinstance(own, OwnNumbers) for own in numbers or ()):
-            wrong = next(own for own in numbers or () if not isinstance(own, OwnNumbers))
-            raise TypeError(f"numbers are {checks.describe(wrong)}; expected OwnNumbers")
-        if numbers is not None and len(numbers) != len(steps):
-            raise ValueError(
-                f"there are numbers for {len(numbers)} of {len(steps)} models; expected for each"
-            )
-        self.steps, self.device = list(steps), devices.pop()
-        self.numbers: list[Callable[[], contextlib.AbstractContextManager[None]]] = (
-            [contextlib.nullcontext] * len(steps) if numbers is None else list(numbers)
-        )
+        if wrong := [n.device for n in own if n.device != self.device]:
+            raise ValueError(f"numbers are on {wrong[0]}; expected all on {self.device}, as the models")
+        self.numbers: list[Callable[[], contextlib.AbstractContextManager[None]]] = [
+            *(own or [contextlib.nullcontext] * len(self.steps))
+        ]
         is_captured = self.device.type == "cuda" if capture is None else checks.flag("capture", capture)
-        generators = [g for own in numbers or () for g in own.generators]
+        for step in self.steps if is_captured else ():
+            check_capturable(step.optimizer)
+        generators = [g for n in own for g in n.generators]
         self.replayed = Replayed(lambda: self._step(self.x), self.device, generators) if is_captured else None
         self.x = torch.empty(0)
 
@@ -174,17 +166,27 @@ class SideBySide:
 
     def _step(self, x: Tensor) -> Tensor:
         """One step of each model; on a GPU each in a stream of its own, which begin and end together."""
-        losses = []
-        if self.device.type != "cuda":
-            for step, numbers, images in zip(self.steps, self.numbers, x, strict=True):
-                with numbers():
-                    losses.append(step(images))
-            return torch.stack(losses)
-        present, streams = torch.cuda.current_stream(self.device), _streams(self.device, len(self.steps))
-        for stream, step, numbers, images in zip(streams, self.steps, self.numbers, x, strict=True):
+        losses, streams = [], list[torch.cuda.Stream]()
+        branches: list[Any] = [contextlib.nullcontext()] * len(self.steps)
+        if self.device.type == "cuda":
+            present = torch.cuda.current_stream(self.device)
+            streams = [_stream(self.device, k) for k in range(len(self.steps))]
+            branches = [torch.cuda.stream(stream) for stream in streams]
+        for stream in streams:  # before any of them begins
             stream.wait_stream(present)
-            with torch.cuda.stream(stream), numbers():
+        for step, numbers, branch, images in zip(self.steps, self.numbers, branches, x, strict=True):
+            with branch, numbers():
                 losses.append(step(images))
         for stream in streams:
             present.wait_stream(stream)
         return torch.stack(losses)
+
+
+def _all(name: str, given: Sequence[T], kind: type[T]) -> list[T]:
+    """Those given, if all are of a kind; else a TypeError."""
+    if not isinstance(given, (list, tuple)):
+        raise TypeError(f"{name} are {checks.describe(given)}; expected a list of {kind.__name__}")
+    for one in given:
+        if not isinstance(one, kind):
+            raise TypeError(f"one of the {name} is {checks.describe(one)}; expected all {kind.__name__}")
+    return list(given)

@@ -68,6 +68,16 @@ def cool_down(optimizer: torch.optim.Optimizer, lr: float, done: float, cooldown
             group["lr"] = rate
 
 
+def check_capturable(optimizer: torch.optim.Optimizer) -> None:
+    """Raise a ValueError unless a CUDA graph can capture the optimizer's step, so that its learning rate may change later."""
+    for group in optimizer.param_groups:
+        if not group.get("capturable") or not isinstance(group["lr"], Tensor):
+            raise ValueError(
+                f"capture with an optimizer whose capturable is {group.get('capturable')} and whose lr is a "
+                f"{type(group['lr']).__name__}; expected True and a Tensor"
+            )
+
+
 class TrainingStep:
     """Steps of `optimizer` down the loss of `model`: `step(x)` for images x [n, nx].
 
@@ -137,12 +147,7 @@ class TrainingStep:
             self.parts = FixedParts(model, checks.count("n_parts", n_parts), share)
         self.replayed = Replayed(lambda: self._step(self.x), device) if captures else None
         if captures:
-            for group in optimizer.param_groups:
-                if not group.get("capturable") or not isinstance(group["lr"], Tensor):
-                    raise ValueError(
-                        f"capture with an optimizer whose capturable is {group.get('capturable')} and whose lr is a "
-                        f"{type(group['lr']).__name__}; expected True and a Tensor"
-                    )
+            check_capturable(optimizer)
         elif device.type == "cpu":
             keep_freed_memory()
 
