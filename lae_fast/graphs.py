@@ -13,7 +13,7 @@ from lae_fast import checks
 from lae_fast.ops.torch_private import end_failed_capture
 
 # From torch 2.14 on a graph finds the generators that it draws from itself, and warns of each that is registered.
-REGISTERS = torch.__version__ < (2, 14)
+REGISTERS = torch.__version__ < "2.14"  # versions, not letters
 WARMUP = 3  # calls before capture: optimizer state and lazily made library handles must exist
 
 

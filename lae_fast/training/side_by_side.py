@@ -123,15 +123,15 @@ class SideBySide:
             raise ValueError("two steps share parameters; expected a model of its own for each")
         self.device = devices.pop()
         own = [] if numbers is None else _all("numbers", numbers, OwnNumbers)
-        if own and len(own) != len(self.steps):
+        if numbers is not None and len(own) != len(self.steps):
             raise ValueError(
                 f"there are numbers for {len(own)} of {len(self.steps)} models; expected for each"
             )
         if wrong := [n.device for n in own if n.device != self.device]:
             raise ValueError(f"numbers are on {wrong[0]}; expected all on {self.device}, as the models")
-        self.numbers: list[Callable[[], contextlib.AbstractContextManager[None]]] = [
-            *(own or [contextlib.nullcontext] * len(self.steps))
-        ]
+        self.numbers: list[Callable[[], contextlib.AbstractContextManager[None]]] = list(own)
+        if numbers is None:
+            self.numbers = [contextlib.nullcontext] * len(self.steps)
         is_captured = self.device.type == "cuda" if capture is None else checks.flag("capture", capture)
         for step in self.steps if is_captured else ():
             check_capturable(step.optimizer)
