@@ -74,6 +74,7 @@ BENCHMARKS = [
     *_each("cuda", "ops: energy and derivative", "energy.cold_energy", {"energy": {}}),
     *_each("cuda", "ops: layers", "layers.layers", {"layers": {}}),
     *_each("cuda", "training step", "captured_step.captured_step", {"step": {}}),
+    *_each("cuda", "training steps of several models", "side_by_side.side_by_side", {"side_by_side": {}}),
     *_each("cuda", "epoch", "epoch.whole_epoch", {"epoch": {}}),
     *_each("cuda", "C chains", "captured_samplers.captured_chains", MANY_CHAINS),
     *_each("cuda", "annealed importance sampling", "annealing.annealing", {"ais": {}}),

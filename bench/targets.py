@@ -39,6 +39,7 @@ def _above(what: str, limit: float | None, unit: str = "x") -> Target:
 
 _STEP = "LAE step, MH, T = 2, float32"
 _CAPTURED_STEP = "LAE step (batch 512, nh 256, nz 8, T = 2, MH), captured"
+_BESIDE = "ten LAE steps (batch 512, nh 256, nz 8, T = 2, MH) side by side: faster"
 _OF_COPY = "of measured copy bandwidth"
 # by the device's type, then by key
 TARGETS: dict[str, dict[str, Target]] = {
@@ -85,6 +86,9 @@ TARGETS: dict[str, dict[str, Target]] = {
         "step / products": _below(f"{_CAPTURED_STEP} / its float32 products alone, in a graph", 0.6),
         "step / VAE": _below(f"{_CAPTURED_STEP} / plain eager VAE step", 0.5),
         "datapoint / joint": _below(f"{_CAPTURED_STEP}: a decision for each datapoint / a joint one", 1.0),
+        "side by side": _above(f"{_BESIDE} than one after the other, joint decisions", None),
+        "side by side, datapoint": _above("the same with datapoint decisions", 2),
+        "side by side, VAE": _above("the same of VAEs", None),
         "epoch": _below("epoch of 60,000 images, T = 2, MH", 25, " ms"),
         "64 x 8 / published": _above(
             "`langevin_sample`, captured, 64 x 8, no MH: faster than torchebm's published 2,163 steps/s", 20

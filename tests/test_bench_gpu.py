@@ -31,6 +31,7 @@ from subjects import (
     energy,
     epoch,
     layers,
+    side_by_side,
     transition,
 )
 from subjects.contestants import OFFICIAL, OURS, OURS_EACH
@@ -48,6 +49,7 @@ FINDINGS = {
     energy.cold_energy: dict(n=4, nx=12),
     layers.layers: dict(n=8, nz=4, nh=16, nx=12, count=3),
     captured_step.captured_step: SMALL | FEW,
+    side_by_side.side_by_side: SMALL | FEW | dict(counts=(1, 2)),
     epoch.whole_epoch: SMALL | dict(n_images=32, rounds=2),
     captured_samplers.captured_chains: dict(c=64, d=8, step_size=0.6, n_steps=3, rounds=2),
     annealing.annealing: dict(n_images=3, n_chains=2, n_temperatures=4, nh=16, nz=2),
@@ -139,6 +141,17 @@ def test_targets_of_a_step_by_hand():
         "step / VAE": 0.4,
         "datapoint / joint": 0.8,
     }
+
+
+def test_gains_side_by_side_by_hand(by_table):
+    by_table(
+        side_by_side, {f"{OURS}, alone": 1.0, f"{OURS}, 2 side by side": 1.25, "VAE, 2 side by side": 3.5}
+    )
+    found = side_by_side.side_by_side(OF_CPU, **SMALL, **FEW, counts=(1, 2))
+    assert found.measured == pytest.approx(
+        {"side by side": 1.6, "side by side, datapoint": 2, "side by side, VAE": 4}
+    )
+    assert found.rows[f"{OURS}, 2 side by side"]["us a model"] == pytest.approx(625)
 
 
 def test_targets_of_chains_by_hand():
