@@ -458,6 +458,37 @@ def launched(monkeypatch, job="job", **values):
         monkeypatch.setenv(name, str(value))
 
 
+JOINED = """
+import os, sys, time, torch
+from pathlib import Path
+from lae_fast.training.processes import Processes
+rank = 0 if os.fork() else 1
+os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": sys.argv[1]}
+with Processes(rank, 2).joined("a run"):
+    torch.optim.Adam([torch.zeros(1, requires_grad=True)])
+    torch.distributed.barrier()
+def is_of_gloo(task):
+    try:
+        return "gloo" in (task / "comm").read_text()
+    except OSError:  # it has ended
+        return False
+until = time.monotonic() + 5
+while (n := sum(map(is_of_gloo, Path("/proc/self/task").iterdir()))) and time.monotonic() < until:
+    time.sleep(0.05)
+os.write(1, f"{rank} gloo threads: {n}\\n".encode())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
+def test_nothing_of_the_process_group_outlives_it():
+    """What an optimizer imports would keep it otherwise; its threads then ended with the interpreter, now and then by an abort."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    done = subprocess.run([sys.executable, "-c", JOINED, str(port)], timeout=120, **APART)
+    assert sorted(done.stdout.splitlines()) == ["0 gloo threads: 0", "1 gloo threads: 0"], done.stderr
+
+
 def test_without_torchrun_there_is_one_process(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "8")  # of somebody else
     assert Processes.started() == Processes()

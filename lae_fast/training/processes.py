@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import importlib
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -68,6 +69,9 @@ class Processes:
         if self.size == 1:
             yield
             return
+        # Its functions have the process group of their import as a default. Imported after this group, as by an optimizer, they would
+        # keep it, and Gloo's threads, until the interpreter ends, where a thread that needs it aborts the process.
+        importlib.import_module("torch.distributed.nn")
         on_gpus = torch.cuda.is_available() and distributed.is_nccl_available()
         public: Any = distributed  # also what it does not tell type checkers
         try:
