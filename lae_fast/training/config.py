@@ -69,7 +69,7 @@ class Config:
     mh: bool = _LAE["mh"]
     """Metropolis-Hastings accept or reject (LAE, Hoffman)."""
     step_size: float | Literal["auto"] = "auto"
-    """Langevin step size: of z, in units of q(z|x)'s variance where chains start at its draws; with joint decisions per
+    """Langevin step size: of z, for an LAE in units of q(z|x)'s variance where chains start at its draws; with joint decisions per
     example, as published (eta = step_size / batch size). auto: adapted on the device towards an acceptance of 0.574; without
     MH 0.1 in units of q, else the published 1e-3."""
     adaptation_rate: float = _LAE["adaptation_rate"]
