@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import itertools
+import json
 import math
 import re
 
@@ -184,19 +185,17 @@ def test_what_was_measured_before_stays_with_its_commit(experiments, tmp_path):
 def test_missing_makes_only_what_nobody_has_measured(experiments, tmp_path, capsys):
     """With an empty cache, as after a change of code: two measurements of the record are gone."""
     experiments("table3")
-    path = tmp_path / "report.jsonl"
-    lines = path.read_text().splitlines(keepends=True)
-    gone = [line for line in lines if '"kind": "Quality"' in line[:40]][:2]
-    path.write_text(
-        "".join(line for line in lines if line not in gone).replace(provenance.commit(), "0123abc")
-    )
+    recipes = list(dict.fromkeys(TABLES["table3"].recipes()))
+    path, gone = tmp_path / "report.jsonl", [r.describe() for r in recipes[:2]]
+    kept = [line for line in path.read_text().splitlines() if json.loads(line)["recipe"] not in gone]
+    path.write_text("\n".join(kept).replace(provenance.commit(), "0123abc"))
     capsys.readouterr()
     code, text, _ = experiments("table3", "--missing", folder=tmp_path / "fresh")
     assert code == 0
     assert "work      4 of 4 models" in capsys.readouterr().out  # each with its model
     section = text[text.index("### Table 3") : text.index("### Table 4")]
     assert render.NOT_YET not in section
-    assert f"Commit: 0123abc ({len(lines) // 2 - 2} of " in section
+    assert f"Commit: 0123abc ({len(recipes) - 2} of {len(recipes)})" in section
     experiments("table3", "--missing", folder=tmp_path / "fresh")
     assert "work      0 of 0 models" in capsys.readouterr().out
 
