@@ -25,7 +25,7 @@ extensions = [
     "mathml",
 ]
 root_doc = "docs/index"
-include_patterns = ["docs/**.md", "results/*.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+include_patterns = ["docs/**.md", "results/**.md", "CONTRIBUTING.md", "CHANGELOG.md"]
 exclude_patterns = [".*", "build", "runs", "csrc", "lae_fast", "tests", "bench"]
 html_extra_path = ["root"]  # index.html, which leads to docs/index.html
 
