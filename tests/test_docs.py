@@ -87,7 +87,7 @@ def pages_of(page):
 def test_every_page_is_in_a_table_of_contents():
     expected = {
         *DOCS.rglob("*.md"),
-        *ROOT.glob("results/*.md"),
+        *ROOT.glob("results/**/*.md"),
         ROOT / "CONTRIBUTING.md",
         ROOT / "CHANGELOG.md",
     }
