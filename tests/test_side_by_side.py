@@ -242,6 +242,15 @@ def test_who_is_trained_beside_whom(tmp_path, monkeypatch):
     assert groups == [[recipe] for recipe in recipes]
 
 
+def test_seconds_are_each_one_s_share(tmp_path, monkeypatch):
+    """By a clock that goes on by one whenever somebody looks: one second an epoch, for all that are trained in it."""
+    monkeypatch.setattr(autoencoders.time, "perf_counter", itertools.count().__next__)
+    recipes = [dataclasses.replace(VAES[0], seed=seed, epochs=epochs) for seed, epochs in enumerate((1, 3))]
+    lab = open_lab(tmp_path, 2)
+    assert dict(lab.make_all(recipes)) == dict.fromkeys(recipes)
+    assert [lab.get(r).metrics["seconds"] for r in recipes] == [0.5, 2.5]
+
+
 def test_at_most_so_many_are_trained_at_once(tmp_path, monkeypatch):
     sizes = []
 

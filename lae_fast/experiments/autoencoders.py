@@ -171,8 +171,9 @@ def train(
         while not any(t.is_over for t in active):
             start = time.perf_counter()
             _train_an_epoch(active, steps, lab.device)
+            share = (time.perf_counter() - start) / len(active)
             for t in active:
-                t.seconds += (time.perf_counter() - start) / len(active)
+                t.seconds += share
         for t in active:
             if t.is_over:
                 yield t.recipe, t.found()

@@ -41,7 +41,7 @@ class _Plan:
         if failure is not None:
             self.failed[recipe] = str(failure)
         yield recipe, self.failed.get(recipe)
-        for other in list(self.waiting) if failure else ():
+        for other in list(self.waiting) if failure is not None else ():
             if blocked := [r for r in other.needs() if r in self.failed]:
                 self.waiting.remove(other)
                 self.unfinished.discard(other)
