@@ -8,6 +8,7 @@
 
 #include "../adam_ops.h"
 #include "launch.h"
+#include "quads.h"
 
 namespace lae {
 namespace {

@@ -9,6 +9,7 @@
 
 #include "../dense_ops.h"
 #include "launch.h"
+#include "quads.h"
 #include "reduce.h"
 
 namespace lae {

@@ -9,6 +9,7 @@
 
 #include "../energy_ops.h"
 #include "launch.h"
+#include "quads.h"
 #include "reduce.h"
 
 namespace lae {

@@ -91,14 +91,4 @@ struct DeviceGuard {
   explicit DeviceGuard(const torch::stable::Tensor& t) : device(t.get_device_index()) {}
 };
 
-__host__ __device__ inline bool is_aligned(const void* p) {  // for loads of 16 bytes
-  return reinterpret_cast<uintptr_t>(p) % 16 == 0;
-}
-
-// Four consecutive elements.
-template <typename T>
-struct alignas(4 * sizeof(T) > 16 ? 16 : 4 * sizeof(T)) Quad {
-  T v[4];
-};
-
 }  // namespace lae
