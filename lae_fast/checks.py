@@ -188,10 +188,21 @@ def path(name: str, value: Any) -> Path:
     """A path, given as such or as text, its ~ replaced by the home folder."""
     if not isinstance(value, (str, os.PathLike)):
         raise TypeError(f"{name} is {describe(value)}; expected a path")
+    if value == "":  # which pathlib takes for the current folder
+        raise ValueError(f"{name} is empty; expected a path")
     try:
         return Path(value).expanduser()
     except RuntimeError as error:  # ~name of nobody
         raise ValueError(f"{name} is {value}; expected a path: {error}") from error
+
+
+def expand_paths(options: Any, *names: str) -> None:
+    """Replace ~ by the home folder in these fields of a frozen dataclass: a path each, several, or None."""
+    for name in names:
+        value, flag = getattr(options, name), f"--{name.replace('_', '-')}"
+        if value is not None:
+            found = tuple(path(flag, v) for v in value) if isinstance(value, tuple) else path(flag, value)
+            object.__setattr__(options, name, found)
 
 
 def function(name: str, value: Any) -> Any:

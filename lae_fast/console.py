@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TextIO, TypeVar
@@ -59,6 +60,19 @@ def typed(command: str = "COMMAND") -> list[str]:
     if program.name == "__main__.py" and program.parent.name == "lae_fast":
         return ["python", "-m", "lae_fast", command]
     return ["python", "-m", f"lae_fast.{command}"]
+
+
+def arguments(given: Sequence[str] | None) -> Sequence[str]:
+    """What a command was given, by default this program's own arguments.
+
+    Raises:
+        ValueError: one is empty, as of a shell's variable that is not set; pathlib would take it for the current folder.
+    """
+    found = sys.argv[1:] if given is None else given
+    for before, argument in zip(("an argument", *found), found, strict=False):
+        if re.fullmatch(r"(--[\w-]+=)?", argument):
+            raise ValueError(f"{argument.rstrip('=') or before} is empty; expected a value")
+    return found
 
 
 class _Signals:

@@ -74,6 +74,7 @@ class Options:
     """CSV file to write, one line a run."""
 
     def __post_init__(self) -> None:
+        checks.expand_paths(self, "runs", "data", "data_dir", "output")
         if not self.runs:
             raise ValueError("no RUN is given; expected folders that `lae-fast train` has written")
         for name, least in (
@@ -271,7 +272,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     processes, stopped = Processes.started(), "the runs scored so far are in the table"
 
     def parse() -> Options:
-        return tyro.cli(Options, args=argv, prog=" ".join(console.typed("score")))
+        return tyro.cli(Options, args=console.arguments(argv), prog=" ".join(console.typed("score")))
 
     def body() -> int:
         with processes.joined(stopped), warnings.catch_warnings():

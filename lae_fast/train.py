@@ -49,7 +49,7 @@ def _as(kind: type[Config], options: Config) -> Config:
 def _parse(arguments: Sequence[str], processes: Processes = ALONE) -> Config:
     """Flags to options, on top of the defaults, of the file after --config, or of the run after --resume. A run that torchrun
     starts once more goes on."""
-    prog = " ".join(console.typed("train"))
+    prog, arguments = " ".join(console.typed("train")), console.arguments(arguments)
     # These alone at first: flags that their options allow may contradict the defaults.
     bases = argparse.ArgumentParser(prog, f"{prog} [OPTIONS]", add_help=False, allow_abbrev=False)
     bases.add_argument("--resume", type=Path)
@@ -89,7 +89,7 @@ def _parse(arguments: Sequence[str], processes: Processes = ALONE) -> Config:
 def _resumed(folder: Path) -> Config:
     """The options of the run in that folder, which is to go on."""
     try:
-        saved = run_folder.read_options(folder)
+        saved = run_folder.read_options(checks.path("--resume", folder))
         return Config.from_json(saved | {"output_dir": None, "resume": str(folder)})
     except (CheckpointError, ValueError, TypeError) as error:
         raise TrainingError(f"--resume {folder} is not the folder of a run: {error}") from error
@@ -229,7 +229,7 @@ def train(config: Config, command: str = "", processes: Processes = ALONE) -> in
         if config.data is None:
             config = dataclasses.replace(config, dataset=dataset.name)
         else:
-            config = dataclasses.replace(config, data=config.data.expanduser().absolute())
+            config = dataclasses.replace(config, data=config.data.absolute())
         trainer = processes.together(
             lambda: Trainer(config, dataset, folder, device, saved=saved, processes=processes)
         )

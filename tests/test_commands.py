@@ -10,8 +10,10 @@ import pytest
 import torch
 from commands import SMALL_RUN
 
-from lae_fast import __main__, __version__, checkpoint, train
+from lae_fast import __main__, __version__, checkpoint, score, train
+from lae_fast.training import run_folder
 from lae_fast.training.config import Config, TrainingError
+from lae_fast.view import command
 
 ROOT = Path(__file__).parent.parent
 
@@ -207,3 +209,44 @@ def test_a_file_that_nests_too_deep_is_named(tmp_path):
     file.write_text("[" * 100_000)
     with pytest.raises(TrainingError, match=f"--config {file}: "):
         train._parse(["--config", str(file)])
+
+
+# ---- paths ----
+
+
+def test_every_path_of_a_command_starts_at_home(parsed, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "options.yaml").write_text("output_dir: ~/run\ndata: ~/own.npy\n")
+    found = parsed("--config", "~/options.yaml")
+    assert (found.output_dir, found.data) == (tmp_path / "run", tmp_path / "own.npy")
+    assert parsed("--data=~/own.npy").data == tmp_path / "own.npy"
+    run_folder.write_record(tmp_path, found, data="own.npy")
+    assert parsed("--resume", "~").resume == tmp_path
+    assert str(found.data_dir) == "~/.cache/lae_fast"  # in a record, which other machines read
+    home, scored = Path("~/a"), score.Options((Path("~/a"), Path("b")), data=Path("~/a"), output=Path("~/a"))
+    assert (*scored.runs, scored.data, scored.output) == (
+        tmp_path / "a",
+        Path("b"),
+        tmp_path / "a",
+        tmp_path / "a",
+    )
+    shown = command.Options(home, home, home, home)
+    assert {shown.run, shown.table, shown.data, shown.data_dir} == {tmp_path / "a"}
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments"),
+    [
+        (train.main, ["--output-dir", ""]),
+        (train.main, ["--output-dir="]),
+        (train.main, ["--config", "empty.json"]),
+        (score.main, [".", "--output", ""]),
+        (command.main, [""]),
+    ],
+)
+def test_an_empty_path_is_not_the_folder_one_stands_in(main, arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.json").write_text('{"output_dir": ""}')
+    assert main(arguments) == 2
+    assert " is empty; expected a " in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["empty.json"]

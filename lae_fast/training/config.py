@@ -157,6 +157,9 @@ class Config:
                 raise TypeError(f"{_flag(name)} is {checks.describe(value)}; expected {_words(kind)}")
             if type(value) is int and float in _parts(kind):  # an integer may be too large for torch
                 object.__setattr__(self, name, _as_float(value))
+        checks.expand_paths(
+            self, "data", "output_dir", "resume"
+        )  # data_dir by whoever reads: ~ serves on other machines
         for name in (
             "nz",
             "nh",
@@ -249,6 +252,9 @@ class Config:
             window = values.pop("window")
             values |= {"decisions": "joint", "decoder_window": window, "feature_window": window}
         paths = {name for name, kind in _kinds().items() if Path in _parts(kind)}
+        for name in paths & values.keys():
+            if values[name] == "":
+                raise ValueError(f"{_flag(name)} is empty; expected a path")
         values = {k: Path(v) if k in paths and isinstance(v, str) else v for k, v in values.items()}
         return cls(**values)
 

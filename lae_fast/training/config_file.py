@@ -25,7 +25,7 @@ def read(path: Path) -> Config:
         TrainingError: the file cannot be read, or what it holds are no options; the message names the file.
     """
     try:
-        found = _content(path)
+        found = _content(checks.path("--config", path))
         if not isinstance(found, dict):
             raise TypeError(f"it holds {checks.describe(found)}; expected options by name")
         if "options" in found:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import tyro
 
-from lae_fast import console, models
+from lae_fast import checks, console, models
 from lae_fast.checkpoint import CheckpointError
 from lae_fast.data import DataError
 from lae_fast.training import run_folder
@@ -30,6 +30,9 @@ class Options:
     data_dir: Path | None = None
     """Folder of the data sets by name; default: the folder that the run used."""
 
+    def __post_init__(self) -> None:
+        checks.expand_paths(self, "run", "table", "data", "data_dir")
+
 
 def view(options: Options) -> int:
     """Write the page; the exit code."""
@@ -47,8 +50,13 @@ def view(options: Options) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code."""
+
+    def body() -> int:
+        found = console.arguments(arguments)
+        return view(tyro.cli(Options, args=found, prog=" ".join(console.typed("view"))))
+
     return console.run(
-        lambda: view(tyro.cli(Options, args=arguments, prog=" ".join(console.typed("view")))),
+        body,
         (CheckpointError, DataError, ValueError, OSError, torch.OutOfMemoryError),
         "stopped; no page was written",
     )
