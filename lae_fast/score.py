@@ -140,13 +140,8 @@ class _Run(NamedTuple):
 
 
 def _read(folder: Path, options: Options) -> _Run:
-    try:
-        config = Config.from_json(run_folder.read_options(folder))
-        lines = runlog.read(folder / "metrics.jsonl")
-    except (CheckpointError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{folder} is not the folder of a run: {error}") from error
-    best = folder / "best.safetensors"
-    model = models.load(best)
+    config, lines = run_folder.read_config(folder), runlog.read(folder / "metrics.jsonl")
+    model, best = models.load(folder), folder / "best.safetensors"
     expected = config.architecture(model.shape)
     found = models.architecture_in(checkpoint.load_weights(best)[1], best)
     if found != expected:

@@ -88,11 +88,11 @@ def _parse(arguments: Sequence[str], processes: Processes = ALONE) -> Config:
 
 def _resumed(folder: Path) -> Config:
     """The options of the run in that folder, which is to go on."""
+    folder = checks.path("--resume", folder)
     try:
-        saved = run_folder.read_options(checks.path("--resume", folder))
-        return Config.from_json(saved | {"output_dir": None, "resume": str(folder)})
-    except (CheckpointError, ValueError, TypeError) as error:
-        raise TrainingError(f"--resume {folder} is not the folder of a run: {error}") from error
+        return run_folder.read_config(folder, output_dir=None, resume=str(folder))
+    except CheckpointError as error:
+        raise TrainingError(f"--resume {error}") from error
 
 
 def _print_start(trainer: Trainer, source: str, facts: dict[str, str]) -> None:

@@ -237,9 +237,9 @@ def test_every_path_of_a_command_starts_at_home(parsed, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("main", "arguments"),
     [
-        (train.main, ["--output-dir", ""]),
-        (train.main, ["--output-dir="]),
-        (train.main, ["--config", "empty.json"]),
+        (train.main, ["--device", "none", "--output-dir", ""]),
+        (train.main, ["--device=none", "--output-dir="]),
+        (train.main, ["--device", "none", "--config", "empty.json"]),
         (score.main, [".", "--output", ""]),
         (command.main, [""]),
     ],
@@ -250,3 +250,30 @@ def test_an_empty_path_is_not_the_folder_one_stands_in(main, arguments, tmp_path
     assert main(arguments) == 2
     assert " is empty; expected a " in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["empty.json"]
+
+
+# ---- run folders of other versions ----
+
+
+def test_a_run_of_a_newer_version_is_told_by_the_option_that_is_new(tmp_path, capsys):
+    run_folder.write_record(tmp_path, Config(), data="MNIST")
+    record = json.loads((tmp_path / "config.json").read_text())
+    record["options"]["new_option"] = 3
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    for main, arguments in ((train.main, ["--resume"]), (score.main, []), (command.main, [])):
+        assert main([*arguments, str(tmp_path)]) == 2
+        assert (
+            f"{tmp_path} is not the folder of a run of lae_fast {__version__}: 'new_option' is no option; expected"
+            in capsys.readouterr().err
+        )
+
+
+def test_a_run_without_weights_yet_names_its_checkpoint(tmp_path, capsys):
+    run_folder.write_record(tmp_path, Config(), data="MNIST")
+    (tmp_path / "metrics.jsonl").touch()
+    kept = tmp_path / "checkpoints" / "step-000000003" / "model.safetensors"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    for main in (score.main, command.main):
+        assert main([str(tmp_path)]) == 2
+        assert f"the run's last checkpoint is {kept}" in capsys.readouterr().err

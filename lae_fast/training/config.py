@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import math
 import types
@@ -246,11 +247,20 @@ class Config:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Config:
-        """A configuration as `config.json` holds it."""
+        """A configuration as `config.json` holds it.
+
+        Raises:
+            TypeError, ValueError: a name is that of no option, or a value does not fit.
+        """
         values = dict(values)
         if "window" in values:  # from before decisions were a choice, and windows two
             window = values.pop("window")
             values |= {"decisions": "joint", "decoder_window": window, "feature_window": window}
+        for name in values:
+            if name not in _kinds():
+                guess = difflib.get_close_matches(str(name), _kinds(), 1)
+                known = "expected options as --help lists them, like batch_size"
+                raise ValueError(f"{name!r} is no option; {f'did you mean {guess[0]}?' if guess else known}")
         paths = {name for name, kind in _kinds().items() if Path in _parts(kind)}
         for name in paths & values.keys():
             if values[name] == "":

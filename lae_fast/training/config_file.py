@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import json
 import re
 from pathlib import Path
@@ -12,8 +10,6 @@ from typing import Any
 from lae_fast import checks
 from lae_fast.training import run_folder
 from lae_fast.training.config import Config, TrainingError
-
-OLDER = {"window"}  # names of options that only records of earlier versions have
 
 
 def read(path: Path) -> Config:
@@ -32,7 +28,8 @@ def read(path: Path) -> Config:
             found = {
                 k: v for k, v in run_folder.options_in(found).items() if k not in ("output_dir", "resume")
             }
-        _check_names(found)
+        if "resume" in found:
+            raise ValueError("'resume' is no option of a file; expected --resume FOLDER")
         return Config.from_json(found)
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise TrainingError(f"--config {path}: {error}") from error
@@ -56,17 +53,3 @@ def _content(path: Path) -> Any:
         return yaml.load(path.read_bytes(), Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"it is not YAML: {error}") from error
-
-
-def _check_names(options: dict[Any, Any]) -> None:
-    """Raise a ValueError if a name is that of no option, with the one that was meant if it can be guessed."""
-    known = ({field.name for field in dataclasses.fields(Config)} | OLDER) - {"resume"}
-    for name in options:
-        if name not in known:
-            guess = difflib.get_close_matches(str(name), known, 1)
-            hint = (
-                f"did you mean {guess[0]}?"
-                if guess
-                else "expected options as --help lists them, like batch_size"
-            )
-            raise ValueError(f"{name!r} is no option; {hint}")

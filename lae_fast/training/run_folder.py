@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 from lae_fast import checkpoint, data
+from lae_fast._version import __version__
 from lae_fast.training.config import Config, TrainingError
 
 LOCK = ".lock"
@@ -128,6 +129,20 @@ def read_options(folder: Path) -> dict[str, Any]:
         return options_in(checkpoint.read_json(path))
     except ValueError as error:
         raise checkpoint.CheckpointError(f"{path} is damaged; {error}") from error
+
+
+def read_config(folder: Path, **changes: Any) -> Config:
+    """The options of the run in that folder, with these changes.
+
+    Raises:
+        CheckpointError: it is not the folder of a run, its record is damaged, or it has options that this version does not know.
+    """
+    try:
+        return Config.from_json(read_options(folder) | changes)
+    except (checkpoint.CheckpointError, ValueError, TypeError) as error:
+        raise checkpoint.CheckpointError(
+            f"{folder} is not the folder of a run of lae_fast {__version__}: {error}"
+        ) from error
 
 
 def is_of_job(folder: Path, job: str) -> bool:

@@ -13,7 +13,6 @@ from lae_fast import checks, console, models
 from lae_fast.checkpoint import CheckpointError
 from lae_fast.data import DataError
 from lae_fast.training import run_folder
-from lae_fast.training.config import Config
 from lae_fast.view import page
 
 
@@ -37,11 +36,8 @@ class Options:
 def view(options: Options) -> int:
     """Write the page; the exit code."""
     folder = options.run
-    try:
-        config = Config.from_json(run_folder.read_options(folder))
-    except (CheckpointError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{folder} is not the folder of a run: {error}") from error
-    model = models.load(folder / "best.safetensors")
+    config = run_folder.read_config(folder)
+    model = models.load(folder)
     dataset = run_folder.data_to_evaluate(folder, config, options.data, options.data_dir)
     path = page.write(folder, model, dataset.test, options.table, dataset.classes)
     console.say(f"written   {path}, {path.stat().st_size / 1e6:.1f} MB: open it in a browser")
