@@ -344,6 +344,7 @@ def test_a_broken_file_is_named(name, content, message, tmp_path):
         (lambda p: np.savez(p, images=RGB.numpy(), data=RGB.numpy()), "a.npz holds images and data, both train images; expected only one of them"),
         (lambda p: np.savez(p, x=RGB.numpy(), x_val=RGB.numpy(), x_valid=RGB.numpy()), "holds x_val and x_valid, both validation images"),
         (lambda p: np.savez(p), "a.npz holds nothing; expected images"),
+        (lambda p: np.savez(p, x_train=RGB.numpy(), x_dev=RGB.numpy()), "a.npz holds x_dev, images of no split; expected train, test"),
         (lambda p: np.savez(p, images=RGB.numpy().astype(int)), r"a.npz: images are int64 \[40, 3, 5, 4\]; expected uint8"),
         (lambda p: np.savez(p, x_train=RGB.numpy(), x_test=RGB.numpy()[:, :, 1:]), r"expected one shape and type"),
         (lambda p: np.savez(p, x=RGB.numpy(), y=LABELS.numpy()[:5]), r"a.npz: labels are int64 \[5\] on cpu; expected whole"),
@@ -427,6 +428,31 @@ def test_pictures_are_turned_as_cameras_ask(ending, tmp_path):
     assert holds(data.load(tmp_path), RGB)
 
 
+def test_a_picture_that_turns_after_its_pixels_is_told_so(tmp_path):
+    """As a few programs write PNG: PIL knows of the turn when all is read."""
+    for i, image in enumerate(RGB):
+        save(image, tmp_path / f"{i}.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    body = exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(body)) + b"eXIf" + body + struct.pack(">I", zlib.crc32(b"eXIf" + body))
+    whole = (tmp_path / "3.png").read_bytes()
+    (tmp_path / "3.png").write_bytes(whole[:-12] + chunk + whole[-12:])
+    with pytest.raises(
+        DataError, match=r"3.png has 5 x 4 pixels, turned by EXIF data that stand behind them, and"
+    ):
+        data.load(tmp_path)
+
+
+def test_a_path_that_may_not_be_looked_at_is_named(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    with pytest.raises(DataError, match=f"{tmp_path}/a.npy cannot be read: .*Permission denied"):
+        data.files.read(tmp_path / "a.npy")
+
+
 def folders_of_pictures(folder, *places):
     """The same pictures in each of these sub-folders."""
     for place in places:
@@ -450,11 +476,37 @@ def test_other_words_for_splits(tmp_path):
         (("train", "training"), "train and .*training both are train images"),
         (("train", "test", "."), "0.png lies beside .*train; expected all pictures in test, train"),
         (("training", "testing", "cats"), "holds cats, testing, training; expected train, test"),
+        (
+            ("train/cats", "train/dogs", "val/cats", "unlabeled"),
+            "holds train, unlabeled, val; expected train, test",
+        ),
+        (
+            ("train/cats", "train/dogs", "test"),
+            "test has pictures in no class, and .*train has not; expected the same",
+        ),
     ],
 )
 def test_pictures_whose_split_is_unclear_are_refused(places, message, tmp_path):
     folders_of_pictures(tmp_path, *places)
     with pytest.raises(DataError, match=message):
+        data.load(tmp_path)
+
+
+def test_folders_without_pictures_are_no_classes(tmp_path):
+    folders_of_pictures(tmp_path, "train/a", "train/b", "val/a", "val/b")
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "__MACOSX" / "train").mkdir(parents=True)
+    (tmp_path / "__MACOSX" / "train" / "._0.png").write_bytes(b"what a Macintosh leaves")
+    found = data.load(tmp_path)
+    assert (found.classes, len(found.validation.images)) == (("a", "b"), 42)
+
+
+def test_a_folder_has_one_name(tmp_path):
+    folders_of_pictures(tmp_path, "real/deeper", "other")
+    (tmp_path / "real" / "deeper" / "back").symlink_to(tmp_path)
+    assert data.load(tmp_path).classes == ("other", "real")
+    (tmp_path / "alias").symlink_to(tmp_path / "real")
+    with pytest.raises(DataError, match=r"alias and .*real are one folder; expected one name for it"):
         data.load(tmp_path)
 
 
@@ -557,10 +609,7 @@ def test_what_is_not_there_is_named(tmp_path, monkeypatch):
         data.load(tmp_path / "nowhere")
     (tmp_path / "x" / "train").mkdir(parents=True)
     (tmp_path / "x" / "test").mkdir()
-    (tmp_path / "x" / "other").mkdir()
-    with pytest.raises(
-        DataError, match="holds other, test, train; expected train, test and perhaps val, or classes"
-    ):
+    with pytest.raises(DataError, match="x/test holds no pictures"):
         data.load(tmp_path / "x")
     save(RGB[0], tmp_path / "y" / "0.png")
     monkeypatch.setitem(sys.modules, "PIL", None)

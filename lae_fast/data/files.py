@@ -52,12 +52,12 @@ def read(path: Path) -> Source:
     Raises:
         DataError: there is no such thing, it is damaged, or it holds no images, or ones of several sizes, or more than fit into memory.
     """
-    if not path.exists():
-        raise DataError(f"{path} is not there; expected a folder of pictures, or a file {_endings()}")
-    if not path.is_dir() and path.suffix.lower() not in (*ARRAYS, *TENSORS):
-        ending = path.suffix or "without ending"
-        raise DataError(f"{path} is a file {ending}; expected a folder of pictures, or {_endings()}")
     try:
+        if not path.exists():
+            raise DataError(f"{path} is not there; expected a folder of pictures, or a file {_endings()}")
+        if not path.is_dir() and path.suffix.lower() not in (*ARRAYS, *TENSORS):
+            ending = path.suffix or "without ending"
+            raise DataError(f"{path} is a file {ending}; expected a folder of pictures, or {_endings()}")
         splits, classes = _folder(path) if path.is_dir() else (_file(path), None)
         train = splits["train"]
         c, h, w = train.images.shape[1:]
@@ -110,6 +110,10 @@ def _file(path: Path) -> dict[str, Split]:
                     f"{path} holds {names[place]} and {name}, both {split} {kind}; expected only one of them"
                 )
             found.setdefault(split, {})[kind] = value
+        elif found and IMAGES & _words(str(name)):
+            raise DataError(
+                f"{path} holds {name}, images of no split; expected train, test and perhaps val in its name"
+            )
     if not found and len(content) == 1:  # of whatever name
         found = {"train": {"images": next(iter(content.values()))}}
     if "train" not in found or not all("images" in split for split in found.values()):
@@ -132,13 +136,12 @@ def _content(path: Path) -> Any:
         archive = np.load(file, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError("it is no archive of arrays")
-        names = [name for name in archive if _place(name) or len(archive) == 1]
-        return {name: archive[name] for name in names} or dict.fromkeys(archive)
+        return {name: archive[name] if _place(name) or len(archive) == 1 else None for name in archive}
 
 
 def _place(name: str) -> tuple[str, str] | None:
     """The split and kind, images or labels, of an array by its name; None: it is neither."""
-    words = set(name.lower().split("_"))
+    words = _words(name)
     splits = {SPLITS[word] for word in words & SPLITS.keys()} or {"train"}
     kinds = {"images"} if words & IMAGES else set()
     kinds |= {"labels"} if words & LABELS else set()
@@ -147,6 +150,10 @@ def _place(name: str) -> tuple[str, str] | None:
     if words - SPLITS.keys() - IMAGES - LABELS or len(splits) > 1 or len(kinds) != 1:
         return None
     return splits.pop(), kinds.pop()
+
+
+def _words(name: str) -> set[str]:
+    return set(name.lower().split("_"))
 
 
 # ---- folders of pictures ----
@@ -159,22 +166,23 @@ def _folder(folder: Path) -> tuple[dict[str, Split], tuple[str, ...] | None]:
     classes = list(members["train"])
     for name, found in members.items():
         if unknown := found.keys() - set(classes):
-            raise DataError(
-                f"{places[name]} has the classes {', '.join(sorted(unknown))}, and {places['train']} has not; expected the same"
-            )
+            what = f"the classes {', '.join(sorted(unknown))}" if unknown != {""} else "pictures in no class"
+            raise DataError(f"{places[name]} has {what}, and {places['train']} has not; expected the same")
     kind = _kind([path for found in members.values() for paths in found.values() for path in paths])
     splits = {name: _pictures(places[name], found, classes, *kind) for name, found in members.items()}
     return splits, tuple(classes) if len(classes) > 1 else None
 
 
 def _places(folder: Path) -> dict[str, Path]:
-    """By name of the split, where its pictures are: in sub-folders if all are named by splits, otherwise all are of training."""
+    """By name of the split, where its pictures are: in sub-folders if all that hold pictures are named by splits, otherwise all
+    are of training."""
     inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     folders = [path for path in inside if path.is_dir()]
+    folders = [path for path in folders if path.name.lower() in SPLITS or any(_walk(path))]
     splits = [SPLITS[path.name.lower()] for path in folders if path.name.lower() in SPLITS]
     names = ", ".join(path.name for path in folders)
     if len(splits) < len(folders) or not splits:
-        if {"train", "test"} <= set(splits):
+        if len(set(splits)) > 1:
             raise DataError(f"{folder} holds {names}; expected train, test and perhaps val, or classes")
         return {"train": folder}
     places: dict[str, Path] = {}
@@ -197,17 +205,9 @@ def _is_picture(name: str) -> bool:
 def _members(folder: Path) -> dict[str, list[Path]]:
     """The pictures in a folder by class, in the order of names; of the class "" where there are no sub-folders."""
     found: dict[str, list[Path]] = {}
-    seen: set[str] = set()
-    for place, folders, names in os.walk(folder, onerror=_fail, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if (real := os.path.realpath(place)) in seen:  # a link that leads back
-            folders.clear()
-            continue
-        seen.add(real)
-        inner = Path(place).relative_to(folder).parts
-        paths = [Path(place, name) for name in sorted(names) if _is_picture(name)]
-        if paths:
-            found.setdefault(inner[0] if inner else "", []).extend(paths)
+    for place, paths in _walk(folder):
+        inner = place.relative_to(folder).parts
+        found.setdefault(inner[0] if inner else "", []).extend(paths)
     if not found:
         raise DataError(
             f"{folder} holds no pictures; expected files {', '.join(PICTURES)}, or sub-folders with them"
@@ -217,6 +217,25 @@ def _members(folder: Path) -> dict[str, list[Path]]:
             f"{folder} holds pictures beside folders of pictures; expected only one of them: sub-folders are classes"
         )
     return dict(sorted(found.items()))
+
+
+def _walk(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """This folder and those within that hold pictures, and the pictures, in the order of names.
+
+    Raises:
+        DataError: one cannot be read, or has two names, of which one may be a class and the other not.
+    """
+    seen: dict[Path, Path] = {}
+    for name, folders, names in os.walk(folder, onerror=_fail, followlinks=True):
+        place, folders[:] = Path(name), sorted(inner for inner in folders if not inner.startswith("."))
+        real = place.resolve()
+        if place != folder and place.parent.resolve().is_relative_to(real):  # a link that leads back
+            folders.clear()
+            continue
+        if seen.setdefault(real, place) != place:
+            raise DataError(f"{seen[real]} and {place} are one folder; expected one name for it")
+        if paths := [place / name for name in sorted(names) if _is_picture(name)]:
+            yield place, paths
 
 
 def _fail(error: OSError) -> None:
@@ -296,7 +315,11 @@ def _pictures(
             picture.load()
             ImageOps.exif_transpose(picture, in_place=True)
             if picture.size != size:
-                raise ValueError(f"it has {picture.size[0]} x {picture.size[1]} pixels, unlike its header")
+                w, h = picture.size
+                raise ValueError(
+                    f"{paths[i]} has {w} x {h} pixels, turned by EXIF data that stand behind them, and the others "
+                    f"{size[0]} x {size[1]}; expected EXIF data in front of the pixels, or none"
+                )
             pixels = pictures.pixels(picture, mode, str(paths[i]))
         return pixels.reshape(size[1], size[0], -1).transpose(2, 0, 1)
 
