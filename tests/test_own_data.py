@@ -117,6 +117,8 @@ def test_images_in_any_layout(given, expected):
     [
         (GREY, torch.arange(N)),
         (GREY, np.arange(N, dtype=np.uint8)[:, None]),
+        (GREY, np.arange(N, dtype=">i8")),
+        (GREY, np.arange(N, dtype=">u2")),
         (GREY, list(range(N))),
         (TensorDataset(GREY, torch.arange(N)),),
         (Pairs(GREY, range(N)),),
@@ -237,6 +239,7 @@ def test_fingerprints_of_old_runs_stay_what_they_were():
         (lambda: data.from_images(GREY, torch.arange(3)), r"labels are int64 \[3\] on cpu; expected whole numbers \[40\]"),
         (lambda: data.from_images(GREY, torch.rand(N)), r"labels are float32 \[40\]"),
         (lambda: data.from_images(GREY, ["a"] * N), r"labels are \['a', .* expected whole numbers \[40\]"),
+        (lambda: data.from_images(GREY, np.full(N, 2**63, np.uint64)), r"labels are uint64 \[40\] on cpu, from 2\^63 on; expected whole"),
         (lambda: data.from_images(GREY, test_labels=[1]), "test_labels are given without test images"),
         (lambda: data.from_images(GREY, test=RGB), r"training images are uint8 \[40, 1, 5, 4\] on cpu, others are uint8 \[40, 3, 5, 4\]"),
         (lambda: data.from_images(GREY, validation=30), "validation is 30; expected 0 to 29 for images"),
@@ -416,6 +419,19 @@ def write_png16(path, color_type):
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
 
 
+def write_tiff16(path):
+    """A TIFF of 4 x 5 pixels with 16 bits a channel, one plane after the other, which PIL does not write."""
+    lists, pixels = (
+        8 + 2 + 11 * 12 + 4,
+        200,
+    )  # where they are in the file, after 11 tags: name, type, count, value or place
+    tags = [(256, 3, 1, 4), (257, 3, 1, 5), (258, 3, 3, lists), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 3, lists + 8),
+            (274, 3, 1, 1), (277, 3, 1, 3), (278, 3, 1, 5), (279, 4, 3, lists + 20), (284, 3, 1, 2)]  # fmt: skip
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    found = struct.pack("<I4H6I", 0, 16, 16, 16, 0, pixels, pixels + 40, pixels + 80, 40, 40, 40)
+    path.write_bytes((head + found).ljust(pixels, b"\0") + bytes(120))
+
+
 @pytest.mark.parametrize("ending", ["png", "tif", "webp"])
 def test_pictures_are_turned_as_cameras_ask(ending, tmp_path):
     """EXIF's orientation 6: what is stored is to be turned by 90 degrees, clockwise."""
@@ -533,6 +549,10 @@ def save_several(path, **options):
         (lambda p: write_png16(p / "z.png", color_type=2), "z.png has 16 bits a channel; expected 8 bits, grey or RGB"),
         (lambda p: write_png16(p / "z.png", color_type=4), "z.png has 16 bits a channel"),
         (lambda p: write_png16(p / "z.png", color_type=6), "z.png has 16 bits a channel"),
+        (lambda p: write_tiff16(p / "z.tif"), "z.tif has 16 bits a channel; expected 8 bits"),
+        (lambda p: (p / "z.ppm").write_bytes(b"P6 4 5 65535\n" + bytes(4 * 5 * 6)), "z.ppm has 16 bits a channel; expected 8 bits"),
+        (lambda p: (p / "z.ppm").write_bytes(b"P3 4 5 1000\n" + b"999 " * 60), "z.ppm has 16 bits a channel"),
+        (lambda p: (p / "z.ppm").write_bytes(b"P6 4 5 15\n" + bytes(4 * 5 * 3)), None),
         (lambda p: Image.new("RGBA", (4, 5), (1, 2, 3, 200)).save(p / "z.png"), "z.png has transparent pixels"),
         (lambda p: Image.new("RGBA", (4, 5), (1, 2, 3, 255)).save(p / "z.png"), None),
         (lambda p: [path.unlink() for path in p.iterdir()], "holds no pictures; expected files .bmp, .gif, .jpeg"),
@@ -600,6 +620,13 @@ def test_fewer_validation_images_than_there_are_leave_the_others_to_training(tmp
     found = data.load(tmp_path / "a.npz", validation=10)
     assert torch.equal(found.validation.images, 255 - GREY[-10:])
     assert torch.equal(found.train.images[N:], 255 - GREY[:-10])
+
+
+def test_labels_that_validation_images_lack_are_left_out_in_words(tmp_path):
+    np.savez(tmp_path / "a.npz", x_train=GREY, y_train=LABELS, x_val=GREY)
+    found = data.load(tmp_path / "a.npz")
+    assert found.train.labels is None
+    assert found.source.endswith("(grey, 5 x 4, no labels, as the validation images have none)")
 
 
 def test_what_is_not_there_is_named(tmp_path, monkeypatch):

@@ -62,6 +62,8 @@ def read(path: Path) -> Source:
         train = splits["train"]
         c, h, w = train.images.shape[1:]
         labels = "no labels" if train.labels is None else f"{len(train.labels.unique())} classes"
+        if train.labels is not None and "validation" in splits and splits["validation"].labels is None:
+            labels = "no labels, as the validation images have none"
         return parted(f"{path} ({KINDS[c]}, {h} x {w}, {labels})", **splits)._replace(classes=classes)
     except DataError:
         raise

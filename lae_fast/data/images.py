@@ -96,13 +96,19 @@ def _as_labels(value: Any, n: int) -> Tensor:
     """Whole numbers [n] or [n, 1] -> [n] int64."""
     expected = f"expected whole numbers [{n}], one for each of the images"
     try:
-        t = value.detach().cpu() if isinstance(value, Tensor) else torch.as_tensor(np.array(value))
+        if not isinstance(value, Tensor):
+            found = np.array(value)
+            value = torch.from_numpy(found.astype(found.dtype.newbyteorder("="), copy=False))
+        t = value.detach().cpu()
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"labels are {checks.describe(value)}; {expected}") from None
     is_whole = t.layout == torch.strided and not t.is_floating_point() and not t.is_complex()
     if not is_whole or t.shape not in ((n,), (n, 1)):
         raise ValueError(f"labels are {checks.describe(t)}; {expected}")
-    return t.reshape(n).to(torch.int64)
+    whole = t.reshape(n).to(torch.int64)
+    if t.dtype == torch.uint64 and (whole < 0).any():
+        raise ValueError(f"labels are {checks.describe(t)}, from 2^63 on; {expected}, below")
+    return whole
 
 
 def _gathered(name: str, items: Sequence[Any]) -> tuple[Tensor, list[int] | None]:

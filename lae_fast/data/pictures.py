@@ -22,10 +22,21 @@ def mode(picture: Any, name: str) -> str:
     """
     if picture.mode not in GREY + COLOUR:
         raise ValueError(f"{name} has pixels of mode {picture.mode}; expected 8 bits, grey or RGB")
-    codes = [args[0] if isinstance(args, tuple) else args for *_, args in getattr(picture, "tile", ())]
-    if any(str(code).endswith(CUT) for code in codes):
+    if _is_cut(picture):
         raise ValueError(f"{name} has 16 bits a channel; expected 8 bits, grey or RGB")
     return "L" if picture.mode in GREY else "RGB"
+
+
+def _is_cut(picture: Any) -> bool:
+    """Whether a file has more bits a channel than the 8 that PIL would read: PNG by its code, TIFF by its tag BitsPerSample, PPM by
+    its greatest value."""
+    if max(getattr(picture, "tag_v2", {}).get(258, (1,))) > 8:
+        return True
+    for decoder, _, _, args in getattr(picture, "tile", ()):
+        code, *more = args if isinstance(args, tuple) else (args,)
+        if str(code).endswith(CUT) or (decoder in ("ppm", "ppm_plain") and more and more[0] > 255):
+            return True
+    return False
 
 
 def pixels(picture: Any, mode: str, name: str) -> np.ndarray:
