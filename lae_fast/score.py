@@ -236,6 +236,7 @@ def _score_all(options: Options, processes: Processes) -> int:
     device = processes.together(lambda: checks.command_device(processes.device(options.device)))
     if device.type == "cuda" and processes.size > 1:
         torch.cuda.set_device(device)  # NCCL asks for it
+    processes.of_first(lambda: run_folder.check_places(options.runs, options.data, options.data_dir))
     options = dataclasses.replace(options, device=str(device))
     scores, failures = [], 0
     for folder in options.runs:

@@ -9,6 +9,8 @@ from commands import SMALL_RUN
 
 from lae_fast import score, train, view
 from lae_fast.models import Architecture, build, load
+from lae_fast.training import run_folder
+from lae_fast.training.config import Config
 
 RUN = [*SMALL_RUN, *["--nz", "2", "--batch-size", "100", "--epochs", "1"]]
 QUICK = [
@@ -111,6 +113,18 @@ def test_load_gives_back_the_trained_model(runs):
     fresh.load_state_dict(model.state_dict())
     x = torch.rand(3, 64)
     assert torch.equal(fresh.encode(x), model.encode(x))
+
+
+@pytest.mark.parametrize("main", [score.main, view.main])
+def test_a_place_of_data_that_no_run_has_is_refused(main, runs, tmp_path, capsys):
+    own = tmp_path / "own"
+    run_folder.write_record(own.parent, Config(data=own), data="own")
+    for folder, arguments in (
+        (runs / "grey", ["--data", "/nowhere"]),
+        (tmp_path, ["--data-dir", "/nowhere"]),
+    ):
+        assert main([str(folder), *arguments]) == 2
+        assert f"{arguments[0]} /nowhere: expected a run on" in capsys.readouterr().err
 
 
 def test_other_images_are_not_taken_for_the_run_s(tmp_path, capsys):

@@ -8,7 +8,7 @@ import itertools
 import json
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +161,22 @@ def check_data(folder: Path, fingerprint: str) -> None:
     if found != fingerprint:
         raise TrainingError(
             f"{folder} was trained on other data: their fingerprint is {found!s:.80} in config.json, now {fingerprint}"
+        )
+
+
+def check_places(folders: Sequence[Path], own: Path | None, data_dir: Path | None) -> None:
+    """Raise a ValueError where images of one's own, or data sets by name, are looked for elsewhere, and none of these runs has such."""
+    has_own = set()
+    for folder in folders:
+        with contextlib.suppress(checkpoint.CheckpointError):  # told when its turn comes
+            has_own.add(read_options(folder).get("data") is not None)
+    if own is not None and has_own == {False}:
+        raise ValueError(
+            f"--data {own}: expected a run on images of one's own; the runs given name their data set"
+        )
+    if data_dir is not None and has_own == {True}:
+        raise ValueError(
+            f"--data-dir {data_dir}: expected a run on a data set by name; those given have images of their own"
         )
 
 

@@ -37,6 +37,7 @@ def view(options: Options) -> int:
     """Write the page; the exit code."""
     folder = options.run
     config = run_folder.read_config(folder)
+    run_folder.check_places([folder], options.data, options.data_dir)
     model = models.load(folder)
     dataset = run_folder.data_to_evaluate(folder, config, options.data, options.data_dir)
     path = page.write(folder, model, dataset.test, options.table, dataset.classes)
