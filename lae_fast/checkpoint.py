@@ -113,7 +113,7 @@ def save(
     torch.save(state, buffer)
     content = buffer.getvalue()
     with naming(final):
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)  # not the run's folder, which someone has removed if it is not there
         with _beside(final) as private:
             (made := private / final.name).mkdir()
             hashed = hashlib.sha256(content).hexdigest()

@@ -132,6 +132,7 @@ class _Run(NamedTuple):
 
     config: Config
     lines: list[dict[str, Any]]  # of its records
+    epochs: int
     model: models.Autoencoder
     dataset: str
     kind: str  # of its images
@@ -148,7 +149,8 @@ def _read(folder: Path, options: Options) -> _Run:
         raise CheckpointError(f"{best} holds {found}; expected {expected}, as config.json says")
     dataset = run_folder.data_to_evaluate(folder, config, options.data, options.data_dir)
     images = dataset.test.images[: options.images].clone()
-    return _Run(config, lines, model, dataset.name, _kind(dataset), len(dataset.train.images), images)
+    kind, n_train, epochs = _kind(dataset), len(dataset.train.images), run_folder.epochs(folder, lines)
+    return _Run(config, lines, epochs, model, dataset.name, kind, n_train, images)
 
 
 def score(folder: Path, options: Options, processes: Processes = ALONE) -> Score:
@@ -186,7 +188,7 @@ def score(folder: Path, options: Options, processes: Processes = ALONE) -> Score
         model=config.model,
         nz=config.nz,
         seed=config.seed,
-        epochs=int(last("epoch") or 0),
+        epochs=run.epochs,
         data=f"{run.dataset}, {run.kind if config.binarize == 'none' else 'fixed'}",
         is_comparable=model.likelihood.density_of == ("grey" if config.binarize == "none" else "binary"),
         images=len(x),

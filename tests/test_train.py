@@ -22,9 +22,9 @@ import pytest
 import torch
 from commands import SMALL_RUN
 
-from lae_fast import checkpoint, data, train
+from lae_fast import checkpoint, data, load, train, view
 from lae_fast.data import mnist_download
-from lae_fast.training import run_folder, trainer
+from lae_fast.training import run_folder, runlog, trainer
 from lae_fast.training.config import Config, TrainingError
 from lae_fast.training.trainer import Trainer
 
@@ -574,6 +574,44 @@ def test_a_run_records_which_data_auto_was(tmp_path, monkeypatch):
     options = [*QUICK, "--dataset", "auto", "--data-dir", str(tmp_path), "--epochs", "1"]
     assert train.main([*options, "--output-dir", str(folder)]) == 0
     assert json.loads((folder / "config.json").read_text())["options"]["dataset"] == "digits"
+
+
+def test_without_validation_images_the_weights_are_those_of_the_last_whole_epoch(tmp_path):
+    options = dict(dataset="digits", model="vae", nh=16, depth=1, batch_size=300, device="cpu", validation=0)
+    config = Config(epochs=2, **options)
+    trainer = Trainer(config, data.load("digits", validation=0), tmp_path, torch.device("cpu"))
+    seen = []
+    trainer.fit(
+        lambda event: (
+            seen.append({k: t.clone() for k, t in trainer.model.state_dict().items()}) or len(seen) == 6
+        )
+    )
+    run_folder.write_record(tmp_path, config, data="digits", fingerprint=None)
+    weights, metadata = checkpoint.load_weights(tmp_path / "best.safetensors")
+    assert trainer.progress.step == 6
+    assert all(
+        torch.equal(weights[name], t) for name, t in seen[3].items()
+    )  # of the fourth minibatch, the epoch's last
+    assert metadata["epoch"] == 1
+    lines = runlog.read(tmp_path / "metrics.jsonl")
+    assert run_folder.epochs(tmp_path, lines) == 1
+    assert run_folder.epochs(tmp_path, lines[:0]) == 1  # as after a kill before the checkpoint
+    assert load(tmp_path).nz == 8
+    (tmp_path / "results.json").write_text('{"epochs": 1, "test_negative_elbo": 12.345}')
+    text = view.write(tmp_path, trainer.model, trainer.test).read_text()
+    assert "<dd>12.35<" in text
+
+
+def test_a_folder_that_is_removed_stops_the_run_and_stays_away(tmp_path):
+    options = dict(dataset="digits", model="vae", nh=16, depth=1, batch_size=300, epochs=2, device="cpu")
+    (folder := tmp_path / "run").mkdir()
+    trainer = Trainer(Config(**options, checkpoint_every=1), data.load("digits"), folder, torch.device("cpu"))
+    with pytest.raises(OSError, match=r"metrics\.jsonl"):
+        trainer.fit(lambda event: shutil.rmtree(folder) or False)
+    assert not folder.exists()
+    with pytest.raises(FileNotFoundError):
+        checkpoint.save(folder / "checkpoints", 1, {}, {}, {})
+    assert not folder.exists()
 
 
 def test_a_run_may_be_fitted_in_parts(tmp_path):

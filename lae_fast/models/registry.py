@@ -239,7 +239,7 @@ def architecture_in(metadata: dict[str, Any], path: Path) -> Architecture:
 
     try:
         return Architecture(
-            **{name: value for name, value in metadata.items() if name not in ("options", "frozen")}
+            **{name: value for name, value in metadata.items() if name not in ("options", "frozen", "epoch")}
         )
     except (TypeError, ValueError) as error:
         raise checkpoint.CheckpointError(f"{path} is not of a model of this package: {error}") from error

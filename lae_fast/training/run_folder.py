@@ -8,7 +8,7 @@ import itertools
 import json
 import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,19 @@ def read_config(folder: Path, **changes: Any) -> Config:
         raise checkpoint.CheckpointError(
             f"{folder} is not the folder of a run of lae_fast {__version__}: {error}"
         ) from error
+
+
+def epochs(folder: Path, lines: Sequence[Mapping[str, Any]]) -> int:
+    """Complete epochs of the run in that folder, by the lines of its metrics.jsonl; without validation images by its weights, which
+    a killed process may have written after the last checkpoint.
+
+    Raises:
+        CheckpointError: the weights are damaged.
+    """
+    best = folder / "best.safetensors"
+    known = checkpoint.load_weights(best)[1].get("epoch") if best.exists() else None
+    last = next((line["epoch"] for line in reversed(lines) if "epoch" in line), 0)
+    return known if type(known) is int else int(last)
 
 
 def is_of_job(folder: Path, job: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import json
 import math
@@ -126,6 +127,8 @@ class RunLog:
         """Write all records so far to disk."""
         with naming(self._path):
             self._file.flush()
+            if not self._path.exists():  # else lines would go on into a file without a name
+                raise FileNotFoundError(errno.ENOENT, "removed while the run went on")
         with naming(self._events):
             self._board.flush()
 

@@ -279,11 +279,11 @@ class Trainer:
             values |= {f"validation_{name}": value for name, value in result._asdict().items()}
             if result.negative_elbo < self.progress.best:
                 self.progress.best, self.progress.best_epoch = result.negative_elbo, epoch
-                checkpoint.save_weights(
-                    self.folder / "best.safetensors", self.model.state_dict(), self.metadata()
-                )
+                self._keep_weights()
             messages.append(f"epoch {epoch}: validation {result.sentence()}")
             self.progress.is_finished = self._is_out_of_patience()
+        else:
+            self._keep_weights()
         self.log.scalars(step, values)
         self.log.picture(step, "samples", pictures.samples(self.model))
         self.log.picture(step, "reconstructions", pictures.reconstructions(self.model, self.shown))
@@ -317,6 +317,12 @@ class Trainer:
     def metadata(self) -> dict[str, object]:
         """What a file of weights says of itself."""
         return dataclasses.asdict(self.architecture) | {"options": self.config.model_options()}
+
+    def _keep_weights(self) -> None:
+        """Write best.safetensors: the weights that did best on validation images; without any the last ones, and their epoch."""
+        facts = {} if len(self.validation.images) else {"epoch": self.progress.epoch}
+        weights = self.model.state_dict()
+        checkpoint.save_weights(self.folder / "best.safetensors", weights, self.metadata() | facts)
 
     def save(self) -> None:
         """Write all records so far and a checkpoint; refuse to keep weights that are not finite, or not the same on all
@@ -476,7 +482,7 @@ class Trainer:
         if len(self.validation.images) and best.exists():
             checkpoint.load_into(self.model, checkpoint.load_weights(best)[0], best)
         else:
-            checkpoint.save_weights(best, self.model.state_dict(), self.metadata())
+            self._keep_weights()
         result = evaluate(self.model, self.test.images, n_draws=5)
         pictures.save_picture(pictures.samples(self.model), self.folder / "samples.png")
         pictures.save_picture(

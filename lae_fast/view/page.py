@@ -15,7 +15,7 @@ from torch import Tensor
 from lae_fast import checkpoint, checks
 from lae_fast.data import Split
 from lae_fast.models.autoencoder import Autoencoder, asks
-from lae_fast.training import runlog
+from lae_fast.training import run_folder, runlog
 from lae_fast.view import records
 from lae_fast.view.network import CannotRun, network
 from lae_fast.view.pixels import Pixels, data_uri
@@ -66,7 +66,7 @@ def write(
         record, lines = checkpoint.read_json(folder / "config.json"), runlog.read(folder / "metrics.jsonl")
         results = folder / "results.json"
         values = checkpoint.read_json(results) if results.exists() else {}
-        expected = records.identity(record, lines)
+        expected = records.identity(record, run_folder.epochs(folder, lines))
         if records.differences(values, expected):  # the run has been resumed since
             values = {}
         values |= records.row_of(folder, table, expected)

@@ -38,11 +38,11 @@ def _last_epoch(lines: Lines) -> float:
     return next((line["epoch"] for line in reversed(lines) if "epoch" in line), 0)
 
 
-def identity(record: dict[str, Any], lines: Lines) -> dict[str, str]:
+def identity(record: dict[str, Any], epochs: int) -> dict[str, str]:
     """What a row of `lae_fast.score` or results.json says of the run, where they are of its weights of today."""
     options = record["options"]
     known = {name: str(options[name]) for name in ("model", "nz", "seed") if name in options}
-    return known | {"epochs": str(int(_last_epoch(lines)))}
+    return known | {"epochs": str(epochs)}
 
 
 def differences(values: dict[str, Any], expected: dict[str, str]) -> str:
