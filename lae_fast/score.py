@@ -87,10 +87,12 @@ class Options:
         ):
             checks.count(f"--{name.replace('_', '-')}", getattr(self, name), least, seeds.LARGEST)
         if self.output is not None:  # now, and not after an hour
-            if not self.output.parent.is_dir() or self.output.is_dir():
+            file = Path(os.path.realpath(self.output))  # a link stays one; what it leads to is replaced
+            if not file.parent.is_dir() or (self.output.exists() and not self.output.is_file()):
                 raise ValueError(f"--output {self.output}: expected a file in a folder that exists")
-            if not os.access(self.output.parent, os.W_OK):
-                raise ValueError(f"--output {self.output}: {self.output.parent} cannot be written to")
+            if not os.access(file.parent, os.W_OK):
+                raise ValueError(f"--output {self.output}: {file.parent} cannot be written to")
+            object.__setattr__(self, "output", file)
 
 
 @dataclasses.dataclass(frozen=True)

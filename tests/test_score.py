@@ -1,6 +1,7 @@
 """The table of likelihoods: from runs on disk to a CSV, and clear words for what cannot be scored."""
 
 import csv
+import os
 
 import numpy as np
 import pytest
@@ -83,6 +84,17 @@ def test_bad_options(options, message, runs, capsys):
         code = stop.code
     assert code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_table_replaces_files_alone(runs, tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    assert score.main([str(runs / "grey"), "--output", str(tmp_path / "pipe")]) == 2
+    assert "pipe: expected a file in a folder that exists" in capsys.readouterr().err
+    (link := tmp_path / "link.csv").symlink_to(tmp_path / "real.csv")
+    assert score.main([str(runs / "grey"), *QUICK, "--base", "prior", "--output", str(link)]) == 0
+    assert link.is_symlink()
+    assert (tmp_path / "real.csv").read_text().splitlines()[1].startswith("grey,lae,")
 
 
 def test_no_run_is_an_error(capsys):
