@@ -107,10 +107,10 @@ class Interrupt(_Signals):
 
 @contextlib.contextmanager
 def _streams() -> Iterator[None]:
-    """Streams that escape what their encoding lacks, and are empty at the end."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    """Streams that escape what their encoding lacks, and are empty at the end, when they escape again what they did before."""
+    changed = [(s, s.errors) for s in (sys.stdout, sys.stderr) if isinstance(s, io.TextIOWrapper)]
+    for stream, _ in changed:
+        stream.reconfigure(errors="backslashreplace")
     try:
         yield
     finally:
@@ -121,6 +121,9 @@ def _streams() -> Iterator[None]:
                 _silence(stream)
             except AttributeError:  # there is none
                 pass
+        for stream, errors in changed:
+            with contextlib.suppress(OSError, ValueError):
+                stream.reconfigure(errors=errors)
 
 
 def run(body: Callable[[], int], errors: tuple[type[Exception], ...], stopped: str) -> int:

@@ -212,6 +212,7 @@ def train(config: Config, command: str = "", processes: Processes = ALONE) -> in
     """Run the main job; the exit code."""
     device = processes.together(lambda: _device(config, processes))
     with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))  # seeded below
         folder = processes.of_first(lambda: stack.enter_context(run_folder.claimed(config)))
         dataset = processes.by_host(
             lambda: data.load(

@@ -58,6 +58,12 @@ def test_every_encoding_takes_every_line(encoding):
     assert result.stdout.startswith("5 \\xb1 1" if encoding == "ascii" else "5 ± 1")
 
 
+def test_streams_are_left_as_they_were():
+    code = f"{HEAD}console.run(lambda: 0, (), '')\nprint(sys.stdout.errors, sys.stderr.errors)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.stdout == "strict backslashreplace\n"
+
+
 def test_a_stream_of_one_s_own_is_escaped_too():
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     console.say("±", stream)

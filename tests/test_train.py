@@ -614,6 +614,14 @@ def test_a_folder_that_is_removed_stops_the_run_and_stays_away(tmp_path):
     assert not folder.exists()
 
 
+def test_the_generator_of_the_program_around_goes_on(tmp_path):
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    assert train.main([*QUICK, "--epochs", "1", "--output-dir", str(tmp_path / "run")]) == 0
+    assert torch.equal(torch.rand(3), expected)
+
+
 def test_a_run_may_be_fitted_in_parts(tmp_path):
     """What has been recorded stays, whether one trainer goes on or another."""
     config = Config(
