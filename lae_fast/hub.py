@@ -61,7 +61,7 @@ def _pretrained() -> Any:
     except ImportError as error:
         raise ImportError('the Hub needs huggingface_hub: pip install "lae_fast[hub]"') from error
 
-    class Pretrained(ModelHubMixin, library_name="lae_fast", tags=["langevin-autoencoder"], license="mit"):
+    class Pretrained(ModelHubMixin, library_name="lae_fast", tags=["langevin-autoencoder"]):
         # Not `model`: the mixin hands what config.json holds under an argument's name to the download.
         def __init__(self, autoencoder: Autoencoder) -> None:
             if not isinstance(autoencoder, Autoencoder):
