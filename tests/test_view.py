@@ -350,6 +350,32 @@ def test_a_model_without_a_run_has_a_page_without_curves(tmp_path):
     assert data["network"]
 
 
+def test_what_others_have_left_in_a_folder_is_in_no_page_s_way(run, tmp_path):
+    model = own_model(nn.Sequential(nn.Linear(3, 12), nn.Unflatten(1, (3, 2, 2))), Bernoulli(), (3, 2, 2))
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "options": {}}')
+    page.write(tmp_path, model, torch.rand(5, 3, 2, 2))
+    assert 'class="lede">Variational autoencoder with 3 latent dimensions.<' in read(tmp_path)[0]
+    shutil.copytree(run, later := tmp_path / "later")
+    (later / "notes.csv").write_bytes("a;käse".encode("latin-1"))
+    (later / "table.csv").write_text("run,ais\nlater,12.345\n")
+    assert view.main([str(later)]) == 0
+    assert "<dd>12.35<" in read(later)[0]
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 5), (6, 5)])
+def test_flat_images_are_shown_in_the_model_s_shape(shape, tmp_path):
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(30, 4))
+    page.write(
+        tmp_path, VAE(encoder, nn.Linear(2, 30), Bernoulli(), shape=shape, nz=2).eval(), torch.rand(5, 30)
+    )
+    assert tuple(read(tmp_path)[1]["shape"]) == (1, *shape)[-3:]
+
+
+def test_large_numbers_are_whole():
+    assert [records._counted(n, "epoch") for n in (1, 2.25, 100, 1237, 2048)] == [
+        "1 epoch", "2.25 epochs", "100 epochs", "1,237 epochs", "2,048 epochs"]  # fmt: skip
+
+
 def test_a_page_of_few_images(tmp_path):
     model = own_model(nn.Linear(3, 12), Bernoulli(), (12,))
     page.write(tmp_path, model, Split(torch.rand(1, 12), torch.tensor([7])))

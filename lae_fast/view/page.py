@@ -62,15 +62,16 @@ def write(
     record: dict[str, Any] = {"options": {}}
     lines: records.Lines = []
     values: dict[str, Any] = {}
-    if (folder / "config.json").exists():
-        record, lines = checkpoint.read_json(folder / "config.json"), runlog.read(folder / "metrics.jsonl")
+    found = checkpoint.read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    if {"options", "data"} <= found.keys():  # and not what another library keeps under that name
+        record, lines = found, runlog.read(folder / "metrics.jsonl")
         results = folder / "results.json"
         values = checkpoint.read_json(results) if results.exists() else {}
         expected = records.identity(record, run_folder.epochs(folder, lines))
         if records.differences(values, expected):  # the run has been resumed since
             values = {}
         values |= records.row_of(folder, table, expected)
-    pixels = Pixels.of(test.images)
+    pixels = Pixels.of(test.images, model.shape)
     z, samples = _samples(model)
     n = max(N_PAIRS, min(MOST_CODES, BYTES_OF_ORIGINALS // pixels.pictures(test.images[:1]).numel()))
     originals, labels = pixels.pictures(test.images[:n]), test.labels

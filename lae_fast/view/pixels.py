@@ -7,6 +7,7 @@ import itertools
 import math
 import struct
 import zlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,10 +28,12 @@ class Pixels(NamedTuple):
     high: float  # the value shown as white
 
     @classmethod
-    def of(cls, images: Tensor) -> Pixels:
-        """Of test images [n, c, h, w], or flat [n, nx] and square: uint8, or floating point."""
-        if images.dim() == 4:
-            channels, height, width = images.shape[1:]
+    def of(cls, images: Tensor, own: Sequence[int] = ()) -> Pixels:
+        """Of test images [n, c, h, w], or flat [n, nx]: uint8, or floating point. Flat ones are of the model's own shape, where
+        that has two or three axes; else they are square."""
+        axes = [images.shape[1:], own][2 <= len(own) <= 3 and math.prod(own) == images[0].numel()]
+        if 2 <= len(axes) <= 3:
+            channels, height, width = (1, *axes)[-3:]
             shape = channels, height, width
         else:
             nx = math.prod(images.shape[1:])

@@ -31,7 +31,8 @@ def summary(record: dict[str, Any], lines: Lines, model: Autoencoder) -> str:
 
 
 def _counted(number: float, noun: str) -> str:
-    return f"{number:.3g} {noun}{'' if number == 1 else 's'}"
+    text = f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+    return f"{text} {noun}{'' if number == 1 else 's'}"
 
 
 def _last_epoch(lines: Lines) -> float:
@@ -70,6 +71,8 @@ def row_of(folder: Path, table: Path | None, expected: dict[str, str]) -> dict[s
             reader = csv.DictReader(path.read_text(encoding="utf-8").splitlines())
             rows = [(reader.line_num, row) for row in reader if row.get("run") == name]
         except (OSError, UnicodeDecodeError, csv.Error) as error:
+            if not table:  # whatever else lies in the folder
+                continue
             raise CheckpointError(f"{path} cannot be read: {error}") from error
         scored = [(line, row) for line, row in rows if _number(row.get("ais")) is not None]
         fitting = [(line, row) for line, row in scored if not differences(row, expected)]
