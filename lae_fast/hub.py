@@ -44,11 +44,16 @@ def from_pretrained(name: str | Path, **options: Any) -> Autoencoder:
 
     Raises:
         ImportError: huggingface_hub is missing: `pip install "lae_fast[hub]"`.
+        ValueError: a folder is given, and options of the download.
         CheckpointError: as of `lae_fast.load`; what the download itself raises is huggingface_hub's.
     """
     name = checks.path("name", name)
     parts = {part: options.pop(part, None) for part in ("encoder", "decoder", "likelihood")}
     if name.is_dir():
+        if options:
+            raise ValueError(
+                f"{name} is a folder, which takes no {', '.join(options)}; expected parts of the model alone"
+            )
         return load(name, **parts)
     return _pretrained().from_pretrained(name.as_posix(), **options, parts=parts).model
 

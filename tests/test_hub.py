@@ -33,6 +33,12 @@ def test_a_folder_serves_without_the_library(tmp_path, monkeypatch):
         hub.push_to_hub(own, "me/digits")
 
 
+def test_a_folder_takes_no_options_of_the_download(tmp_path):
+    model().save(tmp_path)
+    with pytest.raises(ValueError, match="is a folder, which takes no revison, token; expected parts"):
+        hub.from_pretrained(tmp_path, revison="v9", token="x")
+
+
 @pytest.fixture
 def library(monkeypatch):
     hub._pretrained.cache_clear()

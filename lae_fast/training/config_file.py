@@ -39,17 +39,39 @@ def _content(path: Path) -> Any:
     if not path.exists():
         raise ValueError("there is no such file")
     if path.suffix == ".json":
-        return json.loads(path.read_bytes())
+        return json.loads(path.read_bytes(), object_pairs_hook=_once)
     if path.suffix not in (".yaml", ".yml"):
         raise ValueError("expected a file whose name ends in .yaml, .yml or .json")
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """YAML in which 1e-3 is a number, as in JSON and as on the command line."""
+        """YAML in which 1e-3 is a number, as in JSON and as on the command line, and 010 is not 8."""
 
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            _once([(key.value, None) for key, _ in node.value if key.id == "scalar"])
+            found: dict[Any, Any] = super().construct_mapping(node, deep)
+            return found
+
+        def construct_yaml_int(self, node: Any) -> int:
+            found: int = super().construct_yaml_int(node)
+            if re.match(r"[-+]?0\d|.*:", node.value):
+                raise ValueError(
+                    f"{node.value} is {found} in YAML; expected a number without zeros in front or colons"
+                )
+            return found
+
+    Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
     number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
     try:
         return yaml.load(path.read_bytes(), Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"it is not YAML: {error}") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The pairs as a dictionary, unless a name comes twice, of which the last value would count."""
+    found, names = dict(pairs), [name for name, _ in pairs]
+    if len(found) < len(pairs):
+        raise ValueError(f"{next(n for n in names if names.count(n) > 1)} is given twice; expected once")
+    return found
