@@ -116,10 +116,8 @@ def _print_start(trainer: Trainer, source: str, facts: dict[str, str]) -> None:
             f"note      {config.nh} features for minibatches of {trainer.batch_size}: with fewer features than images the law of"
         )
         say("          joint decisions is close to, but not, the product of the posteriors")
-    if not runlog.has_tensorboard():
-        say(
-            'note      no curves for TensorBoard, which is not installed: pip install "lae_fast[tensorboard]"'
-        )
+    if reason := runlog.why_no_board(trainer.folder):
+        say(f"note      no curves for TensorBoard, {reason}")
     if trainer.resumed_from:
         say(f"resume    from {trainer.resumed_from.path}")
     elif config.resume:
@@ -149,7 +147,7 @@ def _print_end(trainer: Trainer) -> None:
             f"chain     {1 - (rejected + nonfinite) / proposals:.2f} of {proposals:,} proposals accepted, "
             f"{nonfinite} not finite; step size {step_size:.2g}"
         )
-    board = ", tensorboard" if runlog.has_tensorboard() else ""
+    board = "" if runlog.why_no_board(trainer.folder) else ", tensorboard"
     say(f"written   {trainer.folder}: best.safetensors, metrics.jsonl, results.json{board}, pictures")
     _write_page(trainer)
 

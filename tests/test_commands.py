@@ -1,6 +1,7 @@
 """The commands under one name, each of which names itself as it was typed; and options from a file."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import torch
 from commands import SMALL_RUN
 
 from lae_fast import __main__, __version__, checkpoint, score, train
-from lae_fast.training import run_folder
+from lae_fast.training import run_folder, runlog
 from lae_fast.training.config import Config, TrainingError
 from lae_fast.view import command
 
@@ -144,6 +145,10 @@ def test_a_record_s_run_is_not_meant_but_its_options(parsed, tmp_path):
         ("x.yaml", "[nz, 3]", "it holds ['nz', 3] (list); expected options by name"),
         ("x.yaml", "", "it holds None"),
         ("x.yaml", "nz: [", "it is not YAML"),
+        ("x.yaml", "nz: 1\nseed: 1\nnz: 2", "nz is given twice; expected once"),
+        ("x.json", '{"nz": 1, "nz": 2}', "nz is given twice; expected once"),
+        ("x.yaml", "seed: 010", "010 is 8 in YAML; expected a number without zeros in front"),
+        ("x.yaml", "epochs: 1:30", "1:30 is 90 in YAML; expected"),
         ("x.yaml", "nz: !!python/object/apply:os.system [touch hacked]", "it is not YAML"),
         ("x.json", "{", "Expecting property name"),
         ("x.json", '{"options": {"colours": 1}, "data": "MNIST"}', "'colours' is no option"),
@@ -177,8 +182,7 @@ def test_a_file_and_a_run_to_resume_exclude_each_other(parsed, tmp_path, capsys)
 
 
 def test_a_missing_tensorboard_names_its_extra(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train.runlog, "has_tensorboard", lambda: False)
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     assert (
         train.main(
             [*SMALL_RUN, "--epochs", "1", "--batch-size", "300", "--output-dir", str(tmp_path / "run")]
@@ -192,6 +196,28 @@ def test_a_missing_tensorboard_names_its_extra(tmp_path, monkeypatch, capsys):
     )
     assert (tmp_path / "run" / "metrics.jsonl").read_text()
     assert not (tmp_path / "run" / "tensorboard").exists()
+
+
+def test_no_record_for_tensorboard_stops_a_run(tmp_path, monkeypatch):
+    name = os.fsdecode(b"caf\xe9")  # of a file system whose names are not UTF-8
+    (tmp_path / "run").mkdir()
+    with runlog.RunLog(tmp_path / "run", options={"data": name}) as log:
+        log.scalars(1, {"loss": 1.0})
+    assert next((tmp_path / "run" / "tensorboard").iterdir()).read_bytes().find(b"caf\\udce9") > 0
+    assert runlog.why_no_board(tmp_path / name) == "which writes into no folder whose name is not UTF-8"
+
+    def broken(name):
+        raise ImportError("TensorBoard logging requires another version")
+
+    monkeypatch.setattr(runlog.importlib, "import_module", broken)
+    (tmp_path / "other").mkdir()
+    assert (
+        runlog.why_no_board(tmp_path)
+        == "which cannot be imported: TensorBoard logging requires another version"
+    )
+    with runlog.RunLog(tmp_path / "other", options={"nz": 3}) as log:
+        log.scalars(1, {"loss": 1.0})
+    assert [p.name for p in (tmp_path / "other").iterdir()] == ["metrics.jsonl"]
 
 
 @pytest.mark.parametrize(

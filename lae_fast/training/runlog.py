@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import importlib.util
+import importlib
 import json
 import math
 import threading
@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lae_fast import checks
 from lae_fast.checkpoint import CheckpointError, naming, write_atomically
 
 MEASURES = ("validation_negative_elbo", "loss")  # that TensorBoard compares runs by
@@ -53,36 +54,45 @@ def read(path: Path, last_step: int | None = None) -> list[dict[str, Any]]:
     return found
 
 
-def has_tensorboard() -> bool:
-    """Whether TensorBoard is installed, the extra `lae_fast[tensorboard]`."""
-    return importlib.util.find_spec("tensorboard") is not None
+def why_no_board(folder: Path) -> str:
+    """What hinders TensorBoard's record in a run's folder, as the end of a sentence; "": nothing, there is one."""
+    try:
+        importlib.import_module("torch.utils.tensorboard")
+        str(folder.absolute()).encode()
+    except ModuleNotFoundError:
+        return 'which is not installed: pip install "lae_fast[tensorboard]"'
+    except UnicodeEncodeError:
+        return "which writes into no folder whose name is not UTF-8"
+    except Exception as error:  # of an installation that is broken, any
+        return f"which cannot be imported: {checks.reason(error)}"
+    return ""
 
 
 class _NoBoard:
-    """What takes TensorBoard's place where it is not installed, and keeps nothing."""
+    """What takes TensorBoard's place where there is none, and keeps nothing."""
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *_, **__: None
 
 
-def _board(folder: Path, purge_step: int | None) -> Any:
-    if not has_tensorboard():
+def _board(folder: Path, purge_step: int | None, options: Mapping[str, object]) -> Any:
+    """TensorBoard's writer, with records of options for its page of hyperparameters in the run's own files: `add_hparams` would
+    write them as a run of their own, in a folder within this one."""
+    if why_no_board(folder):
         return _NoBoard()
     from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder), purge_step=purge_step)
-
-
-def _hyperparameters(options: Mapping[str, object]) -> tuple[Any, ...]:
-    """Records of options for TensorBoard's page of hyperparameters, in the run's own files: `add_hparams` would write them as
-    a run of their own, in a folder within this one."""
-    if not options or not has_tensorboard():
-        return ()
     from torch.utils.tensorboard.summary import hparams
 
-    shown = {k: v if type(v) in (bool, int, float) else str(v) for k, v in options.items()}
-    records: tuple[Any, ...] = hparams(shown, dict.fromkeys(MEASURES, 0))
-    return records
+    board = SummaryWriter(str(folder), purge_step=purge_step)
+    shown = {k: v if type(v) in (bool, int, float) else _utf8(v) for k, v in options.items()}
+    for summary in hparams(shown, dict.fromkeys(MEASURES, 0)) if options else ():
+        board.file_writer.add_summary(summary)
+    return board
+
+
+def _utf8(value: object) -> str:
+    """A text for TensorBoard, in which names of files that are not UTF-8 are escaped."""
+    return str(value).encode("utf-8", "backslashreplace").decode()
 
 
 class RunLog:
@@ -105,9 +115,7 @@ class RunLog:
         write_atomically(self._path, "".join(f"{json.dumps(line)}\n" for line in kept).encode())
         purge = None if resume_step is None else resume_step + 1
         with naming(self._events):
-            self._board = _board(self._events, purge)
-            for summary in _hyperparameters(options or {}):
-                self._board.file_writer.add_summary(summary)
+            self._board = _board(self._events, purge, options or {})
         self._file = self._path.open("a", buffering=1)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
