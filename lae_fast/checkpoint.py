@@ -233,11 +233,16 @@ def load_latest(folder: Path) -> Checkpoint | None:
     """The newest complete checkpoint in `folder`, or None if there is none.
 
     Raises:
-        CheckpointError: the checkpoint is damaged, or its state file holds more than plain data and tensors.
+        CheckpointError: the folder cannot be read, the checkpoint is damaged, or its state file holds more than plain data and tensors.
     """
-    if folder.exists() and not folder.is_dir():
-        raise CheckpointError(f"{folder} is not a folder; expected one with checkpoints")
-    steps = sorted(p for p in folder.glob("step-*") if _FOLDER.fullmatch(p.name)) if folder.is_dir() else []
+    try:
+        steps = sorted(p for p in folder.iterdir() if _FOLDER.fullmatch(p.name))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} cannot be read: {error}; expected a folder with checkpoints"
+        ) from error
     if not steps:
         return None
     weights, metadata, hashed = _read_weights(steps[-1] / "model.safetensors")

@@ -5,11 +5,14 @@ import io
 import math
 import os
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
 
+import lae_fast
 from lae_fast import checkpoint
+from lae_fast.training import runlog
 
 
 def test_round_trip_and_only_the_newest_stays(tmp_path):
@@ -95,6 +98,17 @@ def test_what_a_killed_process_left_is_swept(tmp_path):
     checkpoint.sweep(tmp_path)
     checkpoint.sweep(tmp_path / "absent")
     assert {p.name for p in tmp_path.iterdir()} == {".notes.tmp", "mine"}
+
+
+def test_what_may_not_be_looked_at_is_a_checkpoint_error(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    for read in (checkpoint.load_latest, checkpoint.read_json, runlog.read, lae_fast.load):
+        with pytest.raises(checkpoint.CheckpointError, match=r"x cannot be read: .*Permission denied"):
+            read(tmp_path / "x")
 
 
 def test_an_unfinished_checkpoint_does_not_count(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import math
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -70,7 +71,7 @@ def find(folder: Path, train: str = "train", test: str = "t10k") -> dict[str, tu
     for split, start in (("train", train), ("test", test)):
         names = f"{start}-images-idx3-ubyte", f"{start}-labels-idx1-ubyte"
         images, labels = (
-            next((folder / v for v in _names(n) if (folder / v).is_file()), None) for n in names
+            next((folder / v for v in _names(n) if os.path.isfile(folder / v)), None) for n in names
         )
         if images is None or labels is None:
             return None

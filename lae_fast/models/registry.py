@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,9 @@ def load(
             raise ValueError(
                 f"{name} is on meta, where weights cannot be kept; expected it on a device of this machine"
             )
-    path = _weights_in(path) if path.is_dir() else path
+    path = (
+        _weights_in(path) if os.path.isdir(path) else path
+    )  # of pathlib's errors none, here and below: the reader tells them
     weights, metadata = checkpoint.load_weights(path)
     wanted = ["encoder", "decoder"] if metadata.get("network", "") is None else []
     wanted += ["likelihood"] if metadata.get("likelihood", "") is None else []
@@ -202,7 +205,7 @@ def _weights_in(folder: Path) -> Path:
     from lae_fast import checkpoint
 
     path = folder / WEIGHTS
-    if not path.exists() and (kept := sorted(folder.glob("checkpoints/step-*/model.safetensors"))):
+    if not os.path.exists(path) and (kept := sorted(folder.glob("checkpoints/step-*/model.safetensors"))):
         raise checkpoint.CheckpointError(
             f"{path} is not there yet; the run's last checkpoint is {kept[-1]}, which can be loaded"
         )

@@ -38,10 +38,14 @@ def read(path: Path, last_step: int | None = None) -> list[dict[str, Any]]:
     Raises:
         CheckpointError: the file cannot be read, or is damaged before its end.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path} cannot be read: there is no such file")
+    try:
+        if not path.is_file():
+            raise FileNotFoundError("there is no such file")
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
     found, damaged = [], 0
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+    for number, line in enumerate(content.splitlines(), 1):
         values = _scalars(line)
         if values is None:
             damaged = damaged or number
