@@ -107,10 +107,10 @@ class Interrupt(_Signals):
 
 @contextlib.contextmanager
 def _streams() -> Iterator[None]:
-    """Streams that escape what their encoding lacks, and are empty at the end, when they escape again what they did before."""
-    changed = [(s, s.errors) for s in (sys.stdout, sys.stderr) if isinstance(s, io.TextIOWrapper)]
-    for stream, _ in changed:
-        stream.reconfigure(errors="backslashreplace")
+    """Streams that escape what their encoding lacks, and at the end are empty and escape what they did before."""
+    texts = [(s, s.errors) for s in (sys.stdout, sys.stderr) if isinstance(s, io.TextIOWrapper)]
+    for text, _ in texts:
+        text.reconfigure(errors="backslashreplace")
     try:
         yield
     finally:
@@ -121,9 +121,9 @@ def _streams() -> Iterator[None]:
                 _silence(stream)
             except AttributeError:  # there is none
                 pass
-        for stream, errors in changed:
+        for text, errors in texts:
             with contextlib.suppress(OSError, ValueError):
-                stream.reconfigure(errors=errors)
+                text.reconfigure(errors=errors)
 
 
 def run(body: Callable[[], int], errors: tuple[type[Exception], ...], stopped: str) -> int:

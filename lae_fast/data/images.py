@@ -99,7 +99,7 @@ def _as_labels(value: Any, n: int) -> Tensor:
         if not isinstance(value, Tensor):
             found = np.array(value)
             value = torch.from_numpy(found.astype(found.dtype.newbyteorder("="), copy=False))
-        t = value.detach().cpu()
+        t: Tensor = value.detach().cpu()
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"labels are {checks.describe(value)}; {expected}") from None
     is_whole = t.layout == torch.strided and not t.is_floating_point() and not t.is_complex()

@@ -87,7 +87,7 @@ def _board(folder: Path, purge_step: int | None, options: Mapping[str, object]) 
     from torch.utils.tensorboard import SummaryWriter
     from torch.utils.tensorboard.summary import hparams
 
-    board = SummaryWriter(str(folder), purge_step=purge_step)
+    board: Any = SummaryWriter(str(folder), purge_step=purge_step)
     shown = {k: v if type(v) in (bool, int, float) else _utf8(v) for k, v in options.items()}
     for summary in hparams(shown, dict.fromkeys(MEASURES, 0)) if options else ():
         board.file_writer.add_summary(summary)
