@@ -116,7 +116,7 @@ def _print_start(trainer: Trainer, source: str, facts: dict[str, str]) -> None:
             f"note      {config.nh} features for minibatches of {trainer.batch_size}: with fewer features than images the law of"
         )
         say("          joint decisions is close to, but not, the product of the posteriors")
-    if reason := runlog.why_no_board(trainer.folder):
+    if reason := runlog.why_no_board():
         say(f"note      no curves for TensorBoard, {reason}")
     if trainer.resumed_from:
         say(f"resume    from {trainer.resumed_from.path}")
@@ -147,7 +147,7 @@ def _print_end(trainer: Trainer) -> None:
             f"chain     {1 - (rejected + nonfinite) / proposals:.2f} of {proposals:,} proposals accepted, "
             f"{nonfinite} not finite; step size {step_size:.2g}"
         )
-    board = "" if runlog.why_no_board(trainer.folder) else ", tensorboard"
+    board = "" if runlog.why_no_board() else ", tensorboard"
     say(f"written   {trainer.folder}: best.safetensors, metrics.jsonl, results.json{board}, pictures")
     _write_page(trainer)
 

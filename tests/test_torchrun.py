@@ -504,7 +504,7 @@ def test_what_torchrun_says_is_understood(monkeypatch):
 def test_a_job_that_torchrun_starts_once_more_goes_on(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(trainer, "N_BOUND", 10)
     monkeypatch.setattr(train.view, "write", lambda *_, **__: "no page")
-    monkeypatch.setattr(runlog, "why_no_board", lambda _: "not here")
+    monkeypatch.setattr(runlog, "why_no_board", lambda: "not here")
     run = [*QUICK, "--epochs", "1", "--model", "vae", "--output-dir", str(tmp_path / "run")]
     launched(monkeypatch, TORCHELASTIC_MAX_RESTARTS=3)
     assert train.main(run) == 0

@@ -384,7 +384,7 @@ def test_config_survives_json():
         (["--device", "cpu", "--precision", "tf32"], "--precision tf32 on cpu; expected a GPU"),
         (["--chain-precision", "bf16"], "chain_precision is 'bf16' with mh"),
         (["--network", "conv", "--depth", "5"], "depth is 5; expected at most 3"),
-        (["--resume", "/nonexistent"], "--resume /nonexistent is not the folder of a run: /nonexistent/config.json cannot be read"),
+        (["--resume", "/nonexistent"], "/nonexistent/config.json cannot be read: there is no such file"),
     ],
 )  # fmt: skip
 def test_bad_options(options, message, tmp_path, capsys):

@@ -129,7 +129,7 @@ def main(jobs, folder):
     torch.set_num_threads(1)
     trainer.N_BOUND = 10  # what comes after the training need not be as good
     train.view.write = lambda *_, **__: "no page"
-    runlog.why_no_board = lambda _: "not here"
+    runlog.why_no_board = lambda: "not here"
     for slow in ("sklearn.datasets", "torch._dynamo", "matplotlib.figure"):
         importlib.import_module(slow)
     codes = {}

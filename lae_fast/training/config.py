@@ -199,6 +199,11 @@ class Config:
             raise ValueError(f"--step-size is {self.step_size}; expected a finite number >= 0, or auto")
         if self.data is not None and self.dataset != "auto":
             raise ValueError(f"--data {self.data} beside --dataset {self.dataset}; expected only one of them")
+        folder = str(self.resume or self.output_dir)
+        if folder != folder.encode(errors="ignore").decode():
+            raise ValueError(
+                f"the run's folder is {folder}; expected a name in UTF-8: safetensors knows no others"
+            )
         if self.resume is not None and self.output_dir is not None and self.output_dir != self.resume:
             raise ValueError(
                 f"--output-dir {self.output_dir} beside --resume {self.resume}: a run stays in its folder"

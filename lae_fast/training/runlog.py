@@ -58,15 +58,12 @@ def read(path: Path, last_step: int | None = None) -> list[dict[str, Any]]:
     return found
 
 
-def why_no_board(folder: Path) -> str:
-    """What hinders TensorBoard's record in a run's folder, as the end of a sentence; "": nothing, there is one."""
+def why_no_board() -> str:
+    """What hinders TensorBoard's record, as the end of a sentence; "": nothing, there is one."""
     try:
         importlib.import_module("torch.utils.tensorboard")
-        str(folder.absolute()).encode()
     except ModuleNotFoundError:
         return 'which is not installed: pip install "lae_fast[tensorboard]"'
-    except UnicodeEncodeError:
-        return "which writes into no folder whose name is not UTF-8"
     except Exception as error:  # of an installation that is broken, any
         return f"which cannot be imported: {checks.reason(error)}"
     return ""
@@ -82,7 +79,7 @@ class _NoBoard:
 def _board(folder: Path, purge_step: int | None, options: Mapping[str, object]) -> Any:
     """TensorBoard's writer, with records of options for its page of hyperparameters in the run's own files: `add_hparams` would
     write them as a run of their own, in a folder within this one."""
-    if why_no_board(folder):
+    if why_no_board():
         return _NoBoard()
     from torch.utils.tensorboard import SummaryWriter
     from torch.utils.tensorboard.summary import hparams
