@@ -4,6 +4,7 @@ import errno
 import io
 import math
 import os
+import time
 import zipfile
 
 import pytest
@@ -95,6 +96,16 @@ def test_what_a_killed_process_left_is_swept(tmp_path):
     checkpoint.sweep(tmp_path)
     checkpoint.sweep(tmp_path / "absent")
     assert {p.name for p in tmp_path.iterdir()} == {".notes.tmp", "mine"}
+
+
+def test_what_others_may_write_now_is_not_swept(tmp_path):
+    for name, seconds in (("old", 7200), ("new", 1800)):
+        folder = tmp_path / f".file.{name:_<8}.tmp"
+        folder.mkdir()
+        then = time.time() - seconds
+        os.utime(folder, (then, then))
+    checkpoint.sweep(tmp_path, age=3600.0)
+    assert [p.name for p in tmp_path.iterdir()] == [".file.new_____.tmp"]
 
 
 def test_an_unfinished_checkpoint_does_not_count(tmp_path):
