@@ -55,7 +55,8 @@ def spread(values: Sequence[float], column: Column) -> str:
 
 def _count(values: Sequence[float]) -> str:
     """A count that is most often the same for all seeds; else mean ± standard deviation."""
-    return _number(values[0], 0) if len(set(values)) == 1 else spread(values, COUNT)
+    texts = {_number(value, 0) for value in values}
+    return texts.pop() if len(texts) == 1 else spread(values, COUNT)
 
 
 def printed(row: Row, column: Column) -> str:

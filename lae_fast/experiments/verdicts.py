@@ -34,7 +34,7 @@ def obstacle(row: Row) -> str:
     if row.excluded:
         return row.excluded
     if n < LEAST_SEEDS:
-        return f"{n} seeds, fewer than {LEAST_SEEDS}"
+        return f"fewer than {LEAST_SEEDS} seeds"
     if not all(map(math.isfinite, row.differences)):
         return "not finite"
     # Counts that are too coarse to differ have no standard error, which is no certainty. But for rounding:
