@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -264,6 +265,21 @@ def test_an_installation_asks_for_no_certain_torch():
     listed = re.search(r"\ndependencies = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL)[1]
     assert '"torch>=2.11"' in listed
     assert "torchvision" not in listed
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no checkout")
+def test_a_source_distribution_holds_what_the_repository_holds(tmp_path):
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    tracked = {name for name in listed.stdout.split("\0") if name and (ROOT / name).exists()}
+    for name in tracked:  # a copy, as setuptools leaves a folder beside what it packs
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    made = python("import build_backend; build_backend.build_sdist('dist')", tmp_path, PYTHONPATH=str(tmp_path))
+    assert made.returncode == 0, made.stderr
+    (archive,) = (tmp_path / "dist").iterdir()
+    with tarfile.open(archive) as packed:
+        held = {member.name.partition("/")[2] for member in packed.getmembers()}
+    assert tracked - held == {".gitignore"}
 
 
 def test_the_citation_is_of_this_version():

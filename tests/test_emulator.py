@@ -145,6 +145,17 @@ def test_a_deleted_barrier_is_seen(programs, place):
     assert "FAULT: " in output, output
 
 
+def test_a_place_without_a_barrier_is_an_error(programs):
+    code, output = run(programs / "dense", "quick", EMULATOR_WITHOUT="dense.cu:1")
+    assert code == 2, output
+    assert "FAILED: EMULATOR_WITHOUT=dense.cu:1, where" in output, output
+
+
+def test_the_example_of_the_page_deletes_a_barrier():
+    (place,) = re.findall(r"EMULATOR_WITHOUT=([\w.:]+)", (ROOT / "CONTRIBUTING.md").read_text())
+    assert place in BARRIERS
+
+
 @pytest.fixture(scope="session")
 def wrong_programs(tmp_path_factory):
     """The folder of programs with one wrong index each."""
