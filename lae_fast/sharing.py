@@ -11,6 +11,8 @@ from torch import Tensor, distributed
 
 from lae_fast import checks
 
+__all__ = ["ProcessError", "Shared"]
+
 T = TypeVar("T")
 
 

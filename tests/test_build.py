@@ -274,7 +274,9 @@ def test_a_source_distribution_holds_what_the_repository_holds(tmp_path):
     for name in tracked:  # a copy, as setuptools leaves a folder beside what it packs
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
-    made = python("import build_backend; build_backend.build_sdist('dist')", tmp_path, PYTHONPATH=str(tmp_path))
+    made = python(
+        "import build_backend; build_backend.build_sdist('dist')", tmp_path, PYTHONPATH=str(tmp_path)
+    )
     assert made.returncode == 0, made.stderr
     (archive,) = (tmp_path / "dist").iterdir()
     with tarfile.open(archive) as packed:

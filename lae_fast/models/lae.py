@@ -44,22 +44,23 @@ class _KnownGradients(torch.autograd.Function):
 
 
 class LAE(AutoencoderWithChain):
-    """An encoder z = phi g(x) whose last layer phi is moved by a Langevin chain instead of an optimizer.
+    """An encoder z = phi g(x) whose last layer phi learns from Langevin chains instead of an optimizer.
 
-    Every call of `loss` runs `n_steps` steps of the chain on that minibatch's potentials U(x_i, z_i) and returns their
-    average over these steps. Only the chain moves phi; the optimizer moves decoder, likelihood and features.
-    phi [nz, d] is a buffer, part of the `state_dict`. There are two kinds of decisions:
+    In train mode every call of `loss` runs `n_steps` steps of chains with the minibatch's potentials U(x_i, z_i), and returns
+    their average over `decoder_window`: by default U after the last step. In eval mode no chain runs, and `loss` is the
+    negative ELBO. The optimizer moves decoder, likelihood and features, never phi [nz, d], which is a buffer, part of the
+    `state_dict`. There are two kinds of decisions:
 
+    - "datapoint", the default: n chains move the codes z_i, each with its own decisions, so that every kernel leaves its
+      p(z_i|x_i) invariant, whatever d and n are, as in `langevin_sample`. After T steps the codes are written back into phi by
+      least squares: rank, memory and ridge decide how well phi remembers them, not what the chains target.
     - "joint": Algorithm 2 to the letter. One chain moves phi itself, its target is exp(-V(phi)),
       V(phi) = sum_i U(x_i, phi g(x_i)), and one decision accepts or rejects all codes. If the features of the minibatch
       have rank n (so d >= n), the codes then follow the product of the posteriors p(z_i|x_i); otherwise they cannot.
-    - "datapoint": n chains move the codes z_i, each with its own decisions, so that every kernel leaves its p(z_i|x_i)
-      invariant, whatever d and n are, as in `langevin_sample`. After T steps the codes are written back into phi by least
-      squares: rank, memory and ridge decide how well phi remembers them, not what the chains target.
 
     Both have the same law where the features have rank n; but joint steps are shorter, as all of n nz elements share one
-    decision. For one datapoint and one feature they are the same chain. Between two visits of an image phi moves on, so
-    its chain starts anew: the codes of the moved phi are no draws of p(z|x), and after T steps z is closer to one.
+    decision. For one datapoint and one feature they are the same chain. Between two visits of an image phi moves on, and
+    its chain starts anew. After T steps z has exactly the law p(z|x) only if it had it before. Otherwise T steps bring it closer.
 
     q(z|x) for evaluation is N(phi g(x), diag(s^2)). With `spread` log s is affine in the features, and the optimizer trains it
     by the negative ELBO at the start of the chains; else s [nz] is the same for all images, 0.05 until `fit_posterior_scale`.

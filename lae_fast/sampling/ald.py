@@ -25,21 +25,34 @@ class ALDState(NamedTuple):
 
     One chain: phi of any shape. C chains: phi [C, ...], one chain a row.
 
+    Attributes:
+        phi: detached, float32 or float64.
+        potential: V(phi), [] or [C], float64, nats; attached to all inputs of V except phi.
+        grad: grad V(phi), like phi; None after a step with evaluate=False.
+        rng: int64 [3]: seed, step, scratch.
+        step_size: eta of the last step, [1] or [C], float64.
+
     Example:
         >>> state = lae_fast.ald_init(lambda phi: 0.5 * phi.square().sum(), torch.ones(3), step_size=0.1)
         >>> state.potential.item(), state.grad.tolist()
         (1.5, [1.0, 1.0, 1.0])
     """
 
-    phi: Tensor  # detached, float32 or float64
-    potential: Tensor  # [] or [C], float64, nats; attached to all inputs of V except phi
-    grad: Tensor | None  # like phi: grad V(phi); None after a step with evaluate=False
-    rng: Tensor  # [3] int64: seed, step, scratch
-    step_size: Tensor | None  # [1] or [C], float64: eta of the last step
+    phi: Tensor
+    potential: Tensor
+    grad: Tensor | None
+    rng: Tensor
+    step_size: Tensor | None
 
 
 class ALDInfo(NamedTuple):
     """Facts about one step, for people; all on the device, [] for one chain or [C].
+
+    Attributes:
+        is_accepted: bool.
+        log_alpha: log of the Metropolis-Hastings ratio, float64; -inf for a proposal that could not be accepted.
+        acceptance_rate: min(1, alpha), the probability of the acceptance, float64.
+        is_nonfinite: bool: rejected because energy, gradient or proposal was not finite.
 
     Example:
         >>> def potential(phi):
@@ -49,10 +62,10 @@ class ALDInfo(NamedTuple):
         (True, 1.0)
     """
 
-    is_accepted: Tensor  # bool
-    log_alpha: Tensor  # float64; -inf for a proposal that could not be accepted
-    acceptance_rate: Tensor  # float64: min(1, alpha), the probability of the acceptance
-    is_nonfinite: Tensor  # bool: rejected because energy, gradient or proposal was not finite
+    is_accepted: Tensor
+    log_alpha: Tensor
+    acceptance_rate: Tensor
+    is_nonfinite: Tensor
 
 
 def _rows(t: Tensor, n_chains: int | None) -> Tensor:

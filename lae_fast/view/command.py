@@ -46,7 +46,7 @@ def view(options: Options) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line. Returns the exit code."""
+    """The command line, `lae-fast view`; `arguments` are those of the shell if None. Returns the exit code."""
     return console.run(
         lambda: view(tyro.cli(Options, args=arguments, prog=" ".join(console.typed("view")))),
         (CheckpointError, DataError, ValueError, OSError, torch.OutOfMemoryError),
