@@ -338,6 +338,23 @@ def test_the_step_size_of_a_loop_adapts_as_that_of_the_models(is_shared):
     assert len(torch.stack(seen).unique()) > 20
 
 
+def of_a_parameter(phi):
+    return torch.ones((), requires_grad=True) * 2
+
+
+def rounded(phi):
+    return quadratic(phi).bfloat16()
+
+
+def test_half_precision_may_move_chains_that_decide_nothing():
+    state = lae_fast.ald_init(rounded, torch.ones(3), 0.1, mh=False)
+    _, info = lae_fast.ald_step(rounded, state, mh=False)
+    assert info.is_accepted
+    energy = dict(energy=lambda z: z.square().sum(-1).bfloat16(), z=torch.ones(1, 3, 2))
+    samples = lae_fast.langevin_sample(**energy, n_draws=5, mh=False, step_size=0.1, progress=False)
+    assert samples.z.isfinite().all()
+
+
 def test_the_step_size_of_a_loop_finds_the_acceptance_asked_for():
     target = Gaussian()
     start = target.draw(2000, torch.Generator().manual_seed(2))
@@ -363,6 +380,10 @@ def test_the_step_size_of_a_loop_finds_the_acceptance_asked_for():
         (lambda: lae_fast.ald_step(lambda p: p[:2], torch.ones(3, 4), 0.1), r"shape \[2, 4\]; expected \[\] or \[n\]"),
         (lambda: lae_fast.ald_step(quadratic, torch.ones(3, 2), 0.1, n_chains=3), r"shape \[6\]; expected \[3\] or"),
         (lambda: lae_fast.ald_step(lambda p: torch.ones(()), torch.ones(3), 0.1), "does not depend on phi"),
+        (lambda: lae_fast.ald_init(of_a_parameter, torch.ones(3)), "does not depend on phi"),
+        (lambda: lae_fast.ald_step(of_a_parameter, lae_fast.ald_init(quadratic, torch.ones(3)), 0.1), "does not depend on phi"),
+        (lambda: lae_fast.ald_init(rounded, torch.ones(3)), r"returned bfloat16 .*output\.float\(\), .* or take mh=False"),
+        (lambda: lae_fast.ald_step(rounded, lae_fast.ald_init(quadratic, torch.ones(3)), 0.1), "returned bfloat16"),
         (lambda: lae_fast.ald_init(quadratic, torch.full((3,), math.nan)), "energy is nan where the chains start"),
         (lambda: lae_fast.ald_step(quadratic, torch.ones(3, 2), torch.ones(2), n_chains=None), "step_size is float32"),
         (lambda: lae_fast.ald_step(quadratic, torch.ones(3), 0.1, noise=torch.ones(4)), "noise is float32"),
