@@ -314,6 +314,46 @@ def test_shapes():
         assert not lae_fast.ald_step(quadratic, phi, 0.1)[0].potential.requires_grad
 
 
+def test_evaluations_of_chains_may_use_their_memory_again():
+    """With V of the state and of the proposal in one tensor nearly every proposal would be accepted."""
+    value, grad = torch.empty(300, dtype=torch.float64), torch.empty(300, 3)
+
+    def reusing(phi):
+        return torch.sum(2 * phi.double().square(), 1, out=value), torch.mul(phi, 4, out=grad)
+
+    def fresh(phi):
+        return 2 * phi.double().square().sum(1), 4 * phi
+
+    log_eta = torch.full((1,), math.log(0.3), dtype=torch.float64)
+    rng = ops.make_rng("cpu", torch.Generator().manual_seed(1))
+    chains = [Chains(f, torch.ones(300, 3), log_eta, rng) for f in (reusing, fresh)]
+    for c in chains * 3:
+        c.step()
+    assert torch.equal(chains[0].phi, chains[1].phi)
+    assert 0.1 < chains[0].is_accepted.double().mean() < 0.9
+
+
+def test_a_gradient_may_use_its_memory_again():
+    slope = torch.empty(300, 3)
+
+    class Reusing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, phi):
+            ctx.save_for_backward(phi)
+            return 2 * phi.square().sum(1)
+
+        @staticmethod
+        def backward(ctx, upstream):
+            return torch.mul(*ctx.saved_tensors, 4, out=slope)
+
+    ratios = []
+    for potential in (Reusing.apply, lambda phi: 2 * phi.square().sum(1)):
+        generator = torch.Generator().manual_seed(1)
+        state = lae_fast.ald_init(potential, torch.ones(300, 3), 0.3, n_chains=300, generator=generator)
+        ratios.append(lae_fast.ald_step(potential, state)[1].log_alpha)
+    torch.testing.assert_close(*ratios)
+
+
 @pytest.mark.parametrize("is_shared", [True, False])
 def test_the_step_size_of_a_loop_adapts_as_that_of_the_models(is_shared):
     """ald_step and adapt_step_size, against the fused transition that adapts by itself, on the same noise."""

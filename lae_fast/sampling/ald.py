@@ -210,7 +210,9 @@ def ald_init(
             if is_new and mh:
                 with torch.no_grad():
                     check_function(energy.detach(), evaluate_potential(potential, start, n_chains)[0])
-    return ALDState(start, energy, grad, rng, step_size)
+    return ALDState(
+        start, energy, grad.clone(), rng, step_size
+    )  # a function of the user's may need its own again
 
 
 def _chains_of(state: ALDState, n_chains: int | None, generator: torch.Generator | None) -> int | None:
