@@ -378,6 +378,19 @@ def test_the_step_size_of_a_loop_adapts_as_that_of_the_models(is_shared):
     assert len(torch.stack(seen).unique()) > 20
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (3,)])
+def test_a_state_keeps_its_step_size_whatever_becomes_of_the_tensor(shape):
+    def potential(phi):
+        return 0.5 * phi.square().sum(1)
+
+    eta = torch.full(shape, 0.1, dtype=torch.float64)
+    first = lae_fast.ald_init(potential, torch.ones(3, 2), eta, n_chains=3)
+    second, _ = lae_fast.ald_step(potential, first, eta)
+    eta *= 0.9
+    for state in (first, second):
+        assert (state.step_size == 0.1).all()
+
+
 def of_a_parameter(phi):
     return torch.ones((), requires_grad=True) * 2
 

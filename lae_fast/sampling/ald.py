@@ -165,7 +165,7 @@ def ald_init(
     Args:
         potential: V as in `ald_step`.
         phi: the start, of any shape, or [C, ...] with `n_chains=C`, copied; or the state to continue from.
-        step_size: eta, a number or a tensor [] or [C]; the state keeps it for steps that do not name one.
+        step_size: eta, a number or a tensor [] or [C], copied; the state keeps it for steps that do not name one.
         mh: whether decisions will be made. Then V must be a function of phi; at a start from phi (not from a state), on
             a CPU, V is evaluated twice to see whether it is.
         n_chains: the number of chains along phi's first axis; None for one chain.
