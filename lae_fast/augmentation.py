@@ -286,7 +286,7 @@ def _chain(
     if step_size is not None:
         log_step_size = torch.full_like(log_step_size, float(step_size)).log()
     chains = Chains(
-        lambda rows: evaluate_potential(energy, rows, len(start)),
+        lambda rows: evaluate_potential(energy, rows, len(start), model.mh),
         start,
         log_step_size - coordinates.log_n,
         ops.make_rng(x.device, generator),

@@ -135,6 +135,10 @@ def test_a_library_that_does_not_load_is_explained(tmp_path):
             "no C++ compiler was found; install g++",
         ),
         (
+            {"LAE_FAST_BUILD": "cpu", "CXX": "/nonexistent/g++ -m64"},
+            "CXX='/nonexistent/g++ -m64' names no compiler that can be found; correct or unset it",
+        ),
+        (
             {"LAE_FAST_BUILD": "cuda", "CUDA_HOME": "/nonexistent"},
             "nvcc was not found; install the CUDA toolkit",
         ),
@@ -151,13 +155,43 @@ def test_a_build_that_cannot_be_had_fails_loudly(environment, message):
     assert message in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("cxx", "host", "command"),
+    [
+        ("g++ -m64", "g++", "g++ -m64"),
+        ("ccache g++ -isystem /usr", "g++", "ccache g++ -isystem /usr"),
+        (" ", "clang++", "clang++"),
+        (None, "clang++", "clang++"),
+    ],
+)
+def test_nvcc_calls_the_compiler_that_was_chosen(cxx, host, command, tmp_path, monkeypatch):
+    """As the other sources do, whatever else stands in CXX; and clang++ where there is no other."""
+    pytest.importorskip("ninja")
+    for name in {"nvcc", "ccache", host}:
+        (tmp_path / name).write_text("#!/bin/sh\necho release 13.0\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("CXX", cxx or "")
+    if cxx is None:
+        monkeypatch.delenv("CXX")
+    code = (
+        "import sys; from pathlib import Path; sys.argv = ['setup.py', '--name']; sys.path.insert(0, '.')\n"
+        "names = {'__file__': 'setup.py', '__name__': '__main__'}; exec(open('setup.py').read(), names)\n"
+        f"build = names['BuildLibraries'](names['setup'].__globals__['Distribution']()); build._write_graph(Path({str(tmp_path / 'graph')!r}))"
+    )
+    found = python(code, ROOT, PATH=str(tmp_path), CUDA_HOME="", CUDA_PATH="", LAE_FAST_BUILD="cuda")
+    assert found.returncode == 0, found.stderr
+    rules = " ".join((tmp_path / "graph").read_text().replace("$\n", "").split())
+    assert rules.count(f"nvcc -ccbin {host} -") == 2
+    assert f"command = {command} -std=c++20" in rules
+
+
 # ---- what a build leaves out is visible ----
 
 WITHOUT_COMPILERS = {
     "PATH": "",
     "CUDA_HOME": "/nonexistent",
     "LAE_FAST_BUILD": "auto",
-    "CXX": "/nonexistent/g++",
+    "CXX": " ",
 }
 NO_COMPILER = "no C++ compiler was found; install g++ or clang++ (or set CXX) and reinstall"
 

@@ -69,14 +69,15 @@ COMPLAINTS = {
     "between_lanes": "race with .*of device memory",
     "between_blocks": "race with .*which wrote",
     "before_a_write": "race with .*which (read|wrote)",
-    "without_a_fence": "race with .*which wrote",
+    "without_a_fence_before": "race with .*which wrote",
+    "without_a_fence_after": "race with .*which wrote",
     "beyond_the_end": r"beyond an array: .* writes 4 bytes of device memory \(byte 1024 of an array of 1024",
     "unwritten_memory": "what nobody has written: .* of device memory",
     "unwritten_shared_memory": "what nobody has written: .* of dynamic shared memory",
     "beyond_shared_memory": "beyond an array: .* of dynamic shared memory",
     "misaligned": "a misaligned address",
     "memory_of_the_host": "an address that is not the device's",
-    "too_much_shared_memory": "FAILED: .*too_much_shared_memory.*invalid launch",
+    "too_much_shared_memory": "FAILED: .*too_much_shared_memory  of this size takes  232449 .* GPU has  232448",
     "too_many_threads": "FAILED: .*too_many_threads.*invalid launch",
 }  # fmt: skip
 

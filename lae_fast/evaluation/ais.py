@@ -526,8 +526,9 @@ def simulated_gap(
         True
     """
     checks.count("n_images", n_images)
-    generator = torch.Generator(next(model.parameters()).device).manual_seed(checks.seed("seed", seed))
-    images, z = model.simulate(n_images, generator)
+    # The chains start with the numbers of `seed`, and pilot runs with those of `apart(seed)`: z must be independent of both.
+    apart = seeds.apart(seeds.apart(checks.seed("seed", seed)))
+    images, z = model.simulate(n_images, torch.Generator(next(model.parameters()).device).manual_seed(apart))
     below, above = _annealed(model, images, [(schedule, None), (schedule, z)], n_chains, seed, share=share)
     _warn(below, n_chains)
     return (above.log_likelihood - below.log_likelihood).mean().item()

@@ -113,7 +113,7 @@ class Hoffman(AutoencoderWithChain, VAE):
 
         def evaluate(rows: Tensor) -> tuple[Tensor, Tensor]:
             with products_in(self.chain_precision, x.device):
-                return evaluate_potential(lambda z: self.potential(x, z), rows, n)
+                return evaluate_potential(lambda z: self.potential(x, z), rows, n, self.mh)
 
         if self.mh and not is_dense(self, x):
             self._check_function(x, z, by_row=True)

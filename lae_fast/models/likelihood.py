@@ -20,6 +20,8 @@ from lae_fast import checks, ops
 from lae_fast.ops.energies import logistic_pixels
 from lae_fast.ops.torch_private import is_transformed
 
+PAIRED = 2**22  # pixels that `all_pairs` holds at a time, or those of one output beside all images
+
 
 def negative_log_prior(z: Tensor) -> Tensor:
     """-log N(z; 0, I) for z [..., nz]: float64 [...], nats.
@@ -92,7 +94,12 @@ class Likelihood(nn.Module):
 
     def all_pairs(self, output: Tensor, x: Tensor) -> Tensor:
         """-log p of every image under every output, [m, nx] and [n, nx]: float64 [m, n], nats per image."""
-        return self.energy(output[:, None].expand(-1, len(x), -1), x)
+        each = max(1, PAIRED // max(1, x.numel()))
+        # One tensor for all: small ones between the energies' large ones would leave holes in memory that nothing fits into.
+        pairs = output.new_empty(len(output), len(x), dtype=torch.float64)
+        for i in range(0, len(output), each):
+            pairs[i : i + each] = self.energy(output[i : i + each, None].expand(-1, len(x), -1), x)
+        return pairs
 
     def potential(self, output: Tensor, x: Tensor, z: Tensor) -> Tensor:
         """U(x, z) = -log p(x|z) - log p(z) for output [..., n, nx], x [n, nx] and z [..., n, nz]: as `energy`."""

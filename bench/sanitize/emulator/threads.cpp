@@ -216,7 +216,7 @@ void run_blocks(unsigned first_block, unsigned n) {
       t.warp = &warps[k * n_warps + i / 32];
       t.waits = Waits::kNot;
       t.fence_time = t.mask_time = 0;
-      t.seen = {};
+      t.offered = t.seen = {};
       prepare(t.context, stacks + (k * size + i) * kStack, kStack, entry);
     }
   }
@@ -384,7 +384,9 @@ void shuffle(void* value, size_t size, unsigned lane, unsigned mask, Place place
 }
 
 void fence(Place place) {
-  if (!is_left_out(place)) self->fence_time = ++now;
+  if (is_left_out(place)) return;
+  self->fence_time = ++now;
+  self->seen = self->offered;
 }
 
 }  // namespace emulator
