@@ -131,6 +131,26 @@ def test_every_module_has_its_own_mode_again():
     assert (m.training, m.encoder.training, m.decoder.training) == (True, False, True)
 
 
+@pytest.mark.parametrize("kind", [lae_fast.LAE, lae_fast.VAE, lae_fast.Hoffman])
+def test_one_region_of_autocast_around_it_is_one_around_each_step(kind):
+    """Autocast keeps rounded weights until its outermost region ends: those before the first step, if nobody tells it."""
+    m, twin = model(kind), model(kind)
+    with torch.autocast("cpu", torch.bfloat16):
+        m.posterior(RGB[:15] / 255)  # which leaves rounded weights, too
+        losses = lae_fast.fit(m, RGB, epochs=3, batch_size=15, lr=0.02, cooldown=0)
+        codes = m.encode(RGB / 255)
+    step = lae_fast.TrainingStep(twin, adam(twin, 0.02, twin.beta1))
+    torch.manual_seed(0)
+    for epoch in range(3):
+        for index in data.shuffled(40, 15, lae_fast.seeds.mixed(0, epoch)):
+            with torch.autocast("cpu", torch.bfloat16):
+                step(RGB[index] / 255)
+    assert torch.equal(weights(m), weights(twin))
+    assert losses[-1] < losses[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(codes, twin.encode(RGB / 255))
+
+
 def test_it_trains_where_gradients_are_off():
     with torch.no_grad():
         assert len(lae_fast.fit(model(), RGB, epochs=1, batch_size=20)) == 1

@@ -346,6 +346,46 @@ def test_a_step_may_take_what_its_images_are_read_from():
         TrainingStep(m, adam(m), read=3)
 
 
+class Recorded:
+    """A graph's stand-in on a CPU: later calls run nothing of the step's code, and halve its weights."""
+
+    def __init__(self, call, _):
+        self.call, self.graph = call, None
+
+    def __call__(self):
+        if self.graph is None:
+            self.graph = self.call()
+        else:
+            for p in self.graph_weights:
+                p.data.mul_(0.5)
+        return self.graph
+
+
+def recorded(monkeypatch, m):
+    """A step that is captured, as far as its own code can know."""
+    monkeypatch.setattr(training.step, "Replayed", Recorded)
+    monkeypatch.setattr(training.step, "check_capturable", lambda _: None)
+    step = TrainingStep(m, adam(m), capture=True)
+    step.replayed.graph_weights = list(m.parameters())
+    return step
+
+
+def test_a_graph_makes_rounded_weights_of_its_own_and_leaves_none_behind(monkeypatch):
+    m, seen = build("vae").train(), []
+    step = recorded(monkeypatch, m)
+    m.head.register_forward_hook(lambda module, given, out: seen.append(out))
+    with torch.autocast("cpu", torch.bfloat16):
+        for change in (1, 2, 3):
+            m.encode(images())
+            m.head.weight.data.mul_(0.9)
+            step(images())  # 1 captures
+            rounded = m.encode(images())
+            with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+                torch.clear_autocast_cache()
+                assert torch.equal(rounded, m.encode(images())), change
+    assert not torch.equal(seen[0], seen[1])  # before the first change, and in the graph
+
+
 # ---- on a GPU ----------------------------------------------------------------------------------
 
 

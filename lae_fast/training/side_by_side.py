@@ -162,6 +162,7 @@ class SideBySide:
         else:
             self.x.copy_(x)
         losses: Tensor = self.replayed()
+        torch.clear_autocast_cache()  # as TrainingStep does, whose code a replay does not run
         return losses
 
     def _step(self, x: Tensor) -> Tensor:

@@ -161,7 +161,15 @@ class TrainingStep:
             ValueError: the model is in eval mode, or x has another shape or type than the captured images.
         """
         if self.replayed is None:
-            return self._step(x)
+            loss = self._step(x)
+        else:
+            self._hold(x)
+            loss = self.replayed()
+        torch.clear_autocast_cache()  # of the weights before the step, which an outer region would keep
+        return loss
+
+    def _hold(self, x: Tensor) -> None:
+        """Put x where the graph reads it."""
         if not self.is_captured:
             self.x = x.clone()
         elif x.shape != self.x.shape or x.dtype != self.x.dtype:
@@ -171,7 +179,6 @@ class TrainingStep:
             )
         else:
             self.x.copy_(x)
-        return self.replayed()
 
     @property
     def is_captured(self) -> bool:
@@ -180,6 +187,7 @@ class TrainingStep:
     def _step(self, x: Tensor) -> Tensor:
         if not self.model.training:
             raise ValueError("the model is in eval mode; expected train mode: call model.train() first")
+        torch.clear_autocast_cache()  # a graph has to make its own copies of the weights, at each replay
         self.optimizer.zero_grad(set_to_none=True)
         if self.read is not None:
             x = self.read(x)
