@@ -236,6 +236,17 @@ def unknown(decisions):
     return LAE(nn.Linear(9, 8), decoder, Gaussian(), nx=9, nz=2, decisions=decisions)
 
 
+def elsewhere(decoder):
+    """Parameters whose elements lie in another order in memory."""
+    if decoder == "layers":
+        return conv("datapoint").to(memory_format=torch.channels_last)
+    m = build("lae") if decoder == "dense" else unknown("joint")
+    for module in m.modules():
+        if isinstance(module, nn.Linear):
+            module.weight = nn.Parameter(module.weight.detach().T.contiguous().T)
+    return m
+
+
 def frozen(part):
     m = build("lae", decisions="datapoint")
     for p in getattr(m, part).parameters():
@@ -255,9 +266,17 @@ KNOWN = {
     "autograd": lambda: unknown("datapoint"),
     "autograd, joint": lambda: unknown("joint"),
     "tied": tied,
+    "channels last": lambda: elsewhere("layers"),
+    "transposed": lambda: elsewhere("dense"),
+    "transposed, autograd": lambda: elsewhere("autograd"),
     "frozen encoder": lambda: frozen("encoder"),
     "frozen decoder": lambda: frozen("decoder"),
 }
+
+
+def layout(t):
+    """Strides that matter: of more than one element."""
+    return [stride for n, stride in zip(t.shape, t.stride(), strict=True) if n > 1]
 
 
 def after(n_batches, m, add):
@@ -265,6 +284,7 @@ def after(n_batches, m, add):
     torch.manual_seed(1)
     losses = [add(m, images(100, seed=i).repeat(1, 2)[:, : m.nx].contiguous()) for i in range(n_batches)]
     assert not any(loss.requires_grad for loss in losses)
+    assert all(p.grad is None or layout(p.grad) == layout(p) for p in m.parameters())
     return losses, [p.grad for p in m.parameters()], list(m.state_dict().values())
 
 
@@ -284,7 +304,24 @@ def test_gradients_without_autograd_are_those_of_backward(make, monkeypatch):
     for a, b in zip(tree_leaves(expected), tree_leaves(got), strict=True):
         assert (a is None) == (b is None)
         assert a is None or torch.equal(a, b)
-    assert all(g is None or g.is_contiguous() for g in got[1])
+
+
+@pytest.mark.parametrize(
+    ("plain", "other"),
+    [
+        (lambda: conv("datapoint"), "layers"),
+        (lambda: build("lae"), "dense"),
+        (lambda: unknown("joint"), "autograd"),
+    ],
+)
+def test_where_weights_lie_in_memory_does_not_matter(plain, other):
+    states = []
+    for m in (plain().double(), elsewhere(other).double()):
+        step, x = TrainingStep(m, training.adam(m, 1e-2)), images(100).repeat(1, 2)[:, : m.nx].contiguous()
+        torch.manual_seed(1)
+        states.append([torch.stack([step(x) for _ in range(3)]), *m.state_dict().values()])
+    for a, b in zip(*states, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
 def test_who_waits_for_autograd_is_served_by_it(monkeypatch):

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from lae_fast import checks
 from lae_fast.beside import Beside
-from lae_fast.models.autoencoder import check_whole, images_for
+from lae_fast.models.autoencoder import add_gradient, check_whole, images_for
 from lae_fast.models.coordinates import DatapointCoordinates, JointCoordinates, Memory
 from lae_fast.models.decoder_pass import DecoderPass, decoder_pass, is_dense
 from lae_fast.models.likelihood import Likelihood
@@ -37,7 +37,7 @@ class _KnownGradients(torch.autograd.Function):
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         factor, gradients = (cotangent * ctx.scale).to(ctx.saved_tensors[0].dtype), []
         for g in ctx.saved_tensors:
-            # Some gradients are transposed in memory; the results are contiguous, like the parameters.
+            # Some gradients are transposed in memory; the results are contiguous, as most parameters are.
             out = torch.empty_like(g, memory_format=torch.contiguous_format)
             gradients.append(torch.mul(g, factor.to(g.dtype), out=out))
         return None, None, *gradients, *([None] * len(gradients))
@@ -258,7 +258,7 @@ class LAE(AutoencoderWithChain):
             kept()
         for p, g in pairs:
             if p.is_leaf:
-                p.grad = g if p.grad is None else p.grad + g  # the encoder may share it
+                add_gradient(p, g)  # the encoder may share it
         return value
 
     def _is_known(self) -> bool:
@@ -399,7 +399,7 @@ def _means(sums: list[Tensor], n: int) -> list[Tensor]:
 
 
 def _scaled(tensors: list[Tensor], scale: float) -> list[Tensor]:
-    """scale * t for each, in its place; where it is transposed in memory the result is contiguous, like the parameters."""
+    """scale * t for each, in its place; where it is transposed in memory the result is contiguous, as most parameters are."""
     result = [t if t.is_contiguous() else t.new_empty(t.shape) for t in tensors]
     for t, out in zip(tensors, result, strict=True):
         if out is not t:

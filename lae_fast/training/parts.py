@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lae_fast.models.autoencoder import Autoencoder
+from lae_fast.models.autoencoder import Autoencoder, add_gradient
 from lae_fast.ops.torch_private import has_hooks
 from lae_fast.sharing import Shared
 
@@ -87,8 +87,7 @@ class FixedParts:
                 )
             for p, total, n_there in zip(wanted, totals, are_there.tolist(), strict=True):
                 if n_there:
-                    g = torch.empty_like(p).copy_((total / self.n_parts).view_as(p))  # laid out as p is
-                    p.grad = g if p.grad is None else p.grad + g
+                    add_gradient(p, (total / self.n_parts).view_as(p))
         mean_loss: Tensor = (loss / self.n_parts).view(())
         return mean_loss
 
