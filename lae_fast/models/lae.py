@@ -235,8 +235,8 @@ class LAE(AutoencoderWithChain):
 
         Raises:
             ValueError: the potential is not a function (a decoder with Dropout) or, with
-                datapoint decisions, an image's potential depends on other images (BatchNorm in train mode); or the decoder
-                is sharded by itself.
+                datapoint decisions, an image's potential depends on other images (BatchNorm in train mode); the decoder or
+                the likelihood uses a trained tensor that is no parameter of theirs; or the decoder is sharded by itself.
         """
         value, inputs, known, kept = self._run(x)
         kept()
