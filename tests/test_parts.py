@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from test_sharing import N_PARTS, made, minibatches
+from test_sharing import N_PARTS, made, minibatches, normalised
 
 from lae_fast import data
 from lae_fast.training import TrainingStep, adam
@@ -47,6 +47,19 @@ def test_parts_give_gradients_as_parameters_lie_in_memory():
     for p, q in zip(whole.parameters(), parted.parameters(), strict=True):
         torch.testing.assert_close(p, q)
     assert parted.unused.grad is None
+
+
+def test_running_averages_are_those_of_all_parts():
+    model, x = normalised(), torch.rand(16, 10)
+    in_parts = TrainingStep(model, adam(model, 0.0), n_parts=N_PARTS)
+    in_parts(x)
+    parts = model.encoder[0](x).view(N_PARTS, -1, 6)
+    torch.testing.assert_close(model.encoder[1].running_mean, 0.1 * parts.mean((0, 1)))
+    torch.testing.assert_close(model.encoder[1].running_var, 0.9 + 0.1 * parts.var(1).mean(0))
+    model.encoder[1].eval()  # frozen
+    kept = model.encoder[1].running_mean.clone()
+    in_parts(x)
+    assert torch.equal(model.encoder[1].running_mean, kept)
 
 
 def test_parts_follow_what_is_frozen_and_cast_and_what_the_caller_computes_in():

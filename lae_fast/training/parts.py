@@ -25,7 +25,9 @@ class FixedParts:
     """Gradients of a model from the parts of a minibatch, as if each part had a process of its own.
 
     A process has one copy of the model for each of its parts. The copies share its parameters, and take turns: one computes until
-    it has to know what all parts have, then the next one does. All begin with the same random numbers, as processes do.
+    it has to know what all parts have, then the next one does. All begin with the same random numbers, as processes do, so that
+    Dropout has the same masks in each. Running averages of BatchNorm are the means over the parts; other buffers that a network
+    changes are those of the first part of each process.
 
     Args:
         model: what is trained; a copy's chain is brought up to date before each minibatch, and brought back after it.
@@ -79,8 +81,11 @@ class FixedParts:
             for own, found in zip(self.model.buffers(), self.copies[0].buffers(), strict=True):
                 own.copy_(found)
             wanted = [p for p in self.model.parameters() if p.requires_grad]
-            *sizes, n_wanted = [p.numel() for p in wanted] + [len(wanted)]
-            *totals, are_there, loss = sums.split([*sizes, n_wanted, 1])
+            averages = running_averages(self.model)
+            sizes = [t.numel() for t in (*wanted, *averages)]
+            *totals, are_there, loss = sums.split([*sizes, len(wanted), 1])
+            for average in reversed(averages):
+                average.copy_((totals.pop() / self.n_parts).view_as(average))
             if wanted and not are_there.any():
                 raise ValueError(
                     "loss gives no gradient to the model that it is called on; expected a method of the model"
@@ -101,8 +106,8 @@ class FixedParts:
             raise ValueError("a parameter has hooks, which n_parts would not call; expected none")
 
     def _gradients(self, model: nn.Module, x: Tensor, k: int) -> Tensor:
-        """The sums over all parts, flat, where this process's part k is x: of each gradient, of whether it is there, and of the
-        loss."""
+        """The sums over all parts, flat, where this process's part k is x: of each gradient, of running averages, of whether a
+        gradient is there, and of the loss."""
         wanted = [p for p in model.parameters() if p.requires_grad]
         for p in wanted:
             p.grad = None
@@ -111,6 +116,7 @@ class FixedParts:
             torch.promote_types, [p.dtype for p in wanted], loss.dtype if not wanted else wanted[0].dtype
         )
         found = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten().to(kind) for p in wanted]
+        found += [t.flatten().to(kind) for t in running_averages(model)]
         are_there = torch.tensor([p.grad is not None for p in wanted], dtype=kind, device=loss.device)
         return self.turns.total(k, torch.cat([*found, are_there, loss.reshape(1).to(kind)]))
 
@@ -122,6 +128,13 @@ def gradients_and_loss(model: Any, x: Tensor) -> Tensor:
     loss: Tensor = model.loss(x)
     loss.backward()
     return loss.detach()
+
+
+def running_averages(model: nn.Module) -> list[Tensor]:
+    """What BatchNorm and its kin average in train mode, of all minibatches so far: buffers that differ between processes, each of
+    which sees its own images."""
+    kinds = [m for m in model.modules() if m.training and getattr(m, "track_running_stats", False)]
+    return [t for m in kinds for t in (m.running_mean, m.running_var) if isinstance(t, Tensor)]
 
 
 def _follow(model: nn.Module, copied: nn.Module) -> None:

@@ -12,7 +12,7 @@ from lae_fast.graphs import Replayed
 from lae_fast.models.autoencoder import Autoencoder
 from lae_fast.sharing import Shared
 from lae_fast.training.optimizer import Adam
-from lae_fast.training.parts import FixedParts, gradients_and_loss
+from lae_fast.training.parts import FixedParts, gradients_and_loss, running_averages
 
 
 def keep_freed_memory() -> None:
@@ -86,7 +86,8 @@ class TrainingStep:
     they live on the device; a step does not wait for the device.
 
     Of a model that shares its minibatches (`share_minibatches`) each process steps with its own part, and all with the mean
-    of their gradients: one message a step, and the same weights everywhere. Such steps are not captured.
+    of their gradients: one message a step, and the same weights everywhere; BatchNorm's running averages are means, too. Such steps
+    are not captured.
 
     Args:
         model: any of this package's models, or a module with a `loss` of a minibatch.
@@ -98,8 +99,8 @@ class TrainingStep:
         n_parts: a power of two: every minibatch is computed in so many equal parts, one after the other or by several
             processes, whose number divides it. Sums over parts have a fixed order: the same bits for any number of processes of
             one kind, with equally many threads. Such steps take longer and are not captured, and a copy of the model for each part has
-            its buffers and gradients; it does not see attributes that are changed later, and BatchNorm sees its part alone. None: each
-            process computes its part as it is.
+            its buffers and gradients; it does not see attributes that are changed later, BatchNorm sees its part alone, and Dropout
+            has the same mask in each. None: each process computes its part as it is.
 
     Raises:
         ValueError: capture without a GPU, in parts or of a model that shares its minibatches, or an optimizer that cannot be
@@ -198,6 +199,6 @@ class TrainingStep:
             share: Shared | None = getattr(self.model, "share", None)
             if share is not None:
                 gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-                share.average([*gradients, loss])
+                share.average([*gradients, loss, *running_averages(self.model)])
         self.optimizer.step()
         return loss
