@@ -115,6 +115,26 @@ def test_the_program_s_random_stream_stays():
     assert torch.equal(torch.rand(3), expected)
 
 
+@pytest.mark.parametrize("kind", [lae_fast.LAE, lae_fast.VAE, lae_fast.Hoffman])
+def test_who_looks_after_an_epoch_changes_nothing_and_draws_the_program_s_numbers(kind):
+    m, watched, drawn = model(kind), model(kind), []
+
+    def look(epoch, loss):
+        drawn.append(torch.rand(2))
+        watched.sample(4)
+
+    torch.manual_seed(7)
+    losses = lae_fast.fit(watched, RGB, epochs=3, batch_size=20, on_epoch=look)
+    drawn.append(torch.rand(2))
+    assert losses == lae_fast.fit(m, RGB, epochs=3, batch_size=20)
+    assert torch.equal(weights(m), weights(watched))
+    torch.manual_seed(7)
+    for numbers in drawn[:3]:
+        assert torch.equal(numbers, torch.rand(2))
+        torch.randn(4, 2)  # of the sample
+    assert torch.equal(drawn[3], torch.rand(2))
+
+
 def test_a_seed_stays_on_the_model_s_device():
     """Also the seed of a GPU's generator, which waits until there is one."""
     seeded, m = [], model()
@@ -151,9 +171,28 @@ def test_one_region_of_autocast_around_it_is_one_around_each_step(kind):
         assert torch.equal(codes, twin.encode(RGB / 255))
 
 
-def test_it_trains_where_gradients_are_off():
-    with torch.no_grad():
-        assert len(lae_fast.fit(model(), RGB, epochs=1, batch_size=20)) == 1
+@pytest.mark.parametrize("switched_off", [torch.no_grad, torch.inference_mode])
+def test_it_trains_where_gradients_are_off(switched_off):
+    modes = []
+    own, m, twin = (torch.is_grad_enabled, torch.is_inference_mode_enabled), model(), model()
+    lae_fast.fit(twin, RGB / 255, epochs=2, batch_size=20)
+    with switched_off():
+        outside = [mode() for mode in own]
+        lae_fast.fit(
+            m, RGB / 255, epochs=2, batch_size=20, on_epoch=lambda *_: modes.append([f() for f in own])
+        )
+        with pytest.raises(TrainingError):
+            lae_fast.fit(m, RGB / 255, epochs=2, batch_size=20, lr=1e30)
+    assert modes == [outside] * 2
+    assert torch.equal(weights(m), weights(twin))
+    lae_fast.fit(m, RGB, epochs=1, batch_size=20)  # and later, outside
+
+
+def test_a_model_made_in_inference_mode_is_refused():
+    with torch.inference_mode():
+        m = model()
+    with pytest.raises(ValueError, match="the model was made in inference mode"):
+        lae_fast.fit(m, RGB, epochs=1, batch_size=20)
 
 
 def test_features_that_are_all_0_leave_phi_where_it_is():

@@ -178,7 +178,7 @@ class _Turns:
         Raises:
             Exception: what the first one that fails has raised.
         """
-        self.failure, self.device, start = None, device, _random_state(device)
+        self.failure, self.device, start = None, device, random_state(device)
         as_caller = _settings(device)
         self.turn = [threading.Semaphore(0) for _ in range(self.n)]
         found: list[T] = []  # they end in their order
@@ -187,7 +187,7 @@ class _Turns:
             self.turn[k].acquire()
             try:
                 if self.failure is None:
-                    _set_random_state(start, device)
+                    set_random_state(start, device)
                     with as_caller():
                         found.append(functions[k]())
             except BaseException as error:
@@ -213,12 +213,12 @@ class _Turns:
         self.values[k] = value
         if k == self.n - 1:
             self.sum = self._summed()
-        state = _random_state(self.device)
+        state = random_state(self.device)
         self._pass_on(k)
         self.turn[k].acquire()
         if self.failure is not None:
             raise RuntimeError("another part of the minibatch has failed") from self.failure
-        _set_random_state(state, self.device)
+        set_random_state(state, self.device)
         return self.sum.clone()  # its reader may change it
 
     def _summed(self) -> Tensor:
@@ -257,13 +257,13 @@ def _settings(device: torch.device) -> Callable[[], contextlib.ExitStack]:
     return entered
 
 
-def _random_state(device: torch.device) -> list[Tensor]:
+def random_state(device: torch.device) -> list[Tensor]:
     """Of the generators that a model on this device draws by."""
     states = [torch.get_rng_state()]
     return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
 
 
-def _set_random_state(states: list[Tensor], device: torch.device) -> None:
+def set_random_state(states: list[Tensor], device: torch.device) -> None:
     torch.set_rng_state(states[0])
     for state in states[1:]:
         torch.cuda.set_rng_state(state, device)
