@@ -151,6 +151,48 @@ def test_every_module_has_its_own_mode_again():
     assert (m.training, m.encoder.training, m.decoder.training) == (True, False, True)
 
 
+class Merging(nn.Linear):
+    """As adapters do: in eval mode what they add is part of the weights."""
+
+    is_merged = False
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.added = nn.Parameter(torch.ones(()))
+
+    def train(self, mode=True):
+        with torch.no_grad():
+            self.weight += self.added * (int(not mode) - int(self.is_merged))
+        self.is_merged = not mode
+        return super().train(mode)
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.whole(), self.bias)
+
+    def whole(self):
+        return self.weight if self.is_merged else self.weight + self.added
+
+
+@pytest.mark.parametrize("modes", [(False, False), (True, False), (True, True)])
+def test_a_module_that_does_more_than_set_a_flag_is_told_of_its_mode(modes):
+    torch.manual_seed(0)
+    m = lae_fast.VAE(Merging(60, 4), nn.Linear(2, 60), lae_fast.Bernoulli(), nx=60, nz=2)
+    m.train(modes[0]).encoder.train(modes[1])
+
+    before = m.encoder.whole().detach().clone()
+    lae_fast.fit(m, RGB, epochs=1, batch_size=20, lr=0.0)
+    lae_fast.evaluate(m, RGB)
+    assert (m.training, m.encoder.training, m.encoder.is_merged) == (*modes, not modes[1])
+    torch.testing.assert_close(m.encoder.whole().detach(), before)
+
+
+def test_no_gradient_is_left():
+    m = model(lae_fast.VAE)
+    with pytest.raises(TrainingError):
+        lae_fast.fit(m, RGB, epochs=2, batch_size=20, lr=1e30)
+    assert all(p.grad is None for p in m.parameters())
+
+
 @pytest.mark.parametrize("kind", [lae_fast.LAE, lae_fast.VAE, lae_fast.Hoffman])
 def test_one_region_of_autocast_around_it_is_one_around_each_step(kind):
     """Autocast keeps rounded weights until its outermost region ends: those before the first step, if nobody tells it."""

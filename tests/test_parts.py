@@ -5,8 +5,10 @@ from typing import ClassVar
 
 import pytest
 import torch
+from test_fit import Merging
 from test_sharing import N_PARTS, made, minibatches, normalised
 
+import lae_fast
 from lae_fast import data
 from lae_fast.training import TrainingStep, adam
 from lae_fast.training.config import Config
@@ -77,6 +79,22 @@ def test_parts_follow_what_is_frozen_and_cast_and_what_the_caller_computes_in():
     in_parts(minibatches("datapoint", torch.float32)[0])
     model.double()
     assert in_parts(minibatches("datapoint")[1]).isfinite()
+
+
+def test_parts_follow_modes_that_are_more_than_a_flag():
+    """An adapter is part of the weights in the first step, and not in the second."""
+    states = []
+    for n_parts in (None, 2):
+        torch.manual_seed(0)
+        model = lae_fast.VAE(Merging(8, 4), torch.nn.Linear(2, 8), lae_fast.Bernoulli(), nx=8, nz=2).eval()
+        step = TrainingStep(model, torch.optim.SGD(model.parameters(), 1e-4), n_parts=n_parts)
+        for mode in (False, True):
+            model.train().encoder.train(mode)
+            torch.manual_seed(1)
+            loss = step(torch.full((4, 8), 0.01)).float()
+        states.append([loss, *model.state_dict().values()])
+    for a, b in zip(*states, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_what_parts_cannot_do_as_the_model_does_is_refused():

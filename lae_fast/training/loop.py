@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lae_fast import checks, data, seeds
 from lae_fast.data.images import stacked
+from lae_fast.isolation import set_modes
 from lae_fast.models import Autoencoder, images_for
 from lae_fast.models.autoencoder import check_form
 from lae_fast.progress import bar
@@ -36,7 +37,7 @@ def fit(
 
     Args:
         model: any of this package's models, of any networks. All of it trains in train mode; afterwards each of its modules is
-            in the mode that it had.
+            in the mode that it had, and no parameter has a gradient.
         images: [N, ...] as the model takes them, or [N, h, w, c], a tensor or array; a `torch.utils.data.Dataset` of images or of
             pairs (image, label); a `lae_fast.data.Split`, or the training images of a `lae_fast.data.Dataset`. They are moved to
             the model's device.
@@ -126,8 +127,8 @@ def fit(
                 if on_epoch is not None and _is_true(on_epoch(epoch + 1, loss)):
                     break
     finally:
-        for module, mode in modes.items():
-            module.training = mode
+        set_modes(modes)
+        optimizer.zero_grad()  # those of weights that have moved, or are not finite
     return losses
 
 

@@ -49,14 +49,19 @@ class FixedParts:
         self.model, self.n_parts, self.share = model, n_parts, share
         self._check()
         self.turns = _Turns(n_parts // size, share)
-        self.copies = []
-        for k in range(self.turns.n):
-            memo: dict[int, Any] = {
-                id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters()
-            }
-            self.copies.append(copied := copy.deepcopy(model, memo))
-            if isinstance(copied, Autoencoder):
-                copied.share = _Part(rank * self.turns.n + k, n_parts, k, self.turns)
+        self.first = rank * self.turns.n  # of this process's parts, among all
+        self.copies: list[nn.Module] = []
+        self.modes: list[bool] = []  # of the model's modules, as the copies have them
+
+    def _copy(self, k: int) -> nn.Module:
+        """A copy of the model that shares its parameters, for this process's part k."""
+        memo: dict[int, Any] = {
+            id(p): nn.Parameter(p.detach(), p.requires_grad) for p in self.model.parameters()
+        }
+        copied = copy.deepcopy(self.model, memo)
+        if isinstance(copied, Autoencoder):
+            copied.share = _Part(self.first + k, self.n_parts, k, self.turns)
+        return copied
 
     def add_gradients(self, x: Tensor) -> Tensor:
         """Add the gradients of the mean loss of a whole minibatch, of which this process has x [n, ...], to those of the model's
@@ -70,6 +75,9 @@ class FixedParts:
         n = self.turns.n
         if len(x) % n or not len(x):
             raise ValueError(f"a minibatch's {len(x)} images in {n} parts; expected a multiple of {n}")
+        modes = [m.training for m in self.model.modules()]
+        if modes != self.modes:  # what train() does beyond a flag is done, in memory that copies share
+            self.copies, self.modes = [self._copy(k) for k in range(n)], modes
         for copied in self.copies:
             _follow(self.model, copied)
         tasks = [
@@ -138,9 +146,7 @@ def running_averages(model: nn.Module) -> list[Tensor]:
 
 
 def _follow(model: nn.Module, copied: nn.Module) -> None:
-    """Bring a copy's modes, parameters and buffers to those of the model: somebody may have loaded or moved them."""
-    for own, other in zip(model.modules(), copied.modules(), strict=True):
-        other.training = own.training
+    """Bring a copy's parameters and buffers to those of the model: somebody may have loaded or moved them."""
     for p, q in zip(model.parameters(), copied.parameters(), strict=True):
         q.data = p.data
         q.requires_grad_(p.requires_grad)
