@@ -161,9 +161,14 @@ def _make_exact() -> None:
 def _restore() -> None:
     older, *settings = _own
     for setting, parent, value in settings:
-        setting.fp32_precision = "none" if value == parent.fp32_precision else value  # "none": it inherits
+        put_back(setting, parent, value)
     if older != "highest":
         torch.set_float32_matmul_precision(older)
+
+
+def put_back(setting: Any, parent: Any, value: str) -> None:
+    """Give a setting of PyTorch's the value that it had; one that it inherited it inherits again."""
+    setting.fp32_precision = "none" if value == parent.fp32_precision else value
 
 
 # ---- derivatives inside inference mode ----

@@ -15,6 +15,7 @@ from lae_fast import LAE, VAE, Bernoulli, Hoffman
 from lae_fast.evaluation import anneal, simulated_gap
 from lae_fast.isolation import _settings, isolated
 from lae_fast.models import Architecture, build
+from lae_fast.models.precision import products_in
 from lae_fast.training import TrainingStep, adam
 
 NX, NZ, D, N = 16, 2, 12, 8
@@ -473,16 +474,25 @@ def test_autocast_and_rounded_products_stay_outside(name, kind):
         assert torch.equal(got, expected)
 
 
-def test_settings_that_are_inherited_stay_inherited():
+def tf32_products(*_):
+    with products_in("tf32", torch.device("cpu")):
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+@pytest.mark.parametrize(("call", "rounded"), [(lae_fast.evaluate, "bf16"), (tf32_products, "tf32")])
+def test_settings_that_are_inherited_stay_inherited(call, rounded):
     backends = torch.backends
-    for setting, _ in _settings():
+    settings = {backends.cuda.matmul, *(setting for setting, _ in _settings())}
+    for setting in settings:
         setting.fp32_precision = "none"
-    backends.fp32_precision = "bf16"
+    backends.fp32_precision = rounded
     try:
-        lae_fast.evaluate(make(), images())
-        assert backends.mkldnn.matmul.fp32_precision == "bf16"
+        inherited = [setting.fp32_precision for setting in settings]
+        assert rounded in inherited
+        call(make(), images())
+        assert [setting.fp32_precision for setting in settings] == inherited
         backends.fp32_precision = "ieee"
-        assert {setting.fp32_precision for setting, _ in _settings()} == {"ieee"}
+        assert {setting.fp32_precision for setting in settings} == {"ieee"}
     finally:
         backends.fp32_precision = "none"
 
