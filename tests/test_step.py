@@ -387,7 +387,7 @@ class Recorded:
     """A graph's stand-in on a CPU: later calls run nothing of the step's code, and halve its weights."""
 
     def __init__(self, call, _):
-        self.call, self.graph = call, None
+        self.call, self.graph, self.graph_weights = call, None, ()
 
     def __call__(self):
         if self.graph is None:
@@ -421,6 +421,20 @@ def test_a_graph_makes_rounded_weights_of_its_own_and_leaves_none_behind(monkeyp
                 torch.clear_autocast_cache()
                 assert torch.equal(rounded, m.encode(images())), change
     assert not torch.equal(seen[0], seen[1])  # before the first change, and in the graph
+
+
+def test_a_replay_does_not_train_a_model_in_eval_mode(monkeypatch):
+    m = build("vae").train()
+    steps = training.SideBySide([TrainingStep(m, adam(m), capture=False)])
+    steps.replayed = Recorded(lambda: steps._step(steps.x), None)
+    for step, x in ((recorded(monkeypatch, m.train()), images()), (steps, images()[None])):
+        step(x)
+        m.eval()
+        before = [p.clone() for p in m.parameters()]
+        with pytest.raises(ValueError, match="the model is in eval mode"):
+            step(x)
+        assert all(torch.equal(p, q) for p, q in zip(m.parameters(), before, strict=True))
+        m.train()
 
 
 # ---- on a GPU ----------------------------------------------------------------------------------

@@ -161,6 +161,7 @@ class TrainingStep:
         Raises:
             ValueError: the model is in eval mode, or x has another shape or type than the captured images.
         """
+        self.check_mode()
         if self.replayed is None:
             loss = self._step(x)
         else:
@@ -168,6 +169,11 @@ class TrainingStep:
             loss = self.replayed()
         torch.clear_autocast_cache()  # of the weights before the step, which an outer region would keep
         return loss
+
+    def check_mode(self) -> None:
+        """Raise a ValueError unless the model is in train mode: a replay would train it all the same."""
+        if not self.model.training:
+            raise ValueError("the model is in eval mode; expected train mode: call model.train() first")
 
     def _hold(self, x: Tensor) -> None:
         """Put x where the graph reads it."""
@@ -186,8 +192,6 @@ class TrainingStep:
         return self.replayed is not None and self.replayed.graph is not None
 
     def _step(self, x: Tensor) -> Tensor:
-        if not self.model.training:
-            raise ValueError("the model is in eval mode; expected train mode: call model.train() first")
         torch.clear_autocast_cache()  # a graph has to make its own copies of the weights, at each replay
         self.optimizer.zero_grad(set_to_none=True)
         if self.read is not None:
