@@ -234,9 +234,9 @@ class LAE(AutoencoderWithChain):
         proposals.
 
         Raises:
-            ValueError: the potential is not a function (a decoder with Dropout) or, with
-                datapoint decisions, an image's potential depends on other images (BatchNorm in train mode); the decoder or
-                the likelihood uses a trained tensor that is no parameter of theirs; or the decoder is sharded by itself.
+            ValueError: with `mh`, the potential is not a function (a decoder with Dropout); with datapoint decisions, also without
+                `mh`, an image's potential depends on other images (BatchNorm in train mode); the decoder or the likelihood uses a
+                trained tensor that is no parameter of theirs; or the decoder is sharded by itself.
         """
         value, inputs, known, kept = self._run(x)
         kept()
@@ -286,7 +286,7 @@ class LAE(AutoencoderWithChain):
             h = self.features(x).to(x.dtype)  # [n, d]
             log_std = self.log_std(h).to(x.dtype) if self.spreads else None  # [n, nz]
         with torch.no_grad(), chain_context(self.mh, x.device):
-            if self.mh and not is_dense(self, x):
+            if (self.mh or not self.is_joint) and not is_dense(self, x):
                 self._check_function(x, h.detach() @ self.phi.T, by_row=not self.is_joint)
             decoder = decoder_pass(self, x.contiguous(), by_row=not self.is_joint)
             value, known, kept = self._run_chain(decoder, self.coordinates(h.detach(), log_std))
