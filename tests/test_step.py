@@ -198,6 +198,26 @@ def test_a_model_without_parameters_is_named():
             call()
 
 
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (dict(done=1.5), "done is 1.5; expected a number from 0 to 1"),
+        (dict(done=float("nan")), "done is nan"),
+        (dict(cooldown=-1), "cooldown is -1; expected a number from 0 to 1"),
+        (dict(cooldown=20), "cooldown is 20"),
+        (dict(lr=-1e-3), "lr is -0.001"),
+    ],
+)
+def test_a_learning_rate_stays_from_lr_to_0(wrong, words):
+    optimizer = training.adam(nn.Linear(2, 1), 1e-3)
+    for done, rate in ((0, 1e-3), (0.8, 1e-3), (0.9, 5e-4), (1, 0)):
+        training.cool_down(optimizer, 1e-3, done, 0.2)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(rate)
+    with pytest.raises(ValueError, match=words):
+        training.cool_down(optimizer, **dict(lr=1e-3, done=0.5, cooldown=0.2) | wrong)
+    assert optimizer.param_groups[0]["lr"] == 0
+
+
 def test_what_cannot_be_captured_is_refused():
     m = build("vae")
     with pytest.raises(ValueError, match="capture on cpu; expected a GPU"):

@@ -70,8 +70,7 @@ def fit(
         raise TypeError(f"model is {checks.describe(model)}; expected an LAE, VAE or Hoffman")
     epochs, batch_size = checks.count("epochs", epochs), checks.count("batch_size", batch_size)
     lr = checks.number("lr", model.lr if lr is None else lr, least=0)
-    if not 0 <= checks.number("cooldown", cooldown) <= 1:
-        raise ValueError(f"cooldown is {cooldown}; expected a number from 0 to 1")
+    checks.fraction("cooldown", cooldown)
     seed, progress = checks.seed("seed", seed), checks.flag("progress", progress)
     if on_epoch is not None:
         checks.function("on_epoch", on_epoch)

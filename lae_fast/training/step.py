@@ -53,6 +53,9 @@ def cool_down(optimizer: torch.optim.Optimizer, lr: float, done: float, cooldown
     Args:
         done: the fraction of training that is over.
 
+    Raises:
+        TypeError, ValueError: lr is no finite number from 0, or done or cooldown none from 0 to 1.
+
     Example:
         >>> from lae_fast import training
         >>> optimizer = training.adam(torch.nn.Linear(2, 1), lr=1e-3)
@@ -60,6 +63,9 @@ def cool_down(optimizer: torch.optim.Optimizer, lr: float, done: float, cooldown
         >>> round(float(optimizer.param_groups[0]["lr"]), 6)
         0.0005
     """
+    checks.number("lr", lr, least=0)
+    checks.fraction("done", done)
+    checks.fraction("cooldown", cooldown)
     rate = lr * (min(1.0, (1 - done) / cooldown) if cooldown else 1.0)
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
