@@ -223,6 +223,18 @@ def test_running_averages_are_the_same_on_all_processes(results, n_parts):
             )
 
 
+def test_unequal_parts_are_refused():
+    share = object.__new__(Shared)
+    share.group, share.size = None, 4
+    for share.rank in range(4):
+        assert share.rows(torch.arange(8)).tolist() == [2 * share.rank, 2 * share.rank + 1]
+        for n in (0, 3, 6, 9):
+            with pytest.raises(
+                ValueError, match=f"a minibatch has {n} rows for 4 processes; expected a multiple"
+            ):
+                share.rows(torch.arange(n))
+
+
 def test_parts_follow_what_is_loaded_between_two_steps():
     model, other = made("datapoint"), made("datapoint")
     torch.nn.init.ones_(other.decoder[0].weight)
