@@ -198,6 +198,17 @@ def test_a_model_without_parameters_is_named():
             call()
 
 
+def test_an_optimizer_of_another_model_is_refused():
+    m, other = build("vae").train(), build("vae")
+    with pytest.raises(ValueError, match="the optimizer holds none of the model's trained parameters"):
+        TrainingStep(m, adam(other))
+    for p in m.encoder.parameters():
+        p.requires_grad_(False)
+    with pytest.raises(ValueError, match="the optimizer holds none of the model's trained parameters"):
+        TrainingStep(m, adam(m.encoder))
+    assert TrainingStep(m, adam(m.decoder))(images()).isfinite()  # part of it
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [

@@ -109,7 +109,7 @@ class TrainingStep:
             has the same mask in each. None: each process computes its part as it is.
 
     Raises:
-        ValueError: capture without a GPU, in parts or of a model that shares its minibatches, or an optimizer that cannot be
+        ValueError: an optimizer of other parameters, capture without a GPU, in parts or of a model that shares its minibatches, or an optimizer that cannot be
             captured; n_parts is no power of two, or does not divide among the processes.
 
     Example:
@@ -141,8 +141,14 @@ class TrainingStep:
             checks.flag("capture", capture)
         if read is not None:
             checks.function("read", read)
-        self.model, self.optimizer, self.read = model, optimizer, read
         device = _device(model)
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        trained = [p for p in model.parameters() if p.requires_grad]
+        if trained and not any(id(p) in held for p in trained):
+            raise ValueError(
+                "the optimizer holds none of the model's trained parameters; expected one of model.parameters()"
+            )
+        self.model, self.optimizer, self.read = model, optimizer, read
         share: Shared | None = getattr(model, "share", None)
         is_whole = share is None and n_parts is None
         captures = device.type == "cuda" and is_whole if capture is None else capture
