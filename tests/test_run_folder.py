@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from lae_fast import checkpoint, data, score, seeds, train
 from lae_fast.evaluation import Evaluation
 from lae_fast.training import run_folder, runlog, trainer
 from lae_fast.training.config import Config, TrainingError
+from lae_fast.view import command as view
 
 QUICK = [*SMALL_RUN, *["--batch-size", "100", "--epochs", "1", "--log-every", "5", "--model", "vae"]]
 
@@ -89,6 +91,28 @@ with run_folder.claimed(Config(output_dir=Path(sys.argv[1]))):
     print("held", flush=True)
     time.sleep(600)
 """
+
+
+def test_a_folder_may_lie_at_home(tmp_path, monkeypatch):
+    """Where no shell has seen the ~: in a file of options, and after an = sign."""
+    home, work = tmp_path / "home", tmp_path / "work"
+    home.mkdir()
+    work.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(work)
+    (home / "options.yaml").write_text("output_dir: ~/first\n")
+    assert run(*QUICK, "--config=~/options.yaml")[0] == 0
+    assert run("--resume=~/first")[0] == 0
+    assert (home / "first" / "results.json").exists()
+    assert not list(work.iterdir())
+    assert run("--resume=~nobody-here/first")[2].startswith(
+        "error: --resume is ~nobody-here/first; expected a path"
+    )
+    options = score.Options((home / "first",), output=Path("~/table.csv"))
+    assert options.output == home / "table.csv"
+    looked_at = view.Options(home / "first", table=Path("~/table.csv"))
+    with pytest.raises(checkpoint.CheckpointError, match=f"{home}/table.csv cannot be read"):
+        view.view(looked_at)
 
 
 def test_a_lock_dies_with_its_process(tmp_path):
