@@ -67,7 +67,7 @@ class Likelihood(nn.Module):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        origin = next(base for base in cls.__mro__ if "kind" in vars(base))
+        origin: Any = next(base for base in cls.__mro__ if "kind" in vars(base))
         if cls.pixel_energies is not origin.pixel_energies:
             cls.kind = None  # that kernel computes other energies
 

@@ -98,7 +98,9 @@ def fit(
         optimizer = adam(model, lr, model.beta1)
         step = TrainingStep(model.train(), optimizer, read=lambda index: data.pixels(x[index]))
     devices = [x.device] if x.is_cuda else []
-    numbers = [torch.Generator(device).manual_seed(seed).get_state() for device in ("cpu", *devices)]
+    numbers = [
+        torch.Generator(device).manual_seed(seed).get_state() for device in (torch.device("cpu"), *devices)
+    ]
     shown = bar(total=epochs * n_batches, unit="batch", shown=progress)
     try:
         with shown:
