@@ -137,7 +137,7 @@ class DecoderPass:
             z = z.detach().requires_grad_(to_z)
             inputs = [z] * to_z + self.parameters * to_weights
             energy = self.model.potential(self.x, z)
-            if not hasattr(self, "latest") and not torch.compiler.is_compiling():  # once for each minibatch
+            if not torch.compiler.is_compiling() and not hasattr(self, "latest"):  # once for each minibatch
                 self._check_leaves(energy, z)
             gradients = torch.autograd.grad(energy.sum(), inputs, allow_unused=True)
         whole = [
