@@ -78,6 +78,13 @@ def number(
     return found
 
 
+def fraction(name: str, value: Any) -> float:
+    """A number from 0 to 1."""
+    if not 0 <= number(name, value) <= 1:
+        raise ValueError(f"{name} is {value}; expected a number from 0 to 1")
+    return float(value)
+
+
 def choice(name: str, value: Name, known: Iterable[str]) -> Name:
     """One of the known names."""
     known = tuple(known)

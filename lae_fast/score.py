@@ -86,6 +86,7 @@ class Options:
         ):
             checks.count(f"--{name.replace('_', '-')}", getattr(self, name), least, seeds.LARGEST)
         if self.output is not None:  # now, and not after an hour
+            object.__setattr__(self, "output", checks.path("--output", self.output))  # --output=~/table.csv
             if not self.output.parent.is_dir() or self.output.is_dir():
                 raise ValueError(f"--output {self.output}: expected a file in a folder that exists")
             if not os.access(self.output.parent, os.W_OK):

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from lae_fast import checks
 from lae_fast.beside import Beside
-from lae_fast.models.autoencoder import check_whole, images_for
+from lae_fast.models.autoencoder import add_gradient, check_whole, images_for
 from lae_fast.models.coordinates import DatapointCoordinates, JointCoordinates, Memory
 from lae_fast.models.decoder_pass import DecoderPass, decoder_pass, is_dense
 from lae_fast.models.likelihood import Likelihood
@@ -37,7 +37,7 @@ class _KnownGradients(torch.autograd.Function):
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         factor, gradients = (cotangent * ctx.scale).to(ctx.saved_tensors[0].dtype), []
         for g in ctx.saved_tensors:
-            # Some gradients are transposed in memory; the results are contiguous, like the parameters.
+            # Some gradients are transposed in memory; the results are contiguous, as most parameters are.
             out = torch.empty_like(g, memory_format=torch.contiguous_format)
             gradients.append(torch.mul(g, factor.to(g.dtype), out=out))
         return None, None, *gradients, *([None] * len(gradients))
@@ -76,7 +76,8 @@ class LAE(AutoencoderWithChain):
             (datapoint decisions).
         memory: minibatches over which phi averages the codes that are written back (datapoint decisions), and `whiten` the
             features' second moments.
-        ridge: added to the features' mean second moments, in units of their mean diagonal, in the write-back and in `whiten`.
+        ridge: added to the features' mean second moments, in units of their mean diagonal, in the write-back and in `whiten`. Where there are fewer
+            images than features, as little as 0 makes `whiten` move phi far.
         whiten: move phi L instead of phi, where L L^T is a running average of H^T H / n plus the ridge: all directions then
             mix equally fast. L is fixed during the T steps of a minibatch (joint decisions).
         step_size: as in the base class. Joint decisions: per example, as in the published code, eta = step_size / n for a
@@ -235,9 +236,9 @@ class LAE(AutoencoderWithChain):
         proposals.
 
         Raises:
-            ValueError: the potential is not a function (a decoder with Dropout) or, with
-                datapoint decisions, an image's potential depends on other images (BatchNorm in train mode); or the decoder
-                is sharded by itself.
+            ValueError: with `mh`, the potential is not a function (a decoder with Dropout); with datapoint decisions, also without
+                `mh`, an image's potential depends on other images (BatchNorm in train mode); the decoder or the likelihood uses a
+                trained tensor that is no parameter of theirs; or the decoder is sharded by itself.
         """
         value, inputs, known, kept = self._run(x)
         kept()
@@ -259,7 +260,7 @@ class LAE(AutoencoderWithChain):
             kept()
         for p, g in pairs:
             if p.is_leaf:
-                p.grad = g if p.grad is None else p.grad + g  # the encoder may share it
+                add_gradient(p, g)  # the encoder may share it
         return value
 
     def _is_known(self) -> bool:
@@ -287,7 +288,7 @@ class LAE(AutoencoderWithChain):
             h = self.features(x).to(x.dtype)  # [n, d]
             log_std = self.log_std(h).to(x.dtype) if self.spreads else None  # [n, nz]
         with torch.no_grad(), chain_context(self.mh, x.device):
-            if self.mh and not is_dense(self, x):
+            if (self.mh or not self.is_joint) and not is_dense(self, x):
                 self._check_function(x, h.detach() @ self.phi.T, by_row=not self.is_joint)
             decoder = decoder_pass(self, x.contiguous(), by_row=not self.is_joint)
             value, known, kept = self._run_chain(decoder, self.coordinates(h.detach(), log_std))
@@ -400,7 +401,7 @@ def _means(sums: list[Tensor], n: int) -> list[Tensor]:
 
 
 def _scaled(tensors: list[Tensor], scale: float) -> list[Tensor]:
-    """scale * t for each, in its place; where it is transposed in memory the result is contiguous, like the parameters."""
+    """scale * t for each, in its place; where it is transposed in memory the result is contiguous, as most parameters are."""
     result = [t if t.is_contiguous() else t.new_empty(t.shape) for t in tensors]
     for t, out in zip(tensors, result, strict=True):
         if out is not t:

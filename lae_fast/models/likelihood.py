@@ -11,6 +11,7 @@ A likelihood without a kernel is a subclass of `Likelihood` with `pixel_energies
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +44,8 @@ class Likelihood(nn.Module):
     """Base of all likelihoods. Outputs in half precision are converted to float32.
 
     Attributes:
-        kind: the fused kernel that computes the energy; None: there is no kernel, and `pixel_energies` computes the energy.
+        kind: the fused kernel that computes the energy; None: there is no kernel, and `pixel_energies` computes the energy. A
+            subclass with `pixel_energies` of its own has none, unless it names one itself.
         log_scale: [], the logarithm of the scale that all pixels share; None: there is no scale.
         density_of: the pixels for which the likelihood is a normalized probability, "binary" or "grey"; None: neither,
             and the numbers of this likelihood compare only with each other.
@@ -64,6 +66,12 @@ class Likelihood(nn.Module):
     density_of: str | None = None
     bounds: tuple[float, float] | None = (0.0, 1.0)
     log_scale: Tensor | None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        origin: Any = next(base for base in cls.__mro__ if "kind" in vars(base))
+        if cls.pixel_energies is not origin.pixel_energies:
+            cls.kind = None  # that kernel computes other energies
 
     def energy(self, output: Tensor, x: Tensor) -> Tensor:
         """-log p(x|z) for output [..., n, nx] and images x [n, nx]: float64 [..., n], nats per image."""

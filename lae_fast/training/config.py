@@ -158,6 +158,8 @@ class Config:
                 raise TypeError(f"{_flag(name)} is {checks.describe(value)}; expected {_words(kind)}")
             if type(value) is int and float in _parts(kind):  # an integer may be too large for torch
                 object.__setattr__(self, name, _as_float(value))
+            if name in ("output_dir", "resume") and value is not None:  # a file, or =, may bring a ~
+                object.__setattr__(self, name, checks.path(_flag(name), value))
         for name in (
             "nz",
             "nh",

@@ -283,6 +283,11 @@ class Trainer:
                     self.folder / "best.safetensors", self.model.state_dict(), self.metadata()
                 )
             messages.append(f"epoch {epoch}: validation {result.sentence()}")
+            if not math.isfinite(result.negative_elbo):
+                messages.append(
+                    f"epoch {epoch}: these weights are not kept as the best ones, as validation is not finite; expected images "
+                    "that the likelihood can tell"
+                )
             self.progress.is_finished = self._is_out_of_patience()
         self.log.scalars(step, values)
         self.log.picture(step, "samples", pictures.samples(self.model))
@@ -492,7 +497,9 @@ class Trainer:
         values = {f"test_{name}": value for name, value in result._asdict().items()}
         values |= {"test_importance_bound": bound, "test_importance_bound_images": len(few)}
         values |= {"epochs": self.progress.epoch}
-        checkpoint.write_atomically(self.folder / "results.json", json.dumps(values, indent=2).encode())
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        text = json.dumps(finite, indent=2, allow_nan=False)  # JSON knows no others
+        checkpoint.write_atomically(self.folder / "results.json", text.encode())
         return result, bound
 
 
