@@ -45,11 +45,23 @@ CUDA_ARCHITECTURES = "7.5;8.0;9.0+PTX"
 MINIMUM_NVCC = (12, 0)
 
 
+def asked_for_cxx() -> str:
+    """The command in CXX; empty: the user leaves the choice to us."""
+    return os.environ.get("CXX", "").strip()
+
+
+def compiler_of(command: str) -> str | None:
+    """The compiler in a command such as "ccache g++ -m64"; None if this machine has none of that name."""
+    words = [word for word in shlex.split(command) if not word.startswith("-")]
+    return next(filter(shutil.which, reversed(words)), None)
+
+
 def find_cxx() -> str | None:
+    """The command that compiles C++: the user's, or else the first that there is."""
     if sys.platform == "win32":
         return None
-    candidates = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
-    return next((c for c in candidates if c and shutil.which(shlex.split(c)[0])), None)
+    own = asked_for_cxx()
+    return next(filter(compiler_of, [own] if own else ["c++", "g++", "clang++"]), None)
 
 
 def find_nvcc() -> str | None:
@@ -116,6 +128,8 @@ class Plan:
     def _wants(self, name: str) -> bool:
         if self.request == "none" or (self.request == "cpu" and name == "cuda"):
             reason = f"LAE_FAST_BUILD={self.request} asked for none; reinstall without it"
+        elif not self.cxx and asked_for_cxx():
+            reason = f"CXX={asked_for_cxx()!r} names no compiler that can be found; correct or unset it and reinstall"
         elif not self.cxx:
             reason = "no C++ compiler was found; install g++ or clang++ (or set CXX) and reinstall"
         elif name == "cuda" and not self.nvcc:

@@ -29,6 +29,7 @@ from build_backend import (
     TORCH_TARGET,
     Plan,
     architectures,
+    compiler_of,
     find_torch,
     gencode_flags,
     nvcc_version,
@@ -129,7 +130,7 @@ class BuildLibraries(build_ext):
             graph.rule("build", f"{PLAN.cxx} {CXX_FLAGS} {self._build_info_flags()} -c $in -o $out")
             graph.rule("link", f"{link} -o $out")
             if "cuda" in PLAN.libraries:
-                ccbin = f"-ccbin {shlex.split(os.environ['CXX'])[-1]}" if "CXX" in os.environ else ""
+                ccbin = f"-ccbin {shlex.quote(compiler_of(PLAN.cxx))}"
                 nvcc = f"{shlex.quote(PLAN.nvcc)} {ccbin} {NVCC_FLAGS} {gencode_flags()}"
                 nvcc_libtorch = libtorch.replace("-Wl,", "-Xlinker ")
                 graph.rule("cuda", f"{nvcc} {torch_flags} -MD -MF $out.d -c $in -o $out", depfile="$out.d")

@@ -72,15 +72,14 @@ def round_robin(
 
 
 def summary(seconds: dict[str, list[float]], against: str) -> Rows:
-    """Median and quartiles in milliseconds, the ratio of medians to `against`, quartiles of the rounds' ratios."""
-    base = statistics.median(seconds[against])
+    """Median and quartiles in milliseconds, median and quartiles of the rounds' ratios to `against`."""
     rows = {}
     for name, times in seconds.items():
         low, median, high = statistics.quantiles(times, n=4)
         ratios = [a / b for a, b in zip(times, seconds[against], strict=True)]
-        ratio_low, _, ratio_high = statistics.quantiles(ratios, n=4)
-        rows[name] = {"ms": 1e3 * median, "low": 1e3 * low, "high": 1e3 * high, "ratio": median / base}
-        rows[name] |= {"ratio_low": ratio_low, "ratio_high": ratio_high}
+        ratio_low, ratio, ratio_high = statistics.quantiles(ratios, n=4)
+        rows[name] = {"ms": 1e3 * median, "low": 1e3 * low, "high": 1e3 * high}
+        rows[name] |= {"ratio": ratio, "ratio_low": ratio_low, "ratio_high": ratio_high}
     return rows
 
 

@@ -113,6 +113,12 @@ def augment(
 class VariationReport(NamedTuple):
     """What can be known of variations before a classifier is trained on them: whether they differ, and keep their labels.
 
+    Attributes:
+        diversity: root of the variance between an image's variations, a mean over pixels and images, [].
+        real_diversity: the same between the images of a label, a mean over images, [].
+        label_agreement: the share of variations to which the classifier gives their image's label, [], or None without one.
+        acceptance_rate: of the source's chain, over its steps, [], or None without a chain.
+
     Example:
         >>> from lae_fast import models
         >>> model = models.build(models.Architecture(nx=64, nz=2, nh=16, depth=1))
@@ -121,12 +127,10 @@ class VariationReport(NamedTuple):
         True
     """
 
-    diversity: Tensor  # []: root of the variance between an image's variations, a mean over pixels and images
-    real_diversity: Tensor  # []: the same between the images of a label, a mean over images
-    label_agreement: (
-        Tensor | None
-    )  # []: the share of variations to which the classifier gives their image's label
-    acceptance_rate: Tensor | None  # []: of the source's chain, over its steps
+    diversity: Tensor
+    real_diversity: Tensor
+    label_agreement: Tensor | None
+    acceptance_rate: Tensor | None
 
 
 @asks
@@ -282,7 +286,7 @@ def _chain(
     if step_size is not None:
         log_step_size = torch.full_like(log_step_size, float(step_size)).log()
     chains = Chains(
-        lambda rows: evaluate_potential(energy, rows, len(start)),
+        lambda rows: evaluate_potential(energy, rows, len(start), model.mh),
         start,
         log_step_size - coordinates.log_n,
         ops.make_rng(x.device, generator),

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 import warnings
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
@@ -70,11 +71,15 @@ def write_atomically(path: Path, content: bytes) -> None:
         (folder / path.name).replace(path)
 
 
-def sweep(folder: Path) -> None:
-    """Remove the temporary folders that killed processes have left in `folder`, in which nobody writes now."""
+def sweep(folder: Path, age: float = 0.0) -> None:
+    """Remove the temporary folders that killed processes have left in `folder`, in which nobody writes now, or who others may: those
+    that are older than `age` seconds."""
+    newest = time.time() - age
     for path in folder.iterdir() if folder.is_dir() else ():
-        if _TEMPORARY.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
+        is_left = _TEMPORARY.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
+        with contextlib.suppress(FileNotFoundError):  # somebody else sweeps, too
+            if is_left and path.stat().st_mtime <= newest:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _digest(weights: dict[str, Tensor], *texts: str) -> str:

@@ -78,6 +78,13 @@ def number(
     return found
 
 
+def fraction(name: str, value: Any) -> float:
+    """A number from 0 to 1."""
+    if not 0 <= number(name, value) <= 1:
+        raise ValueError(f"{name} is {value}; expected a number from 0 to 1")
+    return float(value)
+
+
 def choice(name: str, value: Name, known: Iterable[str]) -> Name:
     """One of the known names."""
     known = tuple(known)
@@ -144,13 +151,14 @@ def image_shape(shape: Any, nx: Any) -> tuple[int, ...]:
 
 
 def step_sizes(name: str, value: Any, n: int, device: torch.device | str = "cpu") -> Tensor:
-    """Step sizes, a number or a tensor of 1 or n: float64 [1] or [n], on the device or the tensor's own, not yet compared with 0."""
+    """Step sizes, a number or a tensor of 1 or n: float64 [1] or [n], a copy, on the device or the tensor's own, not yet
+    compared with 0."""
     if not isinstance(value, Tensor):  # a fill, as a copy from the host would wait for a GPU
         return torch.full((1,), number(name, value, least=0), dtype=torch.float64, device=device)
     tensor(name, value, dtypes=REAL)
     if value.numel() not in (1, n) or value.dim() > 1 or value.is_meta:
         raise ValueError(f"{name} is {describe(value)}; expected finite and >= 0, one number or {n}")
-    return value.detach().double().reshape(-1)
+    return value.detach().to(torch.float64, copy=True).reshape(-1)
 
 
 def generator(name: str, value: Any, device: torch.device) -> torch.Generator | None:

@@ -46,6 +46,15 @@ def from_pretrained(name: str | Path, **options: Any) -> Autoencoder:
         ImportError: huggingface_hub is missing: `pip install "lae_fast[hub]"`.
         ValueError: a folder is given, and options of the download.
         CheckpointError: as of `lae_fast.load`; what the download itself raises is huggingface_hub's.
+
+    Example:
+        >>> import tempfile
+        >>> from lae_fast import hub, models
+        >>> model = models.build(models.Architecture(nx=64, nz=2, nh=8, depth=1))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.save(folder)
+        ...     torch.equal(hub.from_pretrained(folder).phi, model.phi)
+        True
     """
     name = checks.path("name", name)
     parts = {part: options.pop(part, None) for part in ("encoder", "decoder", "likelihood")}

@@ -90,17 +90,26 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         with _lock:
-            own = {}  # of the modules that nobody else is inside of
+            own: dict[nn.Module, bool] = {}  # of the modules that nobody else is inside of
             for module in modules:
                 entry = _modes[module]
                 entry[0] -= 1
                 if entry[0] == 0:
                     own[module] = entry[1]
                     del _modes[module]
-            if len(own) == len(modules) and any(own.values()):
-                model.train(own[model])  # some modules do more in train() than set a flag
+            if len(own) == len(modules):
+                set_modes(own)
             for module, mode in own.items():
                 module.training = mode
+
+
+def set_modes(modes: dict[nn.Module, bool]) -> None:
+    """Give modules, of which a part comes after its whole, their own modes again; some do more in train() than set a flag."""
+    for module, mode in modes.items():
+        if module.training != mode:
+            module.train(mode)
+    for module, mode in modes.items():
+        module.training = mode
 
 
 # ---- exact products ----
@@ -152,9 +161,14 @@ def _make_exact() -> None:
 def _restore() -> None:
     older, *settings = _own
     for setting, parent, value in settings:
-        setting.fp32_precision = "none" if value == parent.fp32_precision else value  # "none": it inherits
+        put_back(setting, parent, value)
     if older != "highest":
         torch.set_float32_matmul_precision(older)
+
+
+def put_back(setting: Any, parent: Any, value: str) -> None:
+    """Give a setting of PyTorch's the value that it had; one that it inherited it inherits again."""
+    setting.fp32_precision = "none" if value == parent.fp32_precision else value
 
 
 # ---- derivatives inside inference mode ----

@@ -80,8 +80,8 @@ def fit_classes(z: Tensor, labels: Tensor, unlabelled: Tensor | None = None) -> 
         unlabelled: more codes, [N, nz].
 
     Raises:
-        TypeError, ValueError: an argument has another form or values that are not finite, a class has no label, or there are too
-            few codes for a covariance, n - c >= nz, or they do not differ.
+        TypeError, ValueError: an argument has another form or values that are not finite, a class has no label, there are
+            fewer than nz + c labelled codes, or these do not differ.
 
     Example:
         >>> labels = torch.arange(2).repeat(500)

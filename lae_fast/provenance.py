@@ -26,13 +26,13 @@ def _git(tree: Path, *arguments: str) -> str:
 
 
 def commit(tree: Path = _TREE) -> str:
-    """A source tree's commit, by default this package's, and whether files differ from it; LAE_FAST_COMMIT where it came
-    without its history."""
+    """A source tree's commit, by default this package's, and whether files differ from it, but for those of results/, which
+    measurements write; LAE_FAST_COMMIT where it came without its history."""
     if given := os.environ.get("LAE_FAST_COMMIT"):
         return given
     is_ours = _git(tree, "ls-files", "lae_fast/_version.py")  # not a repository that this one is installed in
     found = _git(tree, "rev-parse", "--short", "HEAD") if is_ours else ""
-    changes = " with changes" if _git(tree, "status", "--porcelain", "--", ".") else ""
+    changes = " with changes" if _git(tree, "status", "--porcelain", "--", ".", ":!results") else ""
     return f"{found}{changes}" if found else "unknown"
 
 

@@ -11,6 +11,8 @@ from torch import Tensor, distributed
 
 from lae_fast import checks
 
+__all__ = ["ProcessError", "Shared"]
+
 T = TypeVar("T")
 
 
@@ -67,7 +69,15 @@ class Shared:
         self.rank, self.size = distributed.get_rank(group), distributed.get_world_size(group)
 
     def rows(self, whole: Tensor) -> Tensor:
-        """This process's part [n, ...] of the rows of a whole minibatch [n size, ...]."""
+        """This process's part [n, ...] of the rows of a whole minibatch [n size, ...].
+
+        Raises:
+            ValueError: there are no equal parts, which means over all processes take for granted.
+        """
+        if len(whole) % self.size or not len(whole):
+            raise ValueError(
+                f"a minibatch has {len(whole)} rows for {self.size} processes; expected a multiple of their number"
+            )
         return whole.chunk(self.size)[self.rank]
 
     def total(self, value: Tensor) -> Tensor:

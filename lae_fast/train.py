@@ -61,9 +61,9 @@ def _parse(arguments: Sequence[str], processes: Processes = ALONE) -> Config:
         raise TrainingError(f"--config {given.config} beside --resume: a run goes on with its own options")
     base = Config()
     if given.resume:
-        base = _resumed(given.resume)
+        base = _resumed(checks.path("--resume", given.resume))
     elif given.config:
-        base = config_file.read(given.config)
+        base = config_file.read(checks.path("--config", given.config))
         if given.data is not None:  # instead of the file's data
             base = dataclasses.replace(base, dataset="auto")
         if given.dataset is not None:
@@ -130,10 +130,11 @@ def _print_end(trainer: Trainer) -> None:
         rejected, nonfinite = (chain.counters[0, k].item() for k in (REJECTED, NONFINITE))
         proposals, step_size = chain.n_decisions.item(), chain.log_step_size.exp().item()
     evaluation, bound = trainer.finish()
-    n = min(N_BOUND, len(trainer.test.images))
-    say(f"test      {evaluation.sentence()}")
+    whole = len(trainer.test.images)
+    n = min(N_BOUND, whole)
+    say(f"test      {evaluation.sentence()}, of all {whole:,} images")
     say(
-        f"          -log p(x) at most {bound:.2f} nats: the importance-weighted bound, {n} images, 1,000 draws each"
+        f"          -log p(x) at most {bound:.2f} nats: the importance-weighted bound, of the first {n} images, 1,000 draws each"
     )
     if model.likelihood.density_of != ("grey" if trainer.config.binarize == "none" else "binary"):
         say(

@@ -18,7 +18,7 @@ import torch
 from fuzz import CALLABLES, Call
 
 import lae_fast
-from lae_fast import attacks, data, models, ops
+from lae_fast import attacks, data, models, ops, view
 from lae_fast.checkpoint import CheckpointError
 from lae_fast.ops import layer
 from lae_fast.training import OwnNumbers, SideBySide, TrainingStep, adam
@@ -610,6 +610,18 @@ def _():
                 raise ValueError(f"path, encoder or decoder: {error}") from error
 
     return saved, dict(path=HERE) | own
+
+
+@entry("view.write", says=dict(model=("test", "images"), test=("images",)))
+def _():
+    def written(**given: Any) -> int:
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                return view.write(folder, **given).stat().st_size
+            except CheckpointError as error:
+                raise ValueError(f"table: {error}") from error
+
+    return written, dict(model=model(), test=unit(4, 6), table=None, classes=None)
 
 
 @entry("models.Architecture", without=dict.fromkeys(("nx", "nz", "nh", "depth"), (2**31, 2**63)))

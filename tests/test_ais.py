@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.distributions import MultivariateNormal
 
-from lae_fast import annealed_log_likelihood, fit_schedule, importance_bound
+from lae_fast import Schedule, annealed_log_likelihood, fit_schedule, importance_bound, seeds
 from lae_fast.evaluation import simulated_gap
 from lae_fast.models.likelihood import Bernoulli, DiscretizedLogistic, Gaussian
 from lae_fast.models.vae import VAE
@@ -218,3 +218,28 @@ def test_the_gap_on_simulated_images_closes_with_more_temperatures():
     gaps.append(simulated_gap(model, fine, 50, n_chains=8))
     assert gaps[0] > 1
     assert abs(gaps[1]) < 0.1
+
+
+def test_simulated_images_and_their_chains_share_no_random_numbers():
+    """Starts at the numbers that made the images are near their posteriors: the lower bound would be none."""
+    drawn = []
+
+    class Observed(Linear):
+        def simulate(self, n, generator=None):
+            x, z = super().simulate(n, generator)
+            drawn.append(z)
+            return x, z
+
+        def potential(self, x, z):
+            drawn.append(z.detach())
+            return super().potential(x, z)
+
+    model = Observed(nn.Identity(), nn.Linear(NZ, NX), Gaussian(SCALE), nx=NX, nz=NZ, d=NX)
+    schedule = Schedule(
+        seeds.apart(0), "prior", torch.tensor([0, 0.5, 1]).double(), torch.tensor([0.1]).double()
+    )
+    simulated_gap(model, schedule, 40, n_chains=2)
+    z, start, *_ = drawn
+    pilot = torch.randn(500, generator=torch.Generator().manual_seed(schedule.seed))
+    assert start.shape == (2, 40, NZ)
+    assert not torch.isin(z, torch.cat((start.flatten(), pilot))).any()

@@ -314,6 +314,46 @@ def test_shapes():
         assert not lae_fast.ald_step(quadratic, phi, 0.1)[0].potential.requires_grad
 
 
+def test_evaluations_of_chains_may_use_their_memory_again():
+    """With V of the state and of the proposal in one tensor nearly every proposal would be accepted."""
+    value, grad = torch.empty(300, dtype=torch.float64), torch.empty(300, 3)
+
+    def reusing(phi):
+        return torch.sum(2 * phi.double().square(), 1, out=value), torch.mul(phi, 4, out=grad)
+
+    def fresh(phi):
+        return 2 * phi.double().square().sum(1), 4 * phi
+
+    log_eta = torch.full((1,), math.log(0.3), dtype=torch.float64)
+    rng = ops.make_rng("cpu", torch.Generator().manual_seed(1))
+    chains = [Chains(f, torch.ones(300, 3), log_eta, rng) for f in (reusing, fresh)]
+    for c in chains * 3:
+        c.step()
+    assert torch.equal(chains[0].phi, chains[1].phi)
+    assert 0.1 < chains[0].is_accepted.double().mean() < 0.9
+
+
+def test_a_gradient_may_use_its_memory_again():
+    slope = torch.empty(300, 3)
+
+    class Reusing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, phi):
+            ctx.save_for_backward(phi)
+            return 2 * phi.square().sum(1)
+
+        @staticmethod
+        def backward(ctx, upstream):
+            return torch.mul(*ctx.saved_tensors, 4, out=slope)
+
+    ratios = []
+    for potential in (Reusing.apply, lambda phi: 2 * phi.square().sum(1)):
+        generator = torch.Generator().manual_seed(1)
+        state = lae_fast.ald_init(potential, torch.ones(300, 3), 0.3, n_chains=300, generator=generator)
+        ratios.append(lae_fast.ald_step(potential, state)[1].log_alpha)
+    torch.testing.assert_close(*ratios)
+
+
 @pytest.mark.parametrize("is_shared", [True, False])
 def test_the_step_size_of_a_loop_adapts_as_that_of_the_models(is_shared):
     """ald_step and adapt_step_size, against the fused transition that adapts by itself, on the same noise."""
@@ -336,6 +376,36 @@ def test_the_step_size_of_a_loop_adapts_as_that_of_the_models(is_shared):
         torch.testing.assert_close(state.step_size.log(), chains.log_step_size, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(state.phi, chains.phi, rtol=1e-9, atol=1e-9)
     assert len(torch.stack(seen).unique()) > 20
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,)])
+def test_a_state_keeps_its_step_size_whatever_becomes_of_the_tensor(shape):
+    def potential(phi):
+        return 0.5 * phi.square().sum(1)
+
+    eta = torch.full(shape, 0.1, dtype=torch.float64)
+    first = lae_fast.ald_init(potential, torch.ones(3, 2), eta, n_chains=3)
+    second, _ = lae_fast.ald_step(potential, first, eta)
+    eta *= 0.9
+    for state in (first, second):
+        assert (state.step_size == 0.1).all()
+
+
+def of_a_parameter(phi):
+    return torch.ones((), requires_grad=True) * 2
+
+
+def rounded(phi):
+    return quadratic(phi).bfloat16()
+
+
+def test_half_precision_may_move_chains_that_decide_nothing():
+    state = lae_fast.ald_init(rounded, torch.ones(3), 0.1, mh=False)
+    _, info = lae_fast.ald_step(rounded, state, mh=False)
+    assert info.is_accepted
+    energy = dict(energy=lambda z: z.square().sum(-1).bfloat16(), z=torch.ones(1, 3, 2))
+    samples = lae_fast.langevin_sample(**energy, n_draws=5, mh=False, step_size=0.1, progress=False)
+    assert samples.z.isfinite().all()
 
 
 def test_the_step_size_of_a_loop_finds_the_acceptance_asked_for():
@@ -363,6 +433,10 @@ def test_the_step_size_of_a_loop_finds_the_acceptance_asked_for():
         (lambda: lae_fast.ald_step(lambda p: p[:2], torch.ones(3, 4), 0.1), r"shape \[2, 4\]; expected \[\] or \[n\]"),
         (lambda: lae_fast.ald_step(quadratic, torch.ones(3, 2), 0.1, n_chains=3), r"shape \[6\]; expected \[3\] or"),
         (lambda: lae_fast.ald_step(lambda p: torch.ones(()), torch.ones(3), 0.1), "does not depend on phi"),
+        (lambda: lae_fast.ald_init(of_a_parameter, torch.ones(3)), "does not depend on phi"),
+        (lambda: lae_fast.ald_step(of_a_parameter, lae_fast.ald_init(quadratic, torch.ones(3)), 0.1), "does not depend on phi"),
+        (lambda: lae_fast.ald_init(rounded, torch.ones(3)), r"returned bfloat16 .*output\.float\(\), .* or take mh=False"),
+        (lambda: lae_fast.ald_step(rounded, lae_fast.ald_init(quadratic, torch.ones(3)), 0.1), "returned bfloat16"),
         (lambda: lae_fast.ald_init(quadratic, torch.full((3,), math.nan)), "energy is nan where the chains start"),
         (lambda: lae_fast.ald_step(quadratic, torch.ones(3, 2), torch.ones(2), n_chains=None), "step_size is float32"),
         (lambda: lae_fast.ald_step(quadratic, torch.ones(3), 0.1, noise=torch.ones(4)), "noise is float32"),

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -134,6 +135,10 @@ def test_a_library_that_does_not_load_is_explained(tmp_path):
             "no C++ compiler was found; install g++",
         ),
         (
+            {"LAE_FAST_BUILD": "cpu", "CXX": "/nonexistent/g++ -m64"},
+            "CXX='/nonexistent/g++ -m64' names no compiler that can be found; correct or unset it",
+        ),
+        (
             {"LAE_FAST_BUILD": "cuda", "CUDA_HOME": "/nonexistent"},
             "nvcc was not found; install the CUDA toolkit",
         ),
@@ -150,13 +155,43 @@ def test_a_build_that_cannot_be_had_fails_loudly(environment, message):
     assert message in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("cxx", "host", "command"),
+    [
+        ("g++ -m64", "g++", "g++ -m64"),
+        ("ccache g++ -isystem /usr", "g++", "ccache g++ -isystem /usr"),
+        (" ", "clang++", "clang++"),
+        (None, "clang++", "clang++"),
+    ],
+)
+def test_nvcc_calls_the_compiler_that_was_chosen(cxx, host, command, tmp_path, monkeypatch):
+    """As the other sources do, whatever else stands in CXX; and clang++ where there is no other."""
+    pytest.importorskip("ninja")
+    for name in {"nvcc", "ccache", host}:
+        (tmp_path / name).write_text("#!/bin/sh\necho release 13.0\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("CXX", cxx or "")
+    if cxx is None:
+        monkeypatch.delenv("CXX")
+    code = (
+        "import sys; from pathlib import Path; sys.argv = ['setup.py', '--name']; sys.path.insert(0, '.')\n"
+        "names = {'__file__': 'setup.py', '__name__': '__main__'}; exec(open('setup.py').read(), names)\n"
+        f"build = names['BuildLibraries'](names['setup'].__globals__['Distribution']()); build._write_graph(Path({str(tmp_path / 'graph')!r}))"
+    )
+    found = python(code, ROOT, PATH=str(tmp_path), CUDA_HOME="", CUDA_PATH="", LAE_FAST_BUILD="cuda")
+    assert found.returncode == 0, found.stderr
+    rules = " ".join((tmp_path / "graph").read_text().replace("$\n", "").split())
+    assert rules.count(f"nvcc -ccbin {host} -") == 2
+    assert f"command = {command} -std=c++20" in rules
+
+
 # ---- what a build leaves out is visible ----
 
 WITHOUT_COMPILERS = {
     "PATH": "",
     "CUDA_HOME": "/nonexistent",
     "LAE_FAST_BUILD": "auto",
-    "CXX": "/nonexistent/g++",
+    "CXX": " ",
 }
 NO_COMPILER = "no C++ compiler was found; install g++ or clang++ (or set CXX) and reinstall"
 
@@ -264,6 +299,23 @@ def test_an_installation_asks_for_no_certain_torch():
     listed = re.search(r"\ndependencies = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL)[1]
     assert '"torch>=2.11"' in listed
     assert "torchvision" not in listed
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no checkout")
+def test_a_source_distribution_holds_what_the_repository_holds(tmp_path):
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    tracked = {name for name in listed.stdout.split("\0") if name and (ROOT / name).exists()}
+    for name in tracked:  # a copy, as setuptools leaves a folder beside what it packs
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    made = python(
+        "import build_backend; build_backend.build_sdist('dist')", tmp_path, PYTHONPATH=str(tmp_path)
+    )
+    assert made.returncode == 0, made.stderr
+    (archive,) = (tmp_path / "dist").iterdir()
+    with tarfile.open(archive) as packed:
+        held = {member.name.partition("/")[2] for member in packed.getmembers()}
+    assert tracked - held == {".gitignore"}
 
 
 def test_the_citation_is_of_this_version():

@@ -4,6 +4,7 @@ import errno
 import io
 import math
 import os
+import time
 import zipfile
 from pathlib import Path
 
@@ -109,6 +110,16 @@ def test_what_may_not_be_looked_at_is_a_checkpoint_error(tmp_path, monkeypatch):
     for read in (checkpoint.load_latest, checkpoint.read_json, runlog.read, lae_fast.load):
         with pytest.raises(checkpoint.CheckpointError, match=r"x cannot be read: .*Permission denied"):
             read(tmp_path / "x")
+
+
+def test_what_others_may_write_now_is_not_swept(tmp_path):
+    for name, seconds in (("old", 7200), ("new", 1800)):
+        folder = tmp_path / f".file.{name:_<8}.tmp"
+        folder.mkdir()
+        then = time.time() - seconds
+        os.utime(folder, (then, then))
+    checkpoint.sweep(tmp_path, age=3600.0)
+    assert [p.name for p in tmp_path.iterdir()] == [".file.new_____.tmp"]
 
 
 def test_an_unfinished_checkpoint_does_not_count(tmp_path):

@@ -247,6 +247,25 @@ def test_a_wrong_gradient_of_one_s_own_is_named(sampler):
         draw(sampler, value_and_grad=3)
 
 
+@both_samplers
+def test_a_forgotten_part_of_the_value_is_seen_beside_a_large_constant(sampler):
+    """The prior's value is forgotten, its gradient not: decisions would make the draws narrower."""
+    x = normals(1, 3, 2)
+
+    def likelihood(z):
+        return 10_000 + energy_of(x)(z)
+
+    def value_and_grad(z):
+        return likelihood(z), gradient_of(x)(z)[1] + z
+
+    with pytest.raises(ValueError, match="value_and_grad differs from energy and its gradient"):
+        draw(
+            sampler,
+            energy=lambda z: likelihood(z) + 0.5 * z.square().sum(-1),
+            value_and_grad=value_and_grad,
+        )
+
+
 # What takes longer.
 
 

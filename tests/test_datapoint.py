@@ -179,6 +179,27 @@ def test_without_memory_and_ridge_the_codes_are_remembered_exactly():
     torch.testing.assert_close(model.encode(x), z, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("options", [{}, {"decisions": "joint", "whiten": True}], ids=str)
+@pytest.mark.parametrize("features", ["few images", "dead", "alike"])
+def test_without_a_ridge_features_of_a_lower_rank_train(features, options):
+    """Fewer images than features, or features that are 0 or nearly the same: their second moments have no inverse."""
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Linear(20, 32), nn.ReLU())
+    if features == "dead":
+        encoder[0].bias.data[::2] = -100
+    if features == "alike":
+        encoder[0].weight.data[1:] = encoder[0].weight.data[:1] + 1e-4 * encoder[0].weight.data[1:]
+        encoder[0].bias.data[:] = 1
+    model = LAE(encoder, nn.Linear(2, 20), Bernoulli(), nx=20, nz=2, ridge=0.0, **options)
+    x = torch.rand(64, 20).round()
+    start = model.phi.norm().item()
+    losses = lae_fast.fit(
+        model, x, epochs=4, batch_size=8 if features == "few images" else 64, progress=False
+    )
+    assert losses[-1] < losses[0] + 1
+    assert model.phi.norm() < 100 * start
+
+
 def test_phi_is_the_least_squares_fit_to_the_targets_of_all_minibatches():
     """While all count equally; with a forgetting of 1/4, the fit with weights (3/4)^k."""
     generator = torch.Generator().manual_seed(3)

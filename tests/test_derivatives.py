@@ -144,13 +144,37 @@ def test_raising_leaves_everything_as_it_was():
     assert all(torch.equal(arguments[k], v) for k, v in before.items())
 
 
+@pytest.mark.parametrize("records", [True, False])
+def test_what_is_overwritten_is_no_part_of_another_argument(records):
+    function, arguments = CALLS["ops.transition"].make()
+    x, flags = torch.rand(5, 4), torch.ones(3, dtype=torch.bool)
+    before = x.clone()
+    calls = {
+        "transition: phi shares memory with grad": lambda: function(**arguments | {"phi": arguments["grad"]}),
+        "transition: proposal shares memory with noise": lambda: function(
+            **arguments | {"noise": arguments["proposal"]}
+        ),
+        "energy_: output shares memory with x": lambda: ops.energy_(x, x[:1], ops.BERNOULLI),
+        "norm_relu: y shares memory with bias": lambda: ops.norm_relu(x, torch.ones(4), x[4], 1e-5),
+        r"keep: latest\[0\] shares memory with previous\[0\]": lambda: ops.keep([x[1:4]], [x[:3]], flags),
+        r"keep: latest\[0\] shares memory with latest\[1\]": lambda: ops.keep(
+            [x[1:4], x[:3]], [torch.ones(3, 4), torch.ones(3, 4)], flags
+        ),
+    }
+    with torch.set_grad_enabled(records):
+        for message, call in calls.items():
+            with pytest.raises(ValueError, match=message):
+                call()
+        assert torch.equal(x, before)
+        ops.keep([x[:2], x[2:4]], [torch.ones(2, 4), x[4].expand(2, 4)], flags[:2])  # neighbours
+        assert torch.equal(x, before)
+        ops.energy_(x[:4], x[4:], ops.BERNOULLI)
+
+
 def test_what_is_overwritten_has_memory_of_its_own():
     function, arguments = CALLS["ops.transition"].make()
     with pytest.raises(ValueError, match="transition: phi is expanded; expected memory of its own"):
         function(**arguments | {"phi": arguments["phi"][:1].expand(3, -1)})
-    x = arguments["phi"]
-    with pytest.raises(ValueError, match="energy_: output is x"):
-        ops.energy_(x, x, ops.BERNOULLI)
     with pytest.raises(ValueError, match="norm_relu: y is not contiguous"):
         ops.norm_relu(torch.zeros(4, 3).T, torch.ones(4), torch.ones(4), 1e-5)
     for name, argument in [(name, a) for name, names in IN_PLACE.items() for a in names]:

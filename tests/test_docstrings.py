@@ -11,10 +11,10 @@ import torch
 
 import lae_fast
 
-ROOMS = ("models", "sampling", "evaluation", "training", "data", "attacks", "ops")
+ROOMS = ("models", "sampling", "evaluation", "training", "data", "attacks", "ops", "view", "hub", "sharing")
 
-# Public functions and classes without an example, as they leave nothing to see. One that has an example is wrong here, too.
-WITHOUT = "training.TrainingError training.keep_freed_memory"
+# Public functions and classes without an example, as they leave nothing to see or need the Hub. One that has an example is wrong here, too.
+WITHOUT = "training.TrainingError training.keep_freed_memory view.main hub.push_to_hub hub.save_pretrained"
 
 
 def public_names():

@@ -69,14 +69,15 @@ COMPLAINTS = {
     "between_lanes": "race with .*of device memory",
     "between_blocks": "race with .*which wrote",
     "before_a_write": "race with .*which (read|wrote)",
-    "without_a_fence": "race with .*which wrote",
+    "without_a_fence_before": "race with .*which wrote",
+    "without_a_fence_after": "race with .*which wrote",
     "beyond_the_end": r"beyond an array: .* writes 4 bytes of device memory \(byte 1024 of an array of 1024",
     "unwritten_memory": "what nobody has written: .* of device memory",
     "unwritten_shared_memory": "what nobody has written: .* of dynamic shared memory",
     "beyond_shared_memory": "beyond an array: .* of dynamic shared memory",
     "misaligned": "a misaligned address",
     "memory_of_the_host": "an address that is not the device's",
-    "too_much_shared_memory": "FAILED: .*too_much_shared_memory.*invalid launch",
+    "too_much_shared_memory": "FAILED: .*too_much_shared_memory  of this size takes  232449 .* GPU has  232448",
     "too_many_threads": "FAILED: .*too_many_threads.*invalid launch",
 }  # fmt: skip
 
@@ -143,6 +144,17 @@ def test_a_deleted_barrier_is_seen(programs, place):
     code, output = run(programs / PROGRAM_OF[place.split(":")[0]], "quick", EMULATOR_WITHOUT=place)
     assert code == 1, output
     assert "FAULT: " in output, output
+
+
+def test_a_place_without_a_barrier_is_an_error(programs):
+    code, output = run(programs / "dense", "quick", EMULATOR_WITHOUT="dense.cu:1")
+    assert code == 2, output
+    assert "FAILED: EMULATOR_WITHOUT=dense.cu:1, where" in output, output
+
+
+def test_the_example_of_the_page_deletes_a_barrier():
+    (place,) = re.findall(r"EMULATOR_WITHOUT=([\w.:]+)", (ROOT / "CONTRIBUTING.md").read_text())
+    assert place in BARRIERS
 
 
 @pytest.fixture(scope="session")

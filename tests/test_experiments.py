@@ -12,8 +12,19 @@ import torch
 from torch import nn
 
 from lae_fast import data, provenance
+from lae_fast.evaluation import evaluate
 from lae_fast.experiments import __main__ as cli
-from lae_fast.experiments import autoencoders, convergence, hardened, presets, published, render
+from lae_fast.experiments import (
+    autoencoders,
+    convergence,
+    drawings,
+    figures,
+    hardened,
+    new_images,
+    presets,
+    published,
+    render,
+)
 from lae_fast.experiments.autoencoders import TrainedAutoencoder
 from lae_fast.experiments.claims import claims
 from lae_fast.experiments.classifiers import Attacked, LatentClassifier, TrainedClassifier, as_images
@@ -29,7 +40,7 @@ from lae_fast.experiments.record import Measured
 from lae_fast.experiments.report_rule import CountingReportLAE
 from lae_fast.experiments.runner import run
 from lae_fast.experiments.strongest import WorstCase
-from lae_fast.experiments.tables import Column, tables
+from lae_fast.experiments.tables import Column, Row, tables
 
 # Models that have hardly learned, and few temperatures.
 pytestmark = pytest.mark.filterwarnings("ignore:the weights of .* images have collapsed")
@@ -247,6 +258,42 @@ def test_presets_do_not_write_into_each_other_s_documents():
     assert folders == {"runs/quick", "results", "results/full"}
 
 
+def test_other_data_have_a_folder_of_their_own(experiments, tmp_path, capsys):
+    """Else a document would mix them: its tables, and the figures that lie there."""
+    assert experiments("figure1")[0] == 0
+    (tmp_path / "report.jsonl").write_text(
+        json.dumps({"recipe": VAE.describe(), "data": "others", "metrics": {}, "provenance": {}}) + "\n"
+    )
+    before = (tmp_path / "report.md").read_bytes()
+    assert experiments("figure1")[0] == 2
+    assert "holds measurements of other data than scikit-learn's bundled digits" in capsys.readouterr().err
+    assert (tmp_path / "report.md").read_bytes() == before
+
+
+def test_a_figure_is_shown_with_its_commit_and_only_beside_its_own_data(experiments, tmp_path, monkeypatch):
+    (tmp_path / "figure4.png").write_bytes(b"of who knows what data")
+    assert "figure4.png" not in experiments("figure1")[1]
+    monkeypatch.setattr(cli.Experiments, "_asked", lambda self, name: [])
+    monkeypatch.setattr(cli.Experiments, "recipes", lambda self, name: [])
+    monkeypatch.setenv("LAE_FAST_COMMIT", "0123abc")
+    monkeypatch.setattr(figures, "planes", lambda lab, found: drawings.training())
+    text = experiments("figure4")[1]
+    assert "](figure4.png)" in text
+    assert re.search(r"^\*Figure 4\. The latent plane: .* Commit: 0123abc\.\*$", text, re.M)
+
+
+def test_counts_that_differ_by_seed_are_a_mean(tmp_path):
+    found = [{"epochs": e, "x": 1.0} for e in (121.0, 95.0, 94.0)]
+    row = Row(("VAE",), (VAE, VAE, VAE))
+    assert render._cells(row, (Column("x", "x"),), found, 55_000) == [
+        "1.00 ± 0.00",
+        "103 ± 15",
+        "55,000",
+        "3",
+    ]
+    assert render._cells(row, (), [{"epochs": e} for e in (9.98, 10.0, 9.98)], 7)[0] == "10"
+
+
 def test_an_unknown_table_is_refused_before_any_work(experiments, capsys):
     assert experiments("table10")[0] == 2
     assert "'table10' is unknown; expected all, beyond, table1, " in capsys.readouterr().err
@@ -355,6 +402,15 @@ def test_the_report_s_decisions_are_counted(lab):
     )
     assert always == 1
     assert 0 <= sometimes < 1
+
+
+@pytest.mark.parametrize("recipe", [VAE, LAE])
+def test_the_quality_of_a_model_is_that_of_its_own_q(recipe, lab):
+    """Not of the report's q, by which its "BCE" is measured."""
+    found = lab.get(Quality(recipe, 4, 4, 4)).metrics
+    own = evaluate(recipe.load(lab), lab.test.images, n_draws=5)
+    assert own.rate > 0
+    assert own._asdict().items() <= found.items()
 
 
 def test_the_report_s_bce_is_two_quantities(lab):
@@ -571,6 +627,41 @@ def test_figure_5_runs_as_the_report_s_does():
     assert square[0, 0].tolist() == [-1, 1]  # top left
     assert square[0, 2].tolist() == [1, 1]
     assert square[2, 0].tolist() == [-1, -1]
+
+
+def test_images_across_the_plane_are_at_the_scale_of_the_codes(lab, monkeypatch):
+    """A model whose codes are all a hundred times as large, and whose decoder knows it, is the same model."""
+
+    class Scaled:
+        def __init__(self, model, scale):
+            self.model, self.scale, self.parameters = model, scale, model.parameters
+
+        def encode(self, x):
+            return self.scale * self.model.encode(x) + self.scale
+
+        def decode(self, z):
+            return self.model.decode((z - self.scale) / self.scale)
+
+    model, found = VAE.load(lab), []
+    for scale in (1.0, 100.0):
+        monkeypatch.setattr(TrainedAutoencoder, "load", lambda self, lab, s=scale: Scaled(model, s))
+        found.append(Plane(VAE).make(lab).metrics["roughness"])
+    assert found[0] > 0
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
+
+
+def test_labelled_images_are_not_counted_twice(lab, monkeypatch):
+    seen = []
+    monkeypatch.setattr(new_images, "fit_classes", lambda z, y, others: seen.append((z, y, others)) or 1 / 0)
+    recipe = TrainedOnNewImages(0, 2, VAE, epochs=1, per_class=3, variations="new codes")
+    with pytest.raises(ZeroDivisionError):
+        recipe.make(lab)
+    ((z, labels, others),) = seen
+    images, expected = recipe.training_set(lab.train)
+    assert torch.equal(labels, expected)
+    assert torch.allclose(z, VAE.load(lab).encode(images / 255), atol=1e-5)
+    assert len(others) == len(lab.train.images) - len(z)
+    assert not (others[:, None] == z[None]).all(2).any()
 
 
 # ---- runner ----

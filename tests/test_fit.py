@@ -115,6 +115,26 @@ def test_the_program_s_random_stream_stays():
     assert torch.equal(torch.rand(3), expected)
 
 
+@pytest.mark.parametrize("kind", [lae_fast.LAE, lae_fast.VAE, lae_fast.Hoffman])
+def test_who_looks_after_an_epoch_changes_nothing_and_draws_the_program_s_numbers(kind):
+    m, watched, drawn = model(kind), model(kind), []
+
+    def look(epoch, loss):
+        drawn.append(torch.rand(2))
+        watched.sample(4)
+
+    torch.manual_seed(7)
+    losses = lae_fast.fit(watched, RGB, epochs=3, batch_size=20, on_epoch=look)
+    drawn.append(torch.rand(2))
+    assert losses == lae_fast.fit(m, RGB, epochs=3, batch_size=20)
+    assert torch.equal(weights(m), weights(watched))
+    torch.manual_seed(7)
+    for numbers in drawn[:3]:
+        assert torch.equal(numbers, torch.rand(2))
+        torch.randn(4, 2)  # of the sample
+    assert torch.equal(drawn[3], torch.rand(2))
+
+
 def test_a_seed_stays_on_the_model_s_device():
     """Also the seed of a GPU's generator, which waits until there is one."""
     seeded, m = [], model()
@@ -131,9 +151,90 @@ def test_every_module_has_its_own_mode_again():
     assert (m.training, m.encoder.training, m.decoder.training) == (True, False, True)
 
 
-def test_it_trains_where_gradients_are_off():
-    with torch.no_grad():
-        assert len(lae_fast.fit(model(), RGB, epochs=1, batch_size=20)) == 1
+class Merging(nn.Linear):
+    """As adapters do: in eval mode what they add is part of the weights."""
+
+    is_merged = False
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.added = nn.Parameter(torch.ones(()))
+
+    def train(self, mode=True):
+        with torch.no_grad():
+            self.weight += self.added * (int(not mode) - int(self.is_merged))
+        self.is_merged = not mode
+        return super().train(mode)
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.whole(), self.bias)
+
+    def whole(self):
+        return self.weight if self.is_merged else self.weight + self.added
+
+
+@pytest.mark.parametrize("modes", [(False, False), (True, False), (True, True)])
+def test_a_module_that_does_more_than_set_a_flag_is_told_of_its_mode(modes):
+    torch.manual_seed(0)
+    m = lae_fast.VAE(Merging(60, 4), nn.Linear(2, 60), lae_fast.Bernoulli(), nx=60, nz=2)
+    m.train(modes[0]).encoder.train(modes[1])
+
+    before = m.encoder.whole().detach().clone()
+    lae_fast.fit(m, RGB, epochs=1, batch_size=20, lr=0.0)
+    lae_fast.evaluate(m, RGB)
+    assert (m.training, m.encoder.training, m.encoder.is_merged) == (*modes, not modes[1])
+    torch.testing.assert_close(m.encoder.whole().detach(), before)
+
+
+def test_no_gradient_is_left():
+    m = model(lae_fast.VAE)
+    with pytest.raises(TrainingError):
+        lae_fast.fit(m, RGB, epochs=2, batch_size=20, lr=1e30)
+    assert all(p.grad is None for p in m.parameters())
+
+
+@pytest.mark.parametrize("kind", [lae_fast.LAE, lae_fast.VAE, lae_fast.Hoffman])
+def test_one_region_of_autocast_around_it_is_one_around_each_step(kind):
+    """Autocast keeps rounded weights until its outermost region ends: those before the first step, if nobody tells it."""
+    m, twin = model(kind), model(kind)
+    with torch.autocast("cpu", torch.bfloat16):
+        m.posterior(RGB[:15] / 255)  # which leaves rounded weights, too
+        losses = lae_fast.fit(m, RGB, epochs=3, batch_size=15, lr=0.02, cooldown=0)
+        codes = m.encode(RGB / 255)
+    step = lae_fast.TrainingStep(twin, adam(twin, 0.02, twin.beta1))
+    torch.manual_seed(0)
+    for epoch in range(3):
+        for index in data.shuffled(40, 15, lae_fast.seeds.mixed(0, epoch)):
+            with torch.autocast("cpu", torch.bfloat16):
+                step(RGB[index] / 255)
+    assert torch.equal(weights(m), weights(twin))
+    assert losses[-1] < losses[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(codes, twin.encode(RGB / 255))
+
+
+@pytest.mark.parametrize("switched_off", [torch.no_grad, torch.inference_mode])
+def test_it_trains_where_gradients_are_off(switched_off):
+    modes = []
+    own, m, twin = (torch.is_grad_enabled, torch.is_inference_mode_enabled), model(), model()
+    lae_fast.fit(twin, RGB / 255, epochs=2, batch_size=20)
+    with switched_off():
+        outside = [mode() for mode in own]
+        lae_fast.fit(
+            m, RGB / 255, epochs=2, batch_size=20, on_epoch=lambda *_: modes.append([f() for f in own])
+        )
+        with pytest.raises(TrainingError):
+            lae_fast.fit(m, RGB / 255, epochs=2, batch_size=20, lr=1e30)
+    assert modes == [outside] * 2
+    assert torch.equal(weights(m), weights(twin))
+    lae_fast.fit(m, RGB, epochs=1, batch_size=20)  # and later, outside
+
+
+def test_a_model_made_in_inference_mode_is_refused():
+    with torch.inference_mode():
+        m = model()
+    with pytest.raises(ValueError, match="the model was made in inference mode"):
+        lae_fast.fit(m, RGB, epochs=1, batch_size=20)
 
 
 def test_features_that_are_all_0_leave_phi_where_it_is():

@@ -159,7 +159,8 @@ def test_launches():
     count("noise", lambda: ops.noise(rng, 5, 1000, torch.float32))
     count("energy", lambda: ops.energy(phi, phi, ops.BERNOULLI))
     count("add_prior_", lambda: add_prior_unchecked_(state["potential"], grad, phi))
-    count("keep", lambda: ops.keep([phi] * 40, [grad] * 40, state["is_accepted"][:1]))
+    latest = [phi.clone() for _ in range(40)]
+    count("keep", lambda: ops.keep(latest, [grad] * 40, state["is_accepted"][:1]))
     weight = torch.ones(phi.shape[1], device=DEVICE)
     normalized = torch.empty_like(phi)
     count("norm_relu", lambda: ops.norm_relu(normalized, weight, weight, 1e-5))

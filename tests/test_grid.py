@@ -9,6 +9,7 @@ from torch import nn
 from lae_fast import VAE, Bernoulli, DiscretizedLogistic, Gaussian, importance_bound
 from lae_fast.evaluation import quadrature
 from lae_fast.models import nets
+from lae_fast.models.likelihood import PAIRED
 
 NX = 12
 
@@ -68,6 +69,21 @@ def test_a_subclass_counts():
 
     output, x = torch.randn(3, 16), torch.rand(5, 16).round()
     torch.testing.assert_close(Tempered().all_pairs(output, x), 0.1 * Bernoulli().all_pairs(output, x))
+
+
+@pytest.mark.parametrize(("n", "most"), [(200, PAIRED), (10_000, 10_000 * 784)])  # at the least one output
+def test_pairs_take_bounded_memory(n, most):
+    sizes = []
+
+    class Watched(Gaussian):
+        def energy(self, output, x):
+            sizes.append(output.numel())
+            return output[..., 0].double()
+
+    output = torch.arange(100.0)[:, None].expand(-1, 784)
+    pairs = Watched().all_pairs(output, torch.zeros(1, 784).expand(n, -1))
+    assert max(sizes) <= most
+    assert torch.equal(pairs, torch.arange(100.0).double()[:, None].expand(-1, n))
 
 
 def test_a_box_that_is_too_small_is_told():

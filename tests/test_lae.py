@@ -212,6 +212,40 @@ def test_any_module_can_be_the_decoder(decisions):
     assert model.decoder.unused.grad.abs().sum() == 0
 
 
+class Borrowing(nn.Module):
+    """A decoder whose last layer is the encoder's first, transposed: registered, or hidden in a list."""
+
+    def __init__(self, lent, is_hidden):
+        super().__init__()
+        self.first, self.lent = nn.Linear(2, 5), [lent] if is_hidden else nn.ModuleList([lent])
+
+    def forward(self, z):
+        return self.first(z).relu() @ self.lent[0].weight
+
+
+@pytest.mark.parametrize("decisions", LAE.kinds)
+def test_weights_that_a_decoder_borrows_get_its_gradient_or_are_refused(decisions):
+    x, gradients = torch.rand(6, 9).round(), []
+    for is_hidden, is_trained in ((False, True), (True, True), (True, False)):
+        lent = nn.Linear(9, 5)
+        model = LAE(
+            nn.Sequential(lent), Borrowing(lent, is_hidden), Bernoulli(), nx=9, nz=2, decisions=decisions
+        )
+        lent.weight.requires_grad_(is_trained)
+        if is_hidden and is_trained:
+            before = model.phi.clone()
+            with pytest.raises(
+                ValueError, match=r"the energy depends on encoder.0.weight, which is no parameter of decoder"
+            ):
+                model.loss(x)
+            assert torch.equal(model.phi, before)
+        else:
+            model.loss(x).backward()
+            gradients.append(lent.weight.grad)
+    assert gradients[0].abs().max() > 0
+    assert gradients[1] is None
+
+
 @pytest.mark.parametrize("cls", [LAE, VAE])
 @pytest.mark.parametrize("likelihood", [Bernoulli, Gaussian, DiscretizedLogistic])
 def test_one_interface(cls, likelihood):

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Normal
 
+import lae_fast
 from lae_fast import ops
+from lae_fast.models.decoder_pass import decoder_pass
 from lae_fast.models.likelihood import Bernoulli, DiscretizedLogistic, Gaussian
 from lae_fast.ops import energies, library
 
@@ -299,6 +302,47 @@ def test_bernoulli_is_the_distribution_s():
         Bernoulli().energy(OUTPUT.double(), binary),
         -TorchBernoulli(logits=OUTPUT.double()).log_prob(binary).sum(1),
     )
+
+
+class Doubled:
+    def pixel_energies(self, output, x):
+        return 2 * super().pixel_energies(output, x)
+
+
+@pytest.mark.parametrize("likelihood", [Bernoulli, Gaussian, DiscretizedLogistic])
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        lae_fast.MLP(nn.Linear(2, 4), nn.LayerNorm(4), nn.ReLU(), nn.Linear(4, 9)),
+        nn.Sequential(nn.Linear(2, 9)),
+    ],
+    ids=["MLP", "layers"],
+)
+def test_a_subclass_with_energies_of_its_own_is_taken_at_its_word(likelihood, decoder):
+    """By `energy` itself, by all pairs, and by the chain's passes, whose gradients are known for the kernels."""
+
+    class Own(likelihood):
+        def pixel_energies(self, output, x):
+            return 2 * super().pixel_energies(output, x)
+
+    class Mixed(Doubled, likelihood):
+        pass
+
+    class Named(Own):
+        kind = likelihood.kind
+
+    x, z = (torch.rand(5, 9) * 255).round() / 255, torch.randn(5, 2)
+    plain = likelihood().energy(decoder(z), x)
+    for own in (Own(), Mixed()):
+        torch.testing.assert_close(own.energy(decoder(z), x), 2 * plain, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(own.all_pairs(decoder(z), x).diagonal(), 2 * plain, rtol=1e-5, atol=1e-5)
+        model = lae_fast.LAE(nn.Linear(9, 3), decoder, own, nx=9, nz=2)
+        potential, z_grad = decoder_pass(model, x, by_row=True).evaluate(z.clone())
+        at = z.clone().requires_grad_()
+        expected = model.potential(x, at)
+        torch.testing.assert_close(potential, expected.detach())
+        torch.testing.assert_close(z_grad, torch.autograd.grad(expected.sum(), at)[0])
+    assert Named().kind == likelihood.kind
 
 
 @pytest.mark.parametrize("scale", [None, 0.5])

@@ -25,6 +25,7 @@ from lae_fast.experiments.likelihood import (
     Unknown,
 )
 from lae_fast.experiments.likelihood_document import Document, difference, mean_and_error
+from lae_fast.experiments.record import Measured
 
 # Models that have hardly learned, and few temperatures.
 pytestmark = pytest.mark.filterwarnings("ignore:the weights of .* images have collapsed")
@@ -179,12 +180,67 @@ def test_what_has_diverged_says_so():
     text = "\n".join(Document(study, "grey", ()).lines())
     (row,) = (line for line in text.splitlines() if line.startswith("| VAE | diverged | diverged |"))
     assert "| LAE | 2.00 ± 0.00 |  |" in text
-    assert mean_and_error([1.0, math.inf]) == difference([1.0, 2.0], [1.0, math.inf]) == "diverged"
+    assert mean_and_error([1.0, math.inf]) == difference([0.0, -math.inf]) == "diverged"
     assert row
 
 
 def test_differences_are_paired():
     assert mean_and_error([1.0, 3.0]) == "2.00 ± 1.00"
     assert mean_and_error([1.5]) == "1.50"
-    assert difference([1.0, 101.0], [2.0, 102.1]) == "**-1.05 ± 0.05**"
-    assert difference([1.0, 2.0], [1.0, 1.0]) == "+0.50 ± 0.50"
+    assert difference([-1.0, -1.1]) == "-1.05 ± 0.05"
+    assert difference([-1.0]) == "-1.00"
+
+
+def test_bold_is_what_noise_does_not_explain():
+    """By Student's t and Holm over the table: two standard errors of four seeds are p = 0.14."""
+    study = dataclasses.replace(SMALL, n_seeds=4, dimensions=(2,))
+    scores = {
+        "LAE": (1.0, 2.0, 3.0, 4.0),
+        "VAE": (2.0, 3.1, 3.9, 5.0),  # -1.0, -1.1, -0.9, -1.0
+        "Hoffman's method": (
+            2.0,
+            3.5,
+            3.4,
+            6.0,
+        ),  # -1.0, -1.5, -0.4, -2.0: p = 0.037 alone, 0.074 with the next
+        "LAE, joint, fixed step": (2.0, 1.0, 3.9, 3.0),  # -1.0, 1.0, -0.9, 1.0
+    }
+
+    def metrics(recipe):
+        contender = getattr(recipe, "contender", None)
+        if isinstance(recipe, Scored) and contender.name in scores:
+            return {"nll": scores[contender.name][contender.seed]}
+        return {"bound": 1.0}
+
+    likelihood = Likelihood(study, metrics)
+    document = Document(likelihood, "grey", ())
+    found = document._differences(list(scores)[1:], lambda name, nz: likelihood.scored(name, "grey", nz))
+    assert list(found.values()) == ["**-1.00 ± 0.04**", "-1.23 ± 0.34", "+0.03 ± 0.56"]
+    assert list(found) == [(name, 2) for name in list(scores)[1:]]
+
+
+def test_a_study_that_has_only_begun_keeps_what_was_measured(tmp_path, monkeypatch):
+    options = cli.Options(
+        ("likelihood", "paper"),
+        "quick",
+        output=tmp_path,
+        cache=tmp_path / "cache",
+        dataset="digits",
+        workers=1,
+    )
+    first = cli.Experiments(options, "")
+    first.record.add(
+        Likelihood(QUICK, {}.get).paper("VAE"), Measured({"per_dimension": 1.25}, {"commit": "0123abc"})
+    )
+    first.record.write()
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.Experiments, "_make", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        cli.Experiments(options, "").run_likelihood("paper")
+    text = (tmp_path / "likelihood_paper.md").read_text()
+    assert "| VAE | 1.189 | 1.250 |" in text
+    assert "- Commit: 0123abc" in text
+    assert (tmp_path / "likelihood.jsonl").read_text()

@@ -15,6 +15,8 @@ from lae_fast import LAE, VAE, Bernoulli, Hoffman
 from lae_fast.evaluation import anneal, simulated_gap
 from lae_fast.isolation import _settings, isolated
 from lae_fast.models import Architecture, build
+from lae_fast.models.precision import products_in
+from lae_fast.models.with_chain import AutoencoderWithChain
 from lae_fast.training import TrainingStep, adam
 
 NX, NZ, D, N = 16, 2, 12, 8
@@ -230,17 +232,32 @@ def test_a_potential_that_is_not_a_function_is_refused(kind):
     assert model.loss(images()).isfinite()
 
 
+@pytest.mark.parametrize("mh", [True, False])
 @pytest.mark.parametrize(("kind", "is_refused"), [("datapoint", True), ("hoffman", True), ("joint", False)])
-def test_a_decision_for_each_datapoint_needs_potentials_of_their_own(kind, is_refused):
-    """BatchNorm in train mode ties the images together; one decision for all of them may depend on all of them."""
-    model = make(kind, nn.BatchNorm1d(20))
+def test_a_chain_for_each_datapoint_needs_potentials_of_their_own(kind, is_refused, mh):
+    """BatchNorm in train mode ties the images together; one chain of all of them may depend on all of them."""
+    between = [nn.BatchNorm1d(20)] if mh else [nn.BatchNorm1d(20), nn.Dropout(0.5)]
+    model = make(kind, *between, mh=mh)
     before = state(model)
     if is_refused:
-        with pytest.raises(ValueError, match="not a function"):
+        with pytest.raises(
+            ValueError, match=r"not a function.*GroupNorm instead of BatchNorm, and Dropout with mh=False"
+        ):
             model.loss(images())
         assert not changed(model, before)
     else:
         assert model.loss(images()).isfinite()
+
+
+@pytest.mark.parametrize("kind", ["datapoint", "joint", "hoffman"])
+def test_without_decisions_a_potential_may_be_random_and_is_looked_at_in_secret(kind, monkeypatch):
+    losses = []
+    for look in (AutoencoderWithChain._check_function, lambda *_, **__: None):
+        monkeypatch.setattr(AutoencoderWithChain, "_check_function", look)
+        model = make(kind, nn.Dropout(0.5), mh=False)
+        torch.manual_seed(5)
+        losses.append([model.loss(images()).item() for _ in range(2)])
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize("kind", ["datapoint", "joint", "hoffman"])
@@ -473,16 +490,25 @@ def test_autocast_and_rounded_products_stay_outside(name, kind):
         assert torch.equal(got, expected)
 
 
-def test_settings_that_are_inherited_stay_inherited():
+def tf32_products(*_):
+    with products_in("tf32", torch.device("cpu")):
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+@pytest.mark.parametrize(("call", "rounded"), [(lae_fast.evaluate, "bf16"), (tf32_products, "tf32")])
+def test_settings_that_are_inherited_stay_inherited(call, rounded):
     backends = torch.backends
-    for setting, _ in _settings():
+    settings = {backends.cuda.matmul, *(setting for setting, _ in _settings())}
+    for setting in settings:
         setting.fp32_precision = "none"
-    backends.fp32_precision = "bf16"
+    backends.fp32_precision = rounded
     try:
-        lae_fast.evaluate(make(), images())
-        assert backends.mkldnn.matmul.fp32_precision == "bf16"
+        inherited = [setting.fp32_precision for setting in settings]
+        assert rounded in inherited
+        call(make(), images())
+        assert [setting.fp32_precision for setting in settings] == inherited
         backends.fp32_precision = "ieee"
-        assert {setting.fp32_precision for setting, _ in _settings()} == {"ieee"}
+        assert {setting.fp32_precision for setting in settings} == {"ieee"}
     finally:
         backends.fp32_precision = "none"
 

@@ -5,8 +5,10 @@ from typing import ClassVar
 
 import pytest
 import torch
-from test_sharing import N_PARTS, made, minibatches
+from test_fit import Merging
+from test_sharing import N_PARTS, made, minibatches, normalised
 
+import lae_fast
 from lae_fast import data
 from lae_fast.training import TrainingStep, adam
 from lae_fast.training.config import Config
@@ -49,6 +51,19 @@ def test_parts_give_gradients_as_parameters_lie_in_memory():
     assert parted.unused.grad is None
 
 
+def test_running_averages_are_those_of_all_parts():
+    model, x = normalised(), torch.rand(16, 10)
+    in_parts = TrainingStep(model, adam(model, 0.0), n_parts=N_PARTS)
+    in_parts(x)
+    parts = model.encoder[0](x).view(N_PARTS, -1, 6)
+    torch.testing.assert_close(model.encoder[1].running_mean, 0.1 * parts.mean((0, 1)))
+    torch.testing.assert_close(model.encoder[1].running_var, 0.9 + 0.1 * parts.var(1).mean(0))
+    model.encoder[1].eval()  # frozen
+    kept = model.encoder[1].running_mean.clone()
+    in_parts(x)
+    assert torch.equal(model.encoder[1].running_mean, kept)
+
+
 def test_parts_follow_what_is_frozen_and_cast_and_what_the_caller_computes_in():
     _, (parted, in_parts) = both(Own)
     x = torch.randn(8, 32)
@@ -64,6 +79,22 @@ def test_parts_follow_what_is_frozen_and_cast_and_what_the_caller_computes_in():
     in_parts(minibatches("datapoint", torch.float32)[0])
     model.double()
     assert in_parts(minibatches("datapoint")[1]).isfinite()
+
+
+def test_parts_follow_modes_that_are_more_than_a_flag():
+    """An adapter is part of the weights in the first step, and not in the second."""
+    states = []
+    for n_parts in (None, 2):
+        torch.manual_seed(0)
+        model = lae_fast.VAE(Merging(8, 4), torch.nn.Linear(2, 8), lae_fast.Bernoulli(), nx=8, nz=2).eval()
+        step = TrainingStep(model, torch.optim.SGD(model.parameters(), 1e-4), n_parts=n_parts)
+        for mode in (False, True):
+            model.train().encoder.train(mode)
+            torch.manual_seed(1)
+            loss = step(torch.full((4, 8), 0.01)).float()
+        states.append([loss, *model.state_dict().values()])
+    for a, b in zip(*states, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_what_parts_cannot_do_as_the_model_does_is_refused():

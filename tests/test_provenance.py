@@ -194,6 +194,26 @@ def test_the_report_names_every_commit_that_had_a_part(tmp_path, monkeypatch):
     assert counts["aaa1111"] > counts["bbb2222"] > 0
 
 
+def test_results_are_no_changes(tmp_path):
+    """What measurements write while they run does not make them those of other code."""
+
+    def git(*arguments):
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=A", "-c", "user.email=a@b", *arguments]
+        subprocess.run(command, check=True, capture_output=True)
+
+    for name in ("lae_fast/_version.py", "results/report.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "all")
+    (tmp_path / "results/report.md").write_text("new")
+    (tmp_path / "results/report.csv").write_text("new")
+    assert re.fullmatch("[0-9a-f]{7,}", provenance.commit(tmp_path))
+    (tmp_path / "lae_fast/_version.py").write_text("new")
+    assert provenance.commit(tmp_path).endswith(" with changes")
+
+
 def test_a_commit_without_a_repository_is_unknown(monkeypatch):
     monkeypatch.delenv("LAE_FAST_COMMIT", raising=False)
     monkeypatch.setattr(provenance, "_git", lambda *_: "")

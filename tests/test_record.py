@@ -8,15 +8,16 @@ import pytest
 from lae_fast.checkpoint import CheckpointError
 from lae_fast.experiments.autoencoders import TrainedAutoencoder
 from lae_fast.experiments.quality import Quality
-from lae_fast.experiments.record import NAME, Measured, Record
+from lae_fast.experiments.record import Measured, Record
 
 LAE = TrainedAutoencoder("lae", 2, 0, 1, 1e-3)
 QUALITY = Quality(LAE, 4)
+NAME = "report.jsonl"
 MEASURED = Measured({"mse": 0.25, "epochs": float("inf")}, {"commit": "abc"})
 
 
 def record(folder, digest="of the data"):
-    return Record(folder, digest)
+    return Record(folder / NAME, digest)
 
 
 def written(folder, recipe=QUALITY, digest="of the data"):
@@ -43,6 +44,14 @@ def test_other_lines_stay_and_a_line_is_of_the_last_measurement(tmp_path):
     assert len((tmp_path / NAME).read_text().splitlines()) == 2
     assert record(tmp_path).find(QUALITY) == later
     assert record(tmp_path, "of others").find(QUALITY) == MEASURED
+
+
+def test_measurements_of_other_data_alone_are_those_of_another_document(tmp_path):
+    assert not record(tmp_path).is_of_other_data()  # nothing is there
+    written(tmp_path, digest="of others")
+    assert record(tmp_path).is_of_other_data()
+    written(tmp_path)
+    assert not record(tmp_path).is_of_other_data()
 
 
 def test_a_field_that_a_recipe_has_got_since_is_at_its_default(tmp_path):

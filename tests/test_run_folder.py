@@ -10,14 +10,19 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from commands import SHORT_SCORE, SMALL_RUN
 
+import lae_fast
 from lae_fast import checkpoint, data, score, seeds, train
-from lae_fast.training import run_folder, runlog
+from lae_fast.evaluation import Evaluation
+from lae_fast.training import run_folder, runlog, trainer
 from lae_fast.training.config import Config, TrainingError
+from lae_fast.view import command as view
 
 QUICK = [*SMALL_RUN, *["--batch-size", "100", "--epochs", "1", "--log-every", "5", "--model", "vae"]]
 
@@ -86,6 +91,28 @@ with run_folder.claimed(Config(output_dir=Path(sys.argv[1]))):
     print("held", flush=True)
     time.sleep(600)
 """
+
+
+def test_a_folder_may_lie_at_home(tmp_path, monkeypatch):
+    """Where no shell has seen the ~: in a file of options, and after an = sign."""
+    home, work = tmp_path / "home", tmp_path / "work"
+    home.mkdir()
+    work.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(work)
+    (home / "options.yaml").write_text("output_dir: ~/first\n")
+    assert run(*QUICK, "--config=~/options.yaml")[0] == 0
+    assert run("--resume=~/first")[0] == 0
+    assert (home / "first" / "results.json").exists()
+    assert not list(work.iterdir())
+    assert run("--resume=~nobody-here/first")[2].startswith(
+        "error: --resume is ~nobody-here/first; expected a path"
+    )
+    options = score.Options((home / "first",), output=Path("~/table.csv"))
+    assert options.output == home / "table.csv"
+    looked_at = view.Options(home / "first", table=Path("~/table.csv"))
+    with pytest.raises(checkpoint.CheckpointError, match=f"{home}/table.csv cannot be read"):
+        view.view(looked_at)
 
 
 def test_a_lock_dies_with_its_process(tmp_path):
@@ -300,6 +327,46 @@ def test_a_line_cut_by_a_crash_is_dropped_and_one_in_the_middle_is_told(tmp_path
     path.write_bytes(b'\xff\xfe\n{"step": 5}\n')
     with pytest.raises(checkpoint.CheckpointError, match="line 1 is damaged"):
         runlog.read(path)
+
+
+def test_a_run_goes_on_though_its_validation_is_not_finite(tmp_path):
+    """One picture of a value that no float32 can square."""
+    x, path, folder = np.zeros((60, 4, 4), np.float32), tmp_path / "own.npy", tmp_path / "run"
+    x[:, 0, 0] = np.arange(60)  # who is who
+    np.save(path, x)
+    parts = data.load(path, validation=6, binarization="none")
+    x[int(parts.validation.images.flatten(1)[0, 0]), 1, 1] = 1e25
+    np.save(path, x)
+    small = [
+        "--model",
+        "vae",
+        "--nh",
+        "4",
+        "--depth",
+        "1",
+        "--nz",
+        "1",
+        "--batch-size",
+        "8",
+        "--log-every",
+        "1",
+    ]
+    images = ["--data", path, "--validation", "6", "--likelihood", "gaussian"]
+    code, _, err = run(*small, *images, "--epochs", "1", "--output-dir", folder)
+    assert (code, err.count("epoch 1: these weights are not kept as the best ones")) == (0, 1)
+    assert run("--resume", folder, "--epochs", "2")[0] == 0
+    ends = [line for line in runlog.read(folder / "metrics.jsonl") if "loss" not in line]
+    assert [line["epoch"] for line in ends] == [1, 2]
+    assert all("validation_rate" in line and "validation_negative_elbo" not in line for line in ends)
+    assert lae_fast.view.write(folder, lae_fast.load(folder), torch.zeros(9, 4, 4)).exists()
+
+
+def test_results_that_are_not_finite_are_null(copied, monkeypatch):
+    (copied / "results.json").unlink()
+    monkeypatch.setattr(trainer, "evaluate", lambda *_, **__: Evaluation(math.inf, math.nan, 1.0, 0.5))
+    assert run("--resume", copied)[0] == 0
+    values = json.loads((copied / "results.json").read_text(), parse_constant=pytest.fail)
+    assert [values[f"test_{name}"] for name in Evaluation._fields] == [None, None, 1.0, 0.5]
 
 
 @pytest.mark.parametrize(

@@ -548,6 +548,8 @@ X, H = PROBLEMS["Gaussian"].x, torch.eye(3, dtype=torch.float64)
         (dict(batch_size=4, mh=False, step_size=0.1), "batch_size is 4 with mh=False; expected 1 to 3"),
         (dict(energy=lambda z: z.sum()), r"energy returned float64 \[\] on cpu; expected floating point \[4, 3\]"),
         (dict(energy=lambda z: torch.ones(4, 3)), "does not depend on phi"),
+        (dict(energy=lambda z: torch.ones(4, 3, requires_grad=True) * 2), "does not depend on phi"),
+        (dict(energy=lambda z: z.square().sum(-1).half()), r"energy returned float16 \[4, 3\].*expected float32 or float64"),
     ],
 )  # fmt: skip
 def test_bad_arguments_of_ald_sample_are_named(options, message):
@@ -576,6 +578,9 @@ def test_a_warning_names_every_chain_that_deserves_one():
         (dict(z=X[None] * math.inf), "the energy is nan where the chains start"),
         (dict(step_size=torch.ones(2)), "step_size is .*; expected finite and >= 0, one number or 3"),
         (dict(energy=lambda z: z.square().sum((1, 2))), r"energy returned float64 \[1\] on cpu; expected floating point \[1, 3\]"),
+        (dict(energy=lambda z: torch.ones(1, 3, requires_grad=True) * 2), "does not depend on phi"),
+        (dict(energy=lambda z: z.square().sum(-1).half()), "energy returned float16"),
+        (dict(value_and_grad=lambda z: (z.square().sum(-1).half(), 2 * z)), "value_and_grad returned float16"),
     ],
 )  # fmt: skip
 def test_bad_arguments_of_langevin_sample_are_named(options, message):

@@ -41,6 +41,21 @@ def made(kind, dtype=torch.float64):
     return build(Architecture(model=model, nx=10, nz=3, nh=8, depth=1), **options).to(dtype).train()
 
 
+def normalised():
+    """A model whose encoder keeps averages over minibatches."""
+    torch.manual_seed(0)
+    encoder = torch.nn.Sequential(torch.nn.Linear(10, 6), torch.nn.BatchNorm1d(6), torch.nn.ReLU())
+    return lae_fast.LAE(encoder, torch.nn.Linear(2, 10), lae_fast.Bernoulli(), nx=10, nz=2).train()
+
+
+def normalised_after_steps(n_parts, model):
+    step = TrainingStep(model, adam(model, 0.01), n_parts=n_parts)
+    torch.manual_seed(2)
+    for x in minibatches("datapoint", torch.float32)[:5]:
+        step(x if model.share is None else model.share.rows(x))
+    return model.state_dict()
+
+
 def minibatches(kind, dtype=torch.float64):
     generator = torch.Generator().manual_seed(1)
     return torch.rand(N_STEPS[kind], N, 10, generator=generator, dtype=dtype).round()
@@ -115,6 +130,8 @@ def work(rank, folder):
         found[kind] = trained(kind, model, model.share.rows, wrapped)
         model = made(kind, torch.float32).share_minibatches()
         found[kind, "parts"] = trained_in_parts(kind, model.share.rows, model)
+    for n_parts in (None, N_PARTS):
+        found["normalised", n_parts] = normalised_after_steps(n_parts, normalised().share_minibatches())
     x, found["eval"] = torch.rand(3 + rank, 10, dtype=torch.float64), []
     for model in (made("vae").share_minibatches(), made("vae")):
         torch.manual_seed(0)
@@ -192,6 +209,30 @@ def test_parts_change_the_order_of_sums_alone(kind):
         assert torch.equal(torch.get_rng_state(), after)
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("n_parts", [None, N_PARTS])
+def test_running_averages_are_the_same_on_all_processes(results, n_parts):
+    """Without parts of their own, processes have one each."""
+    alone = normalised_after_steps(n_parts or N_PROCESSES, normalised())
+    for of_process in results:
+        for name, value in of_process["normalised", n_parts].items():
+            assert torch.equal(value, results[0]["normalised", n_parts][name]), name
+            torch.testing.assert_close(
+                value, alone[name], rtol=0 if n_parts else 1e-3, atol=0 if n_parts else 1e-4
+            )
+
+
+def test_unequal_parts_are_refused():
+    share = object.__new__(Shared)
+    share.group, share.size = None, 4
+    for share.rank in range(4):
+        assert share.rows(torch.arange(8)).tolist() == [2 * share.rank, 2 * share.rank + 1]
+        for n in (0, 3, 6, 9):
+            with pytest.raises(
+                ValueError, match=f"a minibatch has {n} rows for 4 processes; expected a multiple"
+            ):
+                share.rows(torch.arange(n))
 
 
 def test_parts_follow_what_is_loaded_between_two_steps():

@@ -198,6 +198,37 @@ def test_a_model_without_parameters_is_named():
             call()
 
 
+def test_an_optimizer_of_another_model_is_refused():
+    m, other = build("vae").train(), build("vae")
+    with pytest.raises(ValueError, match="the optimizer holds none of the model's trained parameters"):
+        TrainingStep(m, adam(other))
+    for p in m.encoder.parameters():
+        p.requires_grad_(False)
+    with pytest.raises(ValueError, match="the optimizer holds none of the model's trained parameters"):
+        TrainingStep(m, adam(m.encoder))
+    assert TrainingStep(m, adam(m.decoder))(images()).isfinite()  # part of it
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (dict(done=1.5), "done is 1.5; expected a number from 0 to 1"),
+        (dict(done=float("nan")), "done is nan"),
+        (dict(cooldown=-1), "cooldown is -1; expected a number from 0 to 1"),
+        (dict(cooldown=20), "cooldown is 20"),
+        (dict(lr=-1e-3), "lr is -0.001"),
+    ],
+)
+def test_a_learning_rate_stays_from_lr_to_0(wrong, words):
+    optimizer = training.adam(nn.Linear(2, 1), 1e-3)
+    for done, rate in ((0, 1e-3), (0.8, 1e-3), (0.9, 5e-4), (1, 0)):
+        training.cool_down(optimizer, 1e-3, done, 0.2)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(rate)
+    with pytest.raises(ValueError, match=words):
+        training.cool_down(optimizer, **dict(lr=1e-3, done=0.5, cooldown=0.2) | wrong)
+    assert optimizer.param_groups[0]["lr"] == 0
+
+
 def test_what_cannot_be_captured_is_refused():
     m = build("vae")
     with pytest.raises(ValueError, match="capture on cpu; expected a GPU"):
@@ -236,6 +267,17 @@ def unknown(decisions):
     return LAE(nn.Linear(9, 8), decoder, Gaussian(), nx=9, nz=2, decisions=decisions)
 
 
+def elsewhere(decoder):
+    """Parameters whose elements lie in another order in memory."""
+    if decoder == "layers":
+        return conv("datapoint").to(memory_format=torch.channels_last)
+    m = build("lae") if decoder == "dense" else unknown("joint")
+    for module in m.modules():
+        if isinstance(module, nn.Linear):
+            module.weight = nn.Parameter(module.weight.detach().T.contiguous().T)
+    return m
+
+
 def frozen(part):
     m = build("lae", decisions="datapoint")
     for p in getattr(m, part).parameters():
@@ -255,9 +297,17 @@ KNOWN = {
     "autograd": lambda: unknown("datapoint"),
     "autograd, joint": lambda: unknown("joint"),
     "tied": tied,
+    "channels last": lambda: elsewhere("layers"),
+    "transposed": lambda: elsewhere("dense"),
+    "transposed, autograd": lambda: elsewhere("autograd"),
     "frozen encoder": lambda: frozen("encoder"),
     "frozen decoder": lambda: frozen("decoder"),
 }
+
+
+def layout(t):
+    """Strides that matter: of more than one element."""
+    return [stride for n, stride in zip(t.shape, t.stride(), strict=True) if n > 1]
 
 
 def after(n_batches, m, add):
@@ -265,6 +315,7 @@ def after(n_batches, m, add):
     torch.manual_seed(1)
     losses = [add(m, images(100, seed=i).repeat(1, 2)[:, : m.nx].contiguous()) for i in range(n_batches)]
     assert not any(loss.requires_grad for loss in losses)
+    assert all(p.grad is None or layout(p.grad) == layout(p) for p in m.parameters())
     return losses, [p.grad for p in m.parameters()], list(m.state_dict().values())
 
 
@@ -284,7 +335,24 @@ def test_gradients_without_autograd_are_those_of_backward(make, monkeypatch):
     for a, b in zip(tree_leaves(expected), tree_leaves(got), strict=True):
         assert (a is None) == (b is None)
         assert a is None or torch.equal(a, b)
-    assert all(g is None or g.is_contiguous() for g in got[1])
+
+
+@pytest.mark.parametrize(
+    ("plain", "other"),
+    [
+        (lambda: conv("datapoint"), "layers"),
+        (lambda: build("lae"), "dense"),
+        (lambda: unknown("joint"), "autograd"),
+    ],
+)
+def test_where_weights_lie_in_memory_does_not_matter(plain, other):
+    states = []
+    for m in (plain().double(), elsewhere(other).double()):
+        step, x = TrainingStep(m, training.adam(m, 1e-2)), images(100).repeat(1, 2)[:, : m.nx].contiguous()
+        torch.manual_seed(1)
+        states.append([torch.stack([step(x) for _ in range(3)]), *m.state_dict().values()])
+    for a, b in zip(*states, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
 def test_who_waits_for_autograd_is_served_by_it(monkeypatch):
@@ -344,6 +412,60 @@ def test_a_step_may_take_what_its_images_are_read_from():
     assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
     with pytest.raises(TypeError, match=r"read is 3 \(int\); expected a function"):
         TrainingStep(m, adam(m), read=3)
+
+
+class Recorded:
+    """A graph's stand-in on a CPU: later calls run nothing of the step's code, and halve its weights."""
+
+    def __init__(self, call, _):
+        self.call, self.graph, self.graph_weights = call, None, ()
+
+    def __call__(self):
+        if self.graph is None:
+            self.graph = self.call()
+        else:
+            for p in self.graph_weights:
+                p.data.mul_(0.5)
+        return self.graph
+
+
+def recorded(monkeypatch, m):
+    """A step that is captured, as far as its own code can know."""
+    monkeypatch.setattr(training.step, "Replayed", Recorded)
+    monkeypatch.setattr(training.step, "check_capturable", lambda _: None)
+    step = TrainingStep(m, adam(m), capture=True)
+    step.replayed.graph_weights = list(m.parameters())
+    return step
+
+
+def test_a_graph_makes_rounded_weights_of_its_own_and_leaves_none_behind(monkeypatch):
+    m, seen = build("vae").train(), []
+    step = recorded(monkeypatch, m)
+    m.head.register_forward_hook(lambda module, given, out: seen.append(out))
+    with torch.autocast("cpu", torch.bfloat16):
+        for change in (1, 2, 3):
+            m.encode(images())
+            m.head.weight.data.mul_(0.9)
+            step(images())  # 1 captures
+            rounded = m.encode(images())
+            with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+                torch.clear_autocast_cache()
+                assert torch.equal(rounded, m.encode(images())), change
+    assert not torch.equal(seen[0], seen[1])  # before the first change, and in the graph
+
+
+def test_a_replay_does_not_train_a_model_in_eval_mode(monkeypatch):
+    m = build("vae").train()
+    steps = training.SideBySide([TrainingStep(m, adam(m), capture=False)])
+    steps.replayed = Recorded(lambda: steps._step(steps.x), None)
+    for step, x in ((recorded(monkeypatch, m.train()), images()), (steps, images()[None])):
+        step(x)
+        m.eval()
+        before = [p.clone() for p in m.parameters()]
+        with pytest.raises(ValueError, match="the model is in eval mode"):
+            step(x)
+        assert all(torch.equal(p, q) for p, q in zip(m.parameters(), before, strict=True))
+        m.train()
 
 
 # ---- on a GPU ----------------------------------------------------------------------------------

@@ -34,10 +34,11 @@ def lab(tmp_path_factory):
         ((2.0, 3.0, 4.0), 1, 0.0, HOLDS),  # p = 0.035
         ((-0.01, -0.02, -0.015), 1, 0.05, HOLDS),  # not lower by more than 0.05
         ((-0.08, -0.09, -0.1), 1, 0.05, FAILS),
-        ((0.0, 0.0, 0.0), 1, 0.0, NOISE),
-        ((1.0, 1.0, 1.0), 1, 0.0, HOLDS),
-        ((1.0, 1.0), 1, 0.0, "not judged: 2 of 3 seeds"),
-        ((), 1, 0.0, "not judged: 0 of 3 seeds"),
+        ((0.0, 0.0, 0.0), 1, 0.0, "not judged: the same difference at each seed"),
+        ((1.0, 1.0, 1.0), 1, 0.02, "not judged: the same difference at each seed"),
+        ((0.3 - 0.2, 0.2 - 0.1, 0.1), 1, 0.0, "not judged: the same difference at each seed"),
+        ((1.0, 1.0), 1, 0.0, "not judged: fewer than 3 seeds"),
+        ((), 1, 0.0, "not judged: fewer than 3 seeds"),
         ((1.0, math.nan, 1.0), 1, 0.0, "not judged: not finite"),
         ((1.0, math.inf, 1.0), 1, 0.0, "not judged: not finite"),
     ],
@@ -69,7 +70,7 @@ def test_a_row_holds_alone_and_not_among_many():
     assert [v.text for v in judge([row])] == [HOLDS]
     assert [v.text for v in judge([row, noise])] == [NOISE, NOISE]
     kept = judge([row, row._replace(excluded="seen above"), Row(())])  # rows that are not judged do not count
-    assert [v.text for v in kept] == [HOLDS, "not judged: seen above", "not judged: 0 of 3 seeds"]
+    assert [v.text for v in kept] == [HOLDS, "not judged: seen above", "not judged: fewer than 3 seeds"]
 
 
 def test_differences_are_taken_seed_by_seed():
@@ -89,7 +90,7 @@ def lines(claim, metrics):
 
 def test_accuracies_on_the_floor_are_not_judged():
     steps = tuple(Step(i) for i in range(6))
-    metrics = {s: {"accuracy_0.3": 0.001 + 0.002 * (s.number < 3) + 1e-5 * s.number} for s in steps}
+    metrics = {s: {"accuracy_0.3": 0.001 + 0.002 * (s.number < 3) + 1e-5 * s.number**2} for s in steps}
     measurement = Measurement("ε 0.3", steps[:3], steps[3:], "accuracy_0.3")
     ((*_, seeds, p, corrected, verdict),) = lines(Claim("", "", (measurement,)), metrics.get)
     assert (seeds, p, corrected) == ("3", "", "")

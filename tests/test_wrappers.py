@@ -50,13 +50,11 @@ def made(kind):
 
 
 def names(model):
-    """What the code on the page finds, and the random stream of all processes."""
+    """What the page calls the reader's, and the random stream of all processes."""
     torch.manual_seed(1)
     minibatches = torch.rand(6, 12, 10, dtype=torch.float64).round()
     torch.manual_seed(2)
     return {
-        "torch": torch,
-        "lae_fast": lae_fast,
         "model": model,
         "minibatches": minibatches,
         "images": minibatches[0],

@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <initializer_list>
+#include <iostream>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -15,9 +16,9 @@
 
 template <typename... Words>
 void end_with(const char* condition, const Words&... words) {
-  std::printf("FAILED: %s", condition);
-  (std::printf(" %s", words), ...);
-  std::printf("\n");
+  std::cout << "FAILED: " << condition;
+  ((std::cout << ' ' << words), ...);
+  std::cout << std::endl;
   std::exit(1);
 }
 

@@ -168,7 +168,9 @@ __device__ inline bool is_last_of_grid(int64_t* rng) {
   if (gridDim.x == 1) return true;  // a fence and an atomic take longer than a short chain's arithmetic
   __threadfence();
   const auto before = atomicAdd(reinterpret_cast<unsigned long long*>(rng + kTicket), 1ull);
-  return before % gridDim.x + 1 == gridDim.x;
+  const bool is_last = before % gridDim.x + 1 == gridDim.x;
+  if (is_last) __threadfence();  // what follows in this block comes after what all others did before theirs
+  return is_last;
 }
 // The answer is in thread 0.
 __device__ inline bool is_last_block(int64_t* rng) {

@@ -49,10 +49,14 @@ struct Shape {
 // <<<>>>: every C++ compiler reads it, and bench/sanitize/emulator runs what it launches.
 template <typename... Parameters, typename... Arguments>
 void launch(const char* what, const Shape& shape, void (*kernel)(Parameters...), const Arguments&... arguments) {
-  if (shape.shared_bytes > 48 << 10)  // a kernel has to ask for more
+  if (shape.shared_bytes > 48 << 10) {  // a kernel has to ask for more
+    const size_t most = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    STD_TORCH_CHECK(shape.shared_bytes <= most, "lae_fast: ", what, " of this size takes ", shape.shared_bytes,
+                    " bytes of a block's shared memory; this GPU has ", most);
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     static_cast<int>(shape.shared_bytes)),
                what);
+  }
   cudaLaunchAttribute cooperative = {};
   cooperative.id = cudaLaunchAttributeCooperative;
   cooperative.val.cooperative = 1;

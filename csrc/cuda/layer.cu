@@ -22,7 +22,7 @@ constexpr int kRows = kTile / kWarps;  // of a tile, by a warp
 constexpr int kLanes = 32 / kRows;     // threads for a row of the tile where it ends, two neighbouring columns each
 constexpr int kSlices = kWarps / 2;    // of the inner dimension: two warps multiply half of the tile each
 constexpr int kSumStride = kTile + 8;  // what a half of a warp writes lies in banks of its own
-constexpr int kMaxInner = 896;         // 227 KiB of shared memory hold that many
+constexpr int kMaxInner = 896;         // 227 KiB of shared memory hold that many, of compute capability 9.0
 constexpr int kStep = 16;              // of the inner dimension, in one product of the tensor cores
 static_assert(kLanes * 2 == kTile);
 

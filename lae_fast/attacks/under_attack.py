@@ -20,6 +20,10 @@ from lae_fast.isolation import isolated
 class Robustness(NamedTuple):
     """A classifier's accuracy and loss under attack, one entry for each eps; float64, on the CPU.
 
+    Attributes:
+        accuracy: fraction of the images, [K].
+        loss: mean cross-entropy, nats per image, [K].
+
     Example:
         >>> classifier = torch.nn.Identity()  # logits are the two pixels
         >>> x, labels = torch.tensor([[0.6, 0.5]]), torch.tensor([0])
@@ -28,8 +32,8 @@ class Robustness(NamedTuple):
         ([1.0, 0.0], True)
     """
 
-    accuracy: Tensor  # [K], fraction of the images
-    loss: Tensor  # [K], nats per image: mean cross-entropy
+    accuracy: Tensor
+    loss: Tensor
 
 
 @torch.inference_mode(False)  # foreign attacks expect to take gradients

@@ -18,7 +18,8 @@ from lae_fast.data.images import as_split
 from lae_fast.data.splits import DataError, Source, Split
 
 TIMEOUT = 20  # seconds without an answer, per file
-EXTRA = "pip install 'lae_fast[data]'"
+# Each torchvision works with exactly one torch: named, the one that is there stays.
+EXTRA = f"pip install 'lae_fast[data]' torch=={torch.__version__.partition('+')[0]}"
 
 
 @contextmanager

@@ -38,6 +38,12 @@ MANY = 1 / 3  # share of images with collapsed weights that deserves a warning
 class Schedule(NamedTuple):
     """Temperatures and step sizes of annealing; a pilot run fixes them before anything is estimated.
 
+    Attributes:
+        seed: of the pilot run; an estimate must use another seed.
+        base: "encoder" or "prior".
+        beta: the temperatures, from 0 to 1, [K + 1], float64.
+        step_size: eta of the moves at beta[1] .. beta[K - 1], in units of the base, [K - 1], float64.
+
     Example:
         >>> beta, step_size = (torch.linspace(0, 1, 11, dtype=torch.float64), torch.full((9,), 0.5, dtype=torch.float64))
         >>> schedule = lae_fast.Schedule(seed=1, base="prior", beta=beta, step_size=step_size)  # of one's own, without a pilot run
@@ -45,10 +51,10 @@ class Schedule(NamedTuple):
         2
     """
 
-    seed: int  # seed of the pilot run; an estimate must use another seed
-    base: str  # "encoder" or "prior"
-    beta: Tensor  # [K + 1], float64: from 0 to 1
-    step_size: Tensor  # [K - 1], float64: eta of the moves at beta[1] .. beta[K - 1], in units of the base
+    seed: int
+    base: str
+    beta: Tensor
+    step_size: Tensor
 
 
 class AISEstimate(NamedTuple):
@@ -57,6 +63,12 @@ class AISEstimate(NamedTuple):
     The standard error is that of `log_likelihood`, by the delta method; for a reverse estimate it is conditional on the
     one exact draw of each image. C chains cannot report more than about 1 nat: where one chain holds nearly all weight, and
     the effective sample size is near 1, the estimate can be off by many times the standard error.
+
+    Attributes:
+        log_likelihood: log of the mean weight, nats.
+        standard_error: of `log_likelihood`, nats.
+        acceptance_rate: a mean over chains and temperatures.
+        effective_sample_size: of the weights, 1 to n_chains: near 1 the standard error says nothing.
 
     Example:
         >>> from torch import nn
@@ -69,10 +81,10 @@ class AISEstimate(NamedTuple):
         (torch.Size([8]), True)
     """
 
-    log_likelihood: Tensor  # nats: log of the mean weight
-    standard_error: Tensor  # nats
-    acceptance_rate: Tensor  # mean over chains and temperatures
-    effective_sample_size: Tensor  # of the weights, 1 to n_chains: near 1 the standard error says nothing
+    log_likelihood: Tensor
+    standard_error: Tensor
+    acceptance_rate: Tensor
+    effective_sample_size: Tensor
 
 
 class _Draws(NamedTuple):
@@ -514,8 +526,9 @@ def simulated_gap(
         True
     """
     checks.count("n_images", n_images)
-    generator = torch.Generator(next(model.parameters()).device).manual_seed(checks.seed("seed", seed))
-    images, z = model.simulate(n_images, generator)
+    # The chains start with the numbers of `seed`, and pilot runs with those of `apart(seed)`: z must be independent of both.
+    apart = seeds.apart(seeds.apart(checks.seed("seed", seed)))
+    images, z = model.simulate(n_images, torch.Generator(next(model.parameters()).device).manual_seed(apart))
     below, above = _annealed(model, images, [(schedule, None), (schedule, z)], n_chains, seed, share=share)
     _warn(below, n_chains)
     return (above.log_likelihood - below.log_likelihood).mean().item()

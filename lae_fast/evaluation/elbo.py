@@ -21,15 +21,21 @@ from lae_fast.models.likelihood import gaussian_rate, negative_log_prior
 class Evaluation(NamedTuple):
     """Means over the images.
 
+    Attributes:
+        negative_elbo: reconstruction + rate, nats per image.
+        reconstruction: E_q[-log p(x|z)], nats per image.
+        rate: KL(q(z|x) || p(z)), nats per image.
+        mse: squared error per pixel of the image decoded from the mean of q(z|x).
+
     Example:
         >>> lae_fast.Evaluation(negative_elbo=100.0, reconstruction=88.0, rate=12.0, mse=0.01).sentence()
         'negative ELBO 100.00 = reconstruction 88.00 + rate 12.00 nats per image, MSE 0.0100 per pixel'
     """
 
-    negative_elbo: float  # nats per image: reconstruction + rate
-    reconstruction: float  # nats per image: E_q[-log p(x|z)]
-    rate: float  # nats per image: KL(q(z|x) || p(z))
-    mse: float  # per pixel: squared error of the image decoded from the mean of q(z|x)
+    negative_elbo: float
+    reconstruction: float
+    rate: float
+    mse: float
 
     def sentence(self) -> str:
         """The evaluation as a sentence, for people."""

@@ -17,7 +17,7 @@ from typing import Literal
 import tyro
 
 from lae_fast import checks, console, progress
-from lae_fast.checkpoint import CheckpointError, write_atomically
+from lae_fast.checkpoint import CheckpointError, sweep, write_atomically
 from lae_fast.console import complain, say
 from lae_fast.data import DataError
 from lae_fast.experiments import drawings, render
@@ -29,7 +29,7 @@ from lae_fast.experiments.likelihood_document import Document
 from lae_fast.experiments.presets import PRESETS, Preset
 from lae_fast.experiments.questions import questions
 from lae_fast.experiments.recipes import Lab, Recipe, ordered
-from lae_fast.experiments.record import Measured, Record
+from lae_fast.experiments.record import Drawn, Measured, Record
 from lae_fast.experiments.runner import run
 from lae_fast.experiments.style import STYLE
 from lae_fast.experiments.tables import Table, tables
@@ -52,16 +52,17 @@ class Options:
     """The report's experiments, beside the published numbers, with a verdict on each of its claims."""
 
     artefacts: tyro.conf.Positional[tuple[str, ...]] = ("all",)
-    """all; or any of table1 .. table9, figure1 .. figure5, beyond. Or likelihood, and perhaps which of its parts, binary, grey
-    and paper: which model finds test images more likely, on level ground; each part has a document of its own."""
+    """all; or any of table1 .. table9, figure1 .. figure5, beyond, or of the latter beyond-few-labels, beyond-imbalance and
+    beyond-adversarial. Or likelihood, and perhaps which of its parts, binary, grey and paper: which model finds test images more likely, on
+    level ground; each part has a document of its own."""
     preset: Literal["quick", "cpu", "report"] = "cpu"
-    """quick: a small subset, some minutes, to see that everything works. cpu: what two cores do in a night, about seven hours. report: the
+    """quick: a small subset, some minutes, to see that everything works. cpu: what two cores do in a night, about eight hours. report: the
     report's own setting, up to 1,000 epochs: for a GPU."""
     seeds: int | None = None
     """Seeds of every row; default: the preset's."""
     output: Path | None = None
     """Folder of report.md, report.csv and the figures; default results, with quick runs/quick, with report results/full. What its
-    report.jsonl has from earlier runs stays in the document, with its commit, until it is measured anew."""
+    report.jsonl (of likelihood: likelihood.jsonl) has from earlier runs stays in the document, with its commit, until it is measured anew."""
     cache: Path = Path("runs/experiments")
     """Folder of what has been trained and measured. Nothing in it is computed twice: the same command goes on where it was stopped."""
     dataset: Literal["auto", "mnist", "fashion-mnist", "kmnist", "emnist-digits", "digits"] = "auto"
@@ -76,8 +77,8 @@ class Options:
     """Models that one process trains at once, with --workers 1; default: 10 on a GPU, where their steps are branches of one CUDA graph,
     else 1."""
     missing: bool = False
-    """Of tables and claims make only what report.jsonl lacks: what other code has measured is not measured anew, but where models are
-    needed for what is missing. Figures need their models."""
+    """Make only the numbers of tables and claims that report.jsonl lacks, by whatever code it has the others. A model is trained only
+    if such a number, or a figure, needs it."""
 
     def __post_init__(self) -> None:
         for name in ("seeds", "workers", "side_by_side"):
@@ -133,7 +134,14 @@ class Experiments:
         )
         self.lab = self.open_lab()
         self.folder = options.folder()
-        self.record = Record(self.folder, self.lab.digest)
+        name = "likelihood" if options.artefacts[:1] == ("likelihood",) else "report"
+        self.record = Record(self.folder / f"{name}.jsonl", self.lab.digest)
+        if self.record.is_of_other_data():
+            raise ValueError(
+                f"{self.folder} holds measurements of other data than {self.lab.source}; expected an --output of its own for these"
+            )
+        for folder in (self.folder, options.cache):
+            sweep(folder, age=3600.0)  # what killed runs have left; others may write there now
         self.design = options.design()
         self.tables, self.figures = tables(self.design), figures(self.design)
         self.claims, self.questions = claims(self.design), questions(self.design)
@@ -250,6 +258,7 @@ class Experiments:
 
         def write() -> None:
             Document(likelihood, part, tuple(self._facts(wanted()))).write(self.folder)
+            self.record.write()
 
         write()
         while todo := [r for r in wanted() if not self.lab.has(r) and r not in self.failed]:
@@ -295,6 +304,8 @@ class Experiments:
             buffer = io.BytesIO()
             figure.savefig(buffer, format="png", dpi=160, metadata={"Software": None})
             write_atomically(self.folder / f"{name}.png", buffer.getvalue())
+        if name in self.figures:
+            self.record.add(Drawn(name), Measured({}, self.lab.provenance))
 
     def _origins(self, what: str, recipes: Iterable[Recipe] | None = None) -> str:
         """All commits, machines or versions that made the known products; with counts if there are several."""
@@ -329,14 +340,15 @@ class Experiments:
 
     def _write(self) -> None:
         facts = self._facts(r for name in (*self.tables, *self.figures) for r in self.recipes(name))
-        titles = {name: title for name, (title, _) in SKETCHES.items()} | {
-            n: f.title for n, f in self.figures.items()
-        }
+        captions = {name: title for name, (title, _) in SKETCHES.items()}
+        for name, figure in self.figures.items():
+            if drawn := self.record.find(Drawn(name)):  # of this data
+                captions[name] = f"{figure.title}. Commit: {drawn.provenance['commit']}"
         render.write(
             self.folder,
             facts,
             [self._signed(t) for t in self.tables.values()],
-            titles,
+            captions,
             self.claims,
             self.questions,
             self.metrics,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import gc
 import math
@@ -96,10 +97,12 @@ class TrainedAutoencoder(Recipe):
 
 
 def report_posterior(model: Autoencoder) -> Autoencoder:
-    """The model, now with the q(z|x) of the report's code: the VAE's own, or for an LAE N(f(x), 0.05^2 I)."""
-    if isinstance(model, LAE):
-        model.set_constant_std(REPORT_SCALE)
-    return model
+    """A model with the q(z|x) of the report's code: the VAE, which has its own, or of an LAE a copy with N(f(x), 0.05^2 I)."""
+    if not isinstance(model, LAE):
+        return model
+    copied = copy.deepcopy(model)
+    copied.set_constant_std(REPORT_SCALE)
+    return copied
 
 
 class _Training:

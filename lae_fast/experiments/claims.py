@@ -186,9 +186,11 @@ def _interpolation(d: Design) -> Iterator[Measurement]:
     vae = d.vae(2)
     for rule in JUDGED:
         lae = d.lae(rule, 2)
-        what = f"figure 5, {rule}: change from image to image, LAE - VAE"
+        what = f"across one s.d. of the codes, {rule}: change from image to image, LAE - VAE"
         yield Measurement(what, d.planes(lae), d.planes(vae), "roughness")
-        what = f"figure 5, {rule}: how sure a classifier is of the images, LAE - VAE, points"
+        what = (
+            f"across one s.d. of the codes, {rule}: how sure a classifier is of the images, LAE - VAE, points"
+        )
         yield Measurement(what, d.recognised(lae), d.recognised(vae), "confidence", -1)
 
 

@@ -124,16 +124,20 @@ class TrainedClassifier(Recipe):
         """The training images of this recipe; the seed decides the choice."""
         if self.per_class is None and self.rare is None:
             return split
+        index = self.kept(split.labels)
+        return Labelled(split.images[index], split.labels[index])
+
+    def kept(self, labels: Tensor) -> Tensor:
+        """Which of the images with labels [N] are those of `training_set`: their indices, in order."""
         generator = torch.Generator().manual_seed(self.seed)
         kept = []
         for label in range(10):
-            members = (split.labels == label).nonzero().squeeze(1).cpu()
+            members = (labels == label).nonzero().squeeze(1).cpu()
             n = len(members) if self.per_class is None else min(self.per_class, len(members))
             if label == self.rare:
                 n = max(1, n // 100)
             kept.append(members[torch.randperm(len(members), generator=generator)[:n]])
-        index = torch.cat(kept).sort().values.to(split.labels.device)
-        return Labelled(split.images[index], split.labels[index])
+        return torch.cat(kept).sort().values.to(labels.device)
 
     def passes(self, labels: Tensor) -> Iterator[Iterator[Tensor]]:
         """Minibatches, indices [batch_size] into the training set with labels [N], epoch by epoch; or all `n_updates` at once."""
@@ -212,7 +216,8 @@ class LatentClassifier(Recipe):
     @torch.no_grad()
     def codes(self, model: Autoencoder, images: Tensor) -> tuple[Tensor, Tensor]:
         """Means and standard deviations, each [n, nz], of the report's q(z|x) of uint8 images [n, nx]."""
-        parts = [report_posterior(model).posterior(x / 255) for x in images.split(1000)]
+        encoder = report_posterior(model)
+        parts = [encoder.posterior(x / 255) for x in images.split(1000)]
         mean, std = (torch.cat(t) for t in zip(*parts, strict=True))
         return mean, std
 

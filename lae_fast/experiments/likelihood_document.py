@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,6 +17,10 @@ from lae_fast.checkpoint import write_atomically
 from lae_fast.experiments.contenders import OURS, Contender
 from lae_fast.experiments.likelihood import AS_GOOD, NAMES, PAPER, PUBLISHED, TIMED, Likelihood, Unknown
 from lae_fast.experiments.recipes import Recipe
+from lae_fast.experiments.render import NOT_YET
+from lae_fast.experiments.verdicts import FAILS, HOLDS, Row, judge
+
+Scores = Callable[[str, int], Iterable[Recipe]]  # (name, nz) -> a recipe for each seed
 
 
 def mean_and_error(values: Sequence[float], digits: int = 2) -> str:
@@ -27,17 +33,14 @@ def mean_and_error(values: Sequence[float], digits: int = 2) -> str:
     return f"{middle:.{digits}f} ± {statistics.stdev(values) / math.sqrt(len(values)):.{digits}f}"
 
 
-def difference(ours: Sequence[float], theirs: Sequence[float]) -> str:
-    """Mean ± standard error of the differences, seed by seed; bold beyond two standard errors."""
-    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
+def difference(differences: Sequence[float]) -> str:
+    """Mean ± standard error of differences, seed by seed."""
     if not all(map(math.isfinite, differences)):
         return "diverged"
     middle = statistics.fmean(differences)
     if len(differences) < 2:
         return f"{middle:+.2f}"
-    error = statistics.stdev(differences) / math.sqrt(len(differences))
-    text = f"{middle:+.2f} ± {error:.2f}"
-    return f"**{text}**" if abs(middle) > 2 * error else text
+    return f"{middle:+.2f} ± {statistics.stdev(differences) / math.sqrt(len(differences)):.2f}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Document:
             try:
                 texts.append(cell())
             except Unknown:
-                texts.append("not run yet")
+                texts.append(NOT_YET)
             except KeyError:
                 texts.append("")
         return f"| {label} | {' | '.join(texts)} |"
@@ -91,19 +94,29 @@ class Document:
     def _mean(self, recipes: Iterable[Recipe], key: str, digits: int = 2) -> str:
         return mean_and_error(self._values(recipes, key), digits)
 
-    def _difference(self, recipes: Callable[[str, int], Iterable[Recipe]], name: str, nz: int) -> str:
-        if name == OURS:
-            return ""
-        return difference(self._values(recipes(OURS, nz), "nll"), self._values(recipes(name, nz), "nll"))
+    def _differences(self, names: Iterable[str], recipes: Scores) -> dict[tuple[str, int], str]:
+        """Our LAE minus each of the others, by name and nz, as far as known; in bold those that noise does not explain."""
+        found: dict[tuple[str, int], tuple[float, ...]] = {}
+        for name, nz in itertools.product(names, self.likelihood.study.dimensions):
+            with contextlib.suppress(Unknown):
+                ours, theirs = (self._values(recipes(n, nz), "nll") for n in (OURS, name))
+                found[name, nz] = tuple(a - b for a, b in zip(ours, theirs, strict=True))
+        verdicts = judge([Row(d) for d in found.values()])
+        return {
+            key: f"**{difference(d)}**" if verdict.text in (HOLDS, FAILS) else difference(d)
+            for (key, d), verdict in zip(found.items(), verdicts, strict=True)
+        }
 
-    def _table(self, names: Iterable[str], recipes: Callable[[str, int], Iterable[Recipe]]) -> Iterator[str]:
+    def _table(self, names: Sequence[str], recipes: Scores) -> Iterator[str]:
         dimensions = self.likelihood.study.dimensions
+        differences = self._differences([n for n in names if n != OURS], recipes)
         headings = [f"nz {nz}" for nz in dimensions] + [f"LAE minus it, nz {nz}" for nz in dimensions]
         yield f"| model | {' | '.join(headings)} |"
         yield "|---|" + "---:|" * len(headings)
         for name in names:
             cells = [lambda n=name, z=nz: self._mean(recipes(n, z), "nll") for nz in dimensions]
-            cells += [partial(self._difference, recipes, name, nz) for nz in dimensions]
+            unknown = "" if name == OURS else NOT_YET
+            cells += [partial(str, differences.get((name, nz), unknown)) for nz in dimensions]
             yield self._row(name, cells)
         yield ""
 
@@ -128,7 +141,8 @@ class Document:
             f"All models: the report's networks (nh {s.nh}), T = 2, Adam, {s.images:,} training images in the same minibatches, seed by "
             f"seed. -log p(x) in nats on the last {s.n_scored:,} test images, which no choice has used: nz 2 by quadrature, others by "
             f"AIS ({s.n_temperatures} temperatures, 8 chains), a stochastic upper bound. Mean ± standard error over {s.n_seeds} seeds; "
-            "differences are paired by seed, negative where the LAE is better, bold beyond two standard errors."
+            "differences are paired by seed, negative where the LAE is better; bold where p is up to 0.05 by Student's t test, two-sided, "
+            "after Holm's correction for the differences of the table."
         )
         yield ""
         if self.part == "grey":

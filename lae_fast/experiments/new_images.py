@@ -48,7 +48,9 @@ class TrainedOnNewImages(TrainedClassifier):
 
         images, labels = self.training_set(lab.train)
         codes = encode(lab.train.images)
-        mixture = fit_classes(encode(images), labels, codes)
+        is_kept = torch.zeros(len(codes), dtype=torch.bool, device=codes.device)
+        is_kept[self.kept(lab.train.labels)] = True
+        mixture = fit_classes(codes[is_kept], labels, codes[~is_kept])
         n_certain = max(1, len(codes) // (2 * N_CLASSES))  # about half of each class
         certain = mixture.posterior(codes).topk(n_certain, dim=0).indices  # [n_certain, classes]
 

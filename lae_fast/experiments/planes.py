@@ -17,11 +17,25 @@ GRID = 20  # images along each axis
 
 
 @torch.no_grad()
-def interpolation(model: Autoencoder, n: int) -> Tensor:
-    """The report's figure 5: mean images [n, n, nx] at z from (-1, 1), top left, to (1, -1), bottom right."""
+def interpolation(
+    model: Autoencoder, n: int, centre: Tensor | float = 0, scale: Tensor | float = 1
+) -> Tensor:
+    """The report's figure 5: mean images [n, n, nx] at z from (-1, 1), top left, to (1, -1), bottom right; or at centre + scale z."""
     axis = torch.linspace(-1, 1, n)
-    z = torch.cartesian_prod(-axis, axis).flip(1)
-    return torch.unflatten(model.decode(z.to(next(model.parameters()).device)), 0, (n, n))
+    z = torch.cartesian_prod(-axis, axis).flip(1).to(next(model.parameters()).device)
+    return torch.unflatten(model.decode(centre + scale * z), 0, (n, n))
+
+
+@torch.no_grad()
+def _codes(model: Autoencoder, lab: Lab) -> Tensor:
+    """Codes [N, 2] of the test images."""
+    return torch.cat([model.encode(x / 255) for x in lab.test.images.split(1000)])
+
+
+def _across(model: Autoencoder, codes: Tensor) -> Tensor:
+    """Mean images [GRID, GRID, nx] within one standard deviation of the codes' mean: the codes of some models are a hundred times
+    as large as those of others, and figure 5's square is a dot among them."""
+    return interpolation(model, GRID, codes.mean(0), codes.std(0))
 
 
 def confusion(z: Tensor, labels: Tensor, n_classes: int = 10) -> Tensor:
@@ -48,12 +62,12 @@ class Plane(Recipe):
     @torch.no_grad()
     def make(self, lab: Lab) -> Product:
         model = self.autoencoder.load(lab)
-        z = torch.cat([model.encode(x / 255) for x in lab.test.images.split(1000)])
+        z = _codes(model, lab)
         fractions = confusion(z, lab.test.labels)
         pairs = (fractions + fractions.T).triu(1)
         nine = pairs[4, 9].item()
         pairs[4, 9] = 0
-        images = interpolation(model, GRID)
+        images = _across(model, z)
         steps = [images.diff(dim=axis).square().mean(-1).sqrt().mean() for axis in (0, 1)]
         return Product(
             {},
@@ -68,7 +82,7 @@ class Plane(Recipe):
 
 @dataclasses.dataclass(frozen=True)
 class Recognised(Recipe):
-    """A classifier's confidence about the interpolated images."""
+    """A classifier's confidence about the images across the plane."""
 
     autoencoder: TrainedAutoencoder
     classifier: TrainedClassifier
@@ -78,6 +92,7 @@ class Recognised(Recipe):
 
     @torch.no_grad()
     def make(self, lab: Lab) -> Product:
-        images = interpolation(self.autoencoder.load(lab), GRID).flatten(0, 1)
+        model = self.autoencoder.load(lab)
+        images = _across(model, _codes(model, lab)).flatten(0, 1)
         log_p = self.classifier.load(lab)(as_images(images))
         return Product({}, {"confidence": log_p.max(1).values.exp().mean().item()})

@@ -30,8 +30,7 @@ class Quality(Recipe):
         as_reported = evaluate(report_posterior(model), images, seed=self.autoencoder.seed)
         is_lae = isinstance(model, LAE)
         bce = as_reported.reconstruction if is_lae else as_reported.negative_elbo
-        if is_lae:
-            fit_posterior_scale(model, lab.train.images)
+        fit_posterior_scale(model, lab.train.images)
         quality = evaluate(model, images, n_draws=5)
         torch.manual_seed(self.autoencoder.seed)
         estimate, schedule = anneal(

@@ -61,7 +61,9 @@ def questions(d: Design) -> list[Claim]:
     for is_balanced, drawn in DRAWN.items():
         trained = partial(d.imbalanced, is_balanced=is_balanced)
         for metric, key in ((f"recall of {RARE}", f"recall_{RARE}"), ("accuracy", "accuracy")):
-            found += _asked("class imbalance", f"{RARE} at 1 %, drawn {drawn}", trained, metric, key)
+            found += _asked(
+                "class imbalance", f"{metric}, {RARE} at 1 %, drawn {drawn}", trained, metric, key
+            )
     found.append(Claim("adversarial", "Variations make adversarial training more robust", tuple(_on_top(d))))
     text = "Our strongest attack finds what AutoAttack finds"
     return [*found, Claim("all", text, tuple(_beside_autoattack(d)))]

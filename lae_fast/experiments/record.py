@@ -1,4 +1,4 @@
-"""`report.jsonl`: the measurements of all runs so far. What other code than today's has measured stays in the document until it is
+"""`report.jsonl` and `likelihood.jsonl`: the measurements of all runs so far. What other code than today's has measured stays in the document until it is
 measured anew, and says by which commit."""
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 from lae_fast.checkpoint import CheckpointError, write_atomically
 from lae_fast.experiments.recipes import Recipe
 
-NAME = "report.jsonl"
-
 
 class Measured(NamedTuple):
     metrics: dict[
@@ -22,21 +20,28 @@ class Measured(NamedTuple):
     provenance: dict[str, str]  # commit, machine, versions, kernels
 
 
+@dataclasses.dataclass(frozen=True)
+class Drawn(Recipe):
+    """A figure: nothing is measured, but it is of some data, by some commit."""
+
+    name: str
+
+
 class Record:
     """One line for each recipe on each data set: its fields, the data's digest, what was measured, and where.
 
     A recipe's code may have changed since; its fields are the same, and those that it did not have then are at their defaults.
 
     Args:
-        folder: where the file is, if there is one yet.
+        path: the file, if there is one yet.
         digest: of the data set.
 
     Raises:
         CheckpointError: a line is no measurement.
     """
 
-    def __init__(self, folder: Path, digest: str) -> None:
-        self.path, self.digest = folder / NAME, digest
+    def __init__(self, path: Path, digest: str) -> None:
+        self.path, self.digest = path, digest
         self._lines = self._read()  # by recipe and data
         self._added: dict[str, dict[str, Any]] = {}
 
@@ -59,6 +64,10 @@ class Record:
         """What was measured of a recipe on this data set, by whichever commit."""
         line = self._lines.get(_key(recipe.describe(), self.digest))
         return None if line is None else Measured(line["metrics"], line["provenance"])
+
+    def is_of_other_data(self) -> bool:
+        """Whether there are measurements, and all of other data."""
+        return bool(self._lines) and all(line["data"] != self.digest for line in self._lines.values())
 
     def add(self, recipe: Recipe, measured: Measured) -> None:
         """Take what was measured now, instead of what the record had of this recipe."""

@@ -15,6 +15,7 @@ from lae_fast.experiments.recipes import Recipe
 from lae_fast.experiments.tables import Column, Row, Table
 
 NOT_YET = "not run yet"
+COUNT = Column("", "", 0)
 INTRODUCTION = """\
 Every table and figure of the report that this package implements, measured beside the numbers it printed (*in italics*), and at the
 end its claims, each with a verdict. Mean ± standard deviation over seeds; all numbers, seed by seed, in the units of their columns:
@@ -22,7 +23,7 @@ end its claims, each with a verdict. Mean ± standard deviation over seeds; all 
 CLAIMS = """\
 Differences are taken seed by seed. p is that of Student's t test, two-sided, and then corrected by Holm's method for all judged rows of
 the claim. *Holds*: corrected p up to 0.05, in the claimed direction; *does not hold*: the same in the other; else *within noise*, which is
-no proof that there is no difference. Not judged: fewer than three seeds; accuracies that are both below 1 %; an attack whose steps go
+no proof that there is no difference. Not judged: fewer than three seeds; the same difference at each of them; accuracies that are both below 1 %; an attack whose steps go
 no further than at a smaller ε. An accuracy that is not reached within the limit takes infinitely many epochs."""
 
 
@@ -52,6 +53,12 @@ def spread(values: Sequence[float], column: Column) -> str:
     return f"{text} ± {_number(statistics.stdev(scaled), digits)}" if len(scaled) > 1 else text
 
 
+def _count(values: Sequence[float]) -> str:
+    """A count that is most often the same for all seeds; else mean ± standard deviation."""
+    texts = {_number(value, 0) for value in values}
+    return texts.pop() if len(texts) == 1 else spread(values, COUNT)
+
+
 def printed(row: Row, column: Column) -> str:
     """A published number; a dagger marks one that the report has divided by what it does not state."""
     value, is_divided = row.printed(column)
@@ -68,10 +75,10 @@ def _cells(row: Row, columns: Sequence[Column], found: list[dict[str, float]], n
     for column in columns:
         values = [m[column.key] for m in found if column.key in m]
         cells.append(spread(values, column) if values else "")
-    epochs, images = max(m["epochs"] for m in found), found[0].get("n_images", n_train)
+    counts = [[m["epochs"] for m in found], [m.get("n_images", n_train) for m in found]]
     diverged = sum(m.get("is_diverged", 0) for m in found)
     seeds = _seeds(len(found), len(row.recipes)) + (f", {diverged:.0f} diverged" if diverged else "")
-    return [*cells, _number(epochs, 0), _number(images, 0), seeds]
+    return [*cells, *(_count(values) for values in counts), seeds]
 
 
 def table(table: Table, metrics: Metrics, n_train: int) -> Iterator[str]:
@@ -180,14 +187,14 @@ def write(
     Args:
         found, asked: the report's claims, and questions beyond it.
         facts: sentences on machine, versions, data, command and time.
-        figures: name -> title; the report shows the figures whose picture lies in `folder`.
+        figures: name -> caption; the report shows those whose picture lies in `folder`.
         n_train: training images of the rows that do not state their own number.
     """
     lines = ["# The report, reproduced", "", INTRODUCTION, "", *(f"- {fact}" for fact in facts), ""]
 
     def pictures(names: Sequence[str]) -> Iterator[str]:
         for name in names:
-            if (folder / f"{name}.png").exists():
+            if name in figures and (folder / f"{name}.png").exists():
                 yield from (
                     f"![{figures[name]}]({name}.png)",
                     "",

@@ -77,8 +77,8 @@ QUALITY = (
 QUALITY_NOTE = """\
 "BCE" is what the report calls so: for the VAE the whole negative ELBO, for the LAE the reconstruction alone, at
 z ~ N(f(x), 0.05² I): two quantities in one row. The other columns are one quantity each, the same for all models: nats per
-test image, with q(z|x) the VAE's own and, for an LAE, N(f(x), diag(s²)) with the s that is best on training images;
--log p(x) by annealed importance sampling (an upper bound) over the first {likelihood_images} images. Grey pixels under a Bernoulli
+test image, with q(z|x) the model's own or, for joint decisions, which train none, N(f(x), diag(s²)) with the s that is best on
+training images; -log p(x) by annealed importance sampling (an upper bound) over the first {likelihood_images} images. Grey pixels under a Bernoulli
 likelihood are no density: compare these numbers with each other only. MSE is per pixel; † as published, some 5,000 times
 smaller: the report does not say what it is divided by. Acceptance is that of the last epoch; without MH every proposal counts, by the report's code with MH
 its (wrong) ratio decides."""

@@ -34,18 +34,20 @@ def obstacle(row: Row) -> str:
     if row.excluded:
         return row.excluded
     if n < LEAST_SEEDS:
-        return f"{n} of {LEAST_SEEDS} seeds"
-    return "" if all(map(math.isfinite, row.differences)) else "not finite"
+        return f"fewer than {LEAST_SEEDS} seeds"
+    if not all(map(math.isfinite, row.differences)):
+        return "not finite"
+    # Counts that are too coarse to differ have no standard error, which is no certainty. But for rounding:
+    is_constant = math.isclose(min(row.differences), max(row.differences), rel_tol=1e-9, abs_tol=1e-9)
+    return "the same difference at each seed" if is_constant else ""
 
 
 def p_value(differences: Sequence[float], margin: float = 0.0) -> float:
-    """Two-sided p value of Student's t test that the mean of n >= 2 differences is -margin, n - 1 degrees of freedom."""
+    """Two-sided p value of Student's t test that the mean of n >= 2 differences, not all equal, is -margin; n - 1 degrees of freedom."""
     from scipy.stats import t as student
 
     n, centre = len(differences), statistics.fmean(differences) + margin
     error = statistics.stdev(differences) / math.sqrt(n)
-    if error == 0:
-        return 0.0 if centre else 1.0
     return float(2 * student.sf(abs(centre) / error, n - 1))
 
 

@@ -143,6 +143,13 @@ def check_whole(module: nn.Module, advice: str, prefix: str = "") -> None:
             raise ValueError(f"{name} is sharded over processes; expected whole parameters: {advice}")
 
 
+def add_gradient(p: nn.Parameter, gradient: Tensor) -> None:
+    """Add a gradient to those of a parameter, laid out in memory as the parameter is: fused optimizers pair elements by place."""
+    if gradient.stride() != p.stride():
+        gradient = torch.empty_like(p).copy_(gradient)
+    p.grad = gradient if p.grad is None else p.grad + gradient
+
+
 def option_defaults(cls: type[Autoencoder]) -> dict[str, Any]:
     """The options of a class of models, which are the keyword-only arguments of its signature, with their defaults."""
     parameters = inspect.signature(cls).parameters.values()

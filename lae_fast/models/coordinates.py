@@ -47,7 +47,8 @@ class Memory:
         h: [n, d], the features of a new minibatch.
         n_batches: [], how many minibatches have been averaged so far.
         length: the first `length` minibatches count equally, then each new minibatch counts for 1 / length.
-        ridge: what `root` adds to the diagonal of gram, in units of its mean.
+        ridge: what `root` adds to the diagonal of gram, in units of its mean; where the sum has no root, as with 0 and fewer images
+            than features, a little for its rounding.
         share: other processes hold the rest of the minibatch. What they add up are the normal equations, d (d + nz) numbers a
             process: fewer than h and moves, n (d + nz), where there are more images than features. None: h is all of it.
 
@@ -85,7 +86,12 @@ class Memory:
         eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
         # cholesky_ex does not wait for the device
         mean = gram.diagonal().mean().clamp(min=1e-30)  # features that are all 0 leave phi where it is
-        root = torch.linalg.cholesky_ex(gram + self.ridge * mean * eye).L
+        root, info = torch.linalg.cholesky_ex(gram + self.ridge * mean * eye)
+        least = (
+            10 * len(gram) * torch.finfo(gram.dtype).eps
+        )  # what a gram of any rank needs to have a root, for its rounding
+        if self.ridge < least:
+            root = torch.where(info == 0, root, torch.linalg.cholesky_ex(gram + least * mean * eye).L)
         # On a GPU solving for a few columns takes longer than many products with the inverse.
         inverse = torch.linalg.solve_triangular(root, eye, upper=False) if h.is_cuda else None
         return _Renewed(weight, gram, root, inverse)

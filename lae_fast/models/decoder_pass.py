@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lae_fast import ops
+from lae_fast import checks, ops
 from lae_fast.isolation import differentiable
 from lae_fast.models import layers, layers_in_parts, whole_layers
 from lae_fast.models.autoencoder import Autoencoder
@@ -137,12 +137,34 @@ class DecoderPass:
             z = z.detach().requires_grad_(to_z)
             inputs = [z] * to_z + self.parameters * to_weights
             energy = self.model.potential(self.x, z)
+            if not torch.compiler.is_compiling() and not hasattr(self, "latest"):  # once for each minibatch
+                self._check_leaves(energy, z)
             gradients = torch.autograd.grad(energy.sum(), inputs, allow_unused=True)
         whole = [
             torch.zeros_like(p) if g is None else g.contiguous()
             for p, g in zip(inputs, gradients, strict=True)
         ]
         return energy.detach(), whole
+
+    def _check_leaves(self, energy: Tensor, z: Tensor) -> None:
+        """Raise a ValueError if the energy has a derivative by a tensor that is not among `parameters`: nobody would take it."""
+        known, names = (
+            {id(t) for t in (z, *self.parameters)},
+            {id(p): n for n, p in self.model.named_parameters()},
+        )
+        nodes = [energy.grad_fn]
+        seen = set(nodes)
+        while nodes:
+            node = nodes.pop()
+            leaf = getattr(node, "variable", None)
+            if leaf is not None and id(leaf) not in known:
+                raise ValueError(
+                    f"the energy depends on {names.get(id(leaf), checks.describe(leaf))}, which is no parameter of decoder or "
+                    "likelihood and would get no gradient; expected it registered there, or without requires_grad"
+                )
+            following = {n for n, _ in node.next_functions if n is not None} - seen
+            seen |= following
+            nodes += following
 
 
 class _ByAutograd(NamedTuple):

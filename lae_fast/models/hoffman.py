@@ -94,7 +94,8 @@ class Hoffman(AutoencoderWithChain, VAE):
         enters only the gradient, not the value.
 
         Raises:
-            ValueError: an image's potential is not a function of its own z: Dropout or BatchNorm in the decoder.
+            ValueError: an image's potential depends on other images (BatchNorm in the decoder) or, with `mh`, is not a function
+                (Dropout).
         """
         with products_in(self.precision, x.device):
             mean, std = (t.to(x.dtype) for t in self.posterior(x))
@@ -113,9 +114,9 @@ class Hoffman(AutoencoderWithChain, VAE):
 
         def evaluate(rows: Tensor) -> tuple[Tensor, Tensor]:
             with products_in(self.chain_precision, x.device):
-                return evaluate_potential(lambda z: self.potential(x, z), rows, n)
+                return evaluate_potential(lambda z: self.potential(x, z), rows, n, self.mh)
 
-        if self.mh and not is_dense(self, x):
+        if not is_dense(self, x):
             self._check_function(x, z, by_row=True)
         start = z.clone() if self.start == "encoder" else self._normals(z)
         chains = Chains(

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from lae_fast import checks
 from lae_fast.beside import Beside
-from lae_fast.models.autoencoder import check_whole, images_for
+from lae_fast.models.autoencoder import add_gradient, check_whole, images_for
 from lae_fast.models.coordinates import DatapointCoordinates, JointCoordinates, Memory
 from lae_fast.models.decoder_pass import DecoderPass, decoder_pass, is_dense
 from lae_fast.models.likelihood import Likelihood
@@ -37,29 +37,30 @@ class _KnownGradients(torch.autograd.Function):
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         factor, gradients = (cotangent * ctx.scale).to(ctx.saved_tensors[0].dtype), []
         for g in ctx.saved_tensors:
-            # Some gradients are transposed in memory; the results are contiguous, like the parameters.
+            # Some gradients are transposed in memory; the results are contiguous, as most parameters are.
             out = torch.empty_like(g, memory_format=torch.contiguous_format)
             gradients.append(torch.mul(g, factor.to(g.dtype), out=out))
         return None, None, *gradients, *([None] * len(gradients))
 
 
 class LAE(AutoencoderWithChain):
-    """An encoder z = phi g(x) whose last layer phi is moved by a Langevin chain instead of an optimizer.
+    """An encoder z = phi g(x) whose last layer phi learns from Langevin chains instead of an optimizer.
 
-    Every call of `loss` runs `n_steps` steps of the chain on that minibatch's potentials U(x_i, z_i) and returns their
-    average over these steps. Only the chain moves phi; the optimizer moves decoder, likelihood and features.
-    phi [nz, d] is a buffer, part of the `state_dict`. There are two kinds of decisions:
+    In train mode every call of `loss` runs `n_steps` steps of chains with the minibatch's potentials U(x_i, z_i), and returns
+    their average over `decoder_window`: by default U after the last step. In eval mode no chain runs, and `loss` is the
+    negative ELBO. The optimizer moves decoder, likelihood and features, never phi [nz, d], which is a buffer, part of the
+    `state_dict`. There are two kinds of decisions:
 
+    - "datapoint", the default: n chains move the codes z_i, each with its own decisions, so that every kernel leaves its
+      p(z_i|x_i) invariant, whatever d and n are, as in `langevin_sample`. After T steps the codes are written back into phi by
+      least squares: rank, memory and ridge decide how well phi remembers them, not what the chains target.
     - "joint": Algorithm 2 to the letter. One chain moves phi itself, its target is exp(-V(phi)),
       V(phi) = sum_i U(x_i, phi g(x_i)), and one decision accepts or rejects all codes. If the features of the minibatch
       have rank n (so d >= n), the codes then follow the product of the posteriors p(z_i|x_i); otherwise they cannot.
-    - "datapoint": n chains move the codes z_i, each with its own decisions, so that every kernel leaves its p(z_i|x_i)
-      invariant, whatever d and n are, as in `langevin_sample`. After T steps the codes are written back into phi by least
-      squares: rank, memory and ridge decide how well phi remembers them, not what the chains target.
 
     Both have the same law where the features have rank n; but joint steps are shorter, as all of n nz elements share one
-    decision. For one datapoint and one feature they are the same chain. Between two visits of an image phi moves on, so
-    its chain starts anew: the codes of the moved phi are no draws of p(z|x), and after T steps z is closer to one.
+    decision. For one datapoint and one feature they are the same chain. Between two visits of an image phi moves on, and
+    its chain starts anew. After T steps z has exactly the law p(z|x) only if it had it before. Otherwise T steps bring it closer.
 
     q(z|x) for evaluation is N(phi g(x), diag(s^2)). With `spread` log s is affine in the features, and the optimizer trains it
     by the negative ELBO at the start of the chains; else s [nz] is the same for all images, 0.05 until `fit_posterior_scale`.
@@ -75,7 +76,8 @@ class LAE(AutoencoderWithChain):
             (datapoint decisions).
         memory: minibatches over which phi averages the codes that are written back (datapoint decisions), and `whiten` the
             features' second moments.
-        ridge: added to the features' mean second moments, in units of their mean diagonal, in the write-back and in `whiten`.
+        ridge: added to the features' mean second moments, in units of their mean diagonal, in the write-back and in `whiten`. Where there are fewer
+            images than features, as little as 0 makes `whiten` move phi far.
         whiten: move phi L instead of phi, where L L^T is a running average of H^T H / n plus the ridge: all directions then
             mix equally fast. L is fixed during the T steps of a minibatch (joint decisions).
         step_size: as in the base class. Joint decisions: per example, as in the published code, eta = step_size / n for a
@@ -234,9 +236,9 @@ class LAE(AutoencoderWithChain):
         proposals.
 
         Raises:
-            ValueError: the potential is not a function (a decoder with Dropout) or, with
-                datapoint decisions, an image's potential depends on other images (BatchNorm in train mode); or the decoder
-                is sharded by itself.
+            ValueError: with `mh`, the potential is not a function (a decoder with Dropout); with datapoint decisions, also without
+                `mh`, an image's potential depends on other images (BatchNorm in train mode); the decoder or the likelihood uses a
+                trained tensor that is no parameter of theirs; or the decoder is sharded by itself.
         """
         value, inputs, known, kept = self._run(x)
         kept()
@@ -258,7 +260,7 @@ class LAE(AutoencoderWithChain):
             kept()
         for p, g in pairs:
             if p.is_leaf:
-                p.grad = g if p.grad is None else p.grad + g  # the encoder may share it
+                add_gradient(p, g)  # the encoder may share it
         return value
 
     def _is_known(self) -> bool:
@@ -286,7 +288,7 @@ class LAE(AutoencoderWithChain):
             h = self.features(x).to(x.dtype)  # [n, d]
             log_std = self.log_std(h).to(x.dtype) if self.spreads else None  # [n, nz]
         with torch.no_grad(), chain_context(self.mh, x.device):
-            if self.mh and not is_dense(self, x):
+            if (self.mh or not self.is_joint) and not is_dense(self, x):
                 self._check_function(x, h.detach() @ self.phi.T, by_row=not self.is_joint)
             decoder = decoder_pass(self, x.contiguous(), by_row=not self.is_joint)
             value, known, kept = self._run_chain(decoder, self.coordinates(h.detach(), log_std))
@@ -399,7 +401,7 @@ def _means(sums: list[Tensor], n: int) -> list[Tensor]:
 
 
 def _scaled(tensors: list[Tensor], scale: float) -> list[Tensor]:
-    """scale * t for each, in its place; where it is transposed in memory the result is contiguous, like the parameters."""
+    """scale * t for each, in its place; where it is transposed in memory the result is contiguous, as most parameters are."""
     result = [t if t.is_contiguous() else t.new_empty(t.shape) for t in tensors]
     for t, out in zip(tensors, result, strict=True):
         if out is not t:

@@ -11,6 +11,7 @@ A likelihood without a kernel is a subclass of `Likelihood` with `pixel_energies
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 from lae_fast import checks, ops
 from lae_fast.ops.energies import logistic_pixels
 from lae_fast.ops.torch_private import is_transformed
+
+PAIRED = 2**22  # pixels that `all_pairs` holds at a time, or those of one output beside all images
 
 
 def negative_log_prior(z: Tensor) -> Tensor:
@@ -41,7 +44,8 @@ class Likelihood(nn.Module):
     """Base of all likelihoods. Outputs in half precision are converted to float32.
 
     Attributes:
-        kind: the fused kernel that computes the energy; None: there is no kernel, and `pixel_energies` computes the energy.
+        kind: the fused kernel that computes the energy; None: there is no kernel, and `pixel_energies` computes the energy. A
+            subclass with `pixel_energies` of its own has none, unless it names one itself.
         log_scale: [], the logarithm of the scale that all pixels share; None: there is no scale.
         density_of: the pixels for which the likelihood is a normalized probability, "binary" or "grey"; None: neither,
             and the numbers of this likelihood compare only with each other.
@@ -62,6 +66,12 @@ class Likelihood(nn.Module):
     density_of: str | None = None
     bounds: tuple[float, float] | None = (0.0, 1.0)
     log_scale: Tensor | None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        origin: Any = next(base for base in cls.__mro__ if "kind" in vars(base))
+        if cls.pixel_energies is not origin.pixel_energies:
+            cls.kind = None  # that kernel computes other energies
 
     def energy(self, output: Tensor, x: Tensor) -> Tensor:
         """-log p(x|z) for output [..., n, nx] and images x [n, nx]: float64 [..., n], nats per image."""
@@ -92,7 +102,12 @@ class Likelihood(nn.Module):
 
     def all_pairs(self, output: Tensor, x: Tensor) -> Tensor:
         """-log p of every image under every output, [m, nx] and [n, nx]: float64 [m, n], nats per image."""
-        return self.energy(output[:, None].expand(-1, len(x), -1), x)
+        each = max(1, PAIRED // max(1, x.numel()))
+        # One tensor for all: small ones between the energies' large ones would leave holes in memory that nothing fits into.
+        pairs = output.new_empty(len(output), len(x), dtype=torch.float64)
+        for i in range(0, len(output), each):
+            pairs[i : i + each] = self.energy(output[i : i + each, None].expand(-1, len(x), -1), x)
+        return pairs
 
     def potential(self, output: Tensor, x: Tensor, z: Tensor) -> Tensor:
         """U(x, z) = -log p(x|z) - log p(z) for output [..., n, nx], x [n, nx] and z [..., n, nz]: as `energy`."""

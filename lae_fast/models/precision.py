@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 
 from lae_fast import checks
-from lae_fast.isolation import exact
+from lae_fast.isolation import exact, put_back
 
 Precision = Literal["float32", "tf32", "bf16"]
 # Nats, against float64: 100 proposals of an LAE (nz 8, nh 256, batch 512, adapted step size) after 2,000 minibatches of
@@ -82,7 +82,7 @@ def _tf32() -> Iterator[None]:
     try:
         yield
     finally:
-        settings.fp32_precision = before
+        put_back(settings, torch.backends, before)
 
 
 def products_in(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -102,11 +104,12 @@ class AutoencoderWithChain(Autoencoder):
         return robbins_monro(1, self.adaptation_rate, TARGET_ACCEPTANCE, self.log_step_size.device)
 
     def _check_function(self, x: Tensor, z: Tensor, *, by_row: bool) -> None:
-        """Raise a ValueError unless the potential is a function of z; once, and again when modules or their modes change.
+        """Raise a ValueError unless the potential is a function of z, without `mh` of z and random numbers; once, and again when
+        modules or their modes change.
 
         Args:
             x, z: images [n, nx] and latent variables [n, nz].
-            by_row: each datapoint decides, so that its potential has to be a function of its own z alone.
+            by_row: each datapoint has a chain, so that its potential has to be a function of its own z alone.
         """
         parts = [*self.decoder.modules(), *self.likelihood.modules()]
         modes = [(id(module), module.training) for module in parts]
@@ -114,11 +117,22 @@ class AutoencoderWithChain(Autoencoder):
         if modes == self._checked or torch.compiler.is_compiling() or is_waiting_refused:
             return
         buffers = [(b, b.clone()) for module in parts for b in module.buffers(recurse=False)]
-        n = (len(x) + 1) // 2 if by_row else len(x)  # without the other half
-        first, again = self.potential(x, z)[:n], self.potential(x[:n], z[:n])
+        n = (len(x) + 1) // 2 if by_row else len(x)
+        moved = torch.cat((z[:n], z[n:] + 1))  # the other half
+        as_before = functools.partial(torch.random.fork_rng, [x.device] if x.is_cuda else [])
+        with as_before():
+            with contextlib.nullcontext() if self.mh else as_before():  # both draw the same, as for Dropout
+                first = self.potential(x, z)[:n]
+            again = self.potential(x, moved)[:n]
         for buffer, before in buffers:  # as BatchNorm's averages
             buffer.copy_(before)
-        check_function(first, again) if by_row else check_function(first.sum(), again.sum())
+        try:
+            check_function(first, again) if by_row else check_function(first.sum(), again.sum())
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; as fit trains all modules in train mode: LayerNorm or GroupNorm instead of BatchNorm, and Dropout "
+                "with mh=False"
+            ) from None
         self._checked = modes
 
     def convert(self, weights: dict[str, Tensor], prefix: str) -> None:

@@ -1,13 +1,13 @@
 """The fused ops. Each file holds complete ops: schema, reference, fake kernel, and the function that checks and calls.
 
 langevin   propose, decide, transition: one step of a chain
-walk       many steps of a chain whose potential is compiled
+walk       walk_unchecked: many steps of a chain whose potential is compiled
 philox     noise, make_rng: the random stream of a chain
-energies   energy, energy_, in_unit_range, add_prior_: -log p(x, z) and its derivatives
+energies   energy, energy_, in_unit_range: -log p(x|z) and its derivatives
 dense      norm_relu, norm_relu_backward, norm_relu_sums, keep: the work between a network's matrix products
-layer      layer_forward, layer_backward: a layer as one op, with the norm and ReLU before its product; and the gradients
-           of a network's parameters as one
-adam       adam_: one step of Adam for all parameters, on GPUs
+layer      layer_forward, layer_backward, layer_gradients_unchecked: a layer as one op, with the norm and ReLU before its
+           product; and the gradients of a network's parameters as one
+adam       adam_unchecked_: one step of Adam for all parameters, on GPUs
 library    the implementation that serves a device, a compiled kernel or the reference, and the reason
 """
 

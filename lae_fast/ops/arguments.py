@@ -125,8 +125,8 @@ def expect_constants(op: str, tensors: dict[str, Any], writes: tuple[str, ...] =
 
     Raises:
         ValueError: gradients are recorded and an argument requires one; it has a forward-mode tangent; torch.func.vmap
-            maps over what an op writes to; or that is expanded, or an inference tensor outside of inference mode, which
-            PyTorch's own ops refuse too.
+            maps over what an op writes to; or that is expanded, shares its memory with another argument, or is an inference
+            tensor outside of inference mode, which PyTorch's own ops refuse too.
     """
     if torch.is_grad_enabled():
         for name, t in tensors.items():
@@ -144,6 +144,8 @@ def expect_constants(op: str, tensors: dict[str, Any], writes: tuple[str, ...] =
                 raise ValueError(
                     f"{op}: {name} is under torch.func.vmap; expected none, this op works in place"
                 )
+    elif writes:
+        expect_apart(op, tensors, writes)
     is_normal = not torch.is_inference_mode_enabled()
     for name in writes:
         t = tensors[name]
@@ -157,6 +159,25 @@ def expect_constants(op: str, tensors: dict[str, Any], writes: tuple[str, ...] =
             )
         if is_normal and t.is_inference():
             raise ValueError(f"{op}: {name} is an inference tensor; expected a clone of it, to write to")
+
+
+def expect_apart(op: str, tensors: dict[str, Any], writes: tuple[str, ...]) -> None:
+    """Check that what an op writes to is no part of another argument: of contiguous tensors, as PyTorch's own ops do."""
+    storages = [t.untyped_storage() for t in tensors.values() if t is not None]
+    if len(set(storages)) == len(storages):
+        return
+    spans = {}  # of each contiguous tensor: storage, first byte, end
+    for name, t in tensors.items():
+        if t is not None and t.is_contiguous():
+            start = t.storage_offset() * t.itemsize
+            spans[name] = t.untyped_storage(), start, start + t.nbytes
+    for name in filter(spans.get, writes):
+        storage, start, end = spans[name]
+        for other, (its_storage, its_start, its_end) in spans.items():
+            if other != name and its_storage is storage and max(start, its_start) < min(end, its_end):
+                raise ValueError(
+                    f"{op}: {name} shares memory with {other}; expected memory of its own, to write to"
+                )
 
 
 def expect_no_tangents(op: str, tensors: dict[str, Any]) -> None:

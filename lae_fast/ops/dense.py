@@ -177,10 +177,11 @@ def keep(latest: list[Tensor], previous: list[Tensor], is_accepted: Tensor) -> N
         >>> latest.tolist()
         [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
     """
-    if not _is_kept_as_it_is(latest, previous, is_accepted):
+    is_plain = _is_kept_as_it_is(latest, previous, is_accepted)
+    if not is_plain:
         _expect_pairs(latest, previous, is_accepted)
         previous, is_accepted = [old.contiguous() for old in previous], is_accepted.contiguous()
-    if torch.is_grad_enabled() or is_transformed():
+    if not is_plain or torch.is_grad_enabled() or is_transformed():
         pairs = {
             f"{name}[{i}]": t
             for name, ts in (("latest", latest), ("previous", previous))
@@ -207,7 +208,14 @@ def _is_kept_as_it_is(latest: Any, previous: Any, is_accepted: Any) -> bool:
         and (n_rows == 1 or all(shape[:1] == (n_rows,) for shape in shapes))
         and all(a.dtype is b.dtype for a, b in zip(latest, previous, strict=True))
         and all(t.device == device and t.is_contiguous() for t in tensors)
-        and (torch.compiler.is_compiling() or not any(t.is_inference() for t in latest))
+        and (torch.compiler.is_compiling() or is_transformed() or _is_writable(latest, tensors))
+    )
+
+
+def _is_writable(latest: list[Tensor], tensors: list[Tensor]) -> bool:
+    """Whether an op may write to these: every tensor has memory of its own."""
+    return len({t.untyped_storage() for t in tensors}) == len(tensors) and not any(
+        t.is_inference() for t in latest
     )
 
 

@@ -234,8 +234,6 @@ def energy_(
     _expect_pixels("energy_", output, x, None, kind, log_scale)
     expect_constants("energy_", {"output": output, "x": x, "log_scale": log_scale}, writes=("output",))
     expect_contiguous("energy_", "output", output)
-    if output is x:
-        raise ValueError("energy_: output is x; expected memory of its own, which the op overwrites")
     result = torch.ops.lae_fast.energy_(output, x.contiguous(), kind, log_scale)
     written(output)
     return result

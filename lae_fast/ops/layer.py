@@ -7,8 +7,9 @@ What a layer has joined, it gives back: `layer_gradients`, all weight gradients 
 
 On a GPU of compute capability 8.0 or more the products are made on tensor cores, of pairs of halves (csrc/cuda/halves.h), with
 float32's accuracy: an error of 2e-7 of a row's norm. Numbers beyond 65504 become infinite. Gradients have float32's range, and an
-error of 5e-6: a proposal may follow any drift, as its Metropolis-Hastings ratio uses the same one. On a CPU the reference
-serves, as products have faster routes there. None of these ops has a derivative.
+error of 5e-6: a proposal may follow any drift, as its Metropolis-Hastings ratio uses the same one. A block's shared memory holds
+whole rows: up to 896 columns on 9.0, 640 on 8.0, 384 on 8.6 and 8.9; a wider layer is an error there. On a CPU the
+reference serves, as products have faster routes there. None of these ops has a derivative.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from lae_fast.ops.library import define
 T = TypeVar("T", bound="Tensor | None")
 
 PART = 32  # columns of a row that share moments
-MAX_INNER = 896  # columns of a row that a block's shared memory holds as pairs of halves
+MAX_INNER = (
+    896  # columns of a row that a block's shared memory holds as pairs of halves, on compute capability 9.0
+)
 
 
 def n_parts(width: int) -> int:
@@ -108,7 +111,8 @@ def layer_forward(
     """A linear layer y = a weight^T + bias, the moments of y, and mean and 1 / standard deviation of the rows of x.
 
     With the moments of x, a = relu(layer norm of x), by norm_weight, norm_bias and eps; without, a = x, and the last result is
-    empty. All in float32; k and m are multiples of 4, k is at most 896.
+    empty. All in float32; k and m are multiples of 4, k is at most 896, and fewer
+    on a GPU with less shared memory than an H100.
 
     Raises:
         TypeError, ValueError: an argument does not fit, or somebody wants a derivative, which this op does not have.
@@ -208,7 +212,7 @@ def layer_backward(
     derivative, and the sums are those that came with it. Without, grad is that of y. With x, its moments and norm, a is the
     norm and ReLU of x: the result is the gradient of the norm's output, 0 where the ReLU cut off, and its sums. Without, it is that of
     a, with no sums. The last result are the sums of y over all columns, divided by m, empty without y. All in float32; k and m are
-    multiples of 4; m, and k beside x, are at most 896.
+    multiples of 4; m, and k beside x, are at most 896, and fewer on a GPU with less shared memory than an H100.
 
     Raises:
         TypeError, ValueError: an argument does not fit, or somebody wants a derivative, which this op does not have.

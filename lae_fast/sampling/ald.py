@@ -25,21 +25,34 @@ class ALDState(NamedTuple):
 
     One chain: phi of any shape. C chains: phi [C, ...], one chain a row.
 
+    Attributes:
+        phi: detached, float32 or float64.
+        potential: V(phi), [] or [C], float64, nats; attached to all inputs of V except phi.
+        grad: grad V(phi), like phi; None after a step with evaluate=False.
+        rng: int64 [3]: seed, step, scratch.
+        step_size: eta of the last step, [1] or [C], float64.
+
     Example:
         >>> state = lae_fast.ald_init(lambda phi: 0.5 * phi.square().sum(), torch.ones(3), step_size=0.1)
         >>> state.potential.item(), state.grad.tolist()
         (1.5, [1.0, 1.0, 1.0])
     """
 
-    phi: Tensor  # detached, float32 or float64
-    potential: Tensor  # [] or [C], float64, nats; attached to all inputs of V except phi
-    grad: Tensor | None  # like phi: grad V(phi); None after a step with evaluate=False
-    rng: Tensor  # [3] int64: seed, step, scratch
-    step_size: Tensor | None  # [1] or [C], float64: eta of the last step
+    phi: Tensor
+    potential: Tensor
+    grad: Tensor | None
+    rng: Tensor
+    step_size: Tensor | None
 
 
 class ALDInfo(NamedTuple):
     """Facts about one step, for people; all on the device, [] for one chain or [C].
+
+    Attributes:
+        is_accepted: bool.
+        log_alpha: log of the Metropolis-Hastings ratio, float64; -inf for a proposal that could not be accepted.
+        acceptance_rate: min(1, alpha), the probability of the acceptance, float64.
+        is_nonfinite: bool: rejected because energy, gradient or proposal was not finite.
 
     Example:
         >>> def potential(phi):
@@ -49,21 +62,27 @@ class ALDInfo(NamedTuple):
         (True, 1.0)
     """
 
-    is_accepted: Tensor  # bool
-    log_alpha: Tensor  # float64; -inf for a proposal that could not be accepted
-    acceptance_rate: Tensor  # float64: min(1, alpha), the probability of the acceptance
-    is_nonfinite: Tensor  # bool: rejected because energy, gradient or proposal was not finite
+    is_accepted: Tensor
+    log_alpha: Tensor
+    acceptance_rate: Tensor
+    is_nonfinite: Tensor
 
 
 def _rows(t: Tensor, n_chains: int | None) -> Tensor:
     return t.reshape(1 if n_chains is None else n_chains, -1)
 
 
-def evaluate_potential(potential: Potential, phi: Tensor, n_chains: int | None) -> tuple[Tensor, Tensor]:
+def evaluate_potential(
+    potential: Potential, phi: Tensor, n_chains: int | None, mh: bool = True
+) -> tuple[Tensor, Tensor]:
     """V(phi), float64 [] or [C], nats, and grad V(phi), like phi; phi is [C, ...], or any shape if n_chains is None.
 
+    Args:
+        mh: whether V will decide.
+
     Raises:
-        ValueError: V does not depend on phi, or has another shape than [], [n] or, with n_chains, [C], [C, n].
+        ValueError: V does not depend on phi, is in half precision though it will decide, or has another shape than [], [n] or,
+            with n_chains, [C], [C, n].
 
     Example:
         >>> from lae_fast import sampling
@@ -76,18 +95,35 @@ def evaluate_potential(potential: Potential, phi: Tensor, n_chains: int | None) 
         leaf = phi.detach().requires_grad_()
         energy = potential(leaf)
         if not isinstance(energy, Tensor) or not energy.requires_grad:
-            raise ValueError(
-                f"potential(phi) is {checks.describe(energy)}, which does not depend on phi; expected a tensor that does"
-            )
+            raise _independent(energy)
+        if mh:
+            check_precision("potential(phi)", energy)
         n_axes = 0 if n_chains is None else 1
         if energy.dim() not in (n_axes, n_axes + 1) or (n_axes and energy.shape[0] != n_chains):
             wanted = "[] or [n]" if n_chains is None else f"[{n_chains}] or [{n_chains}, n]"
             raise ValueError(f"potential(phi) returned shape {list(energy.shape)}; expected {wanted}")
         # from the energies themselves: their sum in float64 would only lengthen the graph
-        (grad,) = torch.autograd.grad(energy, leaf, torch.ones_like(energy), retain_graph=keep_graph)
+        ones = torch.ones_like(energy)
+        (grad,) = torch.autograd.grad(energy, leaf, ones, retain_graph=keep_graph, allow_unused=True)
+    if grad is None:  # it requires one for a parameter
+        raise _independent(energy)
     # a copy, as chains update the total in place, and the energies may be a view of phi
     total = (energy if keep_graph else energy.detach()).to(torch.float64, copy=True)
     return total if total.dim() == n_axes else total.sum(-1), grad
+
+
+def _independent(energy: object) -> ValueError:
+    form = checks.describe(energy)
+    return ValueError(f"potential(phi) is {form}, which does not depend on phi; expected a tensor that does")
+
+
+def check_precision(name: str, energy: Tensor) -> None:
+    """Raise a ValueError if an energy that decides is in half precision: near 1,000 nats bfloat16 counts in steps of 4."""
+    if energy.dtype not in checks.FLOATS:
+        raise ValueError(
+            f"{name} returned {checks.describe(energy)}; expected float32 or float64, as it decides about acceptance: compute it "
+            "from network outputs in float32, output.float(), also under autocast, or take mh=False"
+        )
 
 
 def check_start(energy: Tensor, grad: Tensor) -> None:
@@ -142,7 +178,7 @@ def ald_init(
     Args:
         potential: V as in `ald_step`.
         phi: the start, of any shape, or [C, ...] with `n_chains=C`, copied; or the state to continue from.
-        step_size: eta, a number or a tensor [] or [C]; the state keeps it for steps that do not name one.
+        step_size: eta, a number or a tensor [] or [C], copied; the state keeps it for steps that do not name one.
         mh: whether decisions will be made. Then V must be a function of phi; at a start from phi (not from a state), on
             a CPU, V is evaluated twice to see whether it is.
         n_chains: the number of chains along phi's first axis; None for one chain.
@@ -150,9 +186,10 @@ def ald_init(
 
     Raises:
         TypeError: an argument is of another kind.
-        ValueError: phi is not float32 or float64, the step size is not finite and >= 0, V has the wrong shape, n_chains or
-            generator stand beside a state that has its own or (on the CPU, where the check is cheap) V or its gradient is
-            not finite at phi, or V is not a function. On a GPU such a chain rejects every step as non-finite.
+        ValueError: phi is not float32 or float64, the step size is not finite and >= 0, V has the wrong shape, does not depend on
+            phi or, with mh, is in half precision, n_chains or generator stand beside a state that has its own or (on the CPU,
+            where the check is cheap) V or its gradient is not finite at phi, or V is not a function. On a GPU such a chain
+            rejects every step as non-finite.
 
     Example:
         >>> def potential(phi):  # [D] -> [], nats: a standard normal
@@ -180,13 +217,15 @@ def ald_init(
         step_size = phi.step_size if step_size is None else step_size
     step_size = _as_step_size(step_size, start, n_chains)
     with exact():
-        energy, grad = evaluate_potential(potential, start, n_chains)
+        energy, grad = evaluate_potential(potential, start, n_chains, mh)
         if _is_cheap_to_look_at(start):
             check_start(energy, grad)
             if is_new and mh:
                 with torch.no_grad():
                     check_function(energy.detach(), evaluate_potential(potential, start, n_chains)[0])
-    return ALDState(start, energy, grad, rng, step_size)
+    return ALDState(
+        start, energy, grad.clone(), rng, step_size
+    )  # a function of the user's may need its own again
 
 
 def _chains_of(state: ALDState, n_chains: int | None, generator: torch.Generator | None) -> int | None:
@@ -262,8 +301,8 @@ def ald_step(
 
     Raises:
         TypeError: an argument is of another kind.
-        ValueError: no step size is known, the step size is negative, shapes, types or devices do not fit, a decision is to be
-            made without evaluation, or V was not evaluated at the state.
+        ValueError: no step size is known, the step size is negative, shapes, types or devices do not fit, V does not depend on phi,
+            a decision is to be made without evaluation or from half precision, or V was not evaluated at the state.
 
     Example:
         >>> def potential(phi):  # [C, D] -> [C], nats: C chains, a standard normal
@@ -301,7 +340,9 @@ def ald_step(
     if not evaluate:
         return _moved(state, proposal, rng, eta)
     with exact():
-        new_potential, new_grad = evaluate_potential(potential, proposal.reshape(state.phi.shape), n_chains)
+        new_potential, new_grad = evaluate_potential(
+            potential, proposal.reshape(state.phi.shape), n_chains, mh
+        )
     accepted, nonfinite, log_alpha = ops.decide(
         rows,
         proposal,
@@ -344,4 +385,4 @@ def _selected(potential: Potential, phi: Tensor, new: Tensor, old: Tensor, is_ac
     if not is_accepted.any():
         return old
     with exact():
-        return evaluate_potential(potential, phi, len(old))[0]
+        return evaluate_potential(potential, phi, len(old), mh=False)[0]  # the decision is made

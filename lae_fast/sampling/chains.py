@@ -20,7 +20,7 @@ class Chains:
     """C chains of D elements and their state between steps, all on the device of phi.
 
     Args:
-        evaluate: rows [C, D] -> V [C], float64 in nats, and grad V [C, D], both detached.
+        evaluate: rows [C, D] -> V [C], float64 in nats, and grad V [C, D], both detached; the next call may overwrite them.
         phi: the start of the chains, [C, D].
         log_step_size: [S], float64, S = 1 (shared) or C.
         rng: [3], from `ops.make_rng`; copied.
@@ -29,7 +29,7 @@ class Chains:
         share: other processes have more chains of this kind, with the same step size [1] and rng: noise is drawn, and the step
             size adapts, as if all were one set of chains, in the order of ranks. None: no step size is shared with others.
         first: where these chains begin among all that have this rng; those before are somebody else's, who draws their noise.
-        copies: False: the chains move phi and log_step_size in place, of callers to whom nobody else gave these.
+        copies: False: phi and log_step_size are the chains' own from now on, and may be moved in place; read the attributes.
 
     Attributes:
         acceptance: [C], float64: min(1, alpha), summed over the steps so far.
@@ -68,8 +68,10 @@ class Chains:
             self.phi = phi.detach().clone(memory_format=torch.contiguous_format)
             self.log_step_size = log_step_size.clone()
         self.rng = rng  # the first proposal comes with an rng of the chains' own
-        self.potential, grad = evaluate(self.phi)
-        self.grad = grad.clone(memory_format=torch.contiguous_format)  # `evaluate` may need its own again
+        # Copies, as `evaluate` may need its own again.
+        self.potential, self.grad = (
+            t.clone(memory_format=torch.contiguous_format) for t in evaluate(self.phi)
+        )
         self.counters = torch.zeros(n_chains, COUNTERS, dtype=torch.int64, device=phi.device)
         self.acceptance = torch.zeros_like(self.potential)
         self.is_accepted = torch.empty(n_chains, dtype=torch.bool, device=phi.device)  # of the last step

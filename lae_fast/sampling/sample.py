@@ -14,7 +14,7 @@ from lae_fast.isolation import differentiable, exactly
 from lae_fast.ops.columns import NONFINITE
 from lae_fast.sampling.acceptance import acceptance_warning
 from lae_fast.sampling.adaptation import TARGET_ACCEPTANCE, averaged, dual_averaging
-from lae_fast.sampling.ald import check_function, check_start, evaluate_potential
+from lae_fast.sampling.ald import check_function, check_precision, check_start, evaluate_potential
 from lae_fast.sampling.chains import Chains, Evaluate
 from lae_fast.sampling.compiled import Compiled, agree, compiled
 from lae_fast.sampling.plan import AT_ONCE, Plan
@@ -57,7 +57,7 @@ def _sample(
         log_step_size = log_step_size[first : first + n_rows]
 
     def by_autograd(rows: Tensor) -> tuple[Tensor, Tensor]:
-        return evaluate_potential(potential, rows, n_rows)
+        return evaluate_potential(potential, rows, n_rows, plan.mh)
 
     evaluate = given or by_autograd
     chains = Chains(
@@ -173,20 +173,24 @@ def _compiled(evaluate: Evaluate, chains: Chains, start: Tensor, plan: Plan) -> 
         return None, ""
 
 
-def _checked(u: Tensor, n_chains: int, n: int, name: str = "energy") -> Tensor:
+def _checked(u: Tensor, n_chains: int, n: int, mh: bool, name: str = "energy") -> Tensor:
     if not isinstance(u, Tensor) or u.shape != (n_chains, n) or not u.is_floating_point():
         raise ValueError(f"{name} returned {checks.describe(u)}; expected floating point [{n_chains}, {n}]")
+    if mh:
+        check_precision(name, u)
     return u
 
 
-def _given(value_and_grad: ValueAndGrad, z: Tensor, index: tuple[Tensor, ...] = ()) -> tuple[Tensor, Tensor]:
+def _given(
+    value_and_grad: ValueAndGrad, z: Tensor, mh: bool, index: tuple[Tensor, ...] = ()
+) -> tuple[Tensor, Tensor]:
     """U [C, n], float64, and dU/dz [C, n, nz] from the user's function at z [C, n, nz]."""
     with differentiable():
         result = value_and_grad(z.detach(), *index)
     if not isinstance(result, (tuple, list)) or len(result) != 2:
         form = f"U {list(z.shape[:2])} and dU/dz {list(z.shape)}"
         raise TypeError(f"value_and_grad returned {checks.describe(result)}; expected {form}")
-    value, grad = _checked(result[0], z.shape[0], z.shape[1], "value_and_grad"), result[1]
+    value, grad = _checked(result[0], *z.shape[:2], mh, "value_and_grad"), result[1]
     checks.tensor(
         "the gradient of value_and_grad",
         grad,
@@ -298,8 +302,8 @@ def ald_sample(
     Raises:
         TypeError: an argument is of another kind.
         ValueError: a shape, count or step size is not valid, V or its gradient is not finite at the start, or, with `mh`, the
-            energy of a chain is not a function of this chain: Dropout and BatchNorm need eval mode; or value_and_grad differs
-            from the energy and its gradient at the start.
+            energy of a chain is in half precision, or not a function of this chain: Dropout and BatchNorm need eval mode; or
+            value_and_grad differs from the energy and its gradient at the start.
         SamplingInterrupted: Ctrl-C after the first draw; it holds the draws so far.
 
     Warns:
@@ -372,14 +376,14 @@ def ald_sample(
 
     def potential(rows: Tensor) -> Tensor:
         if batch_size is None:
-            return _checked(energy(read(rows)), c, n)
+            return _checked(energy(read(rows)), c, n, plan.mh)
         index = minibatch()
-        return _checked(energy(read(rows, index), index), c, batch_size).double() * (n / batch_size)
+        return _checked(energy(read(rows, index), index), c, batch_size, plan.mh).double() * (n / batch_size)
 
     def given(rows: Tensor) -> tuple[Tensor, Tensor]:
         index = () if batch_size is None else (minibatch(),)
         assert value_and_grad is not None
-        value, grad = _given(value_and_grad, read(rows, *index), index)
+        value, grad = _given(value_and_grad, read(rows, *index), plan.mh, index)
         weight = n / grad.shape[1]
         return weight * value.sum(1), weight * (grad.mT @ basis[index]).flatten(1)
 
@@ -465,11 +469,11 @@ def langevin_sample(
     z, c = z[own.start : own.stop], len(own)
 
     def potential(rows: Tensor) -> Tensor:
-        return _checked(energy(rows.view(c, n, nz)), c, n).reshape(c * n)
+        return _checked(energy(rows.view(c, n, nz)), c, n, plan.mh).reshape(c * n)
 
     def given(rows: Tensor) -> tuple[Tensor, Tensor]:
         assert value_and_grad is not None
-        value, grad = _given(value_and_grad, rows.view(c, n, nz))
+        value, grad = _given(value_and_grad, rows.view(c, n, nz), plan.mh)
         return value.reshape(c * n), grad.reshape(c * n, nz)
 
     by_user = None if value_and_grad is None else given

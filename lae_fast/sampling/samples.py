@@ -22,6 +22,15 @@ class Samples:
     `acceptance_rate` are therefore [C, draw] for ALD, and [C, draw, n] for the datapoint-wise sampler. The
     acceptance rate of unadjusted chains is the fraction of finite proposals.
 
+    Attributes:
+        z: the sample sets Z, [C, draw, n, nz].
+        potential: V at each draw, [C, draw] or [C, draw, n], float64, nats.
+        acceptance_rate: like potential: mean of min(1, alpha) over the steps that lead to each draw.
+        step_size: eta of all draws, [C] or [C, n], float64.
+        n_nonfinite: proposals after warm-up that were rejected because they were not finite.
+        kind: "Metropolis-Hastings", "unadjusted", or "unadjusted, minibatches of m".
+        phi: ALD's last state, [C, nz, d]; None of the datapoint-wise sampler.
+
     Example:
         >>> def energy(z):  # [C, n, nz] -> [C, n], nats
         ...     return 0.5 * z.square().sum(-1)
@@ -32,13 +41,13 @@ class Samples:
         ('Metropolis-Hastings', 0)
     """
 
-    z: Tensor  # [C, draw, n, nz]: the sample sets Z
-    potential: Tensor  # [C, draw] or [C, draw, n], float64, nats: V at each draw
-    acceptance_rate: Tensor  # like potential: mean of min(1, alpha) over the steps that lead to each draw
-    step_size: Tensor  # [C] or [C, n], float64: eta of all draws
-    n_nonfinite: int  # proposals after warm-up that were rejected because they were not finite
-    kind: str  # "Metropolis-Hastings", "unadjusted", or "unadjusted, minibatches of m"
-    phi: Tensor | None = None  # [C, nz, d]: ALD's last state
+    z: Tensor
+    potential: Tensor
+    acceptance_rate: Tensor
+    step_size: Tensor
+    n_nonfinite: int
+    kind: str
+    phi: Tensor | None = None
 
     @classmethod
     def joined(cls, parts: Sequence[Samples]) -> Samples:

@@ -106,7 +106,7 @@ class Config:
 
     batch_size: int | Literal["auto"] = "auto"
     """Images per minibatch, under torchrun of all processes together; the ragged last batch of an epoch is dropped. auto: 256,
-    or of few images so many that an epoch has eight minibatches."""
+    or of few images so many that an epoch has at least eight minibatches; not below 16."""
     epochs: int | Literal["auto"] = "auto"
     """Passes over the training images, at most. auto: 30, or of few images so many as make 1,000 minibatches."""
     lr: float | Literal["auto"] = "auto"
@@ -118,7 +118,8 @@ class Config:
     cooldown: float = 0.2
     """Fraction of the epochs, at the end, over which the learning rate falls to 0; 0: never."""
     patience: int | Literal["auto"] = "auto"
-    """Stop after this many epochs without a better validation loss. auto: 10, or of few images as many times more as --epochs."""
+    """Stop after this many epochs without a better validation loss. auto: 10, or on small data sets
+    larger by the same factor as --epochs."""
     seed: int = 0
     """Decides everything random: initial weights, order of the images, chain."""
     deterministic_reduce: bool = False
@@ -158,9 +159,8 @@ class Config:
                 raise TypeError(f"{_flag(name)} is {checks.describe(value)}; expected {_words(kind)}")
             if type(value) is int and float in _parts(kind):  # an integer may be too large for torch
                 object.__setattr__(self, name, _as_float(value))
-        checks.expand_paths(
-            self, "data", "output_dir", "resume"
-        )  # data_dir by whoever reads: ~ serves on other machines
+        # data_dir by whoever reads: ~ in a record serves on other machines
+        checks.expand_paths(self, "data", "output_dir", "resume")
         for name in (
             "nz",
             "nh",

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from lae_fast import checks, data, seeds
 from lae_fast.data.images import stacked
+from lae_fast.isolation import set_modes
 from lae_fast.models import Autoencoder, images_for
 from lae_fast.models.autoencoder import check_form
 from lae_fast.progress import bar
 from lae_fast.training.config import TrainingError
+from lae_fast.training.parts import random_state, set_random_state
 from lae_fast.training.step import TrainingStep, adam, cool_down
 
 
@@ -35,7 +37,7 @@ def fit(
 
     Args:
         model: any of this package's models, of any networks. All of it trains in train mode; afterwards each of its modules is
-            in the mode that it had.
+            in the mode that it had, and no parameter has a gradient.
         images: [N, ...] as the model takes them, or [N, h, w, c], a tensor or array; a `torch.utils.data.Dataset` of images or of
             pairs (image, label); a `lae_fast.data.Split`, or the training images of a `lae_fast.data.Dataset`. They are moved to
             the model's device.
@@ -43,7 +45,7 @@ def fit(
         lr: Adam's learning rate; default: `model.lr`.
         cooldown: the last fraction of training, from 0 to 1, in which the learning rate falls to 0.
         seed: of the order and of all noise but the chain's, which goes on with its own; the program's own random streams stay
-            where they are. A further call sees other minibatches if it has another seed.
+            where they are, and `on_epoch` draws from these. A further call sees other minibatches if it has another seed.
         progress: show a bar.
         on_epoch: called after each epoch with its number, from 1, and its loss; training stops if it returns True, also NumPy's or a
             tensor.
@@ -53,7 +55,7 @@ def fit(
 
     Raises:
         TypeError, ValueError: an argument or the images have another form, there are fewer images than `batch_size`, or the model
-            has no weights (it is on meta), none to train, or some that are not finite.
+            has no weights (it is on meta), none to train, was made in inference mode, or has some that are not finite.
         TrainingError: a loss, a weight or the chain's state is not finite. The model then has what it had after the last good
             epoch.
 
@@ -68,8 +70,7 @@ def fit(
         raise TypeError(f"model is {checks.describe(model)}; expected an LAE, VAE or Hoffman")
     epochs, batch_size = checks.count("epochs", epochs), checks.count("batch_size", batch_size)
     lr = checks.number("lr", model.lr if lr is None else lr, least=0)
-    if not 0 <= checks.number("cooldown", cooldown) <= 1:
-        raise ValueError(f"cooldown is {cooldown}; expected a number from 0 to 1")
+    checks.fraction("cooldown", cooldown)
     seed, progress = checks.seed("seed", seed), checks.flag("progress", progress)
     if on_epoch is not None:
         checks.function("on_epoch", on_epoch)
@@ -81,48 +82,54 @@ def fit(
         raise ValueError(
             "the model is on meta, where it has no weights; expected one on a device of this machine"
         )
+    if any(t.is_inference() for t in model.state_dict().values()):
+        raise ValueError(
+            "the model was made in inference mode, where no weight can be trained; expected one made outside of it"
+        )
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("no parameter of the model requires a gradient; expected some to train")
     x = _images(model, images)
     if len(x) < batch_size:
         raise ValueError(f"batch_size is {batch_size}; expected at most {len(x)}, the number of images")
-    optimizer, n_batches, losses = adam(model, lr, model.beta1), len(x) // batch_size, list[float]()
     if not _is_finite(model):
         raise ValueError("the model's weights or its chain's state are not finite; expected finite ones")
-    modes, step = (
-        {m: m.training for m in model.modules()},
-        TrainingStep(model.train(), optimizer, read=lambda index: data.pixels(x[index])),
-    )
+    modes, n_batches, losses = {m: m.training for m in model.modules()}, len(x) // batch_size, list[float]()
+    with torch.inference_mode(False):  # which could not be trained afterwards
+        optimizer = adam(model, lr, model.beta1)
+        step = TrainingStep(model.train(), optimizer, read=lambda index: data.pixels(x[index]))
     devices = [x.device] if x.is_cuda else []
+    numbers = [
+        torch.Generator(device).manual_seed(seed).get_state() for device in (torch.device("cpu"), *devices)
+    ]
     shown = bar(total=epochs * n_batches, unit="batch", shown=progress)
     try:
-        with torch.random.fork_rng(devices), torch.enable_grad(), shown:
-            torch.default_generator.manual_seed(seed)  # not `torch.manual_seed`, which seeds all devices
-            for device in devices:
-                torch.cuda.default_generators[device.index].manual_seed(seed)
+        with shown:
             for epoch in range(epochs):
-                good = {name: t.clone() for name, t in model.state_dict().items()}
-                total = torch.zeros((), dtype=torch.float64, device=x.device)
-                for i, index in enumerate(
-                    data.shuffled(len(x), batch_size, seeds.mixed(seed, epoch), x.device)
-                ):
-                    cool_down(optimizer, lr, (epoch + i / n_batches) / epochs, cooldown)
-                    total += step(index)
-                    shown.update()
-                loss = total.item() / n_batches
-                if not math.isfinite(loss) or not _is_finite(model):
-                    model.load_state_dict(good)
-                    raise TrainingError(
-                        f"epoch {epoch + 1}: the loss or a weight is not finite; the model has the weights from before it; "
-                        f"expected a lower lr than {lr:g}"
-                    )
+                with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
+                    set_random_state(numbers, x.device)
+                    good = {name: t.clone() for name, t in model.state_dict().items()}
+                    total = torch.zeros((), dtype=torch.float64, device=x.device)
+                    for i, index in enumerate(
+                        data.shuffled(len(x), batch_size, seeds.mixed(seed, epoch), x.device)
+                    ):
+                        cool_down(optimizer, lr, (epoch + i / n_batches) / epochs, cooldown)
+                        total += step(index)
+                        shown.update()
+                    loss = total.item() / n_batches
+                    if not math.isfinite(loss) or not _is_finite(model):
+                        model.load_state_dict(good)
+                        raise TrainingError(
+                            f"epoch {epoch + 1}: the loss or a weight is not finite; the model has the weights from before it; "
+                            f"expected a lower lr than {lr:g}"
+                        )
+                    numbers = random_state(x.device)
                 losses.append(loss)
                 shown.set_postfix(loss=f"{loss:.2f}")
                 if on_epoch is not None and _is_true(on_epoch(epoch + 1, loss)):
                     break
     finally:
-        for module, mode in modes.items():
-            module.training = mode
+        set_modes(modes)
+        optimizer.zero_grad()  # those of weights that have moved, or are not finite
     return losses
 
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lae_fast.models.autoencoder import Autoencoder
+from lae_fast.models.autoencoder import Autoencoder, add_gradient
 from lae_fast.ops.torch_private import has_hooks
 from lae_fast.sharing import Shared
 
@@ -25,7 +25,9 @@ class FixedParts:
     """Gradients of a model from the parts of a minibatch, as if each part had a process of its own.
 
     A process has one copy of the model for each of its parts. The copies share its parameters, and take turns: one computes until
-    it has to know what all parts have, then the next one does. All begin with the same random numbers, as processes do.
+    it has to know what all parts have, then the next one does. All begin with the same random numbers, as processes do, so that
+    Dropout has the same masks in each. Running averages of BatchNorm are the means over the parts; other buffers that a network
+    changes are those of the first part of each process.
 
     Args:
         model: what is trained; a copy's chain is brought up to date before each minibatch, and brought back after it.
@@ -47,14 +49,19 @@ class FixedParts:
         self.model, self.n_parts, self.share = model, n_parts, share
         self._check()
         self.turns = _Turns(n_parts // size, share)
-        self.copies = []
-        for k in range(self.turns.n):
-            memo: dict[int, Any] = {
-                id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters()
-            }
-            self.copies.append(copied := copy.deepcopy(model, memo))
-            if isinstance(copied, Autoencoder):
-                copied.share = _Part(rank * self.turns.n + k, n_parts, k, self.turns)
+        self.first = rank * self.turns.n  # of this process's parts, among all
+        self.copies: list[nn.Module] = []
+        self.modes: list[bool] = []  # of the model's modules, as the copies have them
+
+    def _copy(self, k: int) -> nn.Module:
+        """A copy of the model that shares its parameters, for this process's part k."""
+        memo: dict[int, Any] = {
+            id(p): nn.Parameter(p.detach(), p.requires_grad) for p in self.model.parameters()
+        }
+        copied = copy.deepcopy(self.model, memo)
+        if isinstance(copied, Autoencoder):
+            copied.share = _Part(self.first + k, self.n_parts, k, self.turns)
+        return copied
 
     def add_gradients(self, x: Tensor) -> Tensor:
         """Add the gradients of the mean loss of a whole minibatch, of which this process has x [n, ...], to those of the model's
@@ -68,6 +75,9 @@ class FixedParts:
         n = self.turns.n
         if len(x) % n or not len(x):
             raise ValueError(f"a minibatch's {len(x)} images in {n} parts; expected a multiple of {n}")
+        modes = [m.training for m in self.model.modules()]
+        if modes != self.modes:  # what train() does beyond a flag is done, in memory that copies share
+            self.copies, self.modes = [self._copy(k) for k in range(n)], modes
         for copied in self.copies:
             _follow(self.model, copied)
         tasks = [
@@ -79,16 +89,18 @@ class FixedParts:
             for own, found in zip(self.model.buffers(), self.copies[0].buffers(), strict=True):
                 own.copy_(found)
             wanted = [p for p in self.model.parameters() if p.requires_grad]
-            *sizes, n_wanted = [p.numel() for p in wanted] + [len(wanted)]
-            *totals, are_there, loss = sums.split([*sizes, n_wanted, 1])
+            averages = running_averages(self.model)
+            sizes = [t.numel() for t in (*wanted, *averages)]
+            *totals, are_there, loss = sums.split([*sizes, len(wanted), 1])
+            for average in reversed(averages):
+                average.copy_((totals.pop() / self.n_parts).view_as(average))
             if wanted and not are_there.any():
                 raise ValueError(
                     "loss gives no gradient to the model that it is called on; expected a method of the model"
                 )
             for p, total, n_there in zip(wanted, totals, are_there.tolist(), strict=True):
                 if n_there:
-                    g = torch.empty_like(p).copy_((total / self.n_parts).view_as(p))  # laid out as p is
-                    p.grad = g if p.grad is None else p.grad + g
+                    add_gradient(p, (total / self.n_parts).view_as(p))
         mean_loss: Tensor = (loss / self.n_parts).view(())
         return mean_loss
 
@@ -102,8 +114,8 @@ class FixedParts:
             raise ValueError("a parameter has hooks, which n_parts would not call; expected none")
 
     def _gradients(self, model: nn.Module, x: Tensor, k: int) -> Tensor:
-        """The sums over all parts, flat, where this process's part k is x: of each gradient, of whether it is there, and of the
-        loss."""
+        """The sums over all parts, flat, where this process's part k is x: of each gradient, of running averages, of whether a
+        gradient is there, and of the loss."""
         wanted = [p for p in model.parameters() if p.requires_grad]
         for p in wanted:
             p.grad = None
@@ -112,6 +124,7 @@ class FixedParts:
             torch.promote_types, [p.dtype for p in wanted], loss.dtype if not wanted else wanted[0].dtype
         )
         found = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten().to(kind) for p in wanted]
+        found += [t.flatten().to(kind) for t in running_averages(model)]
         are_there = torch.tensor([p.grad is not None for p in wanted], dtype=kind, device=loss.device)
         return self.turns.total(k, torch.cat([*found, are_there, loss.reshape(1).to(kind)]))
 
@@ -125,10 +138,15 @@ def gradients_and_loss(model: Any, x: Tensor) -> Tensor:
     return loss.detach()
 
 
+def running_averages(model: nn.Module) -> list[Tensor]:
+    """What BatchNorm and its kin average in train mode, of all minibatches so far: buffers that differ between processes, each of
+    which sees its own images."""
+    kinds = [m for m in model.modules() if m.training and getattr(m, "track_running_stats", False)]
+    return [t for m in kinds for t in (m.running_mean, m.running_var) if isinstance(t, Tensor)]
+
+
 def _follow(model: nn.Module, copied: nn.Module) -> None:
-    """Bring a copy's modes, parameters and buffers to those of the model: somebody may have loaded or moved them."""
-    for own, other in zip(model.modules(), copied.modules(), strict=True):
-        other.training = own.training
+    """Bring a copy's parameters and buffers to those of the model: somebody may have loaded or moved them."""
     for p, q in zip(model.parameters(), copied.parameters(), strict=True):
         q.data = p.data
         q.requires_grad_(p.requires_grad)
@@ -166,7 +184,7 @@ class _Turns:
         Raises:
             Exception: what the first one that fails has raised.
         """
-        self.failure, self.device, start = None, device, _random_state(device)
+        self.failure, self.device, start = None, device, random_state(device)
         as_caller = _settings(device)
         self.turn = [threading.Semaphore(0) for _ in range(self.n)]
         found: list[T] = []  # they end in their order
@@ -175,7 +193,7 @@ class _Turns:
             self.turn[k].acquire()
             try:
                 if self.failure is None:
-                    _set_random_state(start, device)
+                    set_random_state(start, device)
                     with as_caller():
                         found.append(functions[k]())
             except BaseException as error:
@@ -201,12 +219,12 @@ class _Turns:
         self.values[k] = value
         if k == self.n - 1:
             self.sum = self._summed()
-        state = _random_state(self.device)
+        state = random_state(self.device)
         self._pass_on(k)
         self.turn[k].acquire()
         if self.failure is not None:
             raise RuntimeError("another part of the minibatch has failed") from self.failure
-        _set_random_state(state, self.device)
+        set_random_state(state, self.device)
         return self.sum.clone()  # its reader may change it
 
     def _summed(self) -> Tensor:
@@ -245,13 +263,13 @@ def _settings(device: torch.device) -> Callable[[], contextlib.ExitStack]:
     return entered
 
 
-def _random_state(device: torch.device) -> list[Tensor]:
+def random_state(device: torch.device) -> list[Tensor]:
     """Of the generators that a model on this device draws by."""
     states = [torch.get_rng_state()]
     return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
 
 
-def _set_random_state(states: list[Tensor], device: torch.device) -> None:
+def set_random_state(states: list[Tensor], device: torch.device) -> None:
     torch.set_rng_state(states[0])
     for state in states[1:]:
         torch.cuda.set_rng_state(state, device)

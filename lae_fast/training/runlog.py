@@ -120,11 +120,13 @@ class RunLog:
         self._file = self._path.open("a", buffering=1)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Write one line of metrics.jsonl, and one TensorBoard tag for each value."""
+        """Write one line of metrics.jsonl, and one TensorBoard tag for each value; without those that are not finite, which
+        JSON cannot say."""
+        known = {tag: value for tag, value in values.items() if math.isfinite(value)}
         with naming(self._path):
-            self._file.write(json.dumps({"step": step} | values) + "\n")
+            self._file.write(json.dumps({"step": step} | known) + "\n")
         with naming(self._events):
-            for tag, value in values.items():
+            for tag, value in known.items():
                 self._board.add_scalar(tag, value, step)
 
     def picture(self, step: int, tag: str, picture: Tensor) -> None:

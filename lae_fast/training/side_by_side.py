@@ -144,13 +144,15 @@ class SideBySide:
         before the step, detached; captured ones are valid until the next call.
 
         Raises:
-            TypeError, ValueError: x are not k minibatches, or have another shape or type than those that were captured.
+            TypeError, ValueError: a model is in eval mode; x are not k minibatches, or have another shape or type than those that were captured.
         """
         checks.tensor("minibatches", x, dtypes=None)
         if x.shape[:1] != (len(self.steps),):
             raise ValueError(
                 f"minibatches are {checks.describe(x)}; expected one for each of {len(self.steps)} models"
             )
+        for step in self.steps:
+            step.check_mode()
         if self.replayed is None:
             return self._step(x)
         if self.replayed.graph is None:
@@ -162,6 +164,7 @@ class SideBySide:
         else:
             self.x.copy_(x)
         losses: Tensor = self.replayed()
+        torch.clear_autocast_cache()  # as TrainingStep does, whose code a replay does not run
         return losses
 
     def _step(self, x: Tensor) -> Tensor:

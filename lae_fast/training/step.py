@@ -12,7 +12,7 @@ from lae_fast.graphs import Replayed
 from lae_fast.models.autoencoder import Autoencoder
 from lae_fast.sharing import Shared
 from lae_fast.training.optimizer import Adam
-from lae_fast.training.parts import FixedParts, gradients_and_loss
+from lae_fast.training.parts import FixedParts, gradients_and_loss, running_averages
 
 
 def keep_freed_memory() -> None:
@@ -53,6 +53,9 @@ def cool_down(optimizer: torch.optim.Optimizer, lr: float, done: float, cooldown
     Args:
         done: the fraction of training that is over.
 
+    Raises:
+        TypeError, ValueError: lr is no finite number from 0, or done or cooldown none from 0 to 1.
+
     Example:
         >>> from lae_fast import training
         >>> optimizer = training.adam(torch.nn.Linear(2, 1), lr=1e-3)
@@ -60,6 +63,9 @@ def cool_down(optimizer: torch.optim.Optimizer, lr: float, done: float, cooldown
         >>> round(float(optimizer.param_groups[0]["lr"]), 6)
         0.0005
     """
+    checks.number("lr", lr, least=0)
+    checks.fraction("done", done)
+    checks.fraction("cooldown", cooldown)
     rate = lr * (min(1.0, (1 - done) / cooldown) if cooldown else 1.0)
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
@@ -86,7 +92,8 @@ class TrainingStep:
     they live on the device; a step does not wait for the device.
 
     Of a model that shares its minibatches (`share_minibatches`) each process steps with its own part, and all with the mean
-    of their gradients: one message a step, and the same weights everywhere. Such steps are not captured.
+    of their gradients: one message a step, and the same weights everywhere; BatchNorm's running averages are means, too. Such steps
+    are not captured.
 
     Args:
         model: any of this package's models, or a module with a `loss` of a minibatch.
@@ -98,11 +105,11 @@ class TrainingStep:
         n_parts: a power of two: every minibatch is computed in so many equal parts, one after the other or by several
             processes, whose number divides it. Sums over parts have a fixed order: the same bits for any number of processes of
             one kind, with equally many threads. Such steps take longer and are not captured, and a copy of the model for each part has
-            its buffers and gradients; it does not see attributes that are changed later, and BatchNorm sees its part alone. None: each
-            process computes its part as it is.
+            its buffers and gradients; it does not see attributes that are changed later, BatchNorm sees its part alone, and Dropout
+            has the same mask in each. None: each process computes its part as it is.
 
     Raises:
-        ValueError: capture without a GPU, in parts or of a model that shares its minibatches, or an optimizer that cannot be
+        ValueError: an optimizer of other parameters, capture without a GPU, in parts or of a model that shares its minibatches, or an optimizer that cannot be
             captured; n_parts is no power of two, or does not divide among the processes.
 
     Example:
@@ -134,8 +141,14 @@ class TrainingStep:
             checks.flag("capture", capture)
         if read is not None:
             checks.function("read", read)
-        self.model, self.optimizer, self.read = model, optimizer, read
         device = _device(model)
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        trained = [p for p in model.parameters() if p.requires_grad]
+        if trained and not any(id(p) in held for p in trained):
+            raise ValueError(
+                "the optimizer holds none of the model's trained parameters; expected one of model.parameters()"
+            )
+        self.model, self.optimizer, self.read = model, optimizer, read
         share: Shared | None = getattr(model, "share", None)
         is_whole = share is None and n_parts is None
         captures = device.type == "cuda" and is_whole if capture is None else capture
@@ -160,8 +173,22 @@ class TrainingStep:
         Raises:
             ValueError: the model is in eval mode, or x has another shape or type than the captured images.
         """
+        self.check_mode()
         if self.replayed is None:
-            return self._step(x)
+            loss = self._step(x)
+        else:
+            self._hold(x)
+            loss = self.replayed()
+        torch.clear_autocast_cache()  # of the weights before the step, which an outer region would keep
+        return loss
+
+    def check_mode(self) -> None:
+        """Raise a ValueError unless the model is in train mode: a replay would train it all the same."""
+        if not self.model.training:
+            raise ValueError("the model is in eval mode; expected train mode: call model.train() first")
+
+    def _hold(self, x: Tensor) -> None:
+        """Put x where the graph reads it."""
         if not self.is_captured:
             self.x = x.clone()
         elif x.shape != self.x.shape or x.dtype != self.x.dtype:
@@ -171,15 +198,13 @@ class TrainingStep:
             )
         else:
             self.x.copy_(x)
-        return self.replayed()
 
     @property
     def is_captured(self) -> bool:
         return self.replayed is not None and self.replayed.graph is not None
 
     def _step(self, x: Tensor) -> Tensor:
-        if not self.model.training:
-            raise ValueError("the model is in eval mode; expected train mode: call model.train() first")
+        torch.clear_autocast_cache()  # a graph has to make its own copies of the weights, at each replay
         self.optimizer.zero_grad(set_to_none=True)
         if self.read is not None:
             x = self.read(x)
@@ -190,6 +215,6 @@ class TrainingStep:
             share: Shared | None = getattr(self.model, "share", None)
             if share is not None:
                 gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-                share.average([*gradients, loss])
+                share.average([*gradients, loss, *running_averages(self.model)])
         self.optimizer.step()
         return loss

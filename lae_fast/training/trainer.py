@@ -281,6 +281,11 @@ class Trainer:
                 self.progress.best, self.progress.best_epoch = result.negative_elbo, epoch
                 self._keep_weights()
             messages.append(f"epoch {epoch}: validation {result.sentence()}")
+            if not math.isfinite(result.negative_elbo):
+                messages.append(
+                    f"epoch {epoch}: these weights are not kept as the best ones, as validation is not finite; expected images "
+                    "that the likelihood can tell"
+                )
             self.progress.is_finished = self._is_out_of_patience()
         else:
             self._keep_weights()
@@ -498,7 +503,9 @@ class Trainer:
         values = {f"test_{name}": value for name, value in result._asdict().items()}
         values |= {"test_importance_bound": bound, "test_importance_bound_images": len(few)}
         values |= {"epochs": self.progress.epoch}
-        checkpoint.write_atomically(self.folder / "results.json", json.dumps(values, indent=2).encode())
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        text = json.dumps(finite, indent=2, allow_nan=False)  # JSON knows no others
+        checkpoint.write_atomically(self.folder / "results.json", text.encode())
         return result, bound
 
 

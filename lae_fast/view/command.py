@@ -46,7 +46,7 @@ def view(options: Options) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line. Returns the exit code."""
+    """The command line, `lae-fast view`; `arguments` are those of the shell if None. Returns the exit code."""
 
     def body() -> int:
         found = console.arguments(arguments)

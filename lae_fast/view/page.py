@@ -50,14 +50,33 @@ def write(
 
     Raises:
         TypeError: an argument is of another kind.
-        ValueError: there is no test image.
+        ValueError: test holds no images of a form that can be shown.
         CheckpointError: the run's records are damaged, or the table has no row of its weights of today, or several.
         OSError: the page cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from lae_fast import models, view
+        >>> model = models.build(models.Architecture(shape=(1, 8, 8), nz=2, nh=8, depth=1))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     page = view.write(folder, model, torch.rand(4, 1, 8, 8))
+        ...     page.name, "data:image/png" in page.read_text()
+        ('view.html', True)
     """
     folder, table = checks.path("folder", folder), None if table is None else checks.path("table", table)
+    if not isinstance(model, Autoencoder):
+        raise TypeError(f"model is {checks.describe(model)}; expected one of lae_fast.models")
+    is_list = isinstance(classes, (list, tuple))
+    if not (classes is None or (is_list and all(isinstance(name, str) for name in classes))):
+        raise TypeError(f"classes is {checks.describe(classes)}; expected a list of names, or None")
     if not isinstance(test, Split):
         test = Split(checks.tensor("test", test, dtypes=None))
-    if not len(test.images):
+    images = test.images
+    if images.dim() < 2 or not (images.is_floating_point() or images.dtype == torch.uint8):
+        raise ValueError(
+            f"test is {checks.describe(images)}; expected images [N, *shape], floating point or uint8"
+        )
+    if not len(images):
         raise ValueError("test holds no images; expected at least 1")
     record: dict[str, Any] = {"options": {}}
     lines: records.Lines = []
@@ -87,7 +106,7 @@ def write(
         "samples": _rounded(z),
         "codes": _rounded(codes),
         "labels": None if labels is None else labels[:n].tolist(),
-        "classes": None if classes is None else list(map(str, classes)),
+        "classes": classes,
         "originals": data_uri(originals.transpose(0, 1).flatten(1, 2)),  # one below the other
         "axes": _axes(codes),
         "curves": records.curves(record, lines),

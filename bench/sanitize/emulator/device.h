@@ -79,7 +79,7 @@ void load_matrices(Word (&words)[4], const Word* row, bool is_transposed, Place 
   exchange_rows(words, own, is_transposed, place);
 }
 
-// What a thread did before its fence is visible to those that see its next atomic operation.
+// What a thread did before its fence is visible to those that see its next atomic operation, after a fence of their own.
 void fence(Place place);
 void begin_atomic(const void* address, size_t size, void* code);  // `code`: an address in the kernel
 

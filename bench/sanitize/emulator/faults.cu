@@ -68,13 +68,23 @@ __global__ void before_a_write(int* out) {
   out[kThreads * (1 + blockIdx.x) + threadIdx.x] = last;
   if (threadIdx.x == 40) out[blockIdx.x] = last + 1;
 }
-__global__ void without_a_fence(int* out) {
+template <bool kBefore, bool kAfter>
+__device__ void end_with_fences(int* out) {
   __shared__ bool is_last;
-  if (threadIdx.x == 0) out[1 + blockIdx.x] = 1;
-  __syncthreads();
-  if (threadIdx.x == 0) is_last = atomicAdd(out, 1) == kBlocks - 1;
+  if (threadIdx.x == 0) {
+    out[1 + blockIdx.x] = 1;
+    if (kBefore) __threadfence();
+    is_last = atomicAdd(out, 1) == kBlocks - 1;
+    if (kAfter) __threadfence();
+  }
   __syncthreads();
   if (is_last && threadIdx.x == 0) out[1] += out[2];
+}
+__global__ void without_a_fence_before(int* out) {
+  end_with_fences<false, true>(out);
+}
+__global__ void without_a_fence_after(int* out) {
+  end_with_fences<true, false>(out);
 }
 
 // Memory.
@@ -127,6 +137,7 @@ __global__ void sound(int* out) {
   if (lane == 0) is_last = atomicAdd(out, 1) == kBlocks - 1;
   __syncthreads();
   if (!is_last || lane != 0) return;
+  __threadfence();
   for (int b = 1; b < kBlocks; ++b) out[n] += out[n * (1 + b)];
 }
 int sound_value(int i) {
@@ -146,8 +157,8 @@ struct Fault {
 constexpr Fault kFaults[] = {
     FAULT(some_wait_for_the_block), FAULT(two_barriers), FAULT(a_lane_has_returned), FAULT(a_lane_that_is_not_named),
     FAULT(a_lane_that_does_not_multiply), FAULT(a_grid_that_is_not_resident), FAULT(between_warps), FAULT(between_lanes),
-    FAULT(between_blocks), FAULT(before_a_write), FAULT(without_a_fence), FAULT(beyond_the_end), FAULT(unwritten_memory),
-    FAULT(unwritten_shared_memory), FAULT(beyond_shared_memory), FAULT(misaligned), FAULT(memory_of_the_host),
+    FAULT(between_blocks), FAULT(before_a_write), FAULT(without_a_fence_before), FAULT(without_a_fence_after),
+    FAULT(beyond_the_end), FAULT(unwritten_memory), FAULT(unwritten_shared_memory), FAULT(beyond_shared_memory), FAULT(misaligned), FAULT(memory_of_the_host),
 };
 
 int run(const char* name) {

@@ -56,7 +56,7 @@ struct Thread {
   Place place;    // where it waits
   Time fence_time, mask_time;
   unsigned synced_mask;  // the lanes of its last barrier of a part of the warp, at mask_time
-  Seen seen;
+  Seen offered, seen;
   char given[32];     // to the other lanes,
   char got[32 * 32];  // and by them
 };

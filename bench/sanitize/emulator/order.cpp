@@ -80,7 +80,7 @@ void see_and_release(const void* address) {
   std::vector<Release>& here = releases[address];
   if (self->fence_time > 0)
     here.push_back({self->number, self->block->number, self->fence_time, self->block->time});
-  self->seen = {&here, here.size(), ++now};
+  self->offered = {&here, here.size(), ++now};
 }
 
 void all_is_done(Time time) {

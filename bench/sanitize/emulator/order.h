@@ -33,7 +33,8 @@ Verdict note_read(Cell& cell, bool is_shared, uintptr_t code);
 Verdict note_write(Cell& cell, bool is_shared, uintptr_t code);
 Verdict note_atomic(Cell& cell, bool is_shared);
 
-// An atomic operation at `address` sees what others released there, and releases what came before its thread's last fence.
+// An atomic operation at `address` releases what came before its thread's last fence, and is offered what others released there:
+// the thread sees it from its next fence on.
 void see_and_release(const void* address);
 
 }  // namespace emulator
