@@ -87,9 +87,8 @@ class Memory:
         # cholesky_ex does not wait for the device
         mean = gram.diagonal().mean().clamp(min=1e-30)  # features that are all 0 leave phi where it is
         root, info = torch.linalg.cholesky_ex(gram + self.ridge * mean * eye)
-        least = (
-            10 * len(gram) * torch.finfo(gram.dtype).eps
-        )  # what a gram of any rank needs to have a root, for its rounding
+        # The rounding of a gram, of any rank, does not exceed it.
+        least = 10 * len(gram) * torch.finfo(gram.dtype).eps
         if self.ridge < least:
             root = torch.where(info == 0, root, torch.linalg.cholesky_ex(gram + least * mean * eye).L)
         # On a GPU solving for a few columns takes longer than many products with the inverse.

@@ -148,10 +148,8 @@ class DecoderPass:
 
     def _check_leaves(self, energy: Tensor, z: Tensor) -> None:
         """Raise a ValueError if the energy has a derivative by a tensor that is not among `parameters`: nobody would take it."""
-        known, names = (
-            {id(t) for t in (z, *self.parameters)},
-            {id(p): n for n, p in self.model.named_parameters()},
-        )
+        known = {id(t) for t in (z, *self.parameters)}
+        names = {id(p): n for n, p in self.model.named_parameters()}
         nodes = [energy.grad_fn]
         seen = set(nodes)
         while nodes:
