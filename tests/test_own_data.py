@@ -641,7 +641,7 @@ def test_what_is_not_there_is_named(tmp_path, monkeypatch):
     save(RGB[0], tmp_path / "y" / "0.png")
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(
-        DataError, match=r"pictures take pillow: .*; pip install 'lae_fast\[data\]' installs it"
+        DataError, match=r"pictures take pillow: .*; pip install 'lae_fast\[data\]' torch==.* installs it"
     ):
         data.load(tmp_path / "y")
 

@@ -443,7 +443,7 @@ ROWS_OF_THREE = [nn.Linear(2, 60), nn.Unflatten(1, (3, 20)), nn.Flatten(0, 1), n
     ],
 )
 def test_other_decoders_are_left_to_autograd(decoder):
-    m = own(decoder=decoder(), mh=False)
+    m = own(decoder=decoder(), mh=False, decisions="joint")  # which images may share that a decoder mixes
     found = decoder_pass.decoder_pass(m, images(COLOUR).flatten(1), by_row=True)
     assert isinstance(found, decoder_pass.RecomputingPass)
     assert m.loss(images(COLOUR)).isfinite()

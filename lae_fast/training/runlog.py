@@ -155,10 +155,12 @@ class RunLog:
             self._closing.close()
 
     def _close(self) -> None:
-        with naming(self._events), contextlib.closing(self._board):
-            pass
-        with naming(self._path):
-            self._file.close()
+        try:
+            with naming(self._events), contextlib.closing(self._board):
+                pass
+        finally:
+            with naming(self._path):
+                self._file.close()
 
 
 @contextlib.contextmanager
