@@ -8,6 +8,7 @@ none is needed at all. `setup.py` carries the plan out.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import re
 import shlex
@@ -52,7 +53,7 @@ def asked_for_cxx() -> str:
 
 def compiler_of(command: str) -> str | None:
     """The compiler in a command such as "ccache g++ -m64"; None if this machine has none of that name."""
-    words = [word for word in shlex.split(command) if not word.startswith("-")]
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), shlex.split(command)))
     return next(filter(shutil.which, reversed(words)), None)
 
 

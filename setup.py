@@ -130,7 +130,8 @@ class BuildLibraries(build_ext):
             graph.rule("build", f"{PLAN.cxx} {CXX_FLAGS} {self._build_info_flags()} -c $in -o $out")
             graph.rule("link", f"{link} -o $out")
             if "cuda" in PLAN.libraries:
-                ccbin = f"-ccbin {shlex.quote(compiler_of(PLAN.cxx))}"
+                # NVCC_CCBIN is nvcc's own way to name another one, and -ccbin would win over it.
+                ccbin = "" if os.environ.get("NVCC_CCBIN") else f"-ccbin {shlex.quote(compiler_of(PLAN.cxx))}"
                 nvcc = f"{shlex.quote(PLAN.nvcc)} {ccbin} {NVCC_FLAGS} {gencode_flags()}"
                 nvcc_libtorch = libtorch.replace("-Wl,", "-Xlinker ")
                 graph.rule("cuda", f"{nvcc} {torch_flags} -MD -MF $out.d -c $in -o $out", depfile="$out.d")

@@ -72,8 +72,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def sweep(folder: Path, age: float = 0.0) -> None:
-    """Remove the temporary folders that killed processes have left in `folder`, in which nobody writes now, or who others may: those
-    that are older than `age` seconds."""
+    """Remove the temporary folders that killed processes have left in `folder`; where others may be writing, only those that are older
+    than `age` seconds."""
     newest = time.time() - age
     for path in folder.iterdir() if folder.is_dir() else ():
         is_left = _TEMPORARY.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
@@ -238,7 +238,8 @@ def load_latest(folder: Path) -> Checkpoint | None:
     """The newest complete checkpoint in `folder`, or None if there is none.
 
     Raises:
-        CheckpointError: the folder cannot be read, the checkpoint is damaged, or its state file holds more than plain data and tensors.
+        CheckpointError: the folder cannot be read, the checkpoint is damaged, or its state file holds more than plain data and
+            tensors.
     """
     try:
         steps = sorted(p for p in folder.iterdir() if _FOLDER.fullmatch(p.name))

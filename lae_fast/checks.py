@@ -80,9 +80,10 @@ def number(
 
 def fraction(name: str, value: Any) -> float:
     """A number from 0 to 1."""
-    if not 0 <= number(name, value) <= 1:
+    found = number(name, value)
+    if not 0 <= found <= 1:
         raise ValueError(f"{name} is {value}; expected a number from 0 to 1")
-    return float(value)
+    return found
 
 
 def choice(name: str, value: Name, known: Iterable[str]) -> Name:

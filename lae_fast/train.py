@@ -61,9 +61,9 @@ def _parse(arguments: Sequence[str], processes: Processes = ALONE) -> Config:
         raise TrainingError(f"--config {given.config} beside --resume: a run goes on with its own options")
     base = Config()
     if given.resume:
-        base = _resumed(checks.path("--resume", given.resume))
+        base = _resumed(given.resume)
     elif given.config:
-        base = config_file.read(checks.path("--config", given.config))
+        base = config_file.read(given.config)
         if given.data is not None:  # instead of the file's data
             base = dataclasses.replace(base, dataset="auto")
         if given.dataset is not None:

@@ -159,15 +159,17 @@ def test_a_build_that_cannot_be_had_fails_loudly(environment, message):
     ("cxx", "host", "command"),
     [
         ("g++ -m64", "g++", "g++ -m64"),
+        ("clang++ -x c++", "clang++", "clang++ -x c++"),
         ("ccache g++ -isystem /usr", "g++", "ccache g++ -isystem /usr"),
         (" ", "clang++", "clang++"),
         (None, "clang++", "clang++"),
     ],
 )
-def test_nvcc_calls_the_compiler_that_was_chosen(cxx, host, command, tmp_path, monkeypatch):
+@pytest.mark.parametrize("own", ["", "g++-12"])
+def test_nvcc_calls_the_compiler_that_was_chosen(own, cxx, host, command, tmp_path, monkeypatch):
     """As the other sources do, whatever else stands in CXX; and clang++ where there is no other."""
     pytest.importorskip("ninja")
-    for name in {"nvcc", "ccache", host}:
+    for name in {"nvcc", "ccache", "c++" if (cxx or "").strip() else host, host}:
         (tmp_path / name).write_text("#!/bin/sh\necho release 13.0\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("CXX", cxx or "")
@@ -178,10 +180,11 @@ def test_nvcc_calls_the_compiler_that_was_chosen(cxx, host, command, tmp_path, m
         "names = {'__file__': 'setup.py', '__name__': '__main__'}; exec(open('setup.py').read(), names)\n"
         f"build = names['BuildLibraries'](names['setup'].__globals__['Distribution']()); build._write_graph(Path({str(tmp_path / 'graph')!r}))"
     )
-    found = python(code, ROOT, PATH=str(tmp_path), CUDA_HOME="", CUDA_PATH="", LAE_FAST_BUILD="cuda")
+    facts = dict(PATH=str(tmp_path), CUDA_HOME="", CUDA_PATH="", LAE_FAST_BUILD="cuda", NVCC_CCBIN=own)
+    found = python(code, ROOT, **facts)
     assert found.returncode == 0, found.stderr
     rules = " ".join((tmp_path / "graph").read_text().replace("$\n", "").split())
-    assert rules.count(f"nvcc -ccbin {host} -") == 2
+    assert rules.count(f"nvcc -ccbin {host} -") == (0 if own else 2)  # nvcc reads NVCC_CCBIN itself
     assert f"command = {command} -std=c++20" in rules
 
 

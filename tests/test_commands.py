@@ -149,6 +149,8 @@ def test_a_record_s_run_is_not_meant_but_its_options(parsed, tmp_path):
         ("x.json", '{"nz": 1, "nz": 2}', "nz is given twice; expected once"),
         ("x.yaml", "seed: 010", "010 is 8 in YAML; expected a number without zeros in front"),
         ("x.yaml", "epochs: 1:30", "1:30 is 90 in YAML; expected"),
+        ("x.yaml", "lr: 0:0.5", "0:0.5 is 0.5 in YAML; expected"),
+        ("x.yaml", "resum: runs/x", "'resum' is no option; expected options as --help lists them"),
         ("x.yaml", "nz: !!python/object/apply:os.system [touch hacked]", "it is not YAML"),
         ("x.json", "{", "Expecting property name"),
         ("x.json", '{"options": {"colours": 1}, "data": "MNIST"}', "'colours' is no option"),
@@ -210,6 +212,11 @@ def test_no_record_for_tensorboard_stops_a_run(tmp_path, monkeypatch):
     def broken(name):
         raise ImportError("TensorBoard logging requires another version")
 
+    def lacking(name):
+        raise ModuleNotFoundError("No module named 'google'", name="google.protobuf")
+
+    monkeypatch.setattr(runlog.importlib, "import_module", lacking)
+    assert runlog.why_no_board() == "which cannot be imported: No module named 'google'"
     monkeypatch.setattr(runlog.importlib, "import_module", broken)
     (tmp_path / "other").mkdir()
     assert runlog.why_no_board() == "which cannot be imported: TensorBoard logging requires another version"

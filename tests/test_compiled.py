@@ -248,6 +248,22 @@ def test_a_wrong_gradient_of_one_s_own_is_named(sampler):
 
 
 @both_samplers
+def test_a_value_that_is_right_to_the_rounding_of_large_sums_is_taken(sampler):
+    """784 pixels of a normal distribution: squares of some ten thousand nats, against as large a constant."""
+    x, s = normals(1, 3, 2)[..., :1].expand(1, 3, 784), 0.1
+
+    def energy(z):
+        return (0.5 * ((x - z[..., :1]) / s).square() + math.log(s)).sum(-1)
+
+    def value_and_grad(z):
+        squares = (x - z[..., :1]).square().sum(-1)
+        slope = (z[..., :1] - x).sum(-1) / s**2
+        return squares / (2 * s**2) + 784 * math.log(s), torch.stack((slope, torch.zeros_like(slope)), -1)
+
+    draw(sampler, energy=energy, value_and_grad=value_and_grad)
+
+
+@both_samplers
 def test_a_forgotten_part_of_the_value_is_seen_beside_a_large_constant(sampler):
     """The prior's value is forgotten, its gradient not: decisions would make the draws narrower."""
     x = normals(1, 3, 2)

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -242,6 +243,13 @@ def test_what_missing_leaves_out_needs_no_models(monkeypatch, tmp_path):
 def test_options_that_do_not_go_together(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         cli.Options(**options)
+
+
+def test_paths_begin_at_home_and_are_not_empty(capsys):
+    options = cli.Options(output=Path("~/x"), cache=Path("~/c"))
+    assert (options.output, options.cache) == (Path.home() / "x", Path.home() / "c")
+    assert cli.main(["figure1", "--output", ""]) == 2
+    assert "--output is empty; expected a value" in capsys.readouterr().err
 
 
 def test_side_by_side_is_in_one_process(monkeypatch, tmp_path):

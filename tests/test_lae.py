@@ -223,6 +223,17 @@ class Borrowing(nn.Module):
         return self.first(z).relu() @ self.lent[0].weight
 
 
+def test_parameters_may_be_computed_from_others():
+    """As by an outer loop of training, through torch.func.functional_call: the derivative goes on to what they are made of."""
+    torch.manual_seed(0)
+    encoder, _ = nets.mlp(NX, NZ, NH, 1)
+    model = LAE(encoder, Head(), Bernoulli(), nx=NX, nz=NZ, d=NH)
+    scale = torch.ones((), requires_grad=True)
+    computed = {name: scale * p for name, p in model.named_parameters()}
+    torch.func.functional_call(model, computed, (images(),)).backward()
+    assert scale.grad.abs() > 0
+
+
 @pytest.mark.parametrize("decisions", LAE.kinds)
 def test_weights_that_a_decoder_borrows_get_its_gradient_or_are_refused(decisions):
     x, gradients = torch.rand(6, 9).round(), []

@@ -421,10 +421,8 @@ def write_png16(path, color_type):
 
 def write_tiff16(path):
     """A TIFF of 4 x 5 pixels with 16 bits a channel, one plane after the other, which PIL does not write."""
-    lists, pixels = (
-        8 + 2 + 11 * 12 + 4,
-        200,
-    )  # where they are in the file, after 11 tags: name, type, count, value or place
+    # Where they are in the file, after 11 tags: name, type, count, value or place.
+    lists, pixels = 8 + 2 + 11 * 12 + 4, 200
     tags = [(256, 3, 1, 4), (257, 3, 1, 5), (258, 3, 3, lists), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 3, lists + 8),
             (274, 3, 1, 1), (277, 3, 1, 3), (278, 3, 1, 5), (279, 4, 3, lists + 20), (284, 3, 1, 2)]  # fmt: skip
     head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags)

@@ -58,6 +58,7 @@ def test_running_averages_are_those_of_all_parts():
     parts = model.encoder[0](x).view(N_PARTS, -1, 6)
     torch.testing.assert_close(model.encoder[1].running_mean, 0.1 * parts.mean((0, 1)))
     torch.testing.assert_close(model.encoder[1].running_var, 0.9 + 0.1 * parts.var(1).mean(0))
+    model.encoder[0].track_running_stats = True  # of somebody's own module, which averages nothing
     model.encoder[1].eval()  # frozen
     kept = model.encoder[1].running_mean.clone()
     in_parts(x)

@@ -591,9 +591,8 @@ def test_without_validation_images_the_weights_are_those_of_the_last_whole_epoch
     run_folder.write_record(tmp_path, config, data="digits", fingerprint=None)
     weights, metadata = checkpoint.load_weights(tmp_path / "best.safetensors")
     assert trainer.progress.step == 6
-    assert all(
-        torch.equal(weights[name], t) for name, t in seen[3].items()
-    )  # of the fourth minibatch, the epoch's last
+    # Of the fourth minibatch, the epoch's last.
+    assert all(torch.equal(weights[name], t) for name, t in seen[3].items())
     assert metadata["epoch"] == 1
     lines = runlog.read(tmp_path / "metrics.jsonl")
     assert run_folder.epochs(tmp_path, lines) == 1

@@ -81,6 +81,7 @@ class Options:
     if such a number, or a figure, needs it."""
 
     def __post_init__(self) -> None:
+        checks.expand_paths(self, "output", "cache")
         for name in ("seeds", "workers", "side_by_side"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -357,7 +358,8 @@ class Experiments:
         self.record.write()
 
 
-def _run(argv: Sequence[str]) -> int:
+def _run(argv: Sequence[str] | None) -> int:
+    argv = console.arguments(argv)
     typed = console.typed("experiments")
     options = tyro.cli(Options, args=argv, prog=" ".join(typed))
     experiments = Experiments(options, shlex.join([*typed, *argv]))
@@ -368,9 +370,8 @@ def _run(argv: Sequence[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: a clear line instead of a traceback for whatever a user can mend."""
-    arguments = sys.argv[1:] if argv is None else argv
     return console.run(
-        lambda: _run(arguments),
+        lambda: _run(argv),
         (DataError, CheckpointError, ValueError, OSError, RuntimeError),
         "stopped; what is finished is kept: the same command goes on from there",
     )

@@ -1,5 +1,6 @@
-"""`report.jsonl` and `likelihood.jsonl`: the measurements of all runs so far. What other code than today's has measured stays in the document until it is
-measured anew, and says by which commit."""
+"""`report.jsonl` and `likelihood.jsonl`: the measurements of all runs so far.
+
+What other code than today's has measured stays in the document until it is measured anew, and says by which commit."""
 
 from __future__ import annotations
 

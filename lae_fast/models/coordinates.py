@@ -47,7 +47,7 @@ class Memory:
         h: [n, d], the features of a new minibatch.
         n_batches: [], how many minibatches have been averaged so far.
         length: the first `length` minibatches count equally, then each new minibatch counts for 1 / length.
-        ridge: what `root` adds to the diagonal of gram, in units of its mean; where the sum has no root, as with 0 and fewer images
+        ridge: what `root` adds to the diagonal of gram, in units of its mean; where the sum has no root, as with ridge 0 and fewer images
             than features, a little for its rounding.
         share: other processes hold the rest of the minibatch. What they add up are the normal equations, d (d + nz) numbers a
             process: fewer than h and moves, n (d + nz), where there are more images than features. None: h is all of it.

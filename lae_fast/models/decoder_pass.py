@@ -151,7 +151,10 @@ class DecoderPass:
         known = {id(t) for t in (z, *self.parameters)}
         names = {id(p): n for n, p in self.model.named_parameters()}
         nodes = [energy.grad_fn]
-        seen = set(nodes)
+        seen = {
+            *nodes,
+            *(p.grad_fn for p in self.parameters),
+        }  # of parameters that are computed, as by functional_call
         while nodes:
             node = nodes.pop()
             leaf = getattr(node, "variable", None)

@@ -76,8 +76,8 @@ class LAE(AutoencoderWithChain):
             (datapoint decisions).
         memory: minibatches over which phi averages the codes that are written back (datapoint decisions), and `whiten` the
             features' second moments.
-        ridge: added to the features' mean second moments, in units of their mean diagonal, in the write-back and in `whiten`. Where there are fewer
-            images than features, as little as 0 makes `whiten` move phi far.
+        ridge: added to the features' mean second moments, in units of their mean diagonal, in the write-back and in `whiten`.
+            Where there are fewer images than features, a ridge near 0 lets `whiten` move phi far.
         whiten: move phi L instead of phi, where L L^T is a running average of H^T H / n plus the ridge: all directions then
             mix equally fast. L is fixed during the T steps of a minibatch (joint decisions).
         step_size: as in the base class. Joint decisions: per example, as in the published code, eta = step_size / n for a

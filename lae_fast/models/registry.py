@@ -160,9 +160,8 @@ def load(
             raise ValueError(
                 f"{name} is on meta, where weights cannot be kept; expected it on a device of this machine"
             )
-    path = (
-        _weights_in(path) if os.path.isdir(path) else path
-    )  # of pathlib's errors none, here and below: the reader tells them
+    # Of pathlib's errors none, here and below: the reader tells them.
+    path = _weights_in(path) if os.path.isdir(path) else path
     weights, metadata = checkpoint.load_weights(path)
     wanted = ["encoder", "decoder"] if metadata.get("network", "") is None else []
     wanted += ["likelihood"] if metadata.get("likelihood", "") is None else []

@@ -27,9 +27,8 @@ from lae_fast.ops.library import define
 T = TypeVar("T", bound="Tensor | None")
 
 PART = 32  # columns of a row that share moments
-MAX_INNER = (
-    896  # columns of a row that a block's shared memory holds as pairs of halves, on compute capability 9.0
-)
+# Columns of a row that a block's shared memory holds as pairs of halves, on compute capability 9.0.
+MAX_INNER = 896
 
 
 def n_parts(width: int) -> int:
@@ -111,8 +110,7 @@ def layer_forward(
     """A linear layer y = a weight^T + bias, the moments of y, and mean and 1 / standard deviation of the rows of x.
 
     With the moments of x, a = relu(layer norm of x), by norm_weight, norm_bias and eps; without, a = x, and the last result is
-    empty. All in float32; k and m are multiples of 4, k is at most 896, and fewer
-    on a GPU with less shared memory than an H100.
+    empty. All in float32; k and m are multiples of 4, k is at most 896, and less on a GPU with less shared memory than an H100.
 
     Raises:
         TypeError, ValueError: an argument does not fit, or somebody wants a derivative, which this op does not have.

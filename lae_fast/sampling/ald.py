@@ -223,9 +223,8 @@ def ald_init(
             if is_new and mh:
                 with torch.no_grad():
                     check_function(energy.detach(), evaluate_potential(potential, start, n_chains)[0])
-    return ALDState(
-        start, energy, grad.clone(), rng, step_size
-    )  # a function of the user's may need its own again
+    # A clone: a function of the user's may need its own gradient again.
+    return ALDState(start, energy, grad.clone(), rng, step_size)
 
 
 def _chains_of(state: ALDState, n_chains: int | None, generator: torch.Generator | None) -> int | None:

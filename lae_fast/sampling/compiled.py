@@ -109,11 +109,11 @@ def _is_plain(graph: fx.GraphModule) -> bool:
 
 
 def agree(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> bool:
-    """Whether two evaluations, V [C] and grad V [C, D] each, are the same to the rounding of float32.
+    """Whether two evaluations, V [C] and grad V [C, D] each, are the same to what decides.
 
-    V decides, each chain's for itself, and so a difference counts that is small beside a large constant in V. A gradient that is a
-    little off only costs acceptance.
+    That is V, each chain's for itself: a hundredth of a nat changes the chance of acceptance by 1 %, and float32 rounds a V that is a small
+    difference of large sums by a few ten-thousandths. A gradient that is a little off only costs acceptance.
     """
     (value, grad), (wanted, wanted_grad) = found, expected
     is_near = (grad - wanted_grad).abs().max() <= 1e-3 * wanted_grad.abs().max() + 1e-6
-    return bool(is_near) and torch.allclose(value, wanted, rtol=1e-5, atol=1e-4)
+    return bool(is_near) and torch.allclose(value, wanted, rtol=1e-5, atol=1e-2)

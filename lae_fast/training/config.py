@@ -118,8 +118,7 @@ class Config:
     cooldown: float = 0.2
     """Fraction of the epochs, at the end, over which the learning rate falls to 0; 0: never."""
     patience: int | Literal["auto"] = "auto"
-    """Stop after this many epochs without a better validation loss. auto: 10, or on small data sets
-    larger by the same factor as --epochs."""
+    """Stop after this many epochs without a better validation loss. auto: 10, or of few images more, by the factor of --epochs."""
     seed: int = 0
     """Decides everything random: initial weights, order of the images, chain."""
     deterministic_reduce: bool = False
@@ -193,8 +192,7 @@ class Config:
             chosen_chain_precision(self.precision, asked, self.mh)  # raises
         if self.beta1 != "auto" and not 0 <= self.beta1 < 1:
             raise ValueError(f"--beta1 is {self.beta1}; expected a number from 0 to below 1, or auto")
-        if not 0 <= self.cooldown <= 1:
-            raise ValueError(f"--cooldown is {self.cooldown}; expected a number from 0 to 1")
+        checks.fraction("--cooldown", self.cooldown)
         if self.step_size != "auto" and not 0 <= self.step_size < math.inf:
             raise ValueError(f"--step-size is {self.step_size}; expected a finite number >= 0, or auto")
         if self.data is not None and self.dataset != "auto":
@@ -263,7 +261,9 @@ class Config:
             values |= {"decisions": "joint", "decoder_window": window, "feature_window": window}
         for name in values:
             if name not in _kinds():
-                guess = difflib.get_close_matches(str(name), _kinds(), 1)
+                guess = difflib.get_close_matches(
+                    str(name), _kinds().keys() - {"resume"}, 1
+                )  # of a command alone
                 known = "expected options as --help lists them, like batch_size"
                 raise ValueError(f"{name!r} is no option; {f'did you mean {guess[0]}?' if guess else known}")
         paths = {name for name, kind in _kinds().items() if Path in _parts(kind)}

@@ -60,7 +60,14 @@ def _content(path: Path) -> Any:
                 )
             return found
 
+        def construct_yaml_float(self, node: Any) -> float:
+            found: float = super().construct_yaml_float(node)
+            if ":" in node.value:
+                raise ValueError(f"{node.value} is {found} in YAML; expected a number without colons")
+            return found
+
     Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
+    Loader.add_constructor("tag:yaml.org,2002:float", Loader.construct_yaml_float)
     number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
     try:

@@ -142,7 +142,8 @@ def running_averages(model: nn.Module) -> list[Tensor]:
     """What BatchNorm and its kin average in train mode, of all minibatches so far: buffers that differ between processes, each of
     which sees its own images."""
     kinds = [m for m in model.modules() if m.training and getattr(m, "track_running_stats", False)]
-    return [t for m in kinds for t in (m.running_mean, m.running_var) if isinstance(t, Tensor)]
+    found = [getattr(m, name, None) for m in kinds for name in ("running_mean", "running_var")]
+    return [t for t in found if isinstance(t, Tensor)]
 
 
 def _follow(model: nn.Module, copied: nn.Module) -> None:

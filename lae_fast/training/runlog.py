@@ -62,9 +62,9 @@ def why_no_board() -> str:
     """What hinders TensorBoard's record, as the end of a sentence; "": nothing, there is one."""
     try:
         importlib.import_module("torch.utils.tensorboard")
-    except ModuleNotFoundError:
-        return 'which is not installed: pip install "lae_fast[tensorboard]"'
     except Exception as error:  # of an installation that is broken, any
+        if isinstance(error, ModuleNotFoundError) and "tensorboard" in str(error.name):
+            return 'which is not installed: pip install "lae_fast[tensorboard]"'
         return f"which cannot be imported: {checks.reason(error)}"
     return ""
 

@@ -144,7 +144,8 @@ class SideBySide:
         before the step, detached; captured ones are valid until the next call.
 
         Raises:
-            TypeError, ValueError: a model is in eval mode; x are not k minibatches, or have another shape or type than those that were captured.
+            TypeError, ValueError: a model is in eval mode; x are not k minibatches, or have another shape or type than those that
+                were captured.
         """
         checks.tensor("minibatches", x, dtypes=None)
         if x.shape[:1] != (len(self.steps),):

@@ -109,8 +109,8 @@ class TrainingStep:
             has the same mask in each. None: each process computes its part as it is.
 
     Raises:
-        ValueError: an optimizer of other parameters, capture without a GPU, in parts or of a model that shares its minibatches, or an optimizer that cannot be
-            captured; n_parts is no power of two, or does not divide among the processes.
+        ValueError: an optimizer of other parameters; capture without a GPU, in parts or of a model that shares its
+            minibatches, or of an optimizer that cannot be captured; n_parts is no power of two, or does not divide among the processes.
 
     Example:
         >>> from lae_fast import models, training

@@ -81,12 +81,14 @@ def write(
     record: dict[str, Any] = {"options": {}}
     lines: records.Lines = []
     values: dict[str, Any] = {}
+    epochs = 0
     found = checkpoint.read_json(folder / "config.json") if (folder / "config.json").exists() else {}
     if {"options", "data"} <= found.keys():  # and not what another library keeps under that name
         record, lines = found, runlog.read(folder / "metrics.jsonl")
         results = folder / "results.json"
         values = checkpoint.read_json(results) if results.exists() else {}
-        expected = records.identity(record, run_folder.epochs(folder, lines))
+        epochs = run_folder.epochs(folder, lines)
+        expected = records.identity(record, epochs)
         if records.differences(values, expected):  # the run has been resumed since
             values = {}
         values |= records.row_of(folder, table, expected)
@@ -114,7 +116,7 @@ def write(
     pairs = zip(originals, pixels.pictures(reconstructions), strict=False)
     page = {
         "name": html.escape(folder.resolve().name),
-        "summary": html.escape(records.summary(record, lines, model)),
+        "summary": html.escape(records.summary(record, lines, model, epochs)),
         "scores": records.scores(model, record, values),
         "samples": "".join(map(_tile, pixels.pictures(samples))),
         "reconstructions": "".join(f"<span>{_tile(a)}{_tile(b)}</span>" for a, b in pairs),

@@ -31,7 +31,8 @@ class Pixels(NamedTuple):
     def of(cls, images: Tensor, own: Sequence[int] = ()) -> Pixels:
         """Of test images [n, c, h, w], or flat [n, nx]: uint8, or floating point. Flat ones are of the model's own shape, where
         that has two or three axes; else they are square."""
-        axes = [images.shape[1:], own][2 <= len(own) <= 3 and math.prod(own) == images[0].numel()]
+        is_own = 2 <= len(own) <= 3 and math.prod(own) == images[0].numel()
+        axes = own if is_own else images.shape[1:]
         if 2 <= len(axes) <= 3:
             channels, height, width = (1, *axes)[-3:]
             shape = channels, height, width

@@ -19,13 +19,12 @@ MOST_POINTS = 400  # of a curve
 Lines = list[dict[str, Any]]  # of metrics.jsonl
 
 
-def summary(record: dict[str, Any], lines: Lines, model: Autoencoder) -> str:
+def summary(record: dict[str, Any], lines: Lines, model: Autoencoder, epochs: int) -> str:
     """The run in a sentence; without its records, the model."""
     kind = KINDS.get(type(model).__name__.lower(), type(model).__name__)
     what = f"{kind} with {_counted(model.nz, 'latent dimension')}"
     if not lines:
         return f"{what}."
-    epochs = _last_epoch(lines)
     data = re.split(r", (?=found|downloaded|because)", str(record.get("data", "images")))[0]
     return f"{what}, trained for {_counted(epochs, 'epoch')} on {data}."
 
@@ -33,10 +32,6 @@ def summary(record: dict[str, Any], lines: Lines, model: Autoencoder) -> str:
 def _counted(number: float, noun: str) -> str:
     text = f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
     return f"{text} {noun}{'' if number == 1 else 's'}"
-
-
-def _last_epoch(lines: Lines) -> float:
-    return next((line["epoch"] for line in reversed(lines) if "epoch" in line), 0)
 
 
 def identity(record: dict[str, Any], epochs: int) -> dict[str, str]:
