@@ -151,10 +151,8 @@ class DecoderPass:
         known = {id(t) for t in (z, *self.parameters)}
         names = {id(p): n for n, p in self.model.named_parameters()}
         nodes = [energy.grad_fn]
-        seen = {
-            *nodes,
-            *(p.grad_fn for p in self.parameters),
-        }  # of parameters that are computed, as by functional_call
+        # The walk ends at parameters that are computed, as for functional_call.
+        seen = {*nodes, *(p.grad_fn for p in self.parameters)}
         while nodes:
             node = nodes.pop()
             leaf = getattr(node, "variable", None)
