@@ -671,7 +671,8 @@ def test_classes_have_their_names(opened, run, tmp_path):
     assert tab.locator("#legend button").all_inner_texts() == ["blue", "<b>red</b>"]
     codes = torch.tensor(tab.evaluate("page.codes"))
     tab.locator("#plane").scroll_into_view_if_needed()
-    ends = (codes @ torch.tensor(tab.evaluate("axes[3].direction"))).argsort()[[0, -1]]  # no other dot lies on these
+    along = codes @ torch.tensor(tab.evaluate("axes[3].direction"))
+    ends = along.argsort()[[0, -1]]  # no other dot lies on these
     tab.mouse.click(*dot_of(tab, next(k for k in ends.tolist() if k != 0)))
     settle(tab)
     assert tab.inner_text("#caption").endswith("class <b>red</b>")
