@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 import re
 from pathlib import Path
 
@@ -288,6 +289,18 @@ def test_a_figure_is_shown_with_its_commit_and_only_beside_its_own_data(experime
     text = experiments("figure4")[1]
     assert "](figure4.png)" in text
     assert re.search(r"^\*Figure 4\. The latent plane: .* Commit: 0123abc\.\*$", text, re.M)
+
+
+def test_what_a_killed_run_left_is_swept_and_what_others_write_now_is_not(experiments, cache, tmp_path):
+    left = [folder / f".{age}.ab12_x9z.tmp" for folder in (tmp_path, cache) for age in ("old", "new")]
+    for path in left:
+        path.mkdir()
+    for path in left[::2]:
+        os.utime(path, (0, 0))
+    assert experiments("figure1")[0] == 0
+    assert [path.exists() for path in left] == [False, True, False, True]
+    for path in left[1::2]:
+        path.rmdir()
 
 
 def test_counts_that_differ_by_seed_are_a_mean(tmp_path):

@@ -224,13 +224,15 @@ def test_a_study_that_has_only_begun_keeps_what_was_measured(tmp_path, monkeypat
         dataset="digits",
         workers=1,
     )
+    recipes = [Likelihood(QUICK, {}.get).paper(name) for name in ("VAE", "Hoffman's method")]
+    measured = Measured({"per_dimension": 1.25}, {"commit": "0123abc"})
     first = cli.Experiments(options, "")
-    first.record.add(
-        Likelihood(QUICK, {}.get).paper("VAE"), Measured({"per_dimension": 1.25}, {"commit": "0123abc"})
-    )
+    first.record.add(recipes[0], measured)
     first.record.write()
 
-    def stopped(*_):
+    def stopped(self, todo, after_each):
+        self.record.add(recipes[1], measured)
+        after_each()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli.Experiments, "_make", stopped)
@@ -239,4 +241,5 @@ def test_a_study_that_has_only_begun_keeps_what_was_measured(tmp_path, monkeypat
     text = (tmp_path / "likelihood_paper.md").read_text()
     assert "| VAE | 1.189 | 1.250 |" in text
     assert "- Commit: 0123abc" in text
-    assert (tmp_path / "likelihood.jsonl").read_text()
+    kept = cli.Experiments(options, "").record
+    assert kept.find(recipes[0]) == kept.find(recipes[1]) == measured
