@@ -22,7 +22,6 @@ from lae_fast.experiments import (
     drawings,
     figures,
     hardened,
-    new_images,
     presets,
     published,
     render,
@@ -34,7 +33,7 @@ from lae_fast.experiments.convergence import Convergence
 from lae_fast.experiments.design import Design
 from lae_fast.experiments.hardened import HardenedClassifier
 from lae_fast.experiments.new_images import TrainedOnNewImages
-from lae_fast.experiments.planes import Plane, Recognised, confusion, interpolation
+from lae_fast.experiments.planes import Plane, Recognised
 from lae_fast.experiments.quality import Quality
 from lae_fast.experiments.questions import questions
 from lae_fast.experiments.recipes import Lab, Product, Recipe, enlarged, ordered
@@ -620,69 +619,6 @@ def test_codes_tell_classes_apart_when_they_do(lab, monkeypatch):
     metrics = recipe.make(lab).metrics
     assert metrics["train_accuracy"] == metrics["test_accuracy"] == 1
     assert metrics["test_loss"] < 0.1
-
-
-# ---- the latent plane ----
-
-
-def test_confusion_counts_neighbours():
-    centres = torch.tensor([[0.0, 0.0], [100.0, 0.0], [0.0, 100.0]])
-    labels = torch.arange(3).repeat_interleave(20)
-    z = centres[labels] + torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(confusion(z, labels, 3), torch.eye(3))
-    merged = confusion(z, torch.where(labels == 2, torch.arange(60) % 2, labels), 3)
-    assert merged[0, 1] > 0.1
-    assert merged[2].sum() == 0
-
-
-def test_figure_5_runs_as_the_report_s_does():
-    class Identity(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.scale = nn.Parameter(torch.ones(1))
-
-        def decode(self, z):
-            return z
-
-    square = interpolation(Identity(), 3)
-    assert square[0, 0].tolist() == [-1, 1]  # top left
-    assert square[0, 2].tolist() == [1, 1]
-    assert square[2, 0].tolist() == [-1, -1]
-
-
-def test_images_across_the_plane_are_at_the_scale_of_the_codes(lab, monkeypatch):
-    """A model whose codes are all a hundred times as large, and whose decoder knows it, is the same model."""
-
-    class Scaled:
-        def __init__(self, model, scale):
-            self.model, self.scale, self.parameters = model, scale, model.parameters
-
-        def encode(self, x):
-            return self.scale * self.model.encode(x) + self.scale
-
-        def decode(self, z):
-            return self.model.decode((z - self.scale) / self.scale)
-
-    model, found = VAE.load(lab), []
-    for scale in (1.0, 100.0):
-        monkeypatch.setattr(TrainedAutoencoder, "load", lambda self, lab, s=scale: Scaled(model, s))
-        found.append(Plane(VAE).make(lab).metrics["roughness"])
-    assert found[0] > 0
-    assert found[1] == pytest.approx(found[0], rel=1e-3)
-
-
-def test_labelled_images_are_not_counted_twice(lab, monkeypatch):
-    seen = []
-    monkeypatch.setattr(new_images, "fit_classes", lambda z, y, others: seen.append((z, y, others)) or 1 / 0)
-    recipe = TrainedOnNewImages(0, 2, VAE, epochs=1, per_class=3, variations="new codes")
-    with pytest.raises(ZeroDivisionError):
-        recipe.make(lab)
-    ((z, labels, others),) = seen
-    images, expected = recipe.training_set(lab.train)
-    assert torch.equal(labels, expected)
-    assert torch.allclose(z, VAE.load(lab).encode(images / 255), atol=1e-5)
-    assert len(others) == len(lab.train.images) - len(z)
-    assert not (others[:, None] == z[None]).all(2).any()
 
 
 # ---- runner ----

@@ -6,6 +6,7 @@ import pytest
 import torch
 from test_experiments import LAE, open_lab
 
+from lae_fast.experiments import new_images
 from lae_fast.experiments.new_images import TrainedOnNewImages
 
 
@@ -72,3 +73,17 @@ def test_it_trains_on_them(lab):
     assert metrics["n_images"] == 50
     assert metrics["epochs"] == pytest.approx(3)
     assert lab.path(recipe) != lab.path(dataclasses.replace(recipe, variations="found"))
+
+
+def test_labelled_images_are_not_counted_twice(lab, monkeypatch):
+    seen = []
+    monkeypatch.setattr(new_images, "fit_classes", lambda z, y, others: seen.append((z, y, others)) or 1 / 0)
+    recipe = TrainedOnNewImages(0, 2, LAE, epochs=1, per_class=3, variations="new codes")
+    with pytest.raises(ZeroDivisionError):
+        recipe.make(lab)
+    ((z, labels, others),) = seen
+    images, expected = recipe.training_set(lab.train)
+    assert torch.equal(labels, expected)
+    assert torch.allclose(z, LAE.load(lab).encode(images / 255), atol=1e-5)
+    assert len(others) == len(lab.train.images) - len(z)
+    assert not (others[:, None] == z[None]).all(2).any()
