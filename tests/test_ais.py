@@ -110,7 +110,7 @@ def test_the_pilot_is_frozen_before_anything_is_estimated(simulated):
 def test_batches_of_images_take_turns_in_the_same_memory(simulated, monkeypatch):
     """The first batch is what it is by itself, and no batch is another's."""
     model, x, z, schedule = simulated
-    monkeypatch.setattr("lae_fast.evaluation.ais.ROWS", 40)  # ten images of four chains
+    monkeypatch.setattr("lae_fast.evaluation.annealing.ROWS", 40)  # ten images of four chains
     for exact in (None, z):
 
         def estimate(n, exact=exact):

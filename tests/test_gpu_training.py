@@ -23,7 +23,7 @@ from lae_fast import (
     fit_schedule,
     importance_bound,
 )
-from lae_fast.evaluation.ais import _Annealing, _Draws
+from lae_fast.evaluation.annealing import Annealing, Draws
 from lae_fast.graphs import WARMUP, Replayed
 from lae_fast.models import whole_layers
 from lae_fast.ops import library
@@ -98,7 +98,7 @@ def test_a_gpu_evaluates_as_a_cpu_does(cls, monkeypatch):
 @pytest.mark.filterwarnings("ignore:the weights of .* images have collapsed")  # so short a schedule
 def test_one_graph_anneals_all_batches_of_a_size(monkeypatch):
     """27 images in batches of 10: two graphs, and the numbers of the moves without any."""
-    monkeypatch.setattr("lae_fast.evaluation.ais.ROWS", 40)
+    monkeypatch.setattr("lae_fast.evaluation.annealing.ROWS", 40)
     n_graphs, captured = 0, Replayed._captured
 
     def counted(self):
@@ -124,14 +124,14 @@ def test_one_graph_anneals_all_batches_of_a_size(monkeypatch):
 @pytest.mark.parametrize("base", ["prior", "encoder"])
 def test_annealing_by_whole_layers_is_captured(monkeypatch, base):
     """Three batches of 10, 10 and 7 images: the numbers of the same moves outside a graph. Where they start, those of autograd."""
-    monkeypatch.setattr("lae_fast.evaluation.ais.ROWS", 40)
+    monkeypatch.setattr("lae_fast.evaluation.annealing.ROWS", 40)
     m, x, _ = report_s_model()
     x, starts = x[:27].round(), []
     for choice in whole_layers.CHOICES:
         monkeypatch.setenv(whole_layers.VARIABLE, choice)
         with torch.no_grad():
-            draws = _Draws.of(x[:10], m.nz, 4, torch.Generator(DEVICE).manual_seed(0))
-            starts.append(_Annealing(m, x[:10], base, draws))
+            draws = Draws.of(x[:10], m.nz, 4, torch.Generator(DEVICE).manual_seed(0))
+            starts.append(Annealing(m, x[:10], base, draws))
     whole_start, other = starts
     assert (whole_start.decoder is None, other.decoder is None) == (False, True)
     torch.testing.assert_close(whole_start.log_ratio, other.log_ratio, rtol=1e-5, atol=1e-2)

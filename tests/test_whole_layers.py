@@ -11,7 +11,7 @@ from test_dense import images, model
 from torch import nn
 
 from lae_fast import LAE, VAE, DiscretizedLogistic, annealed_log_likelihood, fit_schedule, info
-from lae_fast.evaluation.ais import _Annealing, _Draws
+from lae_fast.evaluation.annealing import Annealing, Draws
 from lae_fast.models import layers_in_parts, mlp, whole_layers
 from lae_fast.models.decoder_pass import DensePass, RecomputingPass, decoder_pass
 from lae_fast.models.precision import products_in
@@ -78,7 +78,7 @@ def test_annealing_is_that_by_autograd(monkeypatch, kind):
     m, x = model(True, dtype=torch.float64), images(dtype=torch.float64)[:7]
     if kind is VAE:
         m = VAE(m.encoder, m.decoder, m.likelihood, nx=m.nx, nz=m.nz, d=m.d).double()
-    monkeypatch.setattr("lae_fast.evaluation.ais.ROWS", 20)  # five images of four chains, then two
+    monkeypatch.setattr("lae_fast.evaluation.annealing.ROWS", 20)  # five images of four chains, then two
     schedule = fit_schedule(m, x, n_temperatures=40, n_pilot=10)
     found, evaluated = [], []
     evaluate = DensePass.evaluate
@@ -106,8 +106,8 @@ def test_annealing_evaluates_all_batches_of_a_size_in_the_same_memory(monkeypatc
     take(monkeypatch, whole_layers)
     m, x = model(True), images()[:10]
     m.likelihood = Scaled()
-    draws = [_Draws.of(part, m.nz, 4, torch.Generator().manual_seed(0)) for part in (x[:5], x[5:])]
-    chains = _Annealing(m.eval(), x[:5], "prior", draws[0])
+    draws = [Draws.of(part, m.nz, 4, torch.Generator().manual_seed(0)) for part in (x[:5], x[5:])]
+    chains = Annealing(m.eval(), x[:5], "prior", draws[0])
     held = [
         chains.decoder,
         chains.images.data_ptr(),

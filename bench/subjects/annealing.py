@@ -10,7 +10,7 @@ from rivals.samplers import evaluations
 from timing import compare
 
 from lae_fast import Schedule, annealed_log_likelihood
-from lae_fast.evaluation.ais import ROWS
+from lae_fast.evaluation.annealing import per_pass
 from subjects.contestants import NX, OURS, models
 from subjects.samplers import FLOOR
 
@@ -26,15 +26,15 @@ def annealing(
     schedule = Schedule(
         1, "encoder", torch.linspace(0, 1, n_temperatures + 1, **f64), torch.full((n_moves,), 0.1, **f64)
     )
-    per_pass = min(n_images, max(1, ROWS // n_chains))
-    n_passes = -(-n_images // per_pass)
-    z = torch.randn(n_chains, per_pass, nz, device=s.device)
-    evaluate = evaluations(lambda z: model.potential(x[:per_pass], z), z)
+    n_each = min(n_images, per_pass(n_chains))
+    n_passes = -(-n_images // n_each)
+    z = torch.randn(n_chains, n_each, nz, device=s.device)
+    evaluate = evaluations(lambda z: model.potential(x[:n_each], z), z)
 
     def ours() -> object:
         return annealed_log_likelihood(model, x, schedule, n_chains=n_chains, seed=0, progress=False)
 
-    layers = floor.linear_layers(model.decoder, n_chains * per_pass)
+    layers = floor.linear_layers(model.decoder, n_chains * n_each)
     products = captured(lambda: floor.evaluate(layers, floor.ROUTES["torch.mm"]), s.device, n_moves)
     calls = {
         "AIS": ours,
@@ -53,6 +53,6 @@ def annealing(
         "AIS": rows["AIS"]["million image-chain-steps/s"],
         "AIS / products": rows["AIS"]["ms"] / rows["its products alone, in a graph"]["ms"],
     }
-    note = f"{n_passes} passes of {per_pass} images x {n_chains} chains, {n_moves} moves each; nh {nh}, nz {nz}, float32."
+    note = f"{n_passes} passes of {n_each} images x {n_chains} chains, {n_moves} moves each; nh {nh}, nz {nz}, float32."
     title = f"annealed importance sampling, {n_images} images x {n_chains} chains"
     return Finding(title, rows, "AIS", measured, (note,), ours)

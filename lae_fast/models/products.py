@@ -21,9 +21,8 @@ _onednn = onednn_linear()  # None: this torch has no oneDNN
 
 def _takes_onednn(a: Tensor, weight: Tensor) -> bool:
     return (
-        _onednn is not None
-        and not torch.compiler.is_compiling()  # the compiler chooses its own route, and fails at this op
-        and torch.backends.mkldnn.enabled
+        not torch.compiler.is_compiling()  # the compiler chooses its own route, and fails at this op
+        and bool(torch.backends.mkldnn.enabled)
         and a.dtype == torch.float32
         and a.device.type == "cpu"
         and a.shape[0] * weight.numel() >= _MINIMUM
@@ -36,7 +35,7 @@ def linear(a: Tensor, weight: Tensor, bias: Tensor | None = None, dtype: torch.d
     if dtype is not None and dtype != a.dtype:
         bias = None if bias is None else bias.to(dtype)
         return torch.nn.functional.linear(a.to(dtype), weight.to(dtype), bias).to(a.dtype)
-    if _takes_onednn(a, weight):
+    if _onednn is not None and _takes_onednn(a, weight):
         bias = None if bias is None else bias.contiguous()  # oneDNN reads it as if it were contiguous
         return _onednn(a, weight, bias)
     return torch.nn.functional.linear(a, weight, bias)

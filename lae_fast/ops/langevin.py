@@ -56,7 +56,7 @@ T0 = 10  # dual averaging: steps by which the first ones are damped
 def propose_reference(
     phi: Tensor, grad: Tensor, step_size: Tensor, rng: Tensor, noise: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    eps = normals(rng, *phi.shape, phi.dtype) if noise is None else noise
+    eps = normals(rng, len(phi), phi.shape[1], phi.dtype) if noise is None else noise
     drift = step_size.to(phi.dtype)[:, None]
     noise_scale = (2 * step_size).sqrt().to(phi.dtype)[:, None]
     next_rng = torch.stack((rng[SEED], rng[STEP] + 1, torch.zeros_like(rng[TICKET])))

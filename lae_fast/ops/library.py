@@ -38,7 +38,7 @@ _library = torch.library.Library("lae_fast", "DEF")
 
 def define(
     schema: str, *, fake: Callable[..., Any] | None, compiled_on: tuple[str, ...] = ("cpu", "cuda")
-) -> Callable[[Callable], Callable]:
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Define an op by its schema; the decorated function is the op's reference, in plain PyTorch.
 
     Args:
@@ -49,7 +49,7 @@ def define(
     """
     name = schema[: schema.index("(")]
 
-    def register(reference: Callable) -> Callable:
+    def register(reference: Callable[..., Any]) -> Callable[..., Any]:
         def kernel(*args: Any) -> Any:
             device = _device_of(args)
             if device.type in compiled_on:
@@ -65,7 +65,7 @@ def define(
     return register
 
 
-def register_autograd(name: str, backward: Callable, setup_context: Callable) -> None:
+def register_autograd(name: str, backward: Callable[..., Any], setup_context: Callable[..., Any]) -> None:
     """`torch.library.register_autograd` for an op defined here."""
     torch.library.register_autograd(f"lae_fast::{name}", backward, setup_context=setup_context, lib=_library)
 

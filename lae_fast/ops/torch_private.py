@@ -182,7 +182,7 @@ def compiled_library(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> str:
 
     Fallback: none, as above.
     """
-    return torch._inductor.aot_compile(graph, tuple(inputs))
+    return str(torch._inductor.aot_compile(graph, tuple(inputs)))
 
 
 @functools.cache

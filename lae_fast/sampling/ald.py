@@ -200,8 +200,7 @@ def ald_init(
     """
     checks.function("potential", potential)
     checks.flag("mh", mh)
-    is_new = not isinstance(phi, ALDState)
-    if is_new:
+    if not isinstance(phi, ALDState):
         checks.tensor("phi", phi)
         if n_chains is not None:
             checks.count("n_chains", n_chains)
@@ -220,7 +219,7 @@ def ald_init(
         energy, grad = evaluate_potential(potential, start, n_chains, mh)
         if _is_cheap_to_look_at(start):
             check_start(energy, grad)
-            if is_new and mh:
+            if mh and not isinstance(phi, ALDState):
                 with torch.no_grad():
                     check_function(energy.detach(), evaluate_potential(potential, start, n_chains)[0])
     # A clone: a function of the user's may need its own gradient again.
@@ -319,10 +318,10 @@ def ald_step(
         )
     if isinstance(state, ALDState):
         n_chains = _chains_of(state, n_chains, generator)
-        if state.grad is None:
-            raise ValueError("V was not evaluated at the state; expected ald_init(potential, state) first")
     else:
         state = ald_init(potential, state, mh=mh, n_chains=n_chains, generator=generator)
+    if state.grad is None:
+        raise ValueError("V was not evaluated at the state; expected ald_init(potential, state) first")
     eta = state.step_size if step_size is None else _as_step_size(step_size, state.phi, n_chains)
     if eta is None:
         raise ValueError("step_size is None; expected one here or in ald_init")
@@ -356,10 +355,8 @@ def ald_step(
     )
     phi = torch.where(accepted[:, None], proposal, rows).reshape(state.phi.shape)
     grad = torch.where(accepted[:, None], _rows(new_grad, n_chains), _rows(state.grad, n_chains))
-    info = (
-        t.reshape(state.potential.shape) for t in (accepted, log_alpha, acceptance_rate(log_alpha), nonfinite)
-    )
-    info = ALDInfo(*info)
+    answers = accepted, log_alpha, acceptance_rate(log_alpha), nonfinite
+    info = ALDInfo(*(t.reshape(state.potential.shape) for t in answers))
     selected = _selected(potential, phi, new_potential, state.potential, info.is_accepted)
     return ALDState(phi, selected, grad.reshape(state.phi.shape), rng, eta), info
 

@@ -190,7 +190,7 @@ def _given(
     if not isinstance(result, (tuple, list)) or len(result) != 2:
         form = f"U {list(z.shape[:2])} and dU/dz {list(z.shape)}"
         raise TypeError(f"value_and_grad returned {checks.describe(result)}; expected {form}")
-    value, grad = _checked(result[0], *z.shape[:2], mh, "value_and_grad"), result[1]
+    value, grad = _checked(result[0], len(z), z.shape[1], mh, "value_and_grad"), result[1]
     checks.tensor(
         "the gradient of value_and_grad",
         grad,
