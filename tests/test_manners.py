@@ -310,6 +310,25 @@ def test_samplers_and_states_refuse_what_is_not_a_function():
     with pytest.raises(ValueError, match="not a function"):
         lae_fast.ald_step(lambda p: energy(p).sum(-1), z, 0.1, n_chains=2)
     assert lae_fast.ald_step(lambda p: energy(p).sum(-1), z, 0.1, n_chains=2, mh=False)
+
+
+def test_samplers_and_states_refuse_chains_that_depend_on_each_other():
+    model, x = make("vae", nn.BatchNorm1d(20)), images()
+    z = torch.randn(4, N, NZ, generator=torch.Generator().manual_seed(1))
+
+    def energy(z):
+        return model.potential(x, z)
+
+    with pytest.raises(ValueError, match="not a function"):
+        lae_fast.langevin_sample(energy, z, n_draws=2, progress=False)
+    with pytest.raises(ValueError, match="not a function"):
+        lae_fast.ald_sample(energy, torch.randn(N, D), nz=NZ, n_draws=2, progress=False)
+    with pytest.raises(ValueError, match="not a function"):
+        lae_fast.ald_init(energy, z, 0.1, n_chains=4)
+    one = lae_fast.ald_init(energy, z[:1], 0.1, n_chains=1)  # a chain of all images may depend on all of them
+    model.eval()
+    assert one.potential.isfinite().all()
+    assert lae_fast.ald_init(energy, z, 0.1, n_chains=4).potential.isfinite().all()
     model.decoder.net[1] = nn.BatchNorm1d(20)
     with pytest.raises(ValueError, match="one datapoint's potential depend on others"):
         lae_fast.langevin_sample(energy, z + torch.randn(z.shape), n_draws=2, progress=False)

@@ -146,6 +146,19 @@ def check_function(energy: Tensor, again: Tensor) -> None:
         )
 
 
+def check_alone(evaluate: Callable[[Tensor], Tensor], start: Tensor, energy: Tensor) -> None:
+    """Raise a ValueError unless V of a chain is a function, and one of this chain alone: half of the chains are evaluated again,
+    beside others.
+
+    Args:
+        evaluate: chains [C, ...] -> V [C].
+        start, energy: chains [C, ...], and their V [C].
+    """
+    half = (len(start) + 1) // 2
+    rows = torch.cat((start[:half], start[:1].expand_as(start[half:])))
+    check_function(energy[:half], evaluate(rows)[:half])
+
+
 def _as_step_size(step_size: float | Tensor | None, phi: Tensor, n_chains: int | None) -> Tensor | None:
     """[1] or [C], float64, on phi's device."""
     if step_size is None:
@@ -221,7 +234,11 @@ def ald_init(
             check_start(energy, grad)
             if mh and not isinstance(phi, ALDState):
                 with torch.no_grad():
-                    check_function(energy.detach(), evaluate_potential(potential, start, n_chains)[0])
+                    check_alone(
+                        lambda rows: evaluate_potential(potential, rows.view_as(start), n_chains)[0].view(-1),
+                        _rows(start, n_chains),
+                        energy.detach().view(-1),
+                    )
     # A clone: a function of the user's may need its own gradient again.
     return ALDState(start, energy, grad.clone(), rng, step_size)
 

@@ -14,7 +14,13 @@ from lae_fast.isolation import differentiable, exactly
 from lae_fast.ops.columns import NONFINITE
 from lae_fast.sampling.acceptance import acceptance_warning
 from lae_fast.sampling.adaptation import TARGET_ACCEPTANCE, averaged, dual_averaging
-from lae_fast.sampling.ald import check_function, check_precision, check_start, evaluate_potential
+from lae_fast.sampling.ald import (
+    check_alone,
+    check_function,
+    check_precision,
+    check_start,
+    evaluate_potential,
+)
 from lae_fast.sampling.chains import Chains, Evaluate
 from lae_fast.sampling.compiled import Compiled, agree, compiled
 from lae_fast.sampling.plan import AT_ONCE, Plan
@@ -71,10 +77,7 @@ def _sample(
     )
     check_start(chains.potential, chains.grad)
     if plan.mh:
-        # The first half once more, beside other rows: V of a row must be a function, and of this row alone.
-        half = (n_rows + 1) // 2
-        rows = torch.cat((start[:half], start[:1].expand(n_rows - half, -1)))
-        check_function(chains.potential[:half], evaluate(rows)[0][:half])
+        check_alone(lambda rows: evaluate(rows)[0], start, chains.potential)
     if given and is_function and not agree((chains.potential, chains.grad), by_autograd(start)):
         raise ValueError(
             "value_and_grad differs from energy and its gradient where the chains start; expected the same"
