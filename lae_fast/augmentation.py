@@ -66,8 +66,8 @@ def augment(
         scale: of "isotropic" the standard deviation, default 0.05; of "residual" in units of the codes' own, default 0.5.
         n_steps: steps of each chain. "chain": default `model.n_steps`; "posterior": default 20, at least 2 if the step
             size adapts.
-        step_size: "chain": as the model's `step_size`; default: the model's current one, which `load_chain_state`
-            restores and the weights alone do not. "posterior": eta for z, not adapted; default: adapted.
+        step_size: "chain": as the model's `step_size`; default: the model's current one, which is
+            part of its `state_dict`. "posterior": eta for z, not adapted; default: adapted.
         generator: source of all randomness, on x's device; default: the generator that `torch.manual_seed` sets.
 
     Returns:

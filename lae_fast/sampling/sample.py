@@ -278,7 +278,7 @@ def ald_sample(
     the rank: for frozen features its chain is that of `langevin_sample`.
 
     Dual averaging finds the step sizes during warm-up; they are frozen after it, so that the draws form a Markov
-    chain. `whiten` moves phi R instead of phi, where H = Q R and Q [n, r] has orthonormal columns: Z has the same
+    chain. `whiten` moves phi R^T instead of phi, where H = Q R and Q [n, r] has orthonormal columns: Z has the same
     law, in coordinates where no feature weighs more than another. Directions of phi that no datapoint uses then
     do not move, and eta is a step size of z. Without `whiten`, eta is a step size of phi.
 
