@@ -37,7 +37,7 @@ from lae_fast.experiments.planes import Plane, Recognised
 from lae_fast.experiments.quality import Quality
 from lae_fast.experiments.questions import questions
 from lae_fast.experiments.recipes import Lab, Product, Recipe, enlarged, ordered
-from lae_fast.experiments.record import Measured
+from lae_fast.experiments.record import Measured, Record
 from lae_fast.experiments.report_rule import CountingReportLAE
 from lae_fast.experiments.runner import run
 from lae_fast.experiments.strongest import WorstCase
@@ -193,6 +193,36 @@ def test_what_was_measured_before_stays_with_its_commit(experiments, tmp_path):
     assert re.search(r"- Commit: .*0123abc \(\d+ of \d+\)", text)
 
 
+def test_a_measurement_whose_model_is_gone_is_made_anew(experiments, tmp_path):
+    """As after a damaged file, which an error advises to delete."""
+    quality = next(TABLES["table1"].recipes())
+    lab = open_lab(tmp_path / "cache")
+    lab.get(quality)
+    lab.path(quality.autoencoder).unlink()
+    code, text, _ = experiments("figure1", folder=tmp_path / "cache")
+    assert code == 0
+    assert f"| 2 | VAE | {render.NOT_YET} |" in text
+
+
+def test_the_document_counts_what_it_shows_however_often_it_is_written(lab, tmp_path, monkeypatch):
+    """All that tables and claims show, the latter's own measurements, too."""
+    monkeypatch.setitem(presets.PRESETS, "quick", TINY)
+    design = Design(TINY)
+    quality, epochs = design.quality(design.vae(2))[0], design.convergence(None, 2)[0]
+    made = {"commit": "0123abc", "machine": "one", "versions": "1"}
+    record = Record(tmp_path / "report.jsonl", lab.digest)
+    record.add(quality, Measured({"ais": 1.0, "epochs": 1.0, "seconds": 3600.0}, made))
+    record.add(epochs, Measured({"epochs_to_goal": 2.0}, made | {"commit": "4567def"}))
+    record.write()
+    options = cli.Options(("figure1",), "quick", output=tmp_path, cache=tmp_path, dataset="digits", workers=1)
+    found = cli.Experiments(options, "a command")
+    for _ in range(2):
+        found._write()
+        text = (tmp_path / "report.md").read_text()
+        assert "- Commit: 0123abc (1 of 2), 4567def (1 of 2)" in text
+        assert "- Time: 2 models and measurements, 1.00 hours in all for the 1 that say it" in text
+
+
 @pytest.mark.slow
 def test_missing_makes_only_what_nobody_has_measured(experiments, tmp_path, capsys):
     """With an empty cache, as after a change of code: two measurements of the record are gone."""
@@ -282,7 +312,6 @@ def test_a_figure_is_shown_with_its_commit_and_only_beside_its_own_data(experime
     (tmp_path / "figure4.png").write_bytes(b"of who knows what data")
     assert "figure4.png" not in experiments("figure1")[1]
     monkeypatch.setattr(cli.Experiments, "_asked", lambda self, name: [])
-    monkeypatch.setattr(cli.Experiments, "recipes", lambda self, name: [])
     monkeypatch.setenv("LAE_FAST_COMMIT", "0123abc")
     monkeypatch.setattr(figures, "planes", lambda lab, found: drawings.training())
     text = experiments("figure4")[1]
@@ -724,3 +753,5 @@ def test_columns_show_mean_and_deviation():
     assert render.spread([0.5, 0.7], Column("", "", 1, 100)) == "60.0 ± 14.1"
     assert render.spread([1.2345], Column("", "", 2)) == "1.23"
     assert render.spread([12000.5, 12003.5], Column("", "", 2)) == "12,002 ± 2"
+    assert render.spread([1.0, math.inf], Column("", "", 2)) == "inf"
+    assert render.spread([1.0, math.nan], Column("", "", 2)) == "nan"

@@ -10,8 +10,8 @@ import torch
 from test_experiments import TINY, open_lab
 
 from lae_fast.experiments import __main__ as cli
+from lae_fast.experiments import contenders, presets
 from lae_fast.experiments import likelihood as study_module
-from lae_fast.experiments import presets
 from lae_fast.experiments.contenders import CONTENDERS, DATA, OURS, Contender, Scored, StepTimes
 from lae_fast.experiments.likelihood import (
     AS_GOOD,
@@ -24,7 +24,7 @@ from lae_fast.experiments.likelihood import (
     Likelihood,
     Unknown,
 )
-from lae_fast.experiments.likelihood_document import Document, difference, mean_and_error
+from lae_fast.experiments.likelihood_document import Document, mean_and_error
 from lae_fast.experiments.record import Measured
 
 # Models that have hardly learned, and few temperatures.
@@ -161,10 +161,23 @@ def test_sgd_is_the_authors_optimizer(lab, monkeypatch):
     assert seen == [1e-4]
 
 
-def test_step_times_take_turns(lab):
+def test_step_times_take_turns(lab, monkeypatch):
+    """Each takes as many seconds, by a clock of its own, as it is asked to."""
+    taken, clock = [], [0.0]
+
+    def made(model, _optimizer):
+        def step(_):
+            taken.append(type(model).__name__)
+            clock[0] += {"VAE": 1.0, "Hoffman": 2.0, "LAE": 5.0}[taken[-1]]
+            return torch.zeros(())
+
+        return step
+
+    monkeypatch.setattr(contenders, "TrainingStep", made)
+    monkeypatch.setattr(contenders.time, "perf_counter", lambda: clock[0])
     metrics = StepTimes(TIMED, 3, 64, 8, n_turns=3).make(lab).metrics
-    assert metrics.keys() == {f"seconds_{name}" for name in TIMED}
-    assert all(value > 0 for value in metrics.values())
+    assert taken == ["VAE", "Hoffman", "LAE"] * 3
+    assert metrics == {"seconds_VAE": 1.0, "seconds_Hoffman's method": 2.0, f"seconds_{OURS}": 5.0}
 
 
 def test_what_has_diverged_says_so():
@@ -177,18 +190,19 @@ def test_what_has_diverged_says_so():
         ),
     )
     known |= {trial: {"bound": 1.0} for trial in study.batch_trials().values()}
-    text = "\n".join(Document(study, "grey", ()).lines())
+    text = "\n".join(Document(study, "grey", (), "Digits", 100, 50).lines())
     (row,) = (line for line in text.splitlines() if line.startswith("| VAE | diverged | diverged |"))
     assert "| LAE | 2.00 ± 0.00 |  |" in text
-    assert mean_and_error([1.0, math.inf]) == difference([0.0, -math.inf]) == "diverged"
+    assert "# How well do the models fit grey Digits, on level ground?" in text
+    assert mean_and_error([1.0, math.inf]) == "diverged"
     assert row
 
 
 def test_differences_are_paired():
     assert mean_and_error([1.0, 3.0]) == "2.00 ± 1.00"
     assert mean_and_error([1.5]) == "1.50"
-    assert difference([-1.0, -1.1]) == "-1.05 ± 0.05"
-    assert difference([-1.0]) == "-1.00"
+    assert mean_and_error([-1.0, -1.1], "+.2f") == "-1.05 ± 0.05"
+    assert mean_and_error([1.0], "+.2f") == "+1.00"
 
 
 def test_bold_is_what_noise_does_not_explain():
@@ -209,7 +223,7 @@ def test_bold_is_what_noise_does_not_explain():
         return {"bound": 1.0}
 
     likelihood = Likelihood(study, metrics)
-    document = Document(likelihood, "grey", ())
+    document = Document(likelihood, "grey", (), "Digits", 100, 50)
     found = document._differences(list(scores)[1:], lambda name, nz: likelihood.scored(name, "grey", nz))
     assert list(found.values()) == ["**-1.00 ± 0.04**", "-1.23 ± 0.34", "+0.03 ± 0.56"]
     assert list(found) == [(name, 2) for name in list(scores)[1:]]

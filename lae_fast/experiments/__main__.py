@@ -175,7 +175,7 @@ class Experiments:
         if recipe not in self._known:
             if recipe in self.failed:  # today's code has nothing to say, and that is what counts
                 return None
-            if not self.lab.has(recipe):
+            if not all(self.lab.has(r) for r in ordered([recipe])):
                 return self._earlier(recipe)
             inherited = [self.metrics(r) or {} for r in recipe.needs()]
             product = self.lab.get(recipe)
@@ -191,10 +191,6 @@ class Experiments:
             return None
         self._provenance[recipe] = found.provenance
         return found.metrics
-
-    def recipes(self, name: str) -> list[Recipe]:
-        """The recipes of one table or figure, and all recipes that these need."""
-        return ordered(self._asked(name))
 
     def _asked(self, name: str) -> list[Recipe]:
         """The recipes of one table, figure or sketch."""
@@ -225,9 +221,8 @@ class Experiments:
             name: self._to_make(self._asked(name), left_out, weights=name in self.figures) for name in names
         }
         if "all" in self.options.artefacts:
-            measurements = [m for claim in self.claims for m in claim.measurements]
-            asked = [r for m in measurements for r in (*m.minuend, *m.subtrahend)]
-            parts["claims"] = self._to_make(asked, left_out)
+            judged = [r for claim in self.claims for r in claim.recipes()]
+            parts["claims"] = self._to_make(judged, left_out)
         todo = [r for r in ordered(r for part in parts.values() for r in part) if not self.lab.has(r)]
         say(f"data      {self.lab.source}")
         n_all = len(set().union(*parts.values()))
@@ -258,7 +253,11 @@ class Experiments:
             return ordered(likelihood.recipes(part))
 
         def write() -> None:
-            Document(likelihood, part, tuple(self._facts(wanted()))).write(self.folder)
+            sizes = len(self.lab.train.images), len(self.lab.test.images)
+            document = Document(
+                likelihood, part, tuple(self._facts(wanted())), self.lab.source.split(",")[0], *sizes
+            )
+            document.write(self.folder)
             self.record.write()
 
         write()
@@ -308,10 +307,9 @@ class Experiments:
         if name in self.figures:
             self.record.add(Drawn(name), Measured({}, self.lab.provenance))
 
-    def _origins(self, what: str, recipes: Iterable[Recipe] | None = None) -> str:
-        """All commits, machines or versions that made the known products; with counts if there are several."""
-        known = self._provenance if recipes is None else dict.fromkeys(recipes)
-        counts = Counter(p[what] for r in known if what in (p := self._provenance.get(r, {})))
+    def _origins(self, what: str, known: Iterable[Recipe]) -> str:
+        """All commits, machines or versions that made these products; with counts if there are several."""
+        counts = Counter(p[what] for r in dict.fromkeys(known) if what in (p := self._provenance.get(r, {})))
         if len(counts) < 2:
             return next(iter(counts), "nothing was measured")
         return ", ".join(f"{name} ({n} of {counts.total()})" for name, n in counts.most_common())
@@ -326,12 +324,12 @@ class Experiments:
 
     def _facts(self, recipes: Iterable[Recipe]) -> list[str]:
         """Where the known products among the recipes come from."""
-        known = [m for r in dict.fromkeys(recipes) if (m := self.metrics(r))]
-        seconds = [m["seconds"] for m in known if "seconds" in m]
+        known = {r: m for r in recipes if (m := self.metrics(r))}
+        seconds = [m["seconds"] for m in known.values() if "seconds" in m]
         return [
-            f"Machine: {self._origins('machine')}; {self.device}",
-            f"Versions: {self._origins('versions')}",
-            f"Commit: {self._origins('commit')}",
+            f"Machine: {self._origins('machine', known)}; {self.device}",
+            f"Versions: {self._origins('versions', known)}",
+            f"Commit: {self._origins('commit', known)}",
             f"Data: {self.lab.source.split(', found')[0]}; {len(self.lab.train.images):,} training, {len(self.lab.validation.images):,} validation, "
             f"{len(self.lab.test.images):,} test images",
             f"Written: {datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d} by `{self.command}`; what earlier runs measured is kept",
@@ -340,7 +338,9 @@ class Experiments:
         ]
 
     def _write(self) -> None:
-        facts = self._facts(r for name in (*self.tables, *self.figures) for r in self.recipes(name))
+        shown = [r for name in (*self.tables, *self.figures) for r in self._asked(name)]
+        judged = [r for c in (*self.claims, *self.questions) for r in c.recipes()]
+        facts = self._facts(ordered([*shown, *judged]))
         captions = {name: title for name, (title, _) in SKETCHES.items()}
         for name, figure in self.figures.items():
             if drawn := self.record.find(Drawn(name)):  # of this data

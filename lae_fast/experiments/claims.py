@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from lae_fast.experiments.autoencoders import TrainedAutoencoder
 from lae_fast.experiments.design import (
     JUDGED,
     PGD_STEP,
@@ -74,17 +75,53 @@ class Claim(NamedTuple):
     text: str  # the report's text, shortened
     measurements: tuple[Measurement, ...]
 
+    def recipes(self) -> Iterator[Recipe]:
+        """All recipes that are compared."""
+        for m in self.measurements:
+            yield from (*m.minuend, *m.subtrahend)
+
     def verdicts(self, metrics: Metrics) -> list[Verdict]:
         """One verdict for each measurement, corrected for all of them."""
         return judge([m.row(metrics) for m in self.measurements])
 
 
-def _dimension(d: Design) -> Iterator[Measurement]:
+class Measure(NamedTuple):
+    """A metric of models, or of classifiers on their codes."""
+
+    of: Callable[[Design, tuple[TrainedAutoencoder, ...]], tuple[Recipe, ...]]
+    what: str
+    unit: str
+    key: str
+    better: int  # the sign of an improvement
+
+
+LOSS = Measure(Design.quality, "reconstruction", "nats", "reconstruction", -1)
+CODES = Measure(Design.codes, "accuracy on codes", "points", "test_accuracy", 1)
+
+
+def _dimension(d: Design, m: Measure) -> Iterator[Measurement]:
+    """More latent dimensions improve it."""
     models = {"VAE": d.vae} | {rule: lambda nz, rule=rule: d.lae(rule, nz) for rule in JUDGED}
     for few, many in ((2, 8), (8, 16)):
         for name, of in models.items():
-            what = f"{name}: reconstruction, nz {many} - {few}, nats"
-            yield Measurement(what, d.quality(of(many)), d.quality(of(few)), "reconstruction", -1)
+            what = f"{name}: {m.what}, nz {many} - {few}, {m.unit}"
+            yield Measurement(what, m.of(d, of(many)), m.of(d, of(few)), m.key, m.better)
+
+
+def _decisions(d: Design, m: Measure, sign: int) -> Iterator[Measurement]:
+    """Metropolis-Hastings changes it with this sign."""
+    for rule in ("report's code", "Algorithm 2"):
+        with_mh, without = (m.of(d, d.lae(rule, 2, mh=mh)) for mh in (True, False))
+        yield Measurement(f"{rule}: {m.what}, MH - none, {m.unit}", with_mh, without, m.key, sign)
+
+
+def _steps(d: Design, m: Measure, few: int, many: int, sign: int) -> Iterator[Measurement]:
+    """More steps of the chain change it with this sign."""
+    epochs = d.preset.epochs_longest
+    for rule in JUDGED:
+        more, less = (m.of(d, d.lae(rule, 2, t, epochs=epochs)) for t in (many, few))
+        what = f"{rule}: {m.what}, T {many} - {few}, {epochs} epochs, {m.unit}"
+        yield Measurement(what, more, less, m.key, sign)
 
 
 def _better(d: Design) -> Iterator[Measurement]:
@@ -96,28 +133,6 @@ def _better(d: Design) -> Iterator[Measurement]:
             lae = d.quality(d.lae(rule, nz))
             for what, key in (*(as_reported if rule == "report's code" else ()), likelihood):
                 yield Measurement(f"nz {nz}, {rule}: {what}, LAE - VAE", lae, vae, key, -1)
-
-
-def _decisions(d: Design) -> Iterator[Measurement]:
-    for rule in ("report's code", "Algorithm 2"):
-        with_mh, without = (d.quality(d.lae(rule, 2, mh=mh)) for mh in (True, False))
-        yield Measurement(f"{rule}: reconstruction, MH - none, nats", with_mh, without, "reconstruction")
-
-
-def _steps(d: Design, few: int, many: int, sign: int) -> Iterator[Measurement]:
-    epochs = d.preset.epochs_longest
-    for rule in JUDGED:
-        more, less = (d.quality(d.lae(rule, 2, t, epochs=epochs)) for t in (many, few))
-        what = f"{rule}: reconstruction, T {many} - {few}, {epochs} epochs, nats"
-        yield Measurement(what, more, less, "reconstruction", sign)
-
-
-def _steps_of_codes(d: Design, few: int, many: int, sign: int) -> Iterator[Measurement]:
-    epochs = d.preset.epochs_longest
-    for rule in JUDGED:
-        more, less = (d.codes(d.lae(rule, 2, t, epochs=epochs)) for t in (many, few))
-        what = f"{rule}: accuracy on codes, T {many} - {few}, {epochs} epochs, points"
-        yield Measurement(what, more, less, "test_accuracy", sign)
 
 
 def _overlap(d: Design) -> Iterator[Measurement]:
@@ -134,20 +149,6 @@ def _scatter(d: Design) -> Iterator[Measurement]:
         yield Measurement(f"nz 2, {rule}: r.m.s. of codes, LAE - VAE", lae, vae, "code_rms")
         what = f"nz 2, {rule}: divergence of all codes from the prior, LAE - VAE, nats"
         yield Measurement(what, lae, vae, "aggregate_kl")
-
-
-def _dimension_of_codes(d: Design) -> Iterator[Measurement]:
-    models = {"VAE": d.vae} | {rule: lambda nz, rule=rule: d.lae(rule, nz) for rule in JUDGED}
-    for few, many in ((2, 8), (8, 16)):
-        for name, of in models.items():
-            what = f"{name}: accuracy on codes, nz {many} - {few}, points"
-            yield Measurement(what, d.codes(of(many)), d.codes(of(few)), "test_accuracy")
-
-
-def _decisions_on_codes(d: Design) -> Iterator[Measurement]:
-    for rule in ("report's code", "Algorithm 2"):
-        with_mh, without = (d.codes(d.lae(rule, 2, mh=mh)) for mh in (True, False))
-        yield Measurement(f"{rule}: accuracy on codes, MH - none, points", with_mh, without, "test_accuracy")
 
 
 def _variations(d: Design) -> Iterator[Measurement]:
@@ -169,17 +170,17 @@ def _convergence(d: Design) -> Iterator[Measurement]:
 
 
 def _attacked(d: Design, metric: str, unit: str, sign: int, eps: tuple[float, ...]) -> Iterator[Measurement]:
-    """Each training under each protocol. Steps that go no further than the smallest ε are one attack at all, judged there."""
+    """Each training under each protocol. Steps that go no further than the smallest ε are no attack at a higher one."""
     for (protocol, (n_steps, _)), (source, n) in itertools.product(PROTOCOLS.items(), VARIED):
-        reach, again = n_steps * PGD_STEP, ""
+        reach, excluded = n_steps * PGD_STEP, ""
         if reach <= EPS[0] < min(eps):
-            again = f"the attack of ε {EPS[0]:g}: {n_steps} steps go no further than {reach:g}"
+            excluded = f"no attack of a higher ε: {n_steps} steps go no further than {reach:g}"
         plain = d.classifiers(None, 0, epochs=d.preset.classifier_epochs[n])
         with_them, without = (d.attacked(c, protocol) for c in (d.classifiers(source, n), plain))
-        for radius in eps[-1:] if again else eps:
+        for radius in eps[-1:] if excluded else eps:
             name = f"{training_name(source, n)}, ε {radius:g}, attack {protocol} ({n_steps} steps)"
             what = f"{name}: {metric} with - without, {unit}"
-            yield Measurement(what, with_them, without, f"{metric}_{radius:g}", sign, excluded=again)
+            yield Measurement(what, with_them, without, f"{metric}_{radius:g}", sign, excluded=excluded)
 
 
 def _interpolation(d: Design) -> Iterator[Measurement]:
@@ -198,17 +199,17 @@ def claims(d: Design) -> list[Claim]:
     """All claims, in the report's order."""
     robust = "Training with variations is more robust"
     listed = (
-        ("6.1", "A larger latent dimension lowers the reconstruction loss", _dimension(d)),
+        ("6.1", "A larger latent dimension lowers the reconstruction loss", _dimension(d, LOSS)),
         ("6.1, 7", "The LAE consistently outperforms the VAE", _better(d)),
-        ("6.1", "More Langevin steps first lower the reconstruction loss", _steps(d, 2, 10, -1)),
-        ("6.1", "Still more raise it", _steps(d, 10, 50, 1)),
-        ("6.1", "Metropolis-Hastings makes the loss worse, by very little", _decisions(d)),
+        ("6.1", "More Langevin steps first lower the reconstruction loss", _steps(d, LOSS, 2, 10, -1)),
+        ("6.1", "Still more raise it", _steps(d, LOSS, 10, 50, 1)),
+        ("6.1", "Metropolis-Hastings makes the loss worse, by very little", _decisions(d, LOSS, 1)),
         ("6.2", "4 and 9 overlap most in the latent plane", _overlap(d)),
         ("6.2, 7", "The VAE's latent space is more constrained, the LAE's scattered", _scatter(d)),
-        ("6.3", "A larger latent dimension improves representations", _dimension_of_codes(d)),
-        ("6.3", "More Langevin steps first improve representations", _steps_of_codes(d, 2, 10, 1)),
-        ("6.3", "Still more worsen them", _steps_of_codes(d, 10, 50, -1)),
-        ("6.3", "Metropolis-Hastings improves representations", _decisions_on_codes(d)),
+        ("6.3", "A larger latent dimension improves representations", _dimension(d, CODES)),
+        ("6.3", "More Langevin steps first improve representations", _steps(d, CODES, 2, 10, 1)),
+        ("6.3", "Still more worsen them", _steps(d, CODES, 10, 50, -1)),
+        ("6.3", "Metropolis-Hastings improves representations", _decisions(d, CODES, 1)),
         ("6.4", "Variations do not lower the accuracy by much", _variations(d)),
         ("6.4", "With them, training needs more epochs", _convergence(d)),
         ("6.5, 7", f"{robust} than without (abstract)", _attacked(d, "accuracy", "points", 1, EPS[:1])),

@@ -141,7 +141,7 @@ def drawings(design: Design) -> dict[str, Drawing]:
             ),
             Drawing(
                 "figure4",
-                "The latent plane: codes of 5,000 test images (nz 2); the circle holds 95 % of the prior",
+                "The latent plane: codes of up to 5,000 test images (nz 2); the circle holds 95 % of the prior",
                 lambda lab: planes(lab, plane),
                 tuple(plane.values()),
             ),

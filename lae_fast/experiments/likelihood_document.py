@@ -23,24 +23,15 @@ from lae_fast.experiments.verdicts import FAILS, HOLDS, Row, judge
 Scores = Callable[[str, int], Iterable[Recipe]]  # (name, nz) -> a recipe for each seed
 
 
-def mean_and_error(values: Sequence[float], digits: int = 2) -> str:
-    """Mean ± standard error."""
+def mean_and_error(values: Sequence[float], form: str = ".2f") -> str:
+    """Mean ± standard error; of differences, which are taken seed by seed, with "+.2f"."""
     if not all(map(math.isfinite, values)):
         return "diverged"
-    middle = statistics.fmean(values)
+    middle = format(statistics.fmean(values), form)
     if len(values) < 2:
-        return f"{middle:.{digits}f}"
-    return f"{middle:.{digits}f} ± {statistics.stdev(values) / math.sqrt(len(values)):.{digits}f}"
-
-
-def difference(differences: Sequence[float]) -> str:
-    """Mean ± standard error of differences, seed by seed."""
-    if not all(map(math.isfinite, differences)):
-        return "diverged"
-    middle = statistics.fmean(differences)
-    if len(differences) < 2:
-        return f"{middle:+.2f}"
-    return f"{middle:+.2f} ± {statistics.stdev(differences) / math.sqrt(len(differences)):.2f}"
+        return middle
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    return f"{middle} ± {format(error, form.removeprefix('+'))}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +41,9 @@ class Document:
     likelihood: Likelihood
     part: str
     facts: tuple[str, ...]
+    data: str  # its name
+    n_train: int
+    n_test: int
 
     def _values(self, recipes: Iterable[Recipe], key: str) -> list[float]:
         return [self.likelihood.known(r)[key] for r in recipes]
@@ -91,8 +85,8 @@ class Document:
         text = self._mean([self.likelihood.trials(name, kind)[at]], "bound")
         return f"**{text}**" if self.likelihood.choice(name, kind) == at else text
 
-    def _mean(self, recipes: Iterable[Recipe], key: str, digits: int = 2) -> str:
-        return mean_and_error(self._values(recipes, key), digits)
+    def _mean(self, recipes: Iterable[Recipe], key: str, form: str = ".2f") -> str:
+        return mean_and_error(self._values(recipes, key), form)
 
     def _differences(self, names: Iterable[str], recipes: Scores) -> dict[tuple[str, int], str]:
         """Our LAE minus each of the others, by name and nz, as far as known; in bold those that noise does not explain."""
@@ -102,9 +96,10 @@ class Document:
                 ours, theirs = (self._values(recipes(n, nz), "nll") for n in (OURS, name))
                 found[name, nz] = tuple(a - b for a, b in zip(ours, theirs, strict=True))
         verdicts = judge([Row(d) for d in found.values()])
+        texts = {key: mean_and_error(d, "+.2f") for key, d in found.items()}
         return {
-            key: f"**{difference(d)}**" if verdict.text in (HOLDS, FAILS) else difference(d)
-            for (key, d), verdict in zip(found.items(), verdicts, strict=True)
+            key: f"**{text}**" if verdict.text in (HOLDS, FAILS) else text
+            for (key, text), verdict in zip(texts.items(), verdicts, strict=True)
         }
 
     def _table(self, names: Sequence[str], recipes: Scores) -> Iterator[str]:
@@ -178,22 +173,22 @@ class Document:
     def _paper(self) -> Iterator[str]:
         s = self.likelihood.study
         yield (
-            f"Grey MNIST, discretized logistic, nh {s.paper_nh}, nz 8, batch 100, T = 2, SGD 1e-4 as in the authors' code; "
-            f"{s.paper_updates:,} updates ({s.paper_updates * 100 / 55_000:.1f} epochs; theirs 50), one seed. Negative ELBO per dimension, "
-            "nats, on 10,000 test images."
+            f"Grey {self.data}, discretized logistic, nh {s.paper_nh}, nz 8, batch 100, T = 2, SGD 1e-4 as in the authors' code; "
+            f"{s.paper_updates:,} updates ({s.paper_updates * 100 / self.n_train:.1f} epochs; theirs 50), one seed. Negative ELBO per dimension, "
+            f"nats, on {self.n_test:,} test images."
         )
         yield ""
         yield "| model | published | here |"
         yield "|---|---:|---:|"
         for name in PAPER:
-            here = partial(self._mean, [self.likelihood.paper(name)], "per_dimension", 3)
+            here = partial(self._mean, [self.likelihood.paper(name)], "per_dimension", ".3f")
             yield self._row(f"{name} | {PUBLISHED.get(name, '')}", [here])
         yield ""
 
     def lines(self) -> Iterator[str]:
         titles = {
-            "binary": "How likely do the models find binary MNIST, on level ground?",
-            "grey": "How well do the models fit grey MNIST, on level ground?",
+            "binary": f"How likely do the models find binary {self.data}, on level ground?",
+            "grey": f"How well do the models fit grey {self.data}, on level ground?",
             "paper": "The paper's own row",
         }
         yield from (f"# {titles[self.part]}", "", *(f"- {fact}" for fact in self.facts), "")

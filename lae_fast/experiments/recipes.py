@@ -54,7 +54,7 @@ class Recipe:
                 yield value
 
     def cost(self) -> float:
-        """About how long `make` takes on one core, in seconds: for the progress bar and the order of work."""
+        """About how long `make` takes on one core, in seconds: for the progress bar."""
         raise NotImplementedError
 
     def obstacle(self) -> str:

@@ -24,7 +24,7 @@ CLAIMS = """\
 Differences are taken seed by seed. p is that of Student's t test, two-sided, and then corrected by Holm's method for all judged rows of
 the claim. *Holds*: corrected p up to 0.05, in the claimed direction; *does not hold*: the same in the other; else *within noise*, which is
 no proof that there is no difference. Not judged: fewer than three seeds; the same difference at each of them; accuracies that are both below 1 %; an attack whose steps go
-no further than at a smaller ε. An accuracy that is not reached within the limit takes infinitely many epochs."""
+no further than at a smaller ε; a seed that does not reach an accuracy within the limit, and so takes infinitely many epochs."""
 
 
 def not_run(recipes: Sequence[Recipe]) -> str:
@@ -50,7 +50,9 @@ def spread(values: Sequence[float], column: Column) -> str:
     middle = statistics.fmean(scaled)
     digits = 0 if abs(middle) >= 1000 else column.digits
     text = _number(middle, digits)
-    return f"{text} ± {_number(statistics.stdev(scaled), digits)}" if len(scaled) > 1 else text
+    if len(scaled) == 1 or not math.isfinite(middle):
+        return text
+    return f"{text} ± {_number(statistics.stdev(scaled), digits)}"
 
 
 def _count(values: Sequence[float]) -> str:
@@ -131,8 +133,9 @@ def claims(
     yield "|---|---|---|---:|---:|---:|---:|---|"
     for claim in found:
         head = f"{claim.section} | {claim.text}"
-        recipes = [r for m in claim.measurements for r in (*m.minuend, *m.subtrahend)]
-        if not_run(recipes) == NOT_YET and not any(m.differences(metrics) for m in claim.measurements):
+        if not_run(list(claim.recipes())) == NOT_YET and not any(
+            m.differences(metrics) for m in claim.measurements
+        ):
             yield f"| {head} | | | | | | {NOT_YET} |"
             continue
         for m, verdict in zip(claim.measurements, claim.verdicts(metrics), strict=True):
