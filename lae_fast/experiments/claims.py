@@ -125,7 +125,7 @@ def _steps(d: Design, m: Measure, few: int, many: int, sign: int) -> Iterator[Me
 
 
 def _better(d: Design) -> Iterator[Measurement]:
-    likelihood = ("-log p(x), nats", "ais")
+    likelihood = ("-log p(x), upper bounds, nats", "ais")
     as_reported = (('its "BCE", which is two quantities, nats', "report_bce"), ("MSE per pixel", "mse"))
     for nz in (2, 8, 16):
         vae = d.quality(d.vae(nz))
