@@ -1,4 +1,4 @@
-"""What README and docs quote from the report's experiments are the means, over seeds, of results/report.csv."""
+"""What README and docs quote from the experiments is what results/ holds: means over seeds, of the report's by report.csv."""
 
 import csv
 import re
@@ -108,3 +108,35 @@ def test_a_quoted_number_is_the_mean_of_its_measurements(page, quote, measured):
     text = (ROOT / ("README.md" if page == "README" else f"docs/{page}.md")).read_text()
     numbers = [statistics.fmean(MEASURED[key]) for key in measured]
     assert quote.format(*numbers) in re.sub(r"\s+", " ", text)
+
+
+SPREAD = re.compile(r"[-\u2212+]?\d+\.\d+ ± \d+\.\d+")
+
+
+def spreads(text):
+    return [s.replace("\u2212", "-") for s in SPREAD.findall(text)]
+
+
+def section(page, start, end):
+    text = (ROOT / page).read_text()
+    return text[text.index(start) : text.index(end)]
+
+
+@pytest.mark.parametrize(
+    ("page", "start", "end", "part", "n"),
+    [
+        ("README.md", "| -log p(x), binary MNIST", "| -log p(x), as the report trains", "binary", 18),
+        (
+            "docs/measured.md",
+            "## How likely do they find binary",
+            "At nz 2 and 8 the differences",
+            "binary",
+            36,
+        ),
+        ("docs/measured.md", "## And grey MNIST", "## The paper's own row", "grey", 21),
+    ],
+)
+def test_a_quoted_likelihood_stands_in_the_study(page, start, end, part, n):
+    quoted = spreads(section(page, start, end))
+    assert len(quoted) == n
+    assert set(quoted) <= set(spreads((ROOT / "results" / f"likelihood_{part}.md").read_text()))
