@@ -196,7 +196,7 @@ class LeftOut(Command):
                 path.unlink()
         # An editable wheel holds what the folder of `install` holds, and not what lies in build_lib.
         place = self.get_finalized_command("install").install_lib if self.editable_mode else libraries
-        note = f'"""Written by setup.py: kernels this installation lacks, and why."""\n\nLEFT_OUT = {PLAN.left_out!r}\n'
+        note = f'"""Written by setup.py: kernels this installation lacks, and why."""\n\nLEFT_OUT = {PLAN.left_out!a}\n'
         Path(place, "_lae_fast_left_out.py").write_text(note)
         if PLAN.left_out:
             tell(PLAN.sentence())

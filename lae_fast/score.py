@@ -269,7 +269,7 @@ ERRORS = (CheckpointError, DataError, ValueError, OSError, torch.OutOfMemoryErro
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code."""
-    processes, stopped = Processes.started(), "the runs scored so far are in the table"
+    processes, stopped = Processes.started(), "the runs scored so far are above, and in the file of --output"
 
     def parse() -> Options:
         return tyro.cli(Options, args=console.arguments(argv), prog=" ".join(console.typed("score")))

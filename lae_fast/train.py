@@ -28,7 +28,8 @@ from lae_fast.training.trainer import N_BOUND, N_PARTS, Event, Trainer
 def _device(config: Config, processes: Processes) -> torch.device:
     device = checks.command_device(processes.device(config.device))
     if device.type != "cuda" and "tf32" in (config.precision, config.chain_precision):
-        raise TrainingError(f"--precision tf32 on {device}; expected a GPU, or float32 or bf16")
+        name = "precision" if config.precision == "tf32" else "chain-precision"
+        raise TrainingError(f"--{name} tf32 on {device}; expected a GPU, or float32 or bf16")
     if device.type == "cuda" and processes.size > 1:
         torch.cuda.set_device(device)  # NCCL asks for it
     return device
@@ -46,7 +47,7 @@ def _as(kind: type[Config], options: Config) -> Config:
     return kind(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Config)})
 
 
-def _parse(arguments: Sequence[str], processes: Processes = ALONE) -> Config:
+def _parse(arguments: Sequence[str], processes: Processes = ALONE, command: str = "") -> Config:
     """Flags to options, on top of the defaults, of the file after --config, or of the run after --resume. A run that torchrun
     starts once more goes on."""
     prog, arguments = " ".join(console.typed("train")), console.arguments(arguments)
@@ -80,7 +81,11 @@ def _parse(arguments: Sequence[str], processes: Processes = ALONE) -> Config:
         if config.dataset == "auto":  # the run's record knows which
             config = dataclasses.replace(config, dataset=base.dataset)
         config.check_resumed(base)
-    elif processes.job and config.output_dir and run_folder.is_of_job(config.output_dir, processes.job):
+    elif (
+        processes.job
+        and config.output_dir
+        and run_folder.is_of_job(config.output_dir, processes.job, command)
+    ):
         config = _resumed(config.output_dir)
     processes.check_restarts(config.resume or (config.output_dir if processes.job else None))
     return config
@@ -199,9 +204,9 @@ def _begin(trainer: Trainer, dataset: Dataset, fingerprint: str, command: str) -
     run_folder.write_record(
         trainer.folder,
         trainer.config,
+        command,
         data=dataset.source,
         fingerprint=fingerprint,
-        command=command,
         versions=facts,
         **({"job": job} if job else {}),
     )
@@ -227,7 +232,8 @@ def train(config: Config, command: str = "", processes: Processes = ALONE) -> in
         saved = processes.of_first(lambda: _saved(config, folder, fingerprint))
         # A resumed run has to find the data set that auto was, and files from any folder.
         if config.data is None:
-            config = dataclasses.replace(config, dataset=dataset.name)
+            place = config.data_dir if str(config.data_dir).startswith("~") else config.data_dir.absolute()
+            config = dataclasses.replace(config, dataset=dataset.name, data_dir=place)
         else:
             config = dataclasses.replace(config, data=config.data.absolute())
         trainer = processes.together(
@@ -260,7 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         with processes.joined(stays):
-            config = processes.of_first(lambda: _parse(arguments, processes))
+            config = processes.of_first(lambda: _parse(arguments, processes, command))
             return train(config, command, processes)
 
     errors = (TrainingError, DataError, CheckpointError, ValueError, OSError, torch.OutOfMemoryError)

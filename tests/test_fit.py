@@ -135,6 +135,18 @@ def test_who_looks_after_an_epoch_changes_nothing_and_draws_the_program_s_number
     assert torch.equal(drawn[3], torch.rand(2))
 
 
+@pytest.mark.parametrize("kind", [lae_fast.LAE, lae_fast.VAE])
+def test_what_looks_in_eval_mode_leaves_training_in_train_mode(kind):
+    m, watched = model(kind), model(kind)
+
+    def look(epoch, loss):
+        watched.eval().loss(RGB)
+
+    losses = lae_fast.fit(watched, RGB, epochs=3, batch_size=20, on_epoch=look)
+    assert losses == lae_fast.fit(m, RGB, epochs=3, batch_size=20)
+    assert torch.equal(weights(m), weights(watched))
+
+
 def test_a_seed_stays_on_the_model_s_device():
     """Also the seed of a GPU's generator, which waits until there is one."""
     seeded, m = [], model()

@@ -160,6 +160,60 @@ def test_what_is_worth_keeping_is_kept_with_and_without_a_record(name, tmp_path)
     assert (tmp_path / name).read_text() == "mine"
 
 
+def test_somebody_s_config_is_not_written_over(tmp_path):
+    (tmp_path / "config.json").write_text('{"my": "project"}')
+    code, _, err = run(*QUICK, "--output-dir", tmp_path)
+    assert code == 2
+    assert "config.json is not the record of a run, which would take its place; choose another folder" in err
+    assert (tmp_path / "config.json").read_text() == '{"my": "project"}'
+
+
+def test_a_run_of_a_job_is_that_of_its_command(tmp_path):
+    """A job's name that is used once more, for other options, starts nothing again."""
+    run_folder.write_record(tmp_path, Config(), "train --epochs 3", job="first")
+    assert run_folder.is_of_job(tmp_path, "first", "train --epochs 3")
+    assert not run_folder.is_of_job(tmp_path, "first", "train --epochs 4")
+    assert not run_folder.is_of_job(tmp_path, "second", "train --epochs 3")
+    assert not run_folder.is_of_job(tmp_path / "nothing", "first", "train --epochs 3")
+
+
+def test_a_record_keeps_the_command_that_made_the_run_and_those_that_resumed_it(copied):
+    first = json.loads((copied / "config.json").read_text())["command"]
+    for _ in range(2):
+        assert run("--resume", copied)[0] == 0
+    record = json.loads((copied / "config.json").read_text())
+    assert record["command"] == first
+    assert [command.split(" --")[1] for command in record["resumed"]] == [f"resume {copied}"] * 2
+    assert "Resumed by" in (copied / "view.html").read_text()
+
+
+def test_a_run_finds_its_data_set_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(*QUICK, "--output-dir", "run", "--data-dir", "sets")[0] == 0
+    assert run_folder.read_options(tmp_path / "run")["data_dir"] == str(tmp_path / "sets")
+    assert run(*QUICK, "--output-dir", "other", "--data-dir", "~/sets")[0] == 0
+    assert run_folder.read_options(tmp_path / "other")["data_dir"] == "~/sets"
+
+
+def test_images_per_second_are_of_the_minibatches_that_took_them(tmp_path, monkeypatch):
+    """A minibatch takes a second, by a clock of its own; a run is stopped between two lines of the log, and resumed."""
+    step, clock = train.Trainer._step, [0.0]
+
+    def a_second(self, index):
+        clock[0] += 1.0
+        return step(self, index)
+
+    monkeypatch.setattr(train.Trainer, "_step", a_second)
+    monkeypatch.setattr(trainer.time, "perf_counter", lambda: clock[0])
+    folder = tmp_path / "run"
+    assert run(*QUICK, "--epochs", 2, "--checkpoint-every", 1, "--output-dir", folder)[0] == 0
+    done = sorted((folder / "checkpoints").iterdir())[-1]
+    assert run("--resume", folder, "--epochs", 4)[0] == 0
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert int(done.name.split("-")[1]) % 5
+    assert {line["images_per_second"] for line in lines if "images_per_second" in line} == {100.0}
+
+
 def test_a_start_that_fails_leaves_no_folder(tmp_path):
     (tmp_path / "there").mkdir()
     for name in ("new", "there"):

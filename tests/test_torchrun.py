@@ -306,7 +306,7 @@ def test_a_process_that_dies_while_it_scores_ends_all(runs):
     assert runs[1]["score, killed"] == [2, -9]
     (error,) = said(runs, "score, killed").splitlines()
     assert error.startswith("error: process 0 of 2 has lost another one")
-    assert error.endswith("; the runs scored so far are in the table")
+    assert error.endswith("; the runs scored so far are above, and in the file of --output")
 
 
 @pytest.mark.slow

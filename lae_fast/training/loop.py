@@ -96,7 +96,7 @@ def fit(
     modes, n_batches, losses = {m: m.training for m in model.modules()}, len(x) // batch_size, list[float]()
     with torch.inference_mode(False):  # which could not be trained afterwards
         optimizer = adam(model, lr, model.beta1)
-        step = TrainingStep(model.train(), optimizer, read=lambda index: data.pixels(x[index]))
+        step = TrainingStep(model, optimizer, read=lambda index: data.pixels(x[index]))
     devices = [x.device] if x.is_cuda else []
     numbers = [
         torch.Generator(device).manual_seed(seed).get_state() for device in (torch.device("cpu"), *devices)
@@ -106,6 +106,7 @@ def fit(
         with shown:
             for epoch in range(epochs):
                 with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
+                    model.train()  # `on_epoch` may have asked it something in eval mode
                     set_random_state(numbers, x.device)
                     good = {name: t.clone() for name, t in model.state_dict().items()}
                     total = torch.zeros((), dtype=torch.float64, device=x.device)

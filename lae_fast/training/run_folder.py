@@ -41,6 +41,10 @@ def claimed(config: Config) -> Iterator[Path]:
     except (OSError, NotImplementedError) as error:
         raise TrainingError(f"{folder / LOCK} cannot be locked: {error}") from error
     try:
+        if config.resume is None and _is_of_others(folder / "config.json"):
+            raise TrainingError(
+                f"{folder / 'config.json'} is not the record of a run, which would take its place; choose another folder"
+            )
         if config.resume is None and (found := _work(folder)):
             raise TrainingError(
                 f"{folder} holds a run already; continue it with --resume {shlex.quote(str(folder))}, or choose "
@@ -88,6 +92,14 @@ def _work(folder: Path) -> str | None:
     return next(iter(found), None)
 
 
+def _is_of_others(path: Path) -> bool:
+    """Whether a config.json holds something else than a run's options. What a killed run may have left holds nothing."""
+    with contextlib.suppress(checkpoint.CheckpointError, OSError):
+        record = checkpoint.read_json(path)
+        return bool(record) and "options" not in record
+    return False
+
+
 def check_room(folder: Path, model: nn.Module) -> None:
     """Raise a TrainingError unless three generations of weights and optimizer state, and some pictures, fit on the disk."""
     bytes_needed = 3 * 3 * sum(p.numel() * p.element_size() for p in model.parameters()) + 4 * 2**20
@@ -98,9 +110,16 @@ def check_room(folder: Path, model: nn.Module) -> None:
         )
 
 
-def write_record(folder: Path, config: Config, **facts: Any) -> None:
-    """config.json: the options, and facts about data, command and versions."""
-    content = json.dumps({"options": config.to_json(), **facts}, indent=2)
+def write_record(folder: Path, config: Config, command: str = "", **facts: Any) -> None:
+    """config.json: the options, and facts about data, versions and commands: the first one, and those that resumed the run."""
+    commands = {"command": command}
+    if config.resume is not None:
+        earlier = checkpoint.read_json(folder / "config.json")
+        commands = {
+            "command": earlier.get("command", command),
+            "resumed": [*earlier.get("resumed", []), command],
+        }
+    content = json.dumps({"options": config.to_json(), **commands, **facts}, indent=2)
     checkpoint.write_atomically(folder / "config.json", content.encode())
 
 
@@ -158,14 +177,15 @@ def epochs(folder: Path, lines: Sequence[Mapping[str, Any]]) -> int:
     return known if type(known) is int else int(last)
 
 
-def is_of_job(folder: Path, job: str) -> bool:
-    """Whether the run in that folder was begun by this job of torchrun, which then has started it once more.
+def is_of_job(folder: Path, job: str, command: str) -> bool:
+    """Whether the run in that folder was begun by this job of torchrun with this command, which then has started it once more.
 
     Raises:
         CheckpointError: its record is damaged.
     """
     path = folder / "config.json"
-    return path.exists() and checkpoint.read_json(path).get("job") == job
+    record = checkpoint.read_json(path) if path.exists() else {}
+    return (record.get("job"), record.get("command")) == (job, command)
 
 
 def check_data(folder: Path, fingerprint: str) -> None:

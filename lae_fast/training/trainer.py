@@ -135,6 +135,7 @@ class Trainer:
         self.progress = Progress()
         # Sums of loss, acceptance and unmoved chains since the last log line, and how many minibatches they are sums over.
         self.window, self.n_window = torch.zeros(3, dtype=torch.float64, device=device), 0
+        self.n_timed = 0  # those of them that this process has made, since `seconds`
         self.has_warned = False
         self.seconds = time.perf_counter()
         if saved:
@@ -223,7 +224,7 @@ class Trainer:
         if self.chain:
             self.window[1] += self.chain.acceptance_rate
             self.window[2] += self.chain.unmoved
-        self.n_window += 1
+        self.n_window, self.n_timed = self.n_window + 1, self.n_timed + 1
         self.progress.step += 1
         self.progress.position += 1
         return self._log() if self.progress.step % self.config.log_every == 0 else {}
@@ -232,7 +233,7 @@ class Trainer:
         """Write a log line: means since the last line. Here the host waits for the device."""
         values = self.processes.of_first(self._write_line)
         self.window.zero_()
-        self.n_window, self.seconds = 0, time.perf_counter()
+        self.n_window, self.n_timed, self.seconds = 0, 0, time.perf_counter()
         return values
 
     def _write_line(self) -> dict[str, float]:
@@ -248,7 +249,7 @@ class Trainer:
             }
         if not math.isfinite(loss):
             self._check_finite()
-        values["images_per_second"] = self.n_window * self.batch_size / seconds
+        values["images_per_second"] = self.n_timed * self.batch_size / seconds
         self.log.scalars(self.progress.step, values)
         return values
 
@@ -303,7 +304,7 @@ class Trainer:
         return rate
 
     def _acceptance_warning(self, chain: AutoencoderWithChain, rate: float) -> list[str]:
-        """A warning if an epoch's acceptance rate is too low or too high, once in a run."""
+        """A warning if an epoch's acceptance rate is too low or too high, once until training stops."""
         # While the step size is still adapting there is nothing to be done.
         adapted = chain.adaptation_rate * self.config.n_steps * (self.progress.epoch - 1) * self.n_batches
         is_settled = chain.adaptation_rate == 0 or adapted >= SETTLED
@@ -351,7 +352,6 @@ class Trainer:
             "progress": dataclasses.asdict(self.progress),
             "optimizer": self.optimizer.state_dict(),
             "options": {n: v for n, v in self.config.to_json().items() if n not in CHANGEABLE},
-            "chain": self._chain_apart(),
             "torch_rng": torch.get_rng_state(),
             "device_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             "window": self.window,
@@ -360,11 +360,6 @@ class Trainer:
         checkpoint.save(
             self.folder / "checkpoints", self.progress.step, self.model.state_dict(), self.metadata(), state
         )
-
-    def _chain_apart(self) -> dict[str, Tensor]:
-        """What the chain needs to go on, as far as it is not among the weights."""
-        weights = self.model.state_dict()
-        return {name: t for name, t in self.model.chain_state().items() if name not in weights}
 
     def _check_architecture(self, saved: Checkpoint) -> None:
         """Raise a CheckpointError unless a checkpoint is of this run's model."""

@@ -199,6 +199,7 @@ def making(record: dict[str, Any]) -> str:
     versions, options = record.get("versions") or {}, record["options"]
     facts = {
         "Command": record.get("command"),
+        "Resumed by": ", ".join(record.get("resumed") or []),
         "Data": record.get("data"),
         "Machine": versions.get("processor"),
         "GPU": versions.get("gpu"),
