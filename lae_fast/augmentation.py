@@ -104,10 +104,14 @@ def augment(
     )  # [n, m, nx]
     if n == 0:
         return x, labels
-    variations = variations.reshape(n * len(x), *x.shape[1:])
+    return torch.cat((x, _as_images(variations, x))), labels.repeat(n + 1, *[1] * (labels.dim() - 1))
+
+
+def _as_images(variations: Tensor, x: Tensor) -> Tensor:
+    """Variations [n, m, nx] in [0, 1] in the form of the images x [m, ...]: [n m, ...], of their type."""
     if x.dtype == torch.uint8:
         variations = (variations.clamp(0, 1) * 255).round()
-    return torch.cat((x, variations.to(x.dtype))), labels.repeat(n + 1, *[1] * (labels.dim() - 1))
+    return variations.reshape(-1, *x.shape[1:]).to(x.dtype)
 
 
 class VariationReport(NamedTuple):
@@ -170,17 +174,21 @@ def diagnose_variations(
     if classifier is not None:
         checks.function("classifier", classifier)
     checks.tensor("labels", labels, "m", dtypes=None)
-    draws, acceptance = _variations(model, x, labels, n, source=source, generator=generator, **options)
+    if labels.is_floating_point() or labels.is_complex():
+        raise TypeError(f"labels are {checks.describe(labels)}; expected integers")
     flat = images_for(model, x)
-    of_labels = [flat[labels == label] for label in labels.unique()]
-    variances = [len(those) * those.var(0).mean() for those in of_labels if len(those) > 1]
-    if not variances:
+    if len(labels) != len(flat):
+        raise ValueError(f"labels are {list(labels.shape)}; expected [{len(x)}], one for each image")
+    of_labels = [those for label in labels.unique() if len(those := flat[labels == label]) > 1]
+    if not of_labels:
         raise ValueError(f"no two of {len(x)} images have the same label; expected some, to compare with")
-    n_compared = sum(len(those) for those in of_labels if len(those) > 1)
+    draws, acceptance = _variations(model, x, labels, n, source=source, generator=generator, **options)
+    variances = [len(those) * those.var(0).mean() for those in of_labels]
+    n_compared = sum(map(len, of_labels))
     agreement = None
     if classifier is not None:
         with isolated(classifier):
-            scores = classifier(draws.reshape(-1, *x.shape[1:]).to(x.dtype))
+            scores = classifier(_as_images(draws, x))
         if not isinstance(scores, Tensor) or scores.dim() != 2 or len(scores) != n * len(x):
             expected = f"expected scores [{n * len(x)}, classes] for as many images"
             raise TypeError(f"classifier returned {checks.describe(scores)}; {expected}")

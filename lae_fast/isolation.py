@@ -38,6 +38,12 @@ def isolated(*models: object) -> Iterator[None]:
         yield
 
 
+def savable(t: Tensor) -> Tensor:
+    """A tensor that autograd may save: of one that was made in inference mode, outside of it, a copy."""
+    is_outside = not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled()
+    return t.clone() if is_outside and t.is_inference() else t
+
+
 def exact() -> contextlib.AbstractContextManager[None]:
     """No autocast, and float32 products that nothing rounds. Where nothing would round them, this costs next to nothing.
 

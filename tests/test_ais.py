@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributions import MultivariateNormal
 
 from lae_fast import Schedule, annealed_log_likelihood, fit_schedule, importance_bound, seeds
-from lae_fast.evaluation import simulated_gap
+from lae_fast.evaluation import anneal, simulated_gap
 from lae_fast.models.likelihood import Bernoulli, DiscretizedLogistic, Gaussian
 from lae_fast.models.vae import VAE
 
@@ -243,3 +243,10 @@ def test_simulated_images_and_their_chains_share_no_random_numbers():
     pilot = torch.randn(500, generator=torch.Generator().manual_seed(schedule.seed))
     assert start.shape == (2, 40, NZ)
     assert not torch.isin(z, torch.cat((start.flatten(), pilot))).any()
+
+
+@pytest.mark.parametrize("wrong", [{"n_chains": 1}, {"progress": 1}])
+def test_arguments_are_looked_at_before_pilot_runs(wrong, monkeypatch):
+    monkeypatch.setattr("lae_fast.evaluation.ais.fit_schedule", lambda *_, **__: pytest.fail("it has run"))
+    with pytest.raises((TypeError, ValueError), match=next(iter(wrong))):
+        anneal(linear_model(), torch.zeros(4, 5), **wrong)

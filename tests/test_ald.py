@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lae_fast
 from lae_fast import ops
-from lae_fast.sampling import TARGET_ACCEPTANCE, Chains, evaluate_potential, robbins_monro
+from lae_fast.sampling import TARGET_ACCEPTANCE, Chains, ald, evaluate_potential, robbins_monro
 
 
 def run_chains(target, start, step_size, n_steps, mh, seed):
@@ -230,6 +230,50 @@ def test_the_time_average_is_differentiable():
     (gradient,) = torch.autograd.grad(average, theta)
     expected = torch.stack([0.5 * phi.sin() for phi in visited]).mean(0)
     torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("n_chains", [None, 3])
+def test_a_state_s_graph_does_not_grow_where_nobody_looks_at_decisions(n_chains, monkeypatch):
+    """As on a GPU: the gradients are those of a CPU, and the graph is that of one evaluation, also after rejections."""
+    theta = torch.ones(4, dtype=torch.float64, requires_grad=True)
+
+    def potential(phi):
+        return (theta * phi**2).sum(-1)
+
+    def nodes(tensor):
+        found, todo = set(), [tensor.grad_fn]
+        while todo:
+            if (node := todo.pop()) is not None and node not in found:
+                found.add(node)
+                todo += [n for n, _ in node.next_functions]
+        return len(found)
+
+    results = []
+    for looks in (True, False):
+        monkeypatch.setattr(ald, "_is_cheap_to_look_at", lambda _, looks=looks: looks)
+        generator = torch.Generator().manual_seed(4)
+        start = torch.ones(n_chains or 1, 4, dtype=torch.float64)
+        state = lae_fast.ald_init(
+            potential, start if n_chains else start[0], 0.4, n_chains=n_chains, generator=generator
+        )
+        counts, accepted = [], 0.0
+        for _ in range(12):
+            state, info = lae_fast.ald_step(potential, state)
+            counts.append(nodes(state.potential))
+            accepted += info.is_accepted.double().mean().item() / 12
+        assert 0.1 < accepted < 0.95
+        assert max(counts) == min(counts)
+        (gradient,) = torch.autograd.grad(state.potential.sum(), theta)
+        results.append(gradient)
+    assert torch.equal(*results)
+
+
+def test_states_made_in_inference_mode_go_on_outside():
+    with torch.inference_mode():
+        state = lae_fast.ald_init(quadratic, torch.ones(7), 0.1)
+        state, _ = lae_fast.ald_step(quadratic, state)
+    again, _ = lae_fast.ald_step(quadratic, lae_fast.ald_init(quadratic, state))
+    assert again.phi.isfinite().all()
 
 
 class NoHostSync(TorchDispatchMode):

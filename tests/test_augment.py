@@ -232,6 +232,32 @@ def test_a_diagnosis_asks_a_classifier_in_eval_mode():
     assert classifier.training
 
 
+def test_a_diagnosis_shows_a_classifier_images_as_augment_makes_them():
+    model, seen = make(LAE), []
+    x = (images() * 255).byte()
+
+    def classifier(x):
+        seen.append(x)
+        return torch.zeros(len(x), 2)
+
+    diagnose_variations(model, x, torch.arange(6) % 2, 3, classifier=classifier, generator=seeded())
+    drawn, _ = augment(model, x, torch.arange(6) % 2, 3, generator=seeded())
+    assert torch.equal(seen[0], drawn[6:])
+
+
+def test_labels_are_looked_at_before_anything_is_drawn():
+    generator = seeded()
+    before = generator.get_state()
+    for labels, error in (
+        (torch.arange(6), ValueError),
+        (torch.zeros(6), TypeError),
+        (torch.arange(5), ValueError),
+    ):
+        with pytest.raises(error):
+            diagnose_variations(make(LAE), images(), labels, generator=generator)
+    assert torch.equal(generator.get_state(), before)
+
+
 @pytest.mark.parametrize(
     ("labels", "n", "message"),
     [

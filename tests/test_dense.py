@@ -524,3 +524,14 @@ def test_a_layer_with_a_forward_of_its_own_is_not_passed_over():
     layer.forward = lambda a: -F.linear(a, layer.weight, layer.bias)
     torch.testing.assert_close(m.decode(z), 1 - plain)  # of logits with the other sign
     assert not isinstance(decoder_pass(m, images()), DensePass)
+
+
+def test_hooks_of_all_modules_see_the_layers_of_an_mlp():
+    layers = [nn.Linear(3, 4), nn.LayerNorm(4), nn.ReLU(), nn.Linear(4, 2)]
+    seen = []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
+    try:
+        MLP(*layers)(torch.zeros(2, 3))
+    finally:
+        handle.remove()
+    assert seen[:4] == layers

@@ -312,9 +312,11 @@ def test_samplers_and_states_refuse_what_is_not_a_function():
     assert lae_fast.ald_step(lambda p: energy(p).sum(-1), z, 0.1, n_chains=2, mh=False)
 
 
-def test_samplers_and_states_refuse_chains_that_depend_on_each_other():
+@pytest.mark.parametrize("scale", [1.0, 0.0])
+def test_samplers_and_states_refuse_chains_that_depend_on_each_other(scale):
+    """Also where all of them start at one place."""
     model, x = make("vae", nn.BatchNorm1d(20)), images()
-    z = torch.randn(4, N, NZ, generator=torch.Generator().manual_seed(1))
+    z = scale * torch.randn(4, N, NZ, generator=torch.Generator().manual_seed(1))
 
     def energy(z):
         return model.potential(x, z)

@@ -122,6 +122,13 @@ def test_the_running_total_is_that_of_the_acceptances(n_chains, mh, device):
     assert (acceptance > 10).all()
 
 
+@pytest.mark.parametrize("implementation", ["compiled", "reference"])
+def test_no_chain_moves_no_shared_step_size(implementation):
+    state, inputs = problem(0, 40, torch.float32, n_step_sizes=1)
+    got = (run if implementation == "compiled" else run_reference)(state, inputs)
+    assert torch.equal(got["log_step_size"], state["log_step_size"])
+
+
 @pytest.mark.parametrize("n", [8, 700, 20_000])
 def test_what_is_known_of_proposals_changes_no_decision(n, device):
     """Without Metropolis-Hastings only finiteness decides: a proposal that is not finite is rejected in the step after."""
@@ -553,7 +560,8 @@ def test_numbers_and_names_of_another_kind_are_named():
     ):
         with pytest.raises((TypeError, ValueError), match=message):
             call()
-    assert ops.is_compiled("cpu") == ops.is_compiled(torch.device("cpu"))
+    for name in ("cpu", "cuda"):  # whether the machine has one or not
+        assert ops.is_compiled(name) == ops.is_compiled(torch.device(name))
 
 
 @pytest.mark.parametrize("name", [name for name in OPS if name not in ("ops.make_rng", "ops.in_unit_range")])

@@ -499,6 +499,7 @@ def test_a_plot_shows_a_running_mean_of_the_acceptance():
 def test_samples_are_told_in_a_line():
     samples = short_run("langevin")
     c, n_draws, n, nz = samples.z.shape
+    assert samples == samples  # and not tensor by tensor
     assert repr(samples).startswith(f"Samples of z [{c} chains, {n_draws} draws, {n} datapoints, nz {nz}], ")
     assert f"acceptance {samples.acceptance_rate.mean():.2f}, " in repr(samples)
     assert len(repr(samples)) < 200

@@ -308,8 +308,10 @@ def anneal(
         raise ValueError(f"bases are {bases!r}; expected a sequence of {', '.join(BASES)}")
     for base in bases:
         checks.choice("base", base, BASES)
-    checks.count("n_temperatures", n_temperatures, 2)
+    for name, value in (("n_temperatures", n_temperatures), ("n_chains", n_chains)):
+        checks.count(name, value, 2)
     checks.seed("seed", seed)
+    checks.flag("progress", progress)
     images = images_for(model, images)
     sharing.check(share)
 

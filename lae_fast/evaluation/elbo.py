@@ -63,7 +63,7 @@ def evaluate(
     """Reconstruction, rate, negative ELBO and MSE with the model's own q(z|x), `n_draws` of z per image.
 
     q is that of `model.posterior`; where nothing has trained its standard deviation, see `fit_posterior_scale`. The draws
-    depend on `seed` alone.
+    depend on `seed` and `batch_size` alone.
 
     Args:
         images: [N, *shape] or [N, nx], float in [0, 1] or uint8 in 0..255.

@@ -253,7 +253,7 @@ def transition_reference(
         acceptance += rate
     if known_finite is not None:
         known_finite.zero_()  # decide_reference looks for itself
-    if mh and adaptation is not None:
+    if mh and adaptation is not None and len(phi):
         is_joint = log_step_size.shape[0] == 1 < phi.shape[0]
         adapt(log_step_size, adaptation, rate.mean(0, keepdim=True) if is_joint else rate)
     next_proposal, next_rng = propose_reference(phi, grad, log_step_size.exp(), rng, noise)

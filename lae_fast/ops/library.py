@@ -135,6 +135,8 @@ def is_compiled(device: torch.device | str) -> bool:
         >>> lae_fast.ops.is_compiled("meta")  # nothing computes there
         False
     """
+    if isinstance(device, str) and device in backends:  # also where the machine has no such
+        return backends[device].is_compiled
     if not isinstance(device, torch.device):
         device = checks.device("device", device)
     return device.type in backends and backends[device.type].is_compiled

@@ -67,14 +67,19 @@ def is_batched(t: Tensor) -> bool:
 
 
 def is_altered(module: nn.Module) -> bool:
-    """Whether a call of `module`, apart from its parts, does anything but the `forward` of its class: by hooks, or by a forward
-    of its own.
+    """Whether a call of `module`, apart from its parts, does anything but the `forward` of its class: by hooks, of its own or of
+    all modules, or by a forward of its own.
 
     Fallback: True. The layers then run one by one, hooks included.
     """
+    every = torch.nn.modules.module
     try:
         return any(
             (
+                every._global_forward_hooks,
+                every._global_forward_pre_hooks,
+                every._global_backward_hooks,
+                every._global_backward_pre_hooks,
                 module._forward_hooks,
                 module._forward_pre_hooks,
                 module._backward_hooks,

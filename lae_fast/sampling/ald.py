@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lae_fast import checks, ops
-from lae_fast.isolation import differentiable, exact
+from lae_fast.isolation import differentiable, exact, savable
 from lae_fast.sampling.acceptance import acceptance_rate
 
 Potential = Callable[[Tensor], Tensor]
@@ -92,7 +92,7 @@ def evaluate_potential(
     """
     keep_graph = torch.is_grad_enabled()
     with differentiable():
-        leaf = phi.detach().requires_grad_()
+        leaf = savable(phi.detach()).requires_grad_()
         energy = potential(leaf)
         if not isinstance(energy, Tensor) or not energy.requires_grad:
             raise _independent(energy)
@@ -148,14 +148,14 @@ def check_function(energy: Tensor, again: Tensor) -> None:
 
 def check_alone(evaluate: Callable[[Tensor], Tensor], start: Tensor, energy: Tensor) -> None:
     """Raise a ValueError unless V of a chain is a function, and one of this chain alone: half of the chains are evaluated again,
-    beside others.
+    beside others that have moved.
 
     Args:
         evaluate: chains [C, ...] -> V [C].
         start, energy: chains [C, ...], and their V [C].
     """
     half = (len(start) + 1) // 2
-    rows = torch.cat((start[:half], start[:1].expand_as(start[half:])))
+    rows = torch.cat((start[:half], start[half:] + 1))
     check_function(energy[:half], evaluate(rows)[:half])
 
 
@@ -231,6 +231,7 @@ def ald_init(
     step_size = _as_step_size(step_size, start, n_chains)
     with exact():
         energy, grad = evaluate_potential(potential, start, n_chains, mh)
+        grad = grad.clone()  # a function of the user's may need its own again
         if _is_cheap_to_look_at(start):
             check_start(energy, grad)
             if mh and not isinstance(phi, ALDState):
@@ -240,8 +241,7 @@ def ald_init(
                         _rows(start, n_chains),
                         energy.detach().view(-1),
                     )
-    # A clone: a function of the user's may need its own gradient again.
-    return ALDState(start, energy, grad.clone(), rng, step_size)
+    return ALDState(start, energy, grad, rng, step_size)
 
 
 def _chains_of(state: ALDState, n_chains: int | None, generator: torch.Generator | None) -> int | None:
@@ -294,10 +294,9 @@ def ald_step(
 
     To train what V depends on, take the steps under `torch.no_grad()`, and differentiate `potential(state.phi)` at the
     states that count: one evaluation more for each of them, and no graph of what was rejected. Or take the steps in grad
-    mode: then `state.potential` is differentiable in all inputs of V except phi. On a CPU its graph is that of the current
-    state alone (where some of C chains accept and others do not, V is evaluated once more). On a GPU, which must not wait,
-    it is the differentiable select of two energies: the rejected proposal stays in the graph with weight zero, and as
-    0 * NaN is NaN, gradients can be NaN where V is infinite or NaN at a proposal.
+    mode: then `state.potential` is differentiable in all inputs of V except phi, and its graph is that of the current
+    state alone. V is evaluated once more for that where some of C chains accept and others do not; on a GPU, which must not
+    wait for the decisions, at each step.
 
     Args:
         potential: maps phi to energies in nats: one chain, [] or [n] (per example; summed here in float64,
@@ -375,7 +374,7 @@ def ald_step(
     grad = torch.where(accepted[:, None], _rows(new_grad, n_chains), _rows(state.grad, n_chains))
     answers = accepted, log_alpha, acceptance_rate(log_alpha), nonfinite
     info = ALDInfo(*(t.reshape(state.potential.shape) for t in answers))
-    selected = _selected(potential, phi, new_potential, state.potential, info.is_accepted)
+    selected = _selected(potential, phi, n_chains, new_potential, state.potential, info.is_accepted)
     return ALDState(phi, selected, grad.reshape(state.phi.shape), rng, eta), info
 
 
@@ -390,13 +389,15 @@ def _moved(state: ALDState, proposal: Tensor, rng: Tensor, eta: Tensor) -> tuple
     return ALDState(phi.reshape(state.phi.shape), unknown, None, rng, eta), info
 
 
-def _selected(potential: Potential, phi: Tensor, new: Tensor, old: Tensor, is_accepted: Tensor) -> Tensor:
+def _selected(
+    potential: Potential, phi: Tensor, n_chains: int | None, new: Tensor, old: Tensor, is_accepted: Tensor
+) -> Tensor:
     """V at the state phi that was selected, [] or [C], with its graph."""
-    if not torch.is_grad_enabled() or not _is_cheap_to_look_at(phi):
+    if not torch.is_grad_enabled():
         return torch.where(is_accepted, new, old)
-    if is_accepted.all():
+    if _is_cheap_to_look_at(phi) and is_accepted.all():
         return new
-    if not is_accepted.any():
+    if _is_cheap_to_look_at(phi) and not is_accepted.any():
         return old
-    with exact():
-        return evaluate_potential(potential, phi, len(old), mh=False)[0]  # the decision is made
+    with exact():  # a select of both would hold the graphs of all states so far
+        return evaluate_potential(potential, phi, n_chains, mh=False)[0]  # the decision is made

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lae_fast import checks, ops, progress
-from lae_fast.isolation import differentiable, exactly
+from lae_fast.isolation import differentiable, exactly, savable
 from lae_fast.ops.columns import NONFINITE
 from lae_fast.sampling.acceptance import acceptance_warning
 from lae_fast.sampling.adaptation import TARGET_ACCEPTANCE, averaged, dual_averaging
@@ -189,7 +189,7 @@ def _given(
 ) -> tuple[Tensor, Tensor]:
     """U [C, n], float64, and dU/dz [C, n, nz] from the user's function at z [C, n, nz]."""
     with differentiable():
-        result = value_and_grad(z.detach(), *index)
+        result = value_and_grad(savable(z.detach()), *index)
     if not isinstance(result, (tuple, list)) or len(result) != 2:
         form = f"U {list(z.shape[:2])} and dU/dz {list(z.shape)}"
         raise TypeError(f"value_and_grad returned {checks.describe(result)}; expected {form}")
@@ -343,6 +343,7 @@ def ald_sample(
         compile=compile,
     )
     _check_features(features)
+    features = savable(features)
     checks.generator("generator", plan.generator, features.device)
     checks.flag("whiten", whiten)
     phi = _starts(phi, features, nz, n_chains, plan.generator)

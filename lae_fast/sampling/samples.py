@@ -14,7 +14,7 @@ from lae_fast import checks
 from lae_fast.sampling.adaptation import TARGET_ACCEPTANCE
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Samples:
     """The result of a sampler: chains along the first axis, draws along the second, as in arviz.
 
