@@ -24,7 +24,7 @@ _WORDS = {
         "Benchmarks on a CPU",
         "`python bench/table.py`",
         (
-            "Medians of at least 20 rounds in which all rivals of a table take turns; times of different tables do not compare.",
+            "Medians of at least 20 rounds (7 of samplers beside blackjax) in which all rivals of a table take turns; times of different tables do not compare.",
             "All start from an allocator that keeps freed memory: a process that frees no large block may see more page faults.",
             "Speedups (x) are a rival's time over ours; other ratios are times over the time of the row named.",
         ),

@@ -282,11 +282,11 @@ def test_the_eager_transition_is_ours_on_the_same_noise(c, d, dtype, tolerance):
 
 
 def test_benched_transitions_accept():
-    for c, d in ((1, 2**11), (64, 256)):
+    for c, d in ((1, 2**8), (64, 32)):
         run, state = our_transition(chain_state(c, d))
-        for _ in range(200):  # more than are timed
+        for _ in range(25_000):  # as many as a GPU's benchmark replays
             run()
-            assert state["log_alpha"].exp().clamp(max=1).mean() > 0.9
+        assert state["counters"].sum() < 0.01 * 25_000 * c
         assert all(value.isfinite().all() for value in state.values())
 
 

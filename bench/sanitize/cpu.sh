@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # cpu.sh FOLDER [SANITIZER...] builds the CPU kernels, without torch, under each sanitizer (address, undefined and thread,
-# unless others are named; "address,undefined" is one build with both), and calls every op with ragged and with empty tensors, from one thread and from several, at each
+# unless others are named; "address,undefined" is one build with both), and calls every op but walk with ragged and with empty tensors, from one thread and from several, at every
 # SIMD level that the processor has. The exit code is 1 as soon as one of them complains.
 # CXX: g++ (the default) or clang++. LEVELS: some of "sse2 avx2 avx512". CSRC: another folder of kernels.
 set -euo pipefail

@@ -23,7 +23,8 @@ def chain_state(
 ) -> dict[str, Tensor]:
     """A state of C chains of D elements, each with its own step size, and the next proposal's evaluation.
 
-    The gradients are small, so that next to all proposals are accepted: the costlier way for who updates in place.
+    The gradients are small and step sizes hardly adapt, so that next to all proposals are accepted: the costlier way for who
+    updates in place.
     """
     torch.manual_seed(0)
     phi = torch.randn(c, d, dtype=dtype, device=device)

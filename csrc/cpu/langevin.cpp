@@ -78,11 +78,11 @@ void for_blocks(int64_t n_elements, F f) {
   });
 }
 
-// Calls f(chain) for every chain, in parallel if chains are short.
+// Calls f(chain) for every chain: chains in parallel, or the blocks of each where long chains are fewer than threads.
 template <typename F>
 void for_chains(int64_t n_chains, int64_t n_elements, F f) {
-  if (n_elements > kBlock) {
-    for (int64_t c = 0; c < n_chains; ++c) f(c);  // its blocks run in parallel instead
+  if (n_elements > kBlock && n_chains < torch::stable::get_num_threads()) {
+    for (int64_t c = 0; c < n_chains; ++c) f(c);
     return;
   }
   const int64_t grain = kBlock / (n_elements > 0 ? n_elements : 1);
@@ -321,7 +321,6 @@ void walk(std::string library, std::vector<Tensor> constants, Tensor phi, Tensor
         const int64_t c = a.n_chains, size = c * a.n_elements;
         STD_TORCH_CHECK(thin > 0 && since >= 0 && since < thin && n_steps >= 0, "lae_fast::walk: counts are out of range");
         const int64_t n_draws = (since + n_steps) / thin;
-        STD_TORCH_CHECK(draws.scalar_type() == phi.scalar_type(), "lae_fast::walk: draws has the wrong dtype");
         check.array("draws", draws, phi.scalar_type(), {n_draws, c, a.n_elements});
         check.array("energies", energies, ScalarType::Double, {n_draws, c});
         check.array("rates", rates, ScalarType::Double, {n_draws, c});

@@ -1,4 +1,4 @@
-// CUDA kernels of Adam: one launch counts the steps, and one serves all parameters. PyTorch's fused kernel gives a block
+// CUDA kernels of Adam: one launch counts the steps, and one serves 64 parameters. PyTorch's fused kernel gives a block
 // 65,536 elements, so that a small network's parameters occupy a few multiprocessors; here a block has 1,024.
 //
 // Compiles alone, with TORCH the folder of the torch package:

@@ -6,7 +6,7 @@
 //
 // A block makes 32 x 32 numbers of a product from all of its inner dimension, which shared memory holds as pairs of
 // halves. The minibatches of a chain are small: a block waits for memory most of its time, and multiplies little of it. So
-// it has many warps, and each of them has all loads of its rows under way at once.
+// it has many warps, and each of them has the loads of 256 columns of its rows under way at once.
 
 #include "../layer_ops.h"
 #include "halves.h"

@@ -13,7 +13,7 @@ from lae_fast import ops
 
 
 class Adam(torch.optim.Adam):
-    """`torch.optim.Adam(fused=True, capturable=True)` whose step takes two launches for all parameters on a GPU.
+    """`torch.optim.Adam(fused=True, capturable=True)` whose step takes two launches for every 64 parameters of a group on a GPU.
 
     PyTorch's fused kernel gives a block 65,536 elements, and leaves most of a GPU idle where the networks are small. Formula and
     roundings, state, `state_dict` and `param_groups` are those of PyTorch: either optimizer loads what the other one saved.
