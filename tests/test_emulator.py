@@ -71,6 +71,7 @@ COMPLAINTS = {
     "before_a_write": "race with .*which (read|wrote)",
     "without_a_fence_before": "race with .*which wrote",
     "without_a_fence_after": "race with .*which wrote",
+    "a_fence_before_the_writes": "race with .*which wrote",
     "beyond_the_end": r"beyond an array: .* writes 4 bytes of device memory \(byte 1024 of an array of 1024",
     "unwritten_memory": "what nobody has written: .* of device memory",
     "unwritten_shared_memory": "what nobody has written: .* of dynamic shared memory",

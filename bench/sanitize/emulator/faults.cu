@@ -86,6 +86,19 @@ __global__ void without_a_fence_before(int* out) {
 __global__ void without_a_fence_after(int* out) {
   end_with_fences<true, false>(out);
 }
+__global__ void a_fence_before_the_writes(int* out) {
+  __shared__ bool is_last;
+  if (threadIdx.x == 0) __threadfence();
+  out[kThreads + kThreads * blockIdx.x + threadIdx.x] = 1;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    is_last = atomicAdd(out, 1) == kBlocks - 1;
+    __threadfence();
+  }
+  __syncthreads();
+  if (is_last && threadIdx.x == 0)
+    for (int b = 1; b <= kBlocks; ++b) out[1] += out[kThreads * b + 1];
+}
 
 // Memory.
 
@@ -158,6 +171,7 @@ constexpr Fault kFaults[] = {
     FAULT(some_wait_for_the_block), FAULT(two_barriers), FAULT(a_lane_has_returned), FAULT(a_lane_that_is_not_named),
     FAULT(a_lane_that_does_not_multiply), FAULT(a_grid_that_is_not_resident), FAULT(between_warps), FAULT(between_lanes),
     FAULT(between_blocks), FAULT(before_a_write), FAULT(without_a_fence_before), FAULT(without_a_fence_after),
+    FAULT(a_fence_before_the_writes),
     FAULT(beyond_the_end), FAULT(unwritten_memory), FAULT(unwritten_shared_memory), FAULT(beyond_shared_memory), FAULT(misaligned), FAULT(memory_of_the_host),
 };
 

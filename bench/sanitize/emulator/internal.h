@@ -55,6 +55,7 @@ struct Thread {
   unsigned mask;  // whom it waits for, in its warp
   Place place;    // where it waits
   Time fence_time, mask_time;
+  Time fenced_time;  // of its block's last barrier before the fence: what others did until then is done, too
   unsigned synced_mask;  // the lanes of its last barrier of a part of the warp, at mask_time
   Seen offered, seen;
   char given[32];     // to the other lanes,

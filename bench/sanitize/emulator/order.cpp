@@ -79,7 +79,7 @@ Verdict note_write(Cell& cell, bool is_shared, uintptr_t code) {
 void see_and_release(const void* address) {
   std::vector<Release>& here = releases[address];
   if (self->fence_time > 0)
-    here.push_back({self->number, self->block->number, self->fence_time, self->block->time});
+    here.push_back({self->number, self->block->number, self->fence_time, self->fenced_time});
   self->offered = {&here, here.size(), ++now};
 }
 

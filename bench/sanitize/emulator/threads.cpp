@@ -215,7 +215,7 @@ void run_blocks(unsigned first_block, unsigned n) {
       t.block = &blocks[k];
       t.warp = &warps[k * n_warps + i / 32];
       t.waits = Waits::kNot;
-      t.fence_time = t.mask_time = 0;
+      t.fence_time = t.mask_time = t.fenced_time = 0;
       t.offered = t.seen = {};
       prepare(t.context, stacks + (k * size + i) * kStack, kStack, entry);
     }
@@ -386,6 +386,7 @@ void shuffle(void* value, size_t size, unsigned lane, unsigned mask, Place place
 void fence(Place place) {
   if (is_left_out(place)) return;
   self->fence_time = ++now;
+  self->fenced_time = self->block->time;
   self->seen = self->offered;
 }
 
