@@ -286,10 +286,14 @@ def test_files_of_bytes_0_and_1_are_refused(name, tmp_path):
         data.load(tmp_path / name)
 
 
+def small_model():
+    encoder, decoder = torch.nn.Linear(16, 8), torch.nn.Linear(2, 16)
+    return lae_fast.LAE(encoder, decoder, lae_fast.Bernoulli(), nx=16, nz=2)
+
+
 def test_fit_refuses_bytes_0_and_1():
-    model = lae_fast.LAE(torch.nn.Linear(16, 8), torch.nn.Linear(2, 16), lae_fast.Bernoulli(), nx=16, nz=2)
     with pytest.raises(ValueError, match=r"images are uint8 .* of 0 and 1; expected bytes from 0 to 255"):
-        lae_fast.fit(model, SQUARES.flatten(1) // 128, epochs=1, batch_size=20)
+        lae_fast.fit(small_model(), SQUARES.flatten(1) // 128, epochs=1, batch_size=20)
 
 
 def test_torch_s_default_device_does_not_matter(tmp_path):
@@ -303,10 +307,12 @@ def test_torch_s_default_device_does_not_matter(tmp_path):
         pairs = data.from_images([(image.numpy(), i) for i, image in enumerate(GREY)])
         return [d.fingerprint() for d in (*own, memory, pairs, data.load("digits"))]
 
+    model = small_model()
     expected, order = read(), list(data.shuffled(N, 10, seed=3))
     with torch.device("meta"):
         assert read() == expected
         assert all(map(torch.equal, data.shuffled(N, 10, seed=3), order))
+        assert len(lae_fast.fit(model, SQUARES.flatten(1), epochs=1, batch_size=20)) == 1
 
 
 def test_float_images_are_binarized_as_bytes_are():
