@@ -20,6 +20,7 @@ from test_data import idx_bytes
 from test_hostile import bytes_of
 from torch.utils.data import IterableDataset, TensorDataset
 
+import lae_fast
 from lae_fast import data, train
 from lae_fast.data import DataError, mnist_download
 from lae_fast.training.config import Config, TrainingError
@@ -236,6 +237,10 @@ def test_fingerprints_of_old_runs_stay_what_they_were():
         (lambda: data.from_images([Image.new("RGBA", (4, 5))] * N), "image 0 has transparent pixels; expected none"),
         (lambda: data.from_images(["a", "b"]), r"image 0 is 'a' \(str\)"),
         (lambda: data.from_images(GREY[:19]), "there are 19 training images; expected at least 20"),
+        (lambda: data.from_images(GREY // 128), r"images are uint8 \[40, 1, 5, 4\] on cpu of 0 and 1; expected bytes from 0 to 255, or bool"),
+        (lambda: data.from_images(data.Split(GREY // 128)), "images are uint8 .* of 0 and 1"),
+        (lambda: data.from_images([image.numpy() // 128 for image in GREY]), "images are uint8 .* of 0 and 1"),
+        (lambda: data.from_images(GREY, test=GREY // 128), "test images are uint8 .* of 0 and 1"),
         (lambda: data.from_images(GREY, torch.arange(3)), r"labels are int64 \[3\] on cpu; expected whole numbers \[40\]"),
         (lambda: data.from_images(GREY, torch.rand(N)), r"labels are float32 \[40\]"),
         (lambda: data.from_images(GREY, ["a"] * N), r"labels are \['a', .* expected whole numbers \[40\]"),
@@ -250,6 +255,64 @@ def test_fingerprints_of_old_runs_stay_what_they_were():
 def test_bad_images_are_named(call, message):
     with pytest.raises((TypeError, ValueError, DataError), match=message):
         call()
+
+
+def test_black_images_are_images():
+    assert data.from_images(GREY * 0).train.images.max() == 0
+    assert data.from_images(GREY // 64).train.images.max() == 3
+
+
+def test_binary_images_are_the_same_in_each_form_that_is_taken():
+    binary = GREY // 128
+    bits, numbers, levels = (data.from_images(x) for x in (binary.bool(), binary.float(), binary * 255))
+    assert torch.equal(bits.train.images, levels.train.images)
+    assert torch.equal(data.pixels(bits.train.images), numbers.train.images)
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.pt", "folder"])
+def test_files_of_bytes_0_and_1_are_refused(name, tmp_path):
+    """As dSprites and binarized MNIST have them."""
+    images = GREY // 128
+    write = {".npy": np.save, ".npz": lambda p, x: np.savez(p, imgs=x), ".pt": lambda p, x: torch.save(x, p)}
+    if name == "folder":
+        for i, image in enumerate(images):
+            save(image, tmp_path / name / f"{i}.png")
+    else:
+        write[Path(name).suffix](tmp_path / name, images)
+    with pytest.raises(
+        DataError,
+        match=rf"{name}: (images|pixels) are uint8 .* of 0 and 1; expected bytes from 0 to 255, .* multiply them by 255",
+    ):
+        data.load(tmp_path / name)
+
+
+def small_model():
+    encoder, decoder = torch.nn.Linear(16, 8), torch.nn.Linear(2, 16)
+    return lae_fast.LAE(encoder, decoder, lae_fast.Bernoulli(), nx=16, nz=2)
+
+
+def test_fit_refuses_bytes_0_and_1():
+    with pytest.raises(ValueError, match=r"images are uint8 .* of 0 and 1; expected bytes from 0 to 255"):
+        lae_fast.fit(small_model(), SQUARES.flatten(1) // 128, epochs=1, batch_size=20)
+
+
+def test_torch_s_default_device_does_not_matter(tmp_path):
+    np.savez(tmp_path / "a.npz", images=GREY, labels=LABELS)
+    for i, image in enumerate(GREY):
+        save(image, tmp_path / "folder" / "abc"[i % 3] / f"{i}.png")
+
+    def read():
+        own = [data.load(tmp_path / name, binarization="fixed") for name in ("a.npz", "folder")]
+        memory = data.from_images(GREY.numpy(), list(range(N)), test=RGB[:, :1].numpy())
+        pairs = data.from_images([(image.numpy(), i) for i, image in enumerate(GREY)])
+        return [d.fingerprint() for d in (*own, memory, pairs, data.load("digits"))]
+
+    model = small_model()
+    expected, order = read(), list(data.shuffled(N, 10, seed=3))
+    with torch.device("meta"):
+        assert read() == expected
+        assert all(map(torch.equal, data.shuffled(N, 10, seed=3), order))
+        assert len(lae_fast.fit(model, SQUARES.flatten(1), epochs=1, batch_size=20)) == 1
 
 
 def test_float_images_are_binarized_as_bytes_are():
@@ -348,6 +411,8 @@ def test_a_broken_file_is_named(name, content, message, tmp_path):
         (lambda p: np.savez(p, x=RGB.numpy(), x_val=RGB.numpy(), x_valid=RGB.numpy()), "holds x_val and x_valid, both validation images"),
         (lambda p: np.savez(p), "a.npz holds nothing; expected images"),
         (lambda p: np.savez(p, x_train=RGB.numpy(), x_dev=RGB.numpy()), "a.npz holds x_dev, images of no split; expected train, test"),
+        (lambda p: np.savez(p, x_dev=RGB.numpy(), x_train=RGB.numpy()), "a.npz holds x_dev, images of no split; expected train, test"),
+        (lambda p: np.savez(p, x_dev=RGB.numpy(), x=RGB.numpy(), x_1=RGB.numpy()), "a.npz holds x_dev, x_1, images of no split"),
         (lambda p: np.savez(p, images=RGB.numpy().astype(int)), r"a.npz: images are int64 \[40, 3, 5, 4\]; expected uint8"),
         (lambda p: np.savez(p, x_train=RGB.numpy(), x_test=RGB.numpy()[:, :, 1:]), r"expected one shape and type"),
         (lambda p: np.savez(p, x=RGB.numpy(), y=LABELS.numpy()[:5]), r"a.npz: labels are int64 \[5\] on cpu; expected whole"),
@@ -402,6 +467,74 @@ def test_sub_folders_may_be_splits(tmp_path):
     save(RGB[0], tmp_path / "test" / "d" / "x.png")
     with pytest.raises(DataError, match=r"test has the classes d, and .*train has not"):
         data.load(tmp_path)
+
+
+@pytest.mark.parametrize("wrap", ["archive", "a/b"])
+def test_a_single_folder_around_all_does_not_count(wrap, tmp_path):
+    """As archives unpack: the splits, or the classes, lie deeper."""
+    splits = ("train/a", "train/b", "test/a", "test/b")
+    folders_of_pictures(tmp_path / "splits", *(f"{wrap}/{place}" for place in splits))
+    folders_of_pictures(tmp_path / "classes", f"{wrap}/cats", f"{wrap}/dogs")
+    (tmp_path / "splits" / "__MACOSX").mkdir()
+    (tmp_path / "splits" / "readme.txt").write_text("no picture")
+    found = data.load(tmp_path / "splits")
+    assert (found.classes, [len(s.images) for s in found[2:5]]) == (("a", "b"), [38, 4, 42])
+    assert found.fingerprint() == data.load(tmp_path / "splits" / wrap).fingerprint()
+    assert data.load(tmp_path / "classes").classes == ("cats", "dogs")
+
+
+def test_a_single_class_is_none(tmp_path):
+    for i, image in enumerate(GREY):
+        save(image, tmp_path / "cats" / f"{i}.png")
+    found = data.load(tmp_path)
+    assert holds(found, GREY)
+    assert (found.classes, found.source) == (None, f"{tmp_path} (grey, 5 x 4, no labels)")
+
+
+@pytest.mark.parametrize("inner", [".", "train"])
+def test_a_single_split_is_no_folder_around_others(inner, tmp_path):
+    folders_of_pictures(tmp_path, f"test/{inner}")
+    with pytest.raises(DataError, match="holds test, and no train"):
+        data.load(tmp_path)
+
+
+@pytest.mark.parametrize("ending", ["jfif", "JPE", "apng", "mpo", "pbm", "pnm"])
+def test_a_class_of_pictures_of_other_endings_is_read(ending, tmp_path):
+    folders_of_pictures(tmp_path, "a", "b")
+    kind = {"jfif": "JPEG", "jpe": "JPEG", "apng": "PNG", "mpo": "JPEG"}.get(ending.lower(), "PPM")
+    for path in (tmp_path / "b").iterdir():
+        picture = Image.open(path).convert("1" if ending == "pbm" else "L")
+        path.unlink()
+        picture.save(path.with_suffix(f".{ending}"), format=kind)
+    found = data.load(tmp_path)
+    assert found.classes == ("a", "b")
+    assert len(everything(found)[0]) == 42
+
+
+@pytest.mark.parametrize("place", ["b", "a/deeper", "."])
+@pytest.mark.parametrize("ending", ["avif", "jp2", "TGA", "psd", "eps", "heic", "svg"])
+def test_pictures_that_are_not_read_are_not_left_out(ending, place, tmp_path):
+    folders_of_pictures(tmp_path, "a", "c")
+    (tmp_path / place).mkdir(parents=True, exist_ok=True)
+    path = tmp_path / place / f"x.{ending}"
+    path.write_bytes(b"some picture")
+    with pytest.raises(DataError, match=rf"{path} is a picture .{ending}; expected .apng, .bmp, "):
+        data.load(tmp_path)
+
+
+def test_a_loose_picture_that_is_not_read_is_not_left_out_beside_splits(tmp_path):
+    folders_of_pictures(tmp_path, "train", "test")
+    (tmp_path / "x.avif").write_bytes(b"some picture")
+    with pytest.raises(DataError, match=r"x.avif is a picture .avif"):
+        data.load(tmp_path)
+
+
+def test_documents_films_and_measurements_are_no_pictures(tmp_path):
+    folders_of_pictures(tmp_path, "a", "b")
+    for name in ("paper.pdf", "a/film.mpg", "b/boxes.h5", "b/labels.csv", "b/LICENSE", "b/._x.avif"):
+        (tmp_path / name).write_bytes(b"no picture")
+    (tmp_path / "a" / "raw.psd").mkdir()
+    assert data.load(tmp_path).classes == ("a", "b")
 
 
 def write_png16(path, color_type):
@@ -553,7 +686,7 @@ def save_several(path, **options):
         (lambda p: (p / "z.ppm").write_bytes(b"P6 4 5 15\n" + bytes(4 * 5 * 3)), None),
         (lambda p: Image.new("RGBA", (4, 5), (1, 2, 3, 200)).save(p / "z.png"), "z.png has transparent pixels"),
         (lambda p: Image.new("RGBA", (4, 5), (1, 2, 3, 255)).save(p / "z.png"), None),
-        (lambda p: [path.unlink() for path in p.iterdir()], "holds no pictures; expected files .bmp, .gif, .jpeg"),
+        (lambda p: [path.unlink() for path in p.iterdir()], "holds no pictures; expected files .apng, .bmp, .gif"),
         (lambda p: [path.unlink() for path in sorted(p.iterdir())[5:]], "there are 5 training images; expected at least 20"),
         (lambda p: (p / "loop").symlink_to(p), None),
         (lambda p: save_several(p / "z.png"), r"z.png holds 2 pictures; expected one in each file"),
@@ -682,6 +815,20 @@ def test_data_sets_whose_files_are_called_the_same_are_not_mistaken(tmp_path, mo
             data.load(name, tmp_path / root)
 
 
+def test_a_folder_is_known_by_its_whole_path(tmp_path, monkeypatch):
+    """However it is typed, and by the nearest name."""
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
+    monkeypatch.setattr(mnist_download, "MIRRORS", ["file:///nowhere/"])
+    fashion = tmp_path / "MNIST" / "FashionMNIST"
+    write_idx(fashion / "raw")
+    for folder in (fashion, fashion / "raw"):
+        monkeypatch.chdir(folder)
+        assert data.load("fashion-mnist", ".", validation=5).shape == (1, 4, 4)
+        for name, root in (("mnist", "."), ("mnist", folder), ("kmnist", ".")):
+            with pytest.raises(DataError, match=r"MNIST is not in .* cannot be downloaded"):
+                data.load(name, root)
+
+
 @pytest.mark.parametrize(("name", "kind", "train", "test"), IDX)
 def test_kin_of_mnist_are_downloaded(name, kind, train, test, tmp_path, monkeypatch):
     def download(root, download, **options):
@@ -697,6 +844,32 @@ def test_kin_of_mnist_are_downloaded(name, kind, train, test, tmp_path, monkeypa
     assert "downloaded to" in dataset.source
     assert sorted(p.name for p in tmp_path.iterdir()) == [kind]
     assert "found in" in data.load(name, tmp_path, validation=5).source
+
+
+@pytest.mark.parametrize(("name", "kind", "train", "test"), IDX)
+def test_a_failed_download_leaves_no_folders(name, kind, train, test, tmp_path, monkeypatch):
+    def stub(root, download, **options):
+        write_idx(Path(root) / kind / "raw", train, test)
+        (Path(root) / kind / "raw" / f"{train}-labels-idx1-ubyte").write_bytes(b"cut")
+
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", types.SimpleNamespace(**{kind: stub}))
+    with pytest.raises(DataError, match=r"cannot be downloaded: .* is not an IDX file"):
+        data.load(name, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_whatever_a_download_fails_with_is_one_line(tmp_path, monkeypatch):
+    class FileURLRetrievalError(Exception):
+        """gdown's, when Google has counted too many visitors."""
+
+    def stub(root, **options):
+        raise FileURLRetrievalError("Failed to retrieve file url:\n\n\tToo many users have viewed it.\n")
+
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", types.SimpleNamespace(CelebA=stub))
+    with pytest.raises(DataError) as caught:
+        data.load("celeba", tmp_path)
+    reason = "Failed to retrieve file url: Too many users have viewed it."
+    assert str(caught.value) == f"CelebA is not in {tmp_path} and cannot be downloaded: {reason}"
 
 
 def md5(content):

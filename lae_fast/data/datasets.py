@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -52,13 +53,16 @@ IDX_SETS = {
 
 
 def _folders(what: IDXSet, root: Path) -> tuple[Path, ...]:
-    """Where the files may lie: as torchvision has them, also if `root` is one of its own folders. In a folder of any other
-    name MNIST is expected: files of Fashion-MNIST and KMNIST are called the same."""
-    others = {other.kind for other in IDX_SETS.values()} - {what.kind}
+    """Where the files may lie: as torchvision has them, also if `root` is one of its own folders."""
     places = root / what.kind / "raw", root / "raw", root / what.kind, root
-    return tuple(
-        p for p in places if what.kind in p.parts or (what is MNIST and not others.intersection(p.parts))
-    )
+    return tuple(place for place in places if _kind(place) == what.kind)
+
+
+def _kind(folder: Path) -> str:
+    """Whose files are expected in a folder, as those of MNIST, Fashion-MNIST and KMNIST are called the same: by the nearest name that
+    is one of torchvision's, wherever one stands; without such a name, MNIST's."""
+    kinds = {what.kind for what in IDX_SETS.values()}
+    return next((name for name in reversed(Path(os.path.abspath(folder)).parts) if name in kinds), MNIST.kind)
 
 
 def _find(what: IDXSet, root: Path) -> dict[str, tuple[Path, Path]] | None:
@@ -77,13 +81,14 @@ def _download(what: IDXSet, root: Path) -> None:
     with downloading(what.title, root):
         if what is MNIST:
             return mnist_download.download(raw)
-        raw.mkdir(parents=True, exist_ok=True)
+        root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".download.", dir=root) as private:
             getattr(datasets(), what.kind)(root=private, download=True, **dict(what.options))
             files = _find(what, Path(private))
             if files is None:
                 raise RuntimeError(f"torchvision left no {what.title} files")
             _read(what, files)
+            raw.mkdir(parents=True, exist_ok=True)
             for path in (path for paths in files.values() for path in paths):
                 path.replace(raw / path.name)
 
@@ -124,7 +129,10 @@ def _read(what: IDXSet, files: dict[str, tuple[Path, Path]]) -> list[Split]:
             raise DataError(f"{image_path}: images are {images.shape}; expected square ones")
         if labels.max() >= N_CLASSES:
             raise DataError(f"{label_path} holds the label {labels.max()}; expected 0 to {N_CLASSES - 1}")
-        splits.append(as_split(images.transpose(0, 2, 1) if what.is_transposed else images, labels))
+        try:
+            splits.append(as_split(images.transpose(0, 2, 1) if what.is_transposed else images, labels))
+        except ValueError as error:
+            raise DataError(f"{image_path}: {error}") from error
     return splits
 
 

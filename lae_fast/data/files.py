@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,15 @@ import torch
 
 from lae_fast.data import pictures
 from lae_fast.data.decoding import decoded
-from lae_fast.data.images import as_split
+from lae_fast.data.images import as_split, check_levels
 from lae_fast.data.splits import DataError, Source, Split, parted
 from lae_fast.data.torchvision_sets import EXTRA
 
-PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+PICTURES = (".apng", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif",
+            ".tiff", ".webp")  # fmt: skip
+FOREIGN = {".dng", ".heic", ".heif", ".jxl", ".svg"}  # pictures that PIL does not know
+# Formats that PIL knows beside those of pictures: of documents, films and measurements.
+NO_PICTURES = {"BUFR", "GRIB", "HDF5", "MPEG", "PDF"}
 ARRAYS = (".npy", ".npz")
 TENSORS = (".pt", ".pth")
 # Words of which names of arrays and folders are made, as train_images, x_test, val.
@@ -41,7 +46,7 @@ def read(path: Path) -> Source:
     """The images in a folder or file.
 
     - A folder of pictures of one size, grey or RGB, of 8 bits, one in each file. Sub-folders are classes, numbered in the order of their names;
-      sub-folders train, test and perhaps val hold these splits.
+      sub-folders train, test and perhaps val hold these splits. A single sub-folder around all, as archives unpack, does not count.
     - `.npy`: an array of images; `.npz`: one array, or several by name: images and labels, or x_train, y_train, x_test, y_test,
       or train_images, ...
     - `.pt`, `.pth`: a tensor of images, a pair of images and labels, or a dictionary of tensors with names as above; nothing
@@ -50,7 +55,8 @@ def read(path: Path) -> Source:
     Without test or validation images they are split off (`splits.parted`).
 
     Raises:
-        DataError: there is no such thing, it is damaged, or it holds no images, or ones of several sizes, or more than fit into memory.
+        DataError: there is no such thing, it is damaged, or it holds no images, or ones of several sizes, or of formats or levels that
+            are not read, or more than fit into memory.
     """
     try:
         if not path.exists():
@@ -104,6 +110,7 @@ def _file(path: Path) -> dict[str, Split]:
         return {"train": as_split(content)}
     found: dict[str, dict[str, Any]] = {}
     names: dict[tuple[str, str], Any] = {}  # by split and kind
+    others = [str(name) for name in content if _place(str(name)) is None and IMAGES & _words(str(name))]
     for name, value in content.items():
         if (place := _place(str(name))) is not None:
             split, kind = place
@@ -112,10 +119,10 @@ def _file(path: Path) -> dict[str, Split]:
                     f"{path} holds {names[place]} and {name}, both {split} {kind}; expected only one of them"
                 )
             found.setdefault(split, {})[kind] = value
-        elif found and IMAGES & _words(str(name)):
-            raise DataError(
-                f"{path} holds {name}, images of no split; expected train, test and perhaps val in its name"
-            )
+    if found and others:
+        raise DataError(
+            f"{path} holds {', '.join(others)}, images of no split; expected train, test and perhaps val in each name"
+        )
     if not found and len(content) == 1:  # of whatever name
         found = {"train": {"images": next(iter(content.values()))}}
     if "train" not in found or not all("images" in split for split in found.values()):
@@ -163,7 +170,7 @@ def _words(name: str) -> set[str]:
 
 def _folder(folder: Path) -> tuple[dict[str, Split], tuple[str, ...] | None]:
     """By name of the split, what a folder holds; and the names of the classes, where there are several."""
-    places = _places(folder)
+    places = _places(_unpacked(folder))
     members = {name: _members(place) for name, place in places.items()}  # by split, by class
     classes = list(members["train"])
     for name, found in members.items():
@@ -175,11 +182,27 @@ def _folder(folder: Path) -> tuple[dict[str, Split], tuple[str, ...] | None]:
     return splits, tuple(classes) if len(classes) > 1 else None
 
 
+def _unpacked(folder: Path) -> Path:
+    """Where classes or splits begin: archives unpack into a folder within a folder. Such a one holds all pictures, and is no split."""
+    while True:
+        folders, loose = _inside(folder)
+        holders = [path for path in folders if any(_walk(path))]
+        if len(holders) != 1 or loose or holders[0].name.lower() in SPLITS:
+            return folder
+        folder = holders[0]
+
+
+def _inside(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The folders and the pictures that lie in a folder, not deeper, in the order of names."""
+    _, names, files = next(os.walk(folder, onerror=_fail))
+    folders = [folder / name for name in sorted(names) if not name.startswith(".")]
+    return folders, _pictures_in(folder, files)
+
+
 def _places(folder: Path) -> dict[str, Path]:
     """By name of the split, where its pictures are: in sub-folders if all that hold pictures are named by splits, otherwise all
     are of training."""
-    inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    folders = [path for path in inside if path.is_dir()]
+    folders, loose = _inside(folder)
     folders = [path for path in folders if path.name.lower() in SPLITS or any(_walk(path))]
     splits = [SPLITS[path.name.lower()] for path in folders if path.name.lower() in SPLITS]
     names = ", ".join(path.name for path in folders)
@@ -195,13 +218,35 @@ def _places(folder: Path) -> dict[str, Path]:
         raise DataError(
             f"{folder} holds {names}, and no train; expected train, test and perhaps val, or classes"
         )
-    if loose := [path for path in inside if path not in folders and _is_picture(path.name)]:
+    if loose:
         raise DataError(f"{loose[0]} lies beside {places['train']}; expected all pictures in {names}")
     return places
 
 
-def _is_picture(name: str) -> bool:
-    return name.lower().endswith(PICTURES) and not name.startswith(".")
+def _pictures_in(folder: Path, names: Iterable[str]) -> list[Path]:
+    """The pictures among a folder's files, in the order of names. Files that are none are left out.
+
+    Raises:
+        DataError: one is a picture that is not read, by its ending.
+    """
+    found = []
+    for path in (folder / name for name in sorted(names) if not name.startswith(".")):
+        if (ending := path.suffix.lower()) in PICTURES:
+            found.append(path)
+        elif ending in _unread():
+            raise DataError(f"{path} is a picture {path.suffix}; expected {', '.join(PICTURES)}")
+    return found
+
+
+@functools.cache
+def _unread() -> set[str]:
+    """Endings of pictures that are not read."""
+    try:
+        from PIL import Image
+    except ImportError:
+        return FOREIGN
+    known = Image.registered_extensions()
+    return FOREIGN | {ending for ending, kind in known.items() if kind not in NO_PICTURES} - {*PICTURES}
 
 
 def _members(folder: Path) -> dict[str, list[Path]]:
@@ -225,7 +270,7 @@ def _walk(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
     """This folder and those within that hold pictures, and the pictures, in the order of names.
 
     Raises:
-        DataError: one cannot be read, or has two names, of which one may be a class and the other not.
+        DataError: one cannot be read, or has two names, of which one may be a class and the other not; or a picture is not read.
     """
     seen: dict[Path, Path] = {}
     for name, folders, names in os.walk(folder, onerror=_fail, followlinks=True):
@@ -236,7 +281,7 @@ def _walk(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
             continue
         if seen.setdefault(real, place) != place:
             raise DataError(f"{seen[real]} and {place} are one folder; expected one name for it")
-        if paths := [place / name for name in sorted(names) if _is_picture(name)]:
+        if paths := _pictures_in(place, names):
             yield place, paths
 
 
@@ -325,6 +370,7 @@ def _pictures(
             pixels = pictures.pixels(picture, mode, str(paths[i]))
         return pixels.reshape(size[1], size[0], -1).transpose(2, 0, 1)
 
-    images = decoded(folder.name, len(paths), (len(mode), size[1], size[0]), read)
+    images = torch.from_numpy(decoded(folder.name, len(paths), (len(mode), size[1], size[0]), read))
+    check_levels("pixels", images)
     numbers = np.repeat([classes.index(name) for name in members], [len(found) for found in members.values()])
-    return Split(torch.from_numpy(images), torch.from_numpy(numbers) if len(classes) > 1 else None)
+    return Split(images, torch.from_numpy(numbers) if len(classes) > 1 else None)

@@ -33,7 +33,7 @@ def as_split(images: Any, labels: Any = None, name: str = "images") -> Split:
         name: what errors call the images.
 
     Raises:
-        TypeError, ValueError: they are something else, they differ in size, or a value is not finite.
+        TypeError, ValueError: they are something else, they differ in size, a value is not finite, or bytes are 0 and 1 alone.
     """
     images, own = stacked(images, name)
     labels, found = own if labels is None else labels, _in_layout(name, images)
@@ -42,11 +42,24 @@ def as_split(images: Any, labels: Any = None, name: str = "images") -> Split:
 
 def stacked(images: Any, name: str = "images") -> tuple[Tensor, Tensor | list[int] | None]:
     """Images as `as_split` takes them, in their own layout [n, ...]: uint8 or float32, on the CPU; and their own labels."""
+    labels: Tensor | list[int] | None = None
     if isinstance(images, Split):
-        return _tensor(name, images.images), images.labels
-    if isinstance(images, (Tensor, np.ndarray)):
-        return _tensor(name, images), None
-    return _gathered(name, list(images) if isinstance(images, IterableDataset) else images)
+        found, labels = _tensor(name, images.images), images.labels
+    elif isinstance(images, (Tensor, np.ndarray)):
+        found = _tensor(name, images)
+    else:
+        found, labels = _gathered(name, list(images) if isinstance(images, IterableDataset) else images)
+    check_levels(name, found)
+    return found, labels
+
+
+def check_levels(name: str, images: Tensor) -> None:
+    """Raise a ValueError for bytes 0 and 1: binary images, which would pass for black ones."""
+    if images.dtype == torch.uint8 and images.numel() and images.max() == 1:
+        raise ValueError(
+            f"{name} are {checks.describe(images)} of 0 and 1; expected bytes from 0 to 255, or bool or floating point in "
+            "[0, 1]; multiply them by 255, say"
+        )
 
 
 def _tensor(name: str, value: Any) -> Tensor:

@@ -103,8 +103,8 @@ def from_images(
         torch.Size([81, 3, 32, 32])
 
     Raises:
-        TypeError, ValueError: images or labels are something else, images differ in size, a value is not finite, there are fewer
-            than 20 images, or as in `load`.
+        TypeError, ValueError: images or labels are something else, images differ in size, a value is not finite, bytes are 0 and 1
+            alone, there are fewer than 20 images, or as in `load`.
     """
     _check(validation, binarization)
     if test is None and test_labels is not None:

@@ -23,9 +23,9 @@ def shuffled(n: int, size: int, seed: int, device: torch.device | str = "cpu") -
     """
     n, size = checks.count("n", n), checks.count("size", size)
     checks.seed("seed", seed)
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(
-        checks.device("device", device)
-    )
+    # on the CPU, whatever torch's default is: the same seed has to give the same order
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed), device="cpu")
+    order = order.to(checks.device("device", device))
     return iter(order[: n // size * size].split(size))
 
 

@@ -39,20 +39,19 @@ TIMEOUT = 20  # seconds without an answer
 
 
 def download(folder: Path) -> None:
-    """Put MNIST's files into a folder, which is made: all of them, or none.
+    """Put MNIST's files into a folder, which is made when they are there: all of them, or none.
 
     Raises:
         DataError: no mirror has given a file; the message has the reasons.
         OSError: the folder cannot be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     total = sum(size for size, _ in FILES.values())
-    with (
-        tempfile.TemporaryDirectory(prefix=".download.", dir=folder) as private,
-        progress.bar(total=total, desc="MNIST", unit="B", unit_scale=True) as bar,
-    ):
-        for name in FILES:
-            Path(private, name).write_bytes(_fetched(name, bar.update))
+    with progress.bar(total=total, desc="MNIST", unit="B", unit_scale=True) as bar:
+        contents = {name: _fetched(name, bar.update) for name in FILES}
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".download.", dir=folder) as private:
+        for name, content in contents.items():
+            Path(private, name).write_bytes(content)
         for name in FILES:
             Path(private, name).replace(folder / name)
 

@@ -148,4 +148,5 @@ def parted(
 
 def _mixed(split: Split) -> Split:
     """The same images in an order that their number alone decides."""
-    return split.at(torch.randperm(len(split.images), generator=torch.Generator().manual_seed(0)))
+    order = torch.randperm(len(split.images), generator=torch.Generator().manual_seed(0), device="cpu")
+    return split.at(order)
