@@ -11,7 +11,8 @@ from torch import Tensor
 
 from rivals.models import discretized_logistic
 
-TARGET, RATE = 0.574, 1e-12  # of an adaptation that is computed, and moves nothing: acceptances stay what they are
+# Of an adaptation that is computed, and moves nothing: acceptances stay what they are.
+TARGET, RATE = 0.574, 1e-12
 
 
 def transition(
