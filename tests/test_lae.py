@@ -212,6 +212,41 @@ def test_any_module_can_be_the_decoder(decisions):
     assert model.decoder.unused.grad.abs().sum() == 0
 
 
+class Summed(Head):
+    """A decoder whose parameters enter as sums, a weight's as a view; without `is_summed` as the first of them alone."""
+
+    def __init__(self, is_summed):
+        super().__init__()
+        self.is_summed = is_summed
+        self.delta, self.shift = nn.Parameter(torch.zeros(NX * NZ)), nn.Parameter(torch.zeros(NX))
+
+    def forward(self, z):
+        weight, bias = self.used.weight, self.used.bias
+        if self.is_summed:
+            weight, bias = weight + self.delta.view(NX, NZ), bias + self.shift
+        return nn.functional.linear(z.sin(), weight, bias)
+
+
+@both
+@pytest.mark.parametrize("window", ["last", "after"])
+@pytest.mark.parametrize("is_added", [True, False])
+def test_parameters_that_enter_as_a_sum_have_the_same_gradient(is_added, window, decisions):
+    found = []
+    for is_summed in (True, False):
+        torch.manual_seed(0)
+        encoder, _ = nets.mlp(NX, NZ, NH, 1)
+        options = dict(nx=NX, nz=NZ, d=NH, decisions=decisions, decoder_window=window, n_steps=4)
+        model = LAE(encoder, Summed(is_summed), Bernoulli(), **options)
+        model.add_gradients(images()) if is_added else model.loss(images()).backward()
+        found.append(model.decoder)
+    summed, plain = found
+    for total, term in ((summed.used.weight, summed.delta), (summed.used.bias, summed.shift)):
+        assert torch.equal(total.grad.flatten(), term.grad)
+        assert total.grad.data_ptr() != term.grad.data_ptr()
+    torch.testing.assert_close(summed.used.weight.grad, plain.used.weight.grad)
+    torch.testing.assert_close(summed.used.bias.grad, plain.used.bias.grad)
+
+
 class Borrowing(nn.Module):
     """A decoder whose last layer is the encoder's first, transposed: registered, or hidden in a list."""
 

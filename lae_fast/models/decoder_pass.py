@@ -103,7 +103,7 @@ class DecoderPass:
         raise NotImplementedError
 
     def weight_gradients(self) -> list[Tensor]:
-        """The gradients of the sum of V with respect to `parameters` at the current z."""
+        """The gradients of the sum of V with respect to `parameters` at the current z, each in memory of its own, for `totals`."""
         raise NotImplementedError
 
     @property
@@ -213,7 +213,8 @@ class RecomputingPass(DecoderPass):
     def weight_gradients(self) -> list[Tensor]:
         if not self.parameters:
             return []
-        return self._by_autograd(self.current.z, self.model.precision, to_weights=True)[1]
+        _, gradients = self._by_autograd(self.current.z, self.model.precision, to_weights=True)
+        return [g.clone() for g in gradients]  # autograd gives parameters that enter as a sum one tensor
 
 
 class _ByHand(NamedTuple):
