@@ -10,6 +10,7 @@ from torch import nn
 
 from lae_fast import ops
 from lae_fast.models import nets
+from lae_fast.models.hoffman import Hoffman
 from lae_fast.models.lae import LAE
 from lae_fast.models.likelihood import Bernoulli, DiscretizedLogistic, Gaussian
 from lae_fast.models.vae import VAE
@@ -189,6 +190,19 @@ def test_a_frozen_decoder_still_trains_the_features(decisions):
     model.loss(images()).backward()
     assert all(name.startswith(("encoder", "log_std")) for name in gradients(model))
     assert any(name.startswith("encoder") for name in gradients(model))
+
+
+@pytest.mark.parametrize(("cls", "options"), [(LAE, {}), (LAE, {"decisions": "joint"}), (Hoffman, {})])
+def test_a_second_derivative_of_the_training_loss_is_refused(cls, options):
+    """It would lack what the chain's energies add: of a gradient's penalty the derivative would be silently wrong."""
+    model = make(cls, **options)
+    model.encoder.is_fast = False  # which can be differentiated twice
+    weights = list(model.encoder.parameters())
+    first = torch.autograd.grad(model.loss(images()), weights, create_graph=True)
+    penalty = sum(g.square().sum() for g in first)
+    for second in (lambda: torch.autograd.grad(penalty, weights, retain_graph=True), penalty.backward):
+        with pytest.raises(RuntimeError, match="second derivative through the training loss"):
+            second()
 
 
 class Head(nn.Module):

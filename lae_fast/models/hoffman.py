@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lae_fast import checks
 from lae_fast.models.decoder_pass import is_dense
+from lae_fast.models.known_gradients import KnownGradients
 from lae_fast.models.likelihood import Likelihood, gaussian_rate
 from lae_fast.models.precision import Precision, chain_context, products_in
 from lae_fast.models.vae import VAE
@@ -102,7 +103,8 @@ class Hoffman(AutoencoderWithChain, VAE):
         z = mean + std * self._normals(mean)  # [n, nz]
         with torch.no_grad(), chain_context(self.mh, x.device):
             visited, slope = self._run_chain(x, z.detach())
-        encoder_loss = ((z * slope).sum(1) + gaussian_rate(mean, std)).mean()
+        reconstruction = KnownGradients.apply((z.detach() * slope).sum(dtype=torch.float64), 1.0, z, slope)
+        encoder_loss = (reconstruction + gaussian_rate(mean, std).sum()) / len(x)
         n_visited = len(visited) if self.gradient == "average" else 1
         with products_in(self.precision, x.device):
             decoder_loss = self.potential(x, visited[-n_visited:]).mean()
