@@ -249,6 +249,14 @@ def test_a_chain_for_each_datapoint_needs_potentials_of_their_own(kind, is_refus
         assert model.loss(images()).isfinite()
 
 
+@pytest.mark.parametrize("kind", ["datapoint", "hoffman"])
+def test_a_minibatch_of_one_image_does_not_vouch_for_larger_ones(kind):
+    model = make(kind, nn.Unflatten(1, (4, 5)), nn.BatchNorm1d(4), nn.Flatten())
+    assert model.loss(images()[:1]).isfinite()
+    with pytest.raises(ValueError, match="the potential is not a function"):
+        model.loss(images())
+
+
 @pytest.mark.parametrize("kind", ["datapoint", "joint", "hoffman"])
 def test_without_decisions_a_potential_may_be_random_and_is_looked_at_in_secret(kind, monkeypatch):
     losses = []
