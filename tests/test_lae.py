@@ -11,6 +11,7 @@ from torch import nn
 from lae_fast import ops
 from lae_fast.models import nets
 from lae_fast.models.hoffman import Hoffman
+from lae_fast.models.known_gradients import KnownGradients
 from lae_fast.models.lae import LAE
 from lae_fast.models.likelihood import Bernoulli, DiscretizedLogistic, Gaussian
 from lae_fast.models.vae import VAE
@@ -203,6 +204,19 @@ def test_a_second_derivative_of_the_training_loss_is_refused(cls, options):
     for second in (lambda: torch.autograd.grad(penalty, weights, retain_graph=True), penalty.backward):
         with pytest.raises(RuntimeError, match="second derivative through the training loss"):
             second()
+
+
+def test_known_gradients_are_the_same_compiled():
+    x, w = images(dtype=torch.float64), torch.ones(NX, dtype=torch.float64, requires_grad=True)
+
+    def loss(w):
+        z = x * w
+        return 2 * KnownGradients.apply(z.detach().sum(), 0.25, z, z.detach() * 3)
+
+    for function in (loss, torch.compile(loss, backend="eager")):
+        (gradient,) = torch.autograd.grad(function(w), w)
+        torch.testing.assert_close(gradient, 1.5 * x.square().sum(0))
+    torch._dynamo.reset()
 
 
 class Head(nn.Module):
