@@ -517,6 +517,16 @@ def test_autocast_and_rounded_products_stay_outside(name, kind):
         assert torch.equal(got, expected)
 
 
+@pytest.mark.parametrize("kind", MODELS)
+def test_codes_of_rounded_features_can_be_decoded(kind):
+    model, x = make(kind).eval(), images()
+    with torch.autocast("cpu", torch.bfloat16):
+        mean, std = model.posterior(x)
+        assert mean.dtype == std.dtype == torch.float32
+        assert model.decode(model.encode(x)).shape == x.shape
+        assert model.potential(x, mean).isfinite().all()
+
+
 def tf32_products(*_):
     with products_in("tf32", torch.device("cpu")):
         assert torch.backends.cuda.matmul.fp32_precision == "tf32"

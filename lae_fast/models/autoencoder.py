@@ -273,7 +273,8 @@ class Autoencoder(nn.Module):
         return h
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation, each [n, nz], of the Gaussian q(z|x) for evaluation, at images x [n, *shape]."""
+        """Mean and standard deviation, each [n, nz] of the model's own type, of the Gaussian q(z|x) for evaluation, at images x
+        [n, *shape]."""
         raise NotImplementedError
 
     def loss(self, x: Tensor) -> Tensor:
@@ -312,7 +313,7 @@ class Autoencoder(nn.Module):
     def negative_elbo(self, x: Tensor) -> Tensor:
         """The negative ELBO [] of images x [n, nx], nats per image: one draw of q(z|x) for each, the rate in closed form."""
         with products_in(self.precision if self.training else "float32", x.device):
-            mean, std = (t.to(x.dtype) for t in self.posterior(x))
+            mean, std = self.posterior(x)
             z = mean + std * self._normals(mean)
             output = self.output(z)
         return (self.likelihood.energy(output, x) + gaussian_rate(mean, std)).mean()

@@ -99,7 +99,7 @@ class Hoffman(AutoencoderWithChain, VAE):
                 (Dropout).
         """
         with products_in(self.precision, x.device):
-            mean, std = (t.to(x.dtype) for t in self.posterior(x))
+            mean, std = self.posterior(x)
         z = mean + std * self._normals(mean)  # [n, nz]
         with torch.no_grad(), chain_context(self.mh, x.device):
             visited, slope = self._run_chain(x, z.detach())

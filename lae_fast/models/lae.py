@@ -184,11 +184,11 @@ class LAE(AutoencoderWithChain):
         return super().chain_state() | {name: getattr(self, name).clone() for name in own}
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        h = self.features(images_for(self, x))
+        x = images_for(self, x)
+        h = self.features(x)
         mean = h @ self.phi.T
-        if self.spreads:
-            return mean, self.log_std(h).exp()
-        return mean, self.posterior_scale.to(mean.dtype).expand_as(mean)
+        std = self.log_std(h).exp() if self.spreads else self.posterior_scale.to(mean.dtype).expand_as(mean)
+        return mean.to(x.dtype), std.to(x.dtype)  # also under autocast, as `output` expects
 
     @torch.no_grad()
     def set_constant_std(self, s: float | Tensor) -> None:
