@@ -462,6 +462,23 @@ def test_a_bias_that_is_not_contiguous():
         )
 
 
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_parameters_that_are_not_contiguous(name, index):
+    results = []
+    for is_strided in (True, False):
+        m = model(
+            True, decisions="datapoint", decoder_window="first"
+        )  # the state that no decision has touched
+        for net in (m.encoder, m.decoder):
+            p = getattr(net[index], name).detach()
+            setattr(net[index], name, nn.Parameter(torch.stack((p, p), -1)[..., 0] if is_strided else p))
+        loss = m.loss(images())
+        results.append([loss, *torch.autograd.grad(loss, list(m.parameters()))])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("whiten", [True, False])
 def test_more_latent_dimensions_than_features(whiten):
     torch.manual_seed(0)
