@@ -387,6 +387,12 @@ def changed(change):
         m.likelihood = EnergyOnly()
     elif change == "potential":
         m.__class__ = Mine
+    elif change == "potential of this one":
+        m.potential = lambda x, z: 0.1 * LAE.potential(m, x, z)
+    elif change == "output of this one":
+        m.output = lambda z: 2 * LAE.output(m, z)
+    elif change == "energy of this one":
+        m.likelihood.energy = lambda output, x: 0.1 * Bernoulli.energy(m.likelihood, output, x)
     elif change == "decoder's forward":
         m.decoder.__class__ = Shifted
     elif change == "pre-hook":
@@ -412,6 +418,9 @@ def changed(change):
         "likelihood",
         "likelihood without potential",
         "potential",
+        "potential of this one",
+        "output of this one",
+        "energy of this one",
         "decoder's forward",
         "pre-hook",
         "hook inside",
