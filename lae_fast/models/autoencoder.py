@@ -504,7 +504,7 @@ class Autoencoder(nn.Module):
             return self.decode(self._prior(n, generator))
 
     def _prior(self, n: int, generator: torch.Generator | None) -> Tensor:
-        like = next(self.parameters())
+        like = self._like()
         checks.count("n", n)
         checks.generator("generator", generator, like.device)
         return torch.randn(n, self.nz, generator=generator, device=like.device, dtype=like.dtype)
