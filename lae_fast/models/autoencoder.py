@@ -179,7 +179,7 @@ class Autoencoder(nn.Module):
         precision: the precision of matrix products in training, as far as the model allows it (precision.py).
 
     Raises:
-        TypeError: a part is not an nn.Module, or the likelihood has no `energy`.
+        TypeError: a network is not an nn.Module, or the likelihood not a `Likelihood`.
         ValueError: nx, nz, d or a size of the shape is not positive, nx is not the shape's product, a network does not fit the
             images, or the precision is unknown.
 
@@ -386,7 +386,7 @@ class Autoencoder(nn.Module):
         return self._sharing.rows(like.new_empty(n * self._sharing.size, nz).normal_())
 
     def chain_state(self) -> dict[str, Tensor]:
-        """The tensors that a chain needs, besides the `state_dict`, to continue exactly; {} without a chain."""
+        """The tensors that a chain needs, besides the weights, to continue exactly: a part of the `state_dict`; {} without a chain."""
         return {}
 
     def load_chain_state(self, state: dict[str, Tensor]) -> None:
