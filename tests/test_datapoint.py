@@ -151,7 +151,8 @@ def test_a_nan_in_some_rows_leaves_the_others_alone(is_fast, monkeypatch):
         grads = torch.autograd.grad(loss, [p for p in m.parameters() if p.requires_grad])
         results.append((loss, m.phi.clone(), *grads))
         assert m.counters.sum() >= 43  # every third of 128, and whoever else is rejected
-        assert m.counters[0, 1] == (43 if math.isnan(value) else 0) or value == 1e30
+        if math.isnan(value):
+            assert m.counters[0, 1] == 43
     for a, b in zip(*results, strict=True):
         assert a.isfinite().all()
         assert torch.equal(a, b)

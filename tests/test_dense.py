@@ -387,6 +387,12 @@ def changed(change):
         m.likelihood = EnergyOnly()
     elif change == "potential":
         m.__class__ = Mine
+    elif change == "potential of this one":
+        m.potential = lambda x, z: 0.1 * LAE.potential(m, x, z)
+    elif change == "output of this one":
+        m.output = lambda z: 2 * LAE.output(m, z)
+    elif change == "energy of this one":
+        m.likelihood.energy = lambda output, x: 0.1 * Bernoulli.energy(m.likelihood, output, x)
     elif change == "decoder's forward":
         m.decoder.__class__ = Shifted
     elif change == "pre-hook":
@@ -412,6 +418,9 @@ def changed(change):
         "likelihood",
         "likelihood without potential",
         "potential",
+        "potential of this one",
+        "output of this one",
+        "energy of this one",
         "decoder's forward",
         "pre-hook",
         "hook inside",
@@ -460,6 +469,23 @@ def test_a_bias_that_is_not_contiguous():
         torch.testing.assert_close(
             products.linear(a, weight, bias), a @ weight.T + bias, rtol=1e-4, atol=1e-4
         )
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_parameters_that_are_not_contiguous(name, index):
+    results = []
+    for is_strided in (True, False):
+        m = model(
+            True, decisions="datapoint", decoder_window="first"
+        )  # the state that no decision has touched
+        for net in (m.encoder, m.decoder):
+            p = getattr(net[index], name).detach()
+            setattr(net[index], name, nn.Parameter(torch.stack((p, p), -1)[..., 0] if is_strided else p))
+        loss = m.loss(images())
+        results.append([loss, *torch.autograd.grad(loss, list(m.parameters()))])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("whiten", [True, False])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lae_fast import VAE, Bernoulli, DiscretizedLogistic, Gaussian, importance_bound
+from lae_fast import LAE, VAE, Bernoulli, DiscretizedLogistic, Gaussian, importance_bound
 from lae_fast.evaluation import quadrature
 from lae_fast.models import nets
 from lae_fast.models.likelihood import PAIRED
@@ -98,6 +98,16 @@ def test_a_box_that_is_too_small_is_told():
     assert caught[0].filename == __file__
     is_off = (found - exact(model, x)).abs() > 1e-3
     assert is_off.tolist() == [False, True]
+
+
+def test_a_model_without_parameters():
+    """logit p(x = 1) = z is as often positive as negative, so that p(x) = 1/2."""
+    model = LAE(nn.Identity(), nn.Identity(), Bernoulli(), nx=1, nz=1, d=1, decisions="joint")
+    x = torch.tensor([[0.0], [1.0]])
+    torch.testing.assert_close(
+        quadrature(model, x), torch.full((2,), 0.5, dtype=torch.float64).log(), atol=1e-6, rtol=0
+    )
+    assert model.sample(3).shape == model.simulate(3)[1].shape == (3, 1)
 
 
 def test_bad_input_is_named():

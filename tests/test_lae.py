@@ -10,6 +10,8 @@ from torch import nn
 
 from lae_fast import ops
 from lae_fast.models import nets
+from lae_fast.models.hoffman import Hoffman
+from lae_fast.models.known_gradients import KnownGradients
 from lae_fast.models.lae import LAE
 from lae_fast.models.likelihood import Bernoulli, DiscretizedLogistic, Gaussian
 from lae_fast.models.vae import VAE
@@ -191,6 +193,32 @@ def test_a_frozen_decoder_still_trains_the_features(decisions):
     assert any(name.startswith("encoder") for name in gradients(model))
 
 
+@pytest.mark.parametrize(("cls", "options"), [(LAE, {}), (LAE, {"decisions": "joint"}), (Hoffman, {})])
+def test_a_second_derivative_of_the_training_loss_is_refused(cls, options):
+    """It would lack what the chain's energies add: of a gradient's penalty the derivative would be silently wrong."""
+    model = make(cls, **options)
+    model.encoder.is_fast = False  # which can be differentiated twice
+    weights = list(model.encoder.parameters())
+    first = torch.autograd.grad(model.loss(images()), weights, create_graph=True)
+    penalty = sum(g.square().sum() for g in first)
+    for second in (lambda: torch.autograd.grad(penalty, weights, retain_graph=True), penalty.backward):
+        with pytest.raises(RuntimeError, match="second derivative through the training loss"):
+            second()
+
+
+def test_known_gradients_are_the_same_compiled():
+    x, w = images(dtype=torch.float64), torch.ones(NX, dtype=torch.float64, requires_grad=True)
+
+    def loss(w):
+        z = x * w
+        return 2 * KnownGradients.apply(z.detach().sum(), 0.25, z, z.detach() * 3)
+
+    for function in (loss, torch.compile(loss, backend="eager")):
+        (gradient,) = torch.autograd.grad(function(w), w)
+        torch.testing.assert_close(gradient, 1.5 * x.square().sum(0))
+    torch._dynamo.reset()
+
+
 class Head(nn.Module):
     """A decoder that is not a Sequential and leaves a parameter unused."""
 
@@ -210,6 +238,41 @@ def test_any_module_can_be_the_decoder(decisions):
     model.loss(images()).backward()
     assert model.decoder.used.weight.grad.abs().sum() > 0
     assert model.decoder.unused.grad.abs().sum() == 0
+
+
+class Summed(Head):
+    """A decoder whose parameters enter as sums, a weight's as a view; without `is_summed` as the first of them alone."""
+
+    def __init__(self, is_summed):
+        super().__init__()
+        self.is_summed = is_summed
+        self.delta, self.shift = nn.Parameter(torch.zeros(NX * NZ)), nn.Parameter(torch.zeros(NX))
+
+    def forward(self, z):
+        weight, bias = self.used.weight, self.used.bias
+        if self.is_summed:
+            weight, bias = weight + self.delta.view(NX, NZ), bias + self.shift
+        return nn.functional.linear(z.sin(), weight, bias)
+
+
+@both
+@pytest.mark.parametrize("window", ["last", "after"])
+@pytest.mark.parametrize("is_added", [True, False])
+def test_parameters_that_enter_as_a_sum_have_the_same_gradient(is_added, window, decisions):
+    found = []
+    for is_summed in (True, False):
+        torch.manual_seed(0)
+        encoder, _ = nets.mlp(NX, NZ, NH, 1)
+        options = dict(nx=NX, nz=NZ, d=NH, decisions=decisions, decoder_window=window, n_steps=4)
+        model = LAE(encoder, Summed(is_summed), Bernoulli(), **options)
+        model.add_gradients(images()) if is_added else model.loss(images()).backward()
+        found.append(model.decoder)
+    summed, plain = found
+    for total, term in ((summed.used.weight, summed.delta), (summed.used.bias, summed.shift)):
+        assert torch.equal(total.grad.flatten(), term.grad)
+        assert total.grad.data_ptr() != term.grad.data_ptr()
+    torch.testing.assert_close(summed.used.weight.grad, plain.used.weight.grad)
+    torch.testing.assert_close(summed.used.bias.grad, plain.used.bias.grad)
 
 
 class Borrowing(nn.Module):

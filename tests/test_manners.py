@@ -249,6 +249,14 @@ def test_a_chain_for_each_datapoint_needs_potentials_of_their_own(kind, is_refus
         assert model.loss(images()).isfinite()
 
 
+@pytest.mark.parametrize("kind", ["datapoint", "hoffman"])
+def test_a_minibatch_of_one_image_does_not_vouch_for_larger_ones(kind):
+    model = make(kind, nn.Unflatten(1, (4, 5)), nn.BatchNorm1d(4), nn.Flatten())
+    assert model.loss(images()[:1]).isfinite()
+    with pytest.raises(ValueError, match="the potential is not a function"):
+        model.loss(images())
+
+
 @pytest.mark.parametrize("kind", ["datapoint", "joint", "hoffman"])
 def test_without_decisions_a_potential_may_be_random_and_is_looked_at_in_secret(kind, monkeypatch):
     losses = []
@@ -509,6 +517,16 @@ def test_autocast_and_rounded_products_stay_outside(name, kind):
         assert not {"tf32", "bf16"} & set(settings)
     if name != "loss":  # whose features the user may have rounded
         assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_codes_of_rounded_features_can_be_decoded(kind):
+    model, x = make(kind).eval(), images()
+    with torch.autocast("cpu", torch.bfloat16):
+        mean, std = model.posterior(x)
+        assert mean.dtype == std.dtype == torch.float32
+        assert model.decode(model.encode(x)).shape == x.shape
+        assert model.potential(x, mean).isfinite().all()
 
 
 def tf32_products(*_):

@@ -330,7 +330,7 @@ def test_gradients_without_autograd_are_those_of_backward(make, monkeypatch):
     """Bit for bit, and they add up as those of `backward` do."""
     n_batches = 1 if make is tied else 2  # a sum of three has no order there
     expected = after(n_batches, make(), by_autograd)
-    monkeypatch.setattr(lae._KnownGradients, "apply", None)
+    monkeypatch.setattr(lae.KnownGradients, "apply", None)
     got = after(n_batches, make(), lambda m, x: m.add_gradients(x))
     for a, b in zip(tree_leaves(expected), tree_leaves(got), strict=True):
         assert (a is None) == (b is None)

@@ -50,7 +50,7 @@ def quadrature(
     half_width = checks.number("half_width", half_width, above=0, below=1e6)
     all_batches = batches(model, images, 1000)
     width = 2 * half_width / n_cells
-    like = next(model.parameters())
+    like = next(model.parameters(), images)
     axis = (
         torch.arange(n_cells, dtype=torch.float64, device=like.device) * width + (width - 2 * half_width) / 2
     )

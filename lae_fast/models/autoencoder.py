@@ -179,7 +179,7 @@ class Autoencoder(nn.Module):
         precision: the precision of matrix products in training, as far as the model allows it (precision.py).
 
     Raises:
-        TypeError: a part is not an nn.Module, or the likelihood has no `energy`.
+        TypeError: a network is not an nn.Module, or the likelihood not a `Likelihood`.
         ValueError: nx, nz, d or a size of the shape is not positive, nx is not the shape's product, a network does not fit the
             images, or the precision is unknown.
 
@@ -273,7 +273,8 @@ class Autoencoder(nn.Module):
         return h
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation, each [n, nz], of the Gaussian q(z|x) for evaluation, at images x [n, *shape]."""
+        """Mean and standard deviation, each [n, nz] of the model's own type, of the Gaussian q(z|x) for evaluation, at images x
+        [n, *shape]."""
         raise NotImplementedError
 
     def loss(self, x: Tensor) -> Tensor:
@@ -312,7 +313,7 @@ class Autoencoder(nn.Module):
     def negative_elbo(self, x: Tensor) -> Tensor:
         """The negative ELBO [] of images x [n, nx], nats per image: one draw of q(z|x) for each, the rate in closed form."""
         with products_in(self.precision if self.training else "float32", x.device):
-            mean, std = (t.to(x.dtype) for t in self.posterior(x))
+            mean, std = self.posterior(x)
             z = mean + std * self._normals(mean)
             output = self.output(z)
         return (self.likelihood.energy(output, x) + gaussian_rate(mean, std)).mean()
@@ -385,7 +386,7 @@ class Autoencoder(nn.Module):
         return self._sharing.rows(like.new_empty(n * self._sharing.size, nz).normal_())
 
     def chain_state(self) -> dict[str, Tensor]:
-        """The tensors that a chain needs, besides the `state_dict`, to continue exactly; {} without a chain."""
+        """The tensors that a chain needs, besides the weights, to continue exactly: a part of the `state_dict`; {} without a chain."""
         return {}
 
     def load_chain_state(self, state: dict[str, Tensor]) -> None:
@@ -503,7 +504,7 @@ class Autoencoder(nn.Module):
             return self.decode(self._prior(n, generator))
 
     def _prior(self, n: int, generator: torch.Generator | None) -> Tensor:
-        like = next(self.parameters())
+        like = self._like()
         checks.count("n", n)
         checks.generator("generator", generator, like.device)
         return torch.randn(n, self.nz, generator=generator, device=like.device, dtype=like.dtype)

@@ -21,7 +21,7 @@ from lae_fast import checks, ops
 from lae_fast.isolation import differentiable
 from lae_fast.models import layers, layers_in_parts, whole_layers
 from lae_fast.models.autoencoder import Autoencoder
-from lae_fast.models.likelihood import has_kernel
+from lae_fast.models.likelihood import has_kernel, keeps_methods
 from lae_fast.models.mlp import MLP
 from lae_fast.models.precision import products_in
 from lae_fast.models.with_chain import AutoencoderWithChain
@@ -63,11 +63,9 @@ def is_layered(model: AutoencoderWithChain, x: Tensor) -> bool:
 
 def _is_known(model: Autoencoder, x: Tensor) -> bool:
     """Whether the potential of images x [n, nx] is that of a likelihood with a kernel, in the type of x."""
-    kind = type(model)
     return (
         has_kernel(model.likelihood)
-        and (kind.potential, kind.reconstruction, kind.output)
-        == (Autoencoder.potential, Autoencoder.reconstruction, Autoencoder.output)
+        and keeps_methods(model, Autoencoder, "potential", "reconstruction", "output")
         and x.dtype in (torch.float32, torch.float64)
         and all(p.dtype == x.dtype for p in model.decoder.parameters())
     )
@@ -103,7 +101,7 @@ class DecoderPass:
         raise NotImplementedError
 
     def weight_gradients(self) -> list[Tensor]:
-        """The gradients of the sum of V with respect to `parameters` at the current z."""
+        """The gradients of the sum of V with respect to `parameters` at the current z, each in memory of its own, for `totals`."""
         raise NotImplementedError
 
     @property
@@ -213,7 +211,8 @@ class RecomputingPass(DecoderPass):
     def weight_gradients(self) -> list[Tensor]:
         if not self.parameters:
             return []
-        return self._by_autograd(self.current.z, self.model.precision, to_weights=True)[1]
+        _, gradients = self._by_autograd(self.current.z, self.model.precision, to_weights=True)
+        return [g.clone() for g in gradients]  # autograd gives parameters that enter as a sum one tensor
 
 
 class _ByHand(NamedTuple):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lae_fast import checks
 from lae_fast.models.decoder_pass import is_dense
+from lae_fast.models.known_gradients import KnownGradients
 from lae_fast.models.likelihood import Likelihood, gaussian_rate
 from lae_fast.models.precision import Precision, chain_context, products_in
 from lae_fast.models.vae import VAE
@@ -98,11 +99,12 @@ class Hoffman(AutoencoderWithChain, VAE):
                 (Dropout).
         """
         with products_in(self.precision, x.device):
-            mean, std = (t.to(x.dtype) for t in self.posterior(x))
+            mean, std = self.posterior(x)
         z = mean + std * self._normals(mean)  # [n, nz]
         with torch.no_grad(), chain_context(self.mh, x.device):
             visited, slope = self._run_chain(x, z.detach())
-        encoder_loss = ((z * slope).sum(1) + gaussian_rate(mean, std)).mean()
+        reconstruction = KnownGradients.apply((z.detach() * slope).sum(dtype=torch.float64), 1.0, z, slope)
+        encoder_loss = (reconstruction + gaussian_rate(mean, std).sum()) / len(x)
         n_visited = len(visited) if self.gradient == "average" else 1
         with products_in(self.precision, x.device):
             decoder_loss = self.potential(x, visited[-n_visited:]).mean()

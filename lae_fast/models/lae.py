@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from lae_fast import checks
 from lae_fast.beside import Beside
 from lae_fast.models.autoencoder import add_gradient, check_whole, images_for
 from lae_fast.models.coordinates import DatapointCoordinates, JointCoordinates, Memory
 from lae_fast.models.decoder_pass import DecoderPass, decoder_pass, is_dense
+from lae_fast.models.known_gradients import KnownGradients
 from lae_fast.models.likelihood import Likelihood
 from lae_fast.models.precision import Precision, chain_context, products_in
 from lae_fast.models.with_chain import AutoencoderWithChain
@@ -21,26 +21,6 @@ from lae_fast.ops.torch_private import has_hooks, on_each
 from lae_fast.sampling.chains import Chains
 
 Window = Literal["after", "before", "first", "last"]
-
-
-class _KnownGradients(torch.autograd.Function):
-    """scale * value, whose gradients with respect to `inputs` are scale * gradients, which are already computed."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, scale: float, *inputs_and_gradients: Tensor) -> Tensor:
-        ctx.scale = scale
-        ctx.save_for_backward(*inputs_and_gradients[len(inputs_and_gradients) // 2 :])
-        return value * scale
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        factor, gradients = (cotangent * ctx.scale).to(ctx.saved_tensors[0].dtype), []
-        for g in ctx.saved_tensors:
-            # Some gradients are transposed in memory; the results are contiguous, as most parameters are.
-            out = torch.empty_like(g, memory_format=torch.contiguous_format)
-            gradients.append(torch.mul(g, factor.to(g.dtype), out=out))
-        return None, None, *gradients, *([None] * len(gradients))
 
 
 class LAE(AutoencoderWithChain):
@@ -204,11 +184,11 @@ class LAE(AutoencoderWithChain):
         return super().chain_state() | {name: getattr(self, name).clone() for name in own}
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        h = self.features(images_for(self, x))
+        x = images_for(self, x)
+        h = self.features(x)
         mean = h @ self.phi.T
-        if self.spreads:
-            return mean, self.log_std(h).exp()
-        return mean, self.posterior_scale.to(mean.dtype).expand_as(mean)
+        std = self.log_std(h).exp() if self.spreads else self.posterior_scale.to(mean.dtype).expand_as(mean)
+        return mean.to(x.dtype), std.to(x.dtype)  # also under autocast, as `output` expects
 
     @torch.no_grad()
     def set_constant_std(self, s: float | Tensor) -> None:
@@ -242,7 +222,7 @@ class LAE(AutoencoderWithChain):
         """
         value, inputs, known, kept = self._run(x)
         kept()
-        return _KnownGradients.apply(value, 1 / len(x), *inputs, *known)
+        return KnownGradients.apply(value, 1 / len(x), *inputs, *known)
 
     def add_gradients(self, x: Tensor) -> Tensor:
         if not self.training or not self._is_known():

@@ -114,12 +114,17 @@ class Likelihood(nn.Module):
         return self.energy(output, x) + negative_log_prior(z)
 
 
+def keeps_methods(part: nn.Module, cls: type[nn.Module], *names: str) -> bool:
+    """Whether these methods of a part are those of `cls`: neither its class nor the part itself has others."""
+    return all(getattr(type(part), n) is getattr(cls, n) and n not in vars(part) for n in names)
+
+
 def has_kernel(likelihood: nn.Module) -> bool:
     """Whether a fused kernel computes this likelihood's energy, and its derivatives are all there are.
 
-    No subclass has replaced the energy then, and nothing is learned but `log_scale` itself.
+    Nobody has replaced the energy then, and nothing is learned but `log_scale` itself.
     """
-    is_ours = isinstance(likelihood, Likelihood) and type(likelihood).energy is Likelihood.energy
+    is_ours = isinstance(likelihood, Likelihood) and keeps_methods(likelihood, Likelihood, "energy")
     learned = {name for name, _ in likelihood.named_parameters()}
     return is_ours and likelihood.kind is not None and learned <= {"log_scale"}
 

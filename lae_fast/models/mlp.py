@@ -88,8 +88,11 @@ class MLP(nn.Sequential):
     ) -> list[Layer]:
         """The layers in order, with the network's own parameters or others in the same order; products in `dtype`."""
         p = self.own_parameters() if parameters is None else parameters
-        norms = [m for m in self if isinstance(m, nn.LayerNorm)]
-        blocks = [Layer(*p[4 * i : 4 * i + 4], norm.eps, dtype, dtype) for i, norm in enumerate(norms)]
+        blocks = []
+        for i, norm in enumerate(m for m in self if isinstance(m, nn.LayerNorm)):
+            weight, bias, *affine = p[4 * i : 4 * i + 4]
+            affine = [t.contiguous() for t in affine]  # as the kernels read them
+            blocks.append(Layer(weight, bias, *affine, norm.eps, dtype, dtype))
         return blocks + ([Layer(*p[-2:], dtype=dtype, grad_dtype=dtype)] if len(p) % 4 else [])
 
     def own_parameters(self) -> list[nn.Parameter]:

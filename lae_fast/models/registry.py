@@ -39,6 +39,7 @@ class Architecture:
         channels: of conv's first halving.
 
     Raises:
+        TypeError: a size is not a whole number, or the shape none of an image.
         ValueError: the model, network or likelihood is unknown, a size is not positive, or nx is not the product of the shape.
 
     Example:
@@ -93,6 +94,7 @@ def build(architecture: Architecture, **options: Any) -> Autoencoder:
     """A freshly initialised model, with options of its class.
 
     Raises:
+        TypeError: architecture is not an `Architecture`, or an option's value has another type.
         ValueError: the model does not take an option, or refuses its value.
 
     Example:

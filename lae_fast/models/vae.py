@@ -48,8 +48,11 @@ class VAE(Autoencoder):
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if not torch.compiler.is_compiling():
             check_whole(self.head, "model(x) instead of model.loss(x)", "head")
-        mean, log_variance = self.head(self.features(images_for(self, x))).chunk(2, dim=-1)
-        return mean, torch.exp(0.5 * log_variance)
+        x = images_for(self, x)
+        mean, log_variance = self.head(self.features(x)).chunk(2, dim=-1)
+        return mean.to(x.dtype), torch.exp(0.5 * log_variance).to(
+            x.dtype
+        )  # also under autocast, as `output` expects
 
     def training_loss(self, x: Tensor) -> Tensor:
         """The negative ELBO."""

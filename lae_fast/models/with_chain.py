@@ -133,7 +133,8 @@ class AutoencoderWithChain(Autoencoder):
                 f"{error}; as fit trains all modules in train mode: LayerNorm or GroupNorm instead of BatchNorm, and Dropout "
                 "with mh=False"
             ) from None
-        self._checked = modes
+        if n < len(x) or not by_row:  # one image has no other half
+            self._checked = modes
 
     def convert(self, weights: dict[str, Tensor], prefix: str) -> None:
         """Turn weights that an older or a differently configured model has saved into this model's, in place."""
