@@ -112,7 +112,7 @@ def check_room(folder: Path, model: nn.Module) -> None:
 
 def write_record(folder: Path, config: Config, command: str = "", **facts: Any) -> None:
     """config.json: the options, and facts about data, versions and commands: the first one, and those that resumed the run."""
-    commands = {"command": command}
+    commands: dict[str, Any] = {"command": command}
     if config.resume is not None:
         earlier = checkpoint.read_json(folder / "config.json")
         commands = {
