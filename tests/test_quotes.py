@@ -100,6 +100,22 @@ QUOTES = [
     ),
     ("variations", "affine ones more (+3.4, to {:.1f} %)", few(50, "affine")),
     ("variations", "With 100 labels a class affine ones reach {:.1f} %", few(100, "affine")),
+    (
+        "variations",
+        "the recall of 9 is {:.1f} %, and no variations help. With all classes drawn equally often it is {:.1f} %, with affine "
+        "variations {:.1f} %, with residual ones of these {:.1f} %",
+        of(
+            "beyond-imbalance",
+            "recall of 9, %",
+            "as they come, none",
+            *(f"all classes alike, {k}" for k in ("none", "affine", "LAE, affine, residual")),
+        ),
+    ),
+    (
+        "variations",
+        "In accuracy none beats affine ones ({:.1f} %, {:.1f} without any)",
+        of("beyond-imbalance", ACCURACY, "all classes alike, affine", "all classes alike, none"),
+    ),
 ]
 
 

@@ -88,15 +88,16 @@ def lines(claim, metrics):
     return [[cell.strip() for cell in line.strip("|").split(" |")] for line in found]
 
 
-def test_accuracies_on_the_floor_are_not_judged():
+@pytest.mark.parametrize("key", ["accuracy_0.3", "recall_9"])
+def test_accuracies_on_the_floor_are_not_judged(key):
     steps = tuple(Step(i) for i in range(6))
-    metrics = {s: {"accuracy_0.3": 0.001 + 0.002 * (s.number < 3) + 1e-5 * s.number**2} for s in steps}
-    measurement = Measurement("ε 0.3", steps[:3], steps[3:], "accuracy_0.3")
+    metrics = {s: {key: 0.001 + 0.002 * (s.number < 3) + 1e-5 * s.number**2} for s in steps}
+    measurement = Measurement("ε 0.3", steps[:3], steps[3:], key)
     ((*_, seeds, p, corrected, verdict),) = lines(Claim("", "", (measurement,)), metrics.get)
     assert (seeds, p, corrected) == ("3", "", "")
     assert verdict == "not judged: on the floor, both below 1%"
     for step in steps[:3]:
-        metrics[step]["accuracy_0.3"] += 0.01
+        metrics[step][key] += 0.01
     assert lines(Claim("", "", (measurement,)), metrics.get)[0][-1] == HOLDS
 
 

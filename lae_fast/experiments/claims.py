@@ -62,10 +62,10 @@ class Measurement(NamedTuple):
         return {seed: a - b for seed, (a, b) in self.pairs(metrics).items()}
 
     def row(self, metrics: Metrics) -> Row:
-        """What can be judged; accuracies on the floor cannot."""
+        """What can be judged; accuracies and recalls on the floor cannot."""
         excluded, pairs = self.excluded, self.pairs(metrics).values()
-        is_accuracy = self.key.startswith("accuracy")
-        if is_accuracy and pairs and max(map(statistics.fmean, zip(*pairs, strict=True))) < FLOOR:
+        is_share = self.key.startswith(("accuracy", "recall"))
+        if is_share and pairs and max(map(statistics.fmean, zip(*pairs, strict=True))) < FLOOR:
             excluded = excluded or f"on the floor, both below {FLOOR:.0%}"
         return Row(tuple(a - b for a, b in pairs), self.sign, self.margin, excluded)
 
