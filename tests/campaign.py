@@ -114,7 +114,7 @@ def records(folder):
     return {
         "results": json.loads((folder / "results.json").read_text()),
         "metrics": [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines],
-        "last": {k: v.tolist() for k, v in (saved.weights | saved.state["chain"]).items()},
+        "last": {k: v.tolist() for k, v in saved.weights.items()},
         "best": {k: v.tolist() for k, v in best.items()},
     }
 
