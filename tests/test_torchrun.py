@@ -62,25 +62,38 @@ def run_jobs(folder, jobs):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """A folder with the runs of all jobs, and their exit codes."""
-    folder = tmp_path_factory.mktemp("torchrun")
+def new_in(folder):
+    """What makes a job of a new run in that folder."""
 
     def new(name, size, *given):
         return name, size, [*QUICK, "--epochs", 2, *given, "--output-dir", folder / f"run {name}"]
 
+    return new
+
+
+@pytest.fixture(scope="module")
+def runs_in_parts(tmp_path_factory):
+    """As `runs`, of minibatches that are computed in parts."""
+    folder = tmp_path_factory.mktemp("parts")
+    new, run = new_in(folder), folder / "run 4 then 1 in parts"
+    jobs = [new(f"{kind} in parts {n}", n, *given) for kind, given in FIXED.items() for n in SIZES[kind]]
+    jobs += [("4 in parts", 4, [*QUICK, "--deterministic-reduce", "--epochs", 1, "--output-dir", run])]
+    jobs += [("4 then 1 in parts", 1, ["--resume", run, "--epochs", 2])]
+    return folder, run_jobs(folder, jobs)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder with the runs of all jobs, and their exit codes."""
+    folder = tmp_path_factory.mktemp("torchrun")
+    new = new_in(folder)
     jobs = [new(f"{kind} 1", 1, *given) for kind, given in KINDS.items()]
     jobs += [new(f"{kind} 2", 2, *given) for kind, given in KINDS.items()]
-    jobs += [new(f"{kind} in parts {n}", n, *given) for kind, given in FIXED.items() for n in SIZES[kind]]
     for first, then in ((1, 2), (2, 1)):  # stopped after an epoch, and resumed by others
         run = folder / f"run {first} then {then}"
         jobs += [(f"{first} then", first, [*QUICK, *KINDS["vae"], "--epochs", 1, "--output-dir", run])]
         jobs += [(f"{first} then {then}", then, ["--resume", run, "--epochs", 2])]
     jobs += [new("three", 3, "--model", "vae", "--epochs", 1)]
-    run = folder / "run 4 then 1 in parts"
-    jobs += [("4 in parts", 4, [*QUICK, "--deterministic-reduce", "--epochs", 1, "--output-dir", run])]
-    jobs += [("4 then 1 in parts", 1, ["--resume", run, "--epochs", 2])]
     jobs += [new("three in parts", 3, "--deterministic-reduce")]
     jobs += [new("odd in parts", 2, "--deterministic-reduce", "--batch-size", 124)]
     jobs += [new("odd", 2, "--batch-size", 121), new("other data", 2), new("no option", 2, "--nonsense")]
@@ -141,8 +154,10 @@ def test_it_is_the_training_of_one_process(runs, kind):
             assert torch.equal(shared["rng"], state["rng"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_in_parts_it_is_the_training_of_one_process_bit_for_bit(runs, kind):
+def test_in_parts_it_is_the_training_of_one_process_bit_for_bit(runs_in_parts, kind):
+    runs = runs_in_parts
     one = steps(runs, f"{kind} in parts 1")
     assert len(one) == (20 if kind == "datapoint" else 10)
     for size in SIZES[kind][1:]:
@@ -160,7 +175,10 @@ def test_in_parts_it_is_the_training_of_one_process_bit_for_bit(runs, kind):
     assert all(v == validated[0] for v in validated)
 
 
-def test_a_run_in_parts_goes_on_with_another_number_of_processes_bit_for_bit(runs):
+@pytest.mark.slow
+def test_a_run_in_parts_goes_on_with_another_number_of_processes_bit_for_bit(runs_in_parts):
+    runs = runs_in_parts
+    assert "parts     8 of each minibatch, whose sums have one order" in said(runs, "datapoint in parts 2")
     assert set(runs[1]["4 then 1 in parts"]) == {0}
     expected = saved(runs, "datapoint in parts 1").weights
     assert all(torch.equal(t, expected[n]) for n, t in saved(runs, "4 then 1 in parts").weights.items())
@@ -171,7 +189,6 @@ def test_parts_need_processes_and_images_that_divide(runs):
     assert "--batch-size is 124 with --deterministic-reduce; expected a multiple of 8" in said(
         runs, "odd in parts"
     )
-    assert "parts     8 of each minibatch, whose sums have one order" in said(runs, "datapoint in parts 2")
 
 
 def test_a_folder_is_that_of_one_process(runs):
