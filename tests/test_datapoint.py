@@ -284,7 +284,7 @@ class Table(nn.Module):
 
 @pytest.mark.parametrize("spread", [True, False])
 @pytest.mark.parametrize("problem", PROBLEMS)
-@pytest.mark.parametrize("d", [100, 300, 400])
+@pytest.mark.parametrize("d", [100, pytest.param(300, marks=pytest.mark.slow), 400])
 def test_the_chains_reach_the_posteriors_whatever_d_and_n_are(problem, d, spread):
     """n = 300: 100 copies of 3 datapoints, features of their own for each; 300 steps from the codes."""
     target, copies = PROBLEMS[problem], 100

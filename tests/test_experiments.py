@@ -139,7 +139,9 @@ def test_every_table_end_to_end(experiments, name):
     assert len(printed) == sum(number is not None for number in numbers)
 
 
-@pytest.mark.parametrize("name", ["figure1", "figure2", "figure3", "figure4", "figure5"])
+@pytest.mark.parametrize(
+    "name", ["figure1", "figure2", pytest.param("figure3", marks=pytest.mark.slow), "figure4", "figure5"]
+)
 def test_every_figure_end_to_end(experiments, tmp_path, name):
     from matplotlib.image import imread
 
