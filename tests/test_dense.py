@@ -263,6 +263,8 @@ def test_mlp_refuses_a_second_derivative():
     net, x = network(), torch.randn(20, 4, requires_grad=True)
     (first,) = torch.autograd.grad(net(x).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match=r"second derivative through lae_fast\.MLP"):
+        torch.autograd.grad(first.square().sum(), list(net.parameters()), retain_graph=True)
+    with pytest.raises(RuntimeError, match=r"second derivative through lae_fast\.MLP"):
         first.square().sum().backward()
     net.is_fast = False
     (first,) = torch.autograd.grad(net(x).sum(), x, create_graph=True)

@@ -10,9 +10,7 @@ from typing import NamedTuple
 HOLDS, FAILS, NOISE = "holds", "does not hold", "within noise"
 LEVEL = 0.05  # the chance that noise alone makes any row of a claim hold or fail
 LEAST_SEEDS = 3
-FLOOR = (
-    0.01  # accuracies and recalls below it on both sides are not compared: of 2,000 images, no 20 are left
-)
+FLOOR = 0.01  # accuracies and recalls below it on both sides are not compared: no 20 of 2,000 images are left
 
 
 class Row(NamedTuple):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from lae_fast import checks, ops
-from lae_fast.isolation import isolated
+from lae_fast.isolation import isolated, savable
 from lae_fast.models.likelihood import LIKELIHOODS, Likelihood, gaussian_rate, negative_log_prior
 from lae_fast.models.mlp import MLP
 from lae_fast.models.nets import recognised
@@ -52,9 +52,7 @@ def images_for(model: Autoencoder, x: Tensor) -> Tensor:
         (torch.Size([2, 192]), 0.2)
     """
     like = check_form(model, x)
-    x = x.flatten(1)
-    if not torch.compiler.is_compiling() and x.is_inference() and not torch.is_inference_mode_enabled():
-        x = x.clone()  # autograd refuses to save the other one
+    x = savable(x.flatten(1))
     if x.dtype == torch.uint8:
         return x.to(like.dtype) / 255
     x, bounds = x.to(like.dtype), getattr(model.likelihood, "bounds", (0.0, 1.0))

@@ -8,6 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lae_fast.ops.once import differentiable_once
+
+NAME = "the training loss"
+
 
 class KnownGradients(torch.autograd.Function):
     """scale * value, whose gradients with respect to `inputs` are scale * gradients, which are already computed."""
@@ -23,26 +27,8 @@ class KnownGradients(torch.autograd.Function):
         n = len(ctx.saved_tensors) // 2
         inputs, gradients = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
         with torch.no_grad():
-            gradients = _scaled(gradients, cotangent * ctx.scale)
-        if not torch.compiler.is_compiling():  # compiled code has first derivatives only
-            gradients = _Once.apply(gradients, *inputs)
-        return None, None, *gradients, *([None] * len(gradients))
-
-
-class _Once(torch.autograd.Function):
-    """Gradients as they are. They depend on the inputs, in a way that nobody knows: a second derivative by these raises an error, and
-    is not silently wrong."""
-
-    @staticmethod
-    def forward(ctx: Any, gradients: Sequence[Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
-        return tuple(gradients)
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> None:
-        raise RuntimeError(
-            "lae_fast: a second derivative through the training loss was asked for; expected first derivatives only. For curvature "
-            "write it in plain PyTorch"
-        )
+            scaled = _scaled(gradients, cotangent * ctx.scale)
+        return None, None, *(differentiable_once(g, NAME, *inputs) for g in scaled), *([None] * n)
 
 
 def _scaled(gradients: Sequence[Tensor], factor: Tensor) -> list[Tensor]:

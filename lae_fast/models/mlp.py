@@ -37,7 +37,8 @@ class _MLPFunction(torch.autograd.Function):
             parameter_grads = [None] * len(parameters)
             if any(backward_reaches(node) for node, _ in ctx.next_functions[1:]):
                 parameter_grads = network.parameter_gradients(layers, trace, gradients)
-        return None, None, *(differentiable_once(g, "lae_fast.MLP") for g in (x_grad, *parameter_grads))
+        gradients = (differentiable_once(g, "lae_fast.MLP", *parameters) for g in (x_grad, *parameter_grads))
+        return None, None, *gradients
 
 
 class MLP(nn.Sequential):

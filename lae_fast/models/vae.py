@@ -50,9 +50,8 @@ class VAE(Autoencoder):
             check_whole(self.head, "model(x) instead of model.loss(x)", "head")
         x = images_for(self, x)
         mean, log_variance = self.head(self.features(x)).chunk(2, dim=-1)
-        return mean.to(x.dtype), torch.exp(0.5 * log_variance).to(
-            x.dtype
-        )  # also under autocast, as `output` expects
+        std = torch.exp(0.5 * log_variance)
+        return mean.to(x.dtype), std.to(x.dtype)  # also under autocast, as `output` expects
 
     def training_loss(self, x: Tensor) -> Tensor:
         """The negative ELBO."""

@@ -7,8 +7,7 @@ What a layer has joined, it gives back: `layer_gradients`, all weight gradients 
 
 On a GPU of compute capability 8.0 or more the products are made on tensor cores, of pairs of halves (csrc/cuda/halves.h), with
 float32's accuracy: an error of 2e-7 of a row's norm. Numbers beyond 65504 become infinite; weights below 1e-4 lose digits, to
-about 1e-11 each. Gradients have float32's range, and an
-error of 5e-6: a proposal may follow any drift, as its Metropolis-Hastings ratio uses the same one. A block's shared memory holds
+about 1e-11 each. Gradients have float32's range, and an error of 5e-6: a proposal may follow any drift, as its Metropolis-Hastings ratio uses the same one. A block's shared memory holds
 whole rows: up to 896 columns on 9.0, 640 on 8.0, 384 on 8.6 and 8.9; a wider layer is an error there. On a CPU the
 reference serves, as products have faster routes there. None of these ops has a derivative.
 """

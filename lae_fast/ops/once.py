@@ -10,7 +10,7 @@ from torch import Tensor
 
 class _Once(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor, marker: Tensor, name: str) -> Tensor:
+    def forward(ctx: Any, gradient: Tensor, name: str, *inputs: Tensor) -> Tensor:
         ctx.name = name
         return gradient.view_as(gradient)
 
@@ -22,11 +22,13 @@ class _Once(torch.autograd.Function):
         )
 
 
-def differentiable_once(gradient: Tensor | None, name: str) -> Tensor | None:
+def differentiable_once(gradient: Tensor | None, name: str, *inputs: Tensor) -> Tensor | None:
     """The gradient, of any shape, that the backward pass of `name` returns; None stays None.
 
-    Where autograd could differentiate it again, the gradient is marked: a second backward pass raises a RuntimeError.
+    Where autograd could differentiate it again, the gradient is marked: a second backward pass raises a RuntimeError. So does
+    `torch.autograd.grad` by some of `inputs`, those on which the gradient depends, as far as the backward pass has them.
+    Compiled code has first derivatives only.
     """
-    if gradient is None or not torch.is_grad_enabled():
+    if gradient is None or torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return gradient
-    return _Once.apply(gradient, torch.zeros((), requires_grad=True), name)
+    return _Once.apply(gradient, name, *(inputs or (torch.zeros((), requires_grad=True),)))

@@ -201,9 +201,8 @@ def ald_init(
         TypeError: an argument is of another kind.
         ValueError: phi is not float32 or float64, the step size is not finite and >= 0, V has the wrong shape, does not depend on
             phi or, with mh, is in half precision, n_chains or generator stand beside a state that has its own or (on the CPU,
-            where the check is cheap) V or its gradient is not finite at phi, or V is not a function,
-            of each chain alone. On a GPU such a chain
-            rejects every step as non-finite.
+            where the check is cheap) V or its gradient is not finite at phi, or V of a chain is not a function of this chain
+            alone. On a GPU a chain that is not finite rejects every step.
 
     Example:
         >>> def potential(phi):  # [D] -> [], nats: a standard normal

@@ -135,8 +135,8 @@ class Config:
     data_dir: Path = Path("~/.cache/lae_fast")
     """Folder of the data sets by name, also for downloads (torchvision's layout: MNIST/raw inside)."""
     validation: int | None = None
-    """Last images of the training set kept for validation (default 5,000, of digits 200, of celeba its own; --data: a tenth, or its own). 0: train on all,
-    no early stopping."""
+    """Last images of the training set kept for validation (default 5,000, of digits 200, of celeba its own; --data: a tenth,
+    or its own). 0: train on all, no early stopping."""
     binarize: Literal[BINARIZATIONS] = "none"
     """none: grey pixels in [0, 1]; fixed: binary pixels, drawn once; dynamic: drawn again each time an image is used in
     training."""
