@@ -32,6 +32,7 @@ from lae_fast.experiments.classifiers import Attacked, LatentClassifier, Trained
 from lae_fast.experiments.convergence import Convergence
 from lae_fast.experiments.design import Design
 from lae_fast.experiments.hardened import HardenedClassifier
+from lae_fast.experiments.m2 import TrainedM2, TrainedOnM2
 from lae_fast.experiments.new_images import TrainedOnNewImages
 from lae_fast.experiments.planes import Plane, Recognised
 from lae_fast.experiments.quality import Quality
@@ -384,6 +385,7 @@ RECIPES = [
     TrainedClassifier(0, 2, LAE, epochs=1, is_balanced=True, rare=9),
     TrainedClassifier(1, 1, VAE, n_updates=2, per_class=5, adversarial_steps=2),
     TrainedOnNewImages(1, 1, VAE, n_updates=2, per_class=5, variations="new codes+affine"),
+    TrainedOnM2(0, 1, n_updates=2, per_class=5, m2=TrainedM2(2, 0, 1, 1e-3, 5, nh=16)),
     Attacked(PLAIN, 3, True, n_images=16),
     WorstCase(PLAIN, 8, eps=(0.0, 0.3)),
     Convergence(PLAIN, PLAIN, 2),
@@ -734,7 +736,7 @@ def test_every_claim_names_metrics_that_exist(lab):
     }
     known[Convergence] = {"epochs_to_goal"}
     known[Attacked] = set(lab.get(Attacked(PLAIN, 1, False, n_images=8)).metrics)
-    known[TrainedOnNewImages] = known[TrainedClassifier]
+    known[TrainedOnNewImages] = known[TrainedOnM2] = known[TrainedClassifier]
     known[WorstCase] = set(lab.get(WorstCase(PLAIN, 2)).metrics)
     for claim in claims(Design(TINY)) + questions(Design(TINY)):
         for m in claim.measurements:

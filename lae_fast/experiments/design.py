@@ -9,6 +9,7 @@ from lae_fast.experiments.autoencoders import TrainedAutoencoder
 from lae_fast.experiments.classifiers import Attacked, LatentClassifier, TrainedClassifier
 from lae_fast.experiments.convergence import Convergence
 from lae_fast.experiments.hardened import HardenedClassifier
+from lae_fast.experiments.m2 import TrainedM2, TrainedOnM2
 from lae_fast.experiments.new_images import NEW, TrainedOnNewImages
 from lae_fast.experiments.planes import Plane, Recognised
 from lae_fast.experiments.presets import Preset
@@ -38,7 +39,15 @@ PROTOCOLS = {  # name -> number of PGD steps, and whether the start is random
     "b": (40, False),  # as the report's function
     "c": (3, False),  # the default of the report's command
 }
-NAMES = {None: "none", "lae": "LAE", "wide": "LAE, nz 16", "joint": "LAE, joint", "vae": "VAE"}  # of sources
+M2 = "m2"  # a source that knows labels
+NAMES = {
+    None: "none",
+    "lae": "LAE",
+    "wide": "LAE, nz 16",
+    "joint": "LAE, joint",
+    "vae": "VAE",
+    M2: "M2",
+}  # of sources
 RARE = 9  # the class that the report finds hard to tell from 4
 FEW = (10, 50, 100)  # labelled images of each class
 DRAWN = {False: "as they come", True: "all classes alike"}  # by `is_balanced`
@@ -59,6 +68,7 @@ BEYOND = (
     ("wide", "new codes+affine"),
     ("lae", "found+affine"),
 )
+BEYOND_FEW = (*BEYOND, (M2, "new codes+affine"), (M2, "found+affine"))  # where few images have a label
 KINDS = {
     "report": "",
     "residual": ", residual",
@@ -167,8 +177,19 @@ class Design:
         return theirs, ours
 
     def few_labels(self, model: str | None, per_class: int, variations: str) -> tuple[TrainedClassifier, ...]:
-        options = dict(epochs=0, lr=1e-3, per_class=per_class, n_updates=self.preset.few_label_updates)
-        return self.varied(model, variations, **options)
+        options: dict[str, Any] = dict(
+            epochs=0, lr=1e-3, per_class=per_class, n_updates=self.preset.few_label_updates
+        )
+        if model != M2:
+            return self.varied(model, variations, **options)
+        return tuple(
+            TrainedOnM2(m2.seed, 2, variations=variations, m2=m2, **options) for m2 in self.m2(per_class)
+        )
+
+    def m2(self, per_class: int) -> tuple[TrainedM2, ...]:
+        p = self.preset
+        options: dict[str, Any] = dict(nh=p.nh, patience=p.patience)
+        return tuple(TrainedM2(8, seed, p.epochs, p.lr, per_class, **options) for seed in range(p.n_seeds))
 
     def imbalanced(
         self, model: str | None, is_balanced: bool, variations: str

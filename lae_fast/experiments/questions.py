@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from lae_fast.experiments.claims import EPS, Claim, Measurement
 from lae_fast.experiments.classifiers import TrainedClassifier
-from lae_fast.experiments.design import ADVERSARIAL, BEYOND, DRAWN, FEW, RARE, Design, varied_name
+from lae_fast.experiments.design import (
+    ADVERSARIAL,
+    BEYOND,
+    BEYOND_FEW,
+    DRAWN,
+    FEW,
+    M2,
+    NAMES,
+    RARE,
+    Design,
+    varied_name,
+)
 
 Trained = Callable[..., tuple[TrainedClassifier, ...]]  # `model` and `variations` -> a recipe for each seed
+Kinds = Sequence[tuple[str | None, str]]  # sources, and what they draw; the first draws nothing
 CONTROL = "affine"  # the best that knows no model
 
 
-def _asked(training: str, where: str, trained: Trained, metric: str, key: str) -> Iterator[Claim]:
+def _asked(
+    training: str, where: str, trained: Trained, metric: str, key: str, kinds: Kinds = BEYOND
+) -> Iterator[Claim]:
     """Whether variations help, each beside none; and whether those of a model help more than the best control."""
     none, control = (trained(model=None, variations=kind) for kind in ("report", CONTROL))
     helping, better = [], []
-    for model, kind in BEYOND[1:]:
+    for model, kind in kinds[1:]:
         recipes, name = trained(model=model, variations=kind), f"{varied_name(model, kind)}: {metric}"
         helping.append(Measurement(f"{name}, with - without, points", recipes, none, key))
         if model is not None:
@@ -28,10 +42,10 @@ def _asked(training: str, where: str, trained: Trained, metric: str, key: str) -
 
 
 def _decoded_or_real(d: Design) -> Iterator[Measurement]:
-    """Images that an LAE decodes from new codes of a class, beside real ones of which its codes tell the class."""
-    for k in FEW:
-        decoded, real = (d.few_labels("lae", k, f"{kind}+affine") for kind in ("new codes", "found"))
-        what = f"{k} images a class: accuracy, decoded - real, points"
+    """Images that a model decodes from new codes of a class, beside real ones of which it tells the class."""
+    for k, model in itertools.product(FEW, ("lae", M2)):
+        decoded, real = (d.few_labels(model, k, f"{kind}+affine") for kind in ("new codes", "found"))
+        what = f"{k} images a class, {NAMES[model]}: accuracy, decoded - real, points"
         yield Measurement(what, decoded, real, "accuracy")
 
 
@@ -55,7 +69,7 @@ def questions(d: Design) -> list[Claim]:
     found: list[Claim] = []
     for k in FEW:
         trained: Trained = partial(d.few_labels, per_class=k)
-        found += _asked("few labels", f"{k} images a class", trained, "accuracy", "accuracy")
+        found += _asked("few labels", f"{k} images a class", trained, "accuracy", "accuracy", BEYOND_FEW)
     text = "Images decoded from new codes help more than real ones without labels"
     found.append(Claim("few labels", text, tuple(_decoded_or_real(d))))
     for is_balanced, drawn in DRAWN.items():
