@@ -146,21 +146,23 @@ def diagnose_variations(
     *,
     classifier: Callable[[Tensor], Tensor] | None = None,
     source: Source | None = None,
+    scale: float | None = None,
+    n_steps: int | None = None,
+    step_size: float | None = None,
     generator: torch.Generator | None = None,
-    **options: Any,
 ) -> VariationReport:
     """How much the variations that `augment` would draw differ, beside real images of one label; and whether a classifier still
     sees the label.
 
     Args:
-        model, x, source, generator: as for `augment`.
-        labels: [m], integers.
+        model, x, source, scale, n_steps, step_size, generator: as for `augment`.
+        labels: [m], integers; with a classifier its classes, from 0.
         n: variations of each image, at least 2.
         classifier: images as x -> scores [., classes]; one that was trained on real images. In eval mode, if it has one.
-        options: `scale`, `n_steps`, `step_size` of `augment`.
 
     Raises:
-        TypeError, ValueError: as for `augment`; n < 2; labels are no integers [m]; no two images have the same label.
+        TypeError, ValueError: as for `augment`; n < 2; labels are no integers [m]; no two images have the same label; or the
+            classifier's scores are of another form, fewer than the labels, or not numbers.
 
     Example:
         >>> from lae_fast import models
@@ -182,16 +184,26 @@ def diagnose_variations(
     of_labels = [those for label in labels.unique() if len(those := flat[labels == label]) > 1]
     if not of_labels:
         raise ValueError(f"no two of {len(x)} images have the same label; expected some, to compare with")
-    draws, acceptance = _variations(model, x, labels, n, source=source, generator=generator, **options)
+    options: dict[str, Any] = dict(source=source, scale=scale, n_steps=n_steps, step_size=step_size)
+    draws, acceptance = _variations(model, x, labels, n, generator=generator, **options)
     variances = [len(those) * those.var(0).mean() for those in of_labels]
     n_compared = sum(map(len, of_labels))
     agreement = None
     if classifier is not None:
         with isolated(classifier):
             scores = classifier(_as_images(draws, x))
+        least, most = (int(v) for v in labels.aminmax())
+        expected = (
+            f"expected scores [{n * len(x)}, classes], with classes >= {max(most + 1, 2)} for these labels"
+        )
         if not isinstance(scores, Tensor) or scores.dim() != 2 or len(scores) != n * len(x):
-            expected = f"expected scores [{n * len(x)}, classes] for as many images"
             raise TypeError(f"classifier returned {checks.describe(scores)}; {expected}")
+        if least < 0 or scores.shape[1] <= max(most, 1):
+            raise ValueError(
+                f"labels are from {least} to {most}, and the classifier returned {checks.describe(scores)}; {expected}"
+            )
+        if scores.isnan().any():
+            raise ValueError("the classifier returned scores that are no numbers (NaN); expected numbers")
         agreement = (scores.argmax(1) == labels.repeat(n)).double().mean()
     return VariationReport(
         draws.var(0).mean().sqrt(), (torch.stack(variances).sum() / n_compared).sqrt(), agreement, acceptance

@@ -642,7 +642,6 @@ def _():
         images=("image ",),
         test=("image", "labels"),  # one of them is of another number
         test_labels=("labels", "whole numbers"),
-        binarization=("binarize",),
     ),
 )
 def _():
@@ -661,6 +660,6 @@ def _():
     return data.pixels, dict(images=unit(4, 6))
 
 
-@entry("data.load", says=dict(root=("path",), name=("dataset",), binarization=("binarize",)))
+@entry("data.load", says=dict(root=("path",)))
 def _():
     return data.load, dict(name="digits", root="nowhere", validation=3, binarization="fixed")

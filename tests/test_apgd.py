@@ -13,7 +13,7 @@ from test_attacks import WIDE, M, digit_classifier, fooled, images, is_no_worse,
 from torch import nn
 
 from lae_fast.attacks import apgd, pgd, robustness
-from lae_fast.attacks.automatic import checkpoints
+from lae_fast.attacks.automatic import checkpoints, likely
 from lae_fast.attacks.losses import LOSSES, WANTED, ratio_towards
 
 
@@ -218,6 +218,14 @@ def test_targeted_dlr_fools_whom_a_linear_classifier_lets_it(norm, eps, dual):
     assert not is_fooled[worst > 0].any()
     one = fooled(model, apgd(model, x, labels, n_restarts=1, **options), labels)
     assert one.sum() < is_fooled.sum()  # some fall to a class that is not the likeliest
+
+
+def test_the_wrong_classes_by_their_rank():
+    """Also where one has no probability at all."""
+    z = torch.tensor([[3.0, 2, 1, 0.5, -torch.inf], [0, 5, 5, 1, 2]])
+    labels = torch.tensor([0, 2])
+    ranked = torch.stack([likely(z, labels, rank) for rank in range(5)], 1)
+    assert ranked.tolist() == [[1, 2, 3, 4, 1], [1, 4, 3, 0, 1]]
 
 
 # --- Losses ---

@@ -200,7 +200,7 @@ def test_a_diagnosis_by_hand():
         4000,
         source="isotropic",
         scale=0.2,
-        classifier=lambda x: torch.stack((torch.zeros(len(x)), torch.ones(len(x))), 1),
+        classifier=lambda x: torch.tensor([0.0, 1.0, -torch.inf]).expand(len(x), 3),
         generator=seeded(),
     )
     assert report.diversity == pytest.approx(0.2, rel=0.01)  # of 192,000 numbers: six deviations
@@ -243,6 +243,30 @@ def test_a_diagnosis_shows_a_classifier_images_as_augment_makes_them():
     diagnose_variations(model, x, torch.arange(6) % 2, 3, classifier=classifier, generator=seeded())
     drawn, _ = augment(model, x, torch.arange(6) % 2, 3, generator=seeded())
     assert torch.equal(seen[0], drawn[6:])
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels", "message"),
+    [
+        (
+            torch.zeros(1),
+            torch.arange(6) % 2,
+            r"labels are from 0 to 1, and .* \[24, 1\] .*with classes >= 2",
+        ),
+        (
+            torch.zeros(1),
+            torch.zeros(6).long(),
+            r"labels are from 0 to 0, and .* \[24, 1\] .*with classes >= 2",
+        ),
+        (torch.zeros(4), 1 + torch.arange(6) % 4, r"labels are from 1 to 4, and .* \[24, 4\] .*classes >= 5"),
+        (torch.zeros(4), -(torch.arange(6) % 4), r"labels are from -3 to 0, and"),
+        (torch.tensor([0.0, torch.nan]), torch.arange(6) % 2, "scores that are no numbers"),
+    ],
+)
+def test_scores_that_say_nothing_of_the_labels_are_refused(scores, labels, message):
+    options = dict(classifier=lambda x: scores.expand(len(x), -1), generator=seeded())
+    with pytest.raises(ValueError, match=message):
+        diagnose_variations(make(LAE), images(), labels, 4, **options)
 
 
 def test_labels_are_looked_at_before_anything_is_drawn():

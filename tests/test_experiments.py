@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from lae_fast import data, provenance
+from lae_fast import checkpoint, data, provenance
 from lae_fast.evaluation import evaluate
 from lae_fast.experiments import __main__ as cli
 from lae_fast.experiments import (
@@ -370,6 +370,26 @@ def test_more_seeds_are_more_rows_in_the_csv(experiments):
     _, text, rows = experiments("table7", "--seeds", "2")
     assert {r["seed"] for r in rows if r["table"] == "table7"} == {"0", "1", "published"}
     assert re.search(r"none, N = 0 \| measured \| [\d.]+ ± [\d.]+ \|", text)
+
+
+def test_fewer_seeds_make_less_and_take_nothing_out_of_the_document(experiments, monkeypatch, tmp_path):
+    monkeypatch.setitem(presets.PRESETS, "quick", dataclasses.replace(TINY, n_seeds=2))
+    experiments("table7")
+    fresh = tmp_path / "fresh"
+    code, text, rows = experiments("table7", "--seeds", "1", folder=fresh)
+    assert code == 0
+    assert {r["seed"] for r in rows if r["table"] == "table7"} == {"0", "1", "published"}
+    assert re.search(r"none, N = 0 \| measured \| [\d.]+ ± [\d.]+ \|", text)
+    made = [checkpoint.load_weights(p)[1]["recipe"]["seed"] for p in fresh.glob("TrainedClassifier-*")]
+    assert set(made) == {0}
+    assert len(made) > 2
+
+
+def test_fewer_seeds_of_likelihoods_need_a_folder_of_their_own(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "QUICK", dataclasses.replace(cli.QUICK, n_seeds=2))
+    arguments = ["likelihood", "--preset", "quick", "--dataset", "digits", "--seeds", "1"]
+    assert cli.main(arguments) == 2
+    assert "--seeds is 1, and runs/quick has documents of 2; expected an --output" in capsys.readouterr().err
 
 
 RECIPES = [

@@ -48,6 +48,18 @@ def test_every_file_belongs_to_a_room():
     assert {room_of(module) for module in MODULES} | {"lae_fast"} == set(FLOOR_OF)
 
 
+def test_every_file_is_on_the_page_of_the_house():
+    words = set(re.findall(r"`([\w.]+)", (ROOT / "CONTRIBUTING.md").read_text()))
+    files = [
+        p
+        for p in (*PACKAGE.rglob("*"), *ROOT.glob("csrc/**/*.h"))
+        if p.suffix in (".py", ".js", ".css", ".html", ".h")
+    ]
+    named = (p for p in files if p.name[:2] == "__" or {p.stem, p.name} & words or p.name.endswith("_ops.h"))
+    missing = sorted(str(p.relative_to(ROOT)) for p in set(files) - set(named))
+    assert not missing, f"CONTRIBUTING.md does not say what these are: {missing}"
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_no_arrow_leads_up_or_sideways(module):
     room = room_of(module)

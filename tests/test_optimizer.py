@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lae_fast import ops, training
+from lae_fast import models, ops, training
 from lae_fast.training import optimizer as optimizer_module
 from lae_fast.training.optimizer import Adam
 
@@ -182,6 +182,14 @@ def test_autograd_and_copies(device):
 
 def test_a_cpu_has_pytorch_s_own():
     assert type(training.adam(nn.Linear(2, 1), 1e-3)) is torch.optim.Adam
+
+
+@pytest.mark.parametrize(("decisions", "beta1"), [("datapoint", 0.9), ("joint", 0.5)])
+def test_adam_has_the_momentum_of_its_model(decisions, beta1):
+    model = models.build(models.Architecture("lae", nx=4, nz=2, nh=4, depth=1), decisions=decisions)
+    assert training.adam(model, 1e-3).param_groups[0]["betas"] == (beta1, 0.999)
+    assert training.adam(model, 1e-3, 0.7).param_groups[0]["betas"] == (0.7, 0.999)
+    assert training.adam(model.decoder, 1e-3).param_groups[0]["betas"] == (0.9, 0.999)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

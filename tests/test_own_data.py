@@ -202,8 +202,8 @@ def test_fingerprints_of_old_runs_stay_what_they_were():
         (lambda: data.from_images(GREY, test_labels=[1]), "test_labels are given without test images"),
         (lambda: data.from_images(GREY, test=RGB), r"training images are uint8 \[40, 1, 5, 4\] on cpu, others are uint8 \[40, 3, 5, 4\]"),
         (lambda: data.from_images(GREY, validation=30), "validation is 30; expected 0 to 29 for images"),
-        (lambda: data.from_images(RGB, binarization="fixed"), "binarize is fixed, and images have 3 channels; expected grey"),
-        (lambda: data.from_images(GREY * 2.0, binarization="dynamic"), r"binarize is dynamic, and images have values from 0 to 510"),
+        (lambda: data.from_images(RGB, binarization="fixed"), "binarization is fixed, and images have 3 channels; expected grey"),
+        (lambda: data.from_images(GREY * 2.0, binarization="dynamic"), r"binarization is dynamic, and images have values from 0 to 510"),
     ],
 )  # fmt: skip
 def test_bad_images_are_named(call, message):

@@ -46,7 +46,7 @@ def test_the_readme_is_a_shop_window():
 )
 def test_links_and_pictures_are_there(page):
     text = (ROOT / page).read_text()
-    targets = re.findall(r"\]\(([^)#]+)\)", text) + re.findall(r'src="([^"]+)"', text)
+    targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text) + re.findall(r'src="([^"]+)"', text)
     for target in targets:
         assert target.startswith("http") or ((ROOT / page).parent / target).exists(), target
 

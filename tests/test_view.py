@@ -386,6 +386,40 @@ def test_a_page_of_few_images(tmp_path):
         page.write(tmp_path, model, Split(torch.rand(0, 12), None))
 
 
+@pytest.mark.parametrize(
+    ("labels", "error", "message"),
+    [
+        ([0, 1, 2, 3], TypeError, r"test.labels are .*list.*; expected .*int64 \[4\]"),
+        (torch.arange(2), ValueError, r"test.labels are int64 \[2\].*; expected .*\[4\]"),
+        (torch.zeros(4, 3, dtype=torch.int64), ValueError, r"test.labels are int64 \[4, 3\]"),
+        (torch.rand(4), ValueError, r"test.labels are float32 \[4\]"),
+    ],
+)
+def test_labels_of_another_form_are_named(labels, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        page.write(
+            tmp_path, own_model(nn.Linear(3, 12), Bernoulli(), (12,)), Split(torch.rand(4, 12), labels)
+        )
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["decoder.weight", "head.bias"])
+def test_a_model_that_is_not_finite_has_no_page(name, tmp_path):
+    model = own_model(nn.Linear(3, 12), Bernoulli(), (12,))
+    model.get_parameter(name).data.view(-1)[0] = torch.nan
+    with pytest.raises(ValueError, match="the model's weights or its chain's state are not finite"):
+        page.write(tmp_path, model, torch.rand(4, 12))
+
+
+def test_the_picture_of_all_originals_is_no_higher_than_browsers_draw(tmp_path):
+    model = own_model(nn.Linear(3, 400), Bernoulli(), (1, 200, 2))
+    page.write(tmp_path, model, torch.rand(400, 1, 200, 2))
+    data = read(tmp_path)[1]
+    assert len(data["codes"]) == 150
+    header = base64.b64decode(data["originals"].split(",")[1])[:24]
+    assert int.from_bytes(header[20:24], "big") == 30_000
+
+
 def test_a_page_is_written_of_plain_images_into_a_folder_by_name(tmp_path):
     model, images = own_model(nn.Linear(3, 12), Bernoulli(), (12,)), torch.rand(4, 12)
     expected = page.write(tmp_path, model, Split(images)).read_text()
@@ -597,6 +631,7 @@ def test_the_keyboard_alone_reaches_everything(opened):
     tab.locator("#plane").focus()
     tab.keyboard.press("ArrowRight")
     settle(tab)
+    assert tab.get_attribute("#between", "aria-valuetext") == "not on the way from A to B"
     first = tab.evaluate("state.code")
     tab.keyboard.press("a")
     tab.keyboard.press("ArrowDown")
@@ -612,6 +647,47 @@ def test_the_keyboard_alone_reaches_everything(opened):
         stops.add(tab.evaluate("document.activeElement.id || document.activeElement.tagName"))
     wanted = {"samples", "again", "reconstructions", "across", "up", "plane", "INPUT", "random", "origin"}
     assert wanted | {"between", "mark-a", "mark-b", "SUMMARY"} <= stops
+
+
+@pytest.mark.slow
+def test_the_first_click_on_a_picture_chooses_it(opened):
+    """The grid has no focus yet, its first row is above the window, and nothing may move under the pointer."""
+    tab = opened(width=1000, height=500)
+    tab.evaluate("scrollTo(0, byId('samples').children[8].getBoundingClientRect().top + scrollY)")
+    box = tab.locator("#samples > *").nth(20).bounding_box()
+    tab.mouse.move(box["x"] + 3, box["y"] + 3)
+    before = tab.evaluate("scrollY")
+    tab.mouse.down()
+    tab.wait_for_timeout(50)
+    assert tab.evaluate("scrollY") == before > 0
+    tab.mouse.up()
+    settle(tab)
+    assert tab.evaluate("state.z") == tab.evaluate("page.samples[20]")
+    tab.keyboard.press("ArrowRight")
+    tab.keyboard.press("Enter")
+    settle(tab)
+    assert tab.evaluate("state.z") == tab.evaluate("page.samples[21]")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(1, 200, 2), (1, 2, 200)])
+def test_long_thin_images_stay_on_the_screen(shape, opened, tmp_path):
+    model = own_model(nn.Linear(3, 400), Bernoulli(), shape)
+    page.write(tmp_path, model, torch.rand(40, *shape))
+    tab = opened(tmp_path)
+    for place, least in (("#picture", 30), ("#samples img", 7), ("#strip canvas", 7)):
+        box = tab.locator(place).first.bounding_box()
+        assert least < box["height"] < 600
+
+
+@pytest.mark.slow
+def test_without_javascript_no_control_is_shown(browser, run):
+    tab = browser.new_page(java_script_enabled=False)
+    tab.goto((run / "view.html").as_uri())
+    assert not any(control.is_visible() for control in tab.locator("button, select, input, svg").all())
+    assert tab.locator("noscript p").is_visible()
+    assert tab.locator("#samples img").first.is_visible()
+    tab.close()
 
 
 @pytest.mark.slow

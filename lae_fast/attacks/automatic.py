@@ -119,8 +119,9 @@ def apgd(
 
 def likely(z: Tensor, labels: Tensor, rank: int) -> Tensor:
     """The wrong class of the given rank, 0 the likeliest, by logits z [R, classes]: [R]; it begins anew after the last."""
-    wrong = z.scatter(1, labels[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)
-    return wrong[:, rank % (z.shape[1] - 1)]
+    order = z.argsort(dim=1, descending=True, stable=True)
+    wrong = order[order != labels[:, None]].view(len(z), -1)  # [R, classes - 1]
+    return wrong[:, rank % wrong.shape[1]]
 
 
 def _ascend(victim: Victim, region: Region, start: Tensor, labels: Tensor, n_steps: int) -> View:

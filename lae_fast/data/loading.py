@@ -57,10 +57,10 @@ def load(
     if isinstance(name, Path) or (
         isinstance(name, str) and name not in ("auto", *DATASETS) and os.path.exists(os.path.expanduser(name))
     ):
-        path = checks.path("dataset", name).absolute()
+        path = checks.path("name", name).absolute()
         return _dataset(path.name, files.read(path), validation, binarization)
     try:
-        checks.choice("dataset", name, ("auto", *DATASETS))
+        checks.choice("name", name, ("auto", *DATASETS))
     except ValueError as error:
         raise ValueError(f"{error}, or the path of a folder or file of images") from None
     chosen = "mnist" if name == "auto" else name
@@ -117,7 +117,7 @@ def from_images(
 
 
 def _check(validation: int | None, binarization: str) -> None:
-    checks.choice("binarize", binarization, BINARIZATIONS)
+    checks.choice("binarization", binarization, BINARIZATIONS)
     if validation is not None:
         checks.count("validation", validation, least=0)
 
@@ -142,11 +142,11 @@ def _binary(split: Split, binarization: str, generator: torch.Generator) -> Spli
     images = split.images
     if images.shape[1] != 1:
         raise ValueError(
-            f"binarize is {binarization}, and images have {images.shape[1]} channels; expected grey ones, or none"
+            f"binarization is {binarization}, and images have {images.shape[1]} channels; expected grey ones, or none"
         )
     if images.is_floating_point() and len(images) and not (images.min() >= 0 and images.max() <= 1):
         raise ValueError(
-            f"binarize is {binarization}, and images have values from {images.min():g} to {images.max():g}; expected all in "
+            f"binarization is {binarization}, and images have values from {images.min():g} to {images.max():g}; expected all in "
             "[0, 1], or none"
         )
     return split._replace(images=binarize(images, generator))

@@ -110,7 +110,7 @@ def importance_bound(
         log (1/K) sum_k p(x, z_k) / q(z_k|x),   z_k ~ q(z|x),   K = n_draws
 
     with the model's own q, as in `evaluate`; K = 1 is the ELBO. K does not change the memory: `rows` images x draws are
-    computed at a time.
+    computed at a time, which draws follow from the seed depends on it.
 
     Args:
         images: [N, *shape] or [N, nx], float in [0, 1] or uint8 in 0..255.

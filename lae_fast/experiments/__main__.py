@@ -56,10 +56,10 @@ class Options:
     beyond-adversarial. Or likelihood, and perhaps which of its parts, binary, grey and paper: which model finds test images more likely, on
     level ground; each part has a document of its own."""
     preset: Literal["quick", "cpu", "report"] = "cpu"
-    """quick: a small subset, some minutes, to see that everything works. cpu: what two cores do in a night, about eight hours. report: the
-    report's own setting, up to 1,000 epochs: for a GPU."""
+    """quick: a small subset, some minutes, to see that everything works. cpu: what two cores do in a night, ten hours and more. report: the
+    report's own setting, up to 1,000 epochs: for a GPU, or table by table."""
     seeds: int | None = None
-    """Seeds of every row; default: the preset's."""
+    """Seeds of every row that is made; default: the preset's. The document shows what the record has of others, too."""
     output: Path | None = None
     """Folder of report.md, report.csv and the figures; default results, with quick runs/quick, with report results/full. What its
     report.jsonl (of likelihood: likelihood.jsonl) has from earlier runs stays in the document, with its commit, until it is measured anew."""
@@ -102,11 +102,14 @@ class Options:
         """The parts of the study of likelihoods that are asked for."""
         return self.artefacts[1:] or PARTS
 
-    def design(self) -> Design:
+    def designs(self) -> tuple[Design, Design]:
+        """That of what is to be made, and that of the document, which has as many seeds as the preset at least."""
         preset: Preset = PRESETS[self.preset]
-        if self.seeds is not None:
-            preset = dataclasses.replace(preset, n_seeds=self.seeds)
-        return Design(preset)
+        n_seeds = self.seeds or preset.n_seeds
+        made, shown = (
+            dataclasses.replace(preset, n_seeds=n) for n in (n_seeds, max(n_seeds, preset.n_seeds))
+        )
+        return Design(made), Design(shown)
 
     def folder(self) -> Path:
         return self.output or Path(FOLDERS[self.preset])
@@ -143,9 +146,9 @@ class Experiments:
             )
         for folder in (self.folder, options.cache):
             sweep(folder, age=3600.0)  # what killed runs have left; others may write there now
-        self.design = options.design()
-        self.tables, self.figures = tables(self.design), figures(self.design)
-        self.claims, self.questions = claims(self.design), questions(self.design)
+        self.design, shown = options.designs()
+        self.tables, self.claims, self.questions = tables(shown), claims(shown), questions(shown)
+        self.figures = figures(self.design)
         self.failed: dict[Recipe, str] = {}
         self._known: dict[Recipe, dict[str, float]] = {}
         self._recorded: dict[Recipe, Measured | None] = {}
@@ -194,7 +197,7 @@ class Experiments:
 
     def _asked(self, name: str) -> list[Recipe]:
         """The recipes of one table, figure or sketch."""
-        found = self.tables.get(name) or self.figures.get(name)
+        found = tables(self.design).get(name) or self.figures.get(name)
         return list(found.recipes()) if found else []
 
     def _to_make(
@@ -221,7 +224,7 @@ class Experiments:
             name: self._to_make(self._asked(name), left_out, weights=name in self.figures) for name in names
         }
         if "all" in self.options.artefacts:
-            judged = [r for claim in self.claims for r in claim.recipes()]
+            judged = [r for claim in claims(self.design) for r in claim.recipes()]
             parts["claims"] = self._to_make(judged, left_out)
         todo = [r for r in ordered(r for part in parts.values() for r in part) if not self.lab.has(r)]
         say(f"data      {self.lab.source}")
@@ -244,6 +247,11 @@ class Experiments:
         """Make a part of the study of likelihoods, whose choices decide what comes next; the exit code."""
         study = QUICK if self.options.preset == "quick" else Study()
         if self.options.seeds is not None:
+            if self.options.seeds < study.n_seeds and not self.options.output:
+                raise ValueError(
+                    f"--seeds is {self.options.seeds}, and {self.folder} has documents of {study.n_seeds}; expected an --output of "
+                    "its own for fewer"
+                )
             study = dataclasses.replace(study, n_seeds=self.options.seeds)
         likelihood = Likelihood(study, lambda r: DIVERGED if r in self.failed else self.metrics(r))
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -338,7 +346,7 @@ class Experiments:
         ]
 
     def _write(self) -> None:
-        shown = [r for name in (*self.tables, *self.figures) for r in self._asked(name)]
+        shown = [r for part in (*self.tables.values(), *self.figures.values()) for r in part.recipes()]
         judged = [r for c in (*self.claims, *self.questions) for r in c.recipes()]
         facts = self._facts(ordered([*shown, *judged]))
         captions = {name: title for name, (title, _) in SKETCHES.items()}

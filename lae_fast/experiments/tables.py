@@ -217,7 +217,7 @@ def _few_labels(design: Design) -> Table:
         (Column("loss", "loss", 3), Column("accuracy, %", "accuracy", 2, 100)),
         tuple(rows),
         "{few_label_updates} minibatches of at most 128 labelled images, Adam 1e-3, test images. The models that the variations come "
-        f"from have seen all training images, without labels. {KINDS_NOTE} M2, of Kingma et al. (2014), is a VAE whose decoder gets the label, too, and knows the few labels: "
+        f"from have seen all training images, all but M2 without labels. {KINDS_NOTE} M2, of Kingma et al. (2014), is a VAE whose decoder gets the label, too; it is trained with the labels that are left: "
         "new codes are z ~ N(0, I), and found images those of which its q(y|x) is surest.",
     )
 

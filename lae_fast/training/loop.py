@@ -91,7 +91,7 @@ def fit(
     x = _images(model, images)
     if len(x) < batch_size:
         raise ValueError(f"batch_size is {batch_size}; expected at most {len(x)}, the number of images")
-    if not _is_finite(model):
+    if not is_finite(model):
         raise ValueError("the model's weights or its chain's state are not finite; expected finite ones")
     modes, n_batches, losses = {m: m.training for m in model.modules()}, len(x) // batch_size, list[float]()
     with torch.inference_mode(False):  # which could not be trained afterwards
@@ -117,7 +117,7 @@ def fit(
                         total += step(index)
                         shown.update()
                     loss = total.item() / n_batches
-                    if not math.isfinite(loss) or not _is_finite(model):
+                    if not math.isfinite(loss) or not is_finite(model):
                         model.load_state_dict(good)
                         raise TrainingError(
                             f"epoch {epoch + 1}: the loss or a weight is not finite; the model has the weights from before it; "
@@ -139,7 +139,7 @@ def _is_true(answer: object) -> bool:
     return isinstance(answer, (bool, np.bool_, Tensor)) and bool(answer)
 
 
-def _is_finite(model: Autoencoder) -> bool:
+def is_finite(model: Autoencoder) -> bool:
     """Whether all weights and the chain's state are; the logarithm of a step size may be -inf, and buffers of networks may be
     masks of it."""
     own = {name: t for name, t in model.state_dict().items() if "." not in name}

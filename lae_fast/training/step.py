@@ -21,9 +21,12 @@ def keep_freed_memory() -> None:
     torch.empty(30 * 2**20, dtype=torch.uint8)
 
 
-def adam(model: nn.Module, lr: float, beta1: float = 0.9) -> torch.optim.Adam:
+def adam(model: nn.Module, lr: float, beta1: float | None = None) -> torch.optim.Adam:
     """Fused Adam over the model's parameters. On a GPU it takes two launches, and a graph can capture it: its learning rate is on
     the device. State and options are those of `torch.optim.Adam`, and either loads what the other one saved.
+
+    Args:
+        beta1: the momentum; None: that of the model, `model.beta1`, 0.5 of an LAE with joint decisions, and 0.9 of what has none.
 
     Example:
         >>> from lae_fast import training
@@ -33,6 +36,7 @@ def adam(model: nn.Module, lr: float, beta1: float = 0.9) -> torch.optim.Adam:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {checks.describe(model)}; expected an nn.Module")
+    beta1 = getattr(model, "beta1", 0.9) if beta1 is None else beta1
     lr, beta1 = checks.number("lr", lr, least=0), checks.number("beta1", beta1, least=0, below=1)
     device, betas = _device(model), (beta1, 0.999)
     if device.type == "cuda":

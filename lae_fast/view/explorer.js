@@ -16,7 +16,7 @@ const mix = (a, b, t) => a.map((v, i) => v + t * (b[i] - v));
 const normal = () => Math.sqrt(-2 * Math.log(1 - Math.random())) * Math.cos(2 * Math.PI * Math.random());
 const draw = () => Array.from({ length: nz }, normal);
 
-/** What is shown: z; the test image whose code z is, or null; the ends of the interpolation, and where z is between them. */
+/** What is shown: z; the test image whose code z is, or null; the ends of the interpolation, and where z is between them, or null. */
 const state = { z: page.codes[0], code: 0, a: 0, b: 0, t: 0, axes: [0, Math.min(1, nz - 1)] };
 state.b = Math.max(1, page.labels ? page.labels.findIndex((label) => label !== page.labels[0]) : 1) % page.codes.length;
 const axes = page.axes.map((axis) => ({ ...axis, name: axisName(axis.name) }));
@@ -64,21 +64,22 @@ function choosable(grid, names, choose) {
     items[current].classList.remove("current");
     items[(current = i)].classList.add("current");
     grid.setAttribute("aria-activedescendant", items[i].id);
-    items[i].scrollIntoView({ block: "nearest" });
   };
+  const move = (i) => (point(i), items[i].scrollIntoView({ block: "nearest" }));
   grid.setAttribute("role", "listbox");
   grid.tabIndex = 0;
   items.forEach((item, i) => {
     item.id = `${grid.id}-${i}`;
     item.setAttribute("role", "option");
     item.setAttribute("aria-label", names(i));
+    item.onpointerdown = () => point(i); // before the grid gets the focus
     item.onclick = () => choose(i);
   });
-  grid.onfocus = () => point(current);
+  grid.onfocus = () => (grid.matches(":focus-visible") ? move : point)(current); // by pointer nothing scrolls away below it
   grid.onkeydown = (event) => {
     const columns = getComputedStyle(grid).gridTemplateColumns.split(" ").length;
     const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[event.key];
-    if (step) point(Math.min(Math.max(current + step, 0), items.length - 1));
+    if (step) move(Math.min(Math.max(current + step, 0), items.length - 1));
     else if (event.key === "Enter" || event.key === " ") choose(current);
     else return;
     event.preventDefault();
@@ -213,12 +214,12 @@ function mark(end) {
 
 /** z on the way from A to B. */
 function between(t) {
-  state.t = t;
   show(mix(page.codes[state.a], page.codes[state.b], t), t === 0 ? state.a : t === 1 ? state.b : null);
+  state.t = t;
 }
 
 function show(z, code = null) {
-  Object.assign(state, { z, code });
+  Object.assign(state, { z, code, t: null });
   refresh();
 }
 
@@ -248,8 +249,9 @@ function render() {
     label.querySelector("input").value = state.z[i];
     label.querySelector("output").textContent = state.z[i].toFixed(2);
   });
-  byId("between").value = state.t;
-  byId("between").setAttribute("aria-valuetext", `${Math.round(100 * state.t)} % from A to B`);
+  const way = state.t === null ? "not on the way from A to B" : `${Math.round(100 * state.t)} % from A to B`;
+  byId("between").value = state.t ?? 0;
+  byId("between").setAttribute("aria-valuetext", way);
   const [a, b] = [page.codes[state.a], page.codes[state.b]];
   ends.forEach((group, i) => group.setAttribute("transform", `translate(${at([a, b][i])})`));
   ["x1", "y1"].forEach((name, i) => path.setAttribute(name, at(a)[i]));

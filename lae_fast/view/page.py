@@ -16,6 +16,7 @@ from lae_fast import checkpoint, checks
 from lae_fast.data import Split
 from lae_fast.models.autoencoder import Autoencoder, asks
 from lae_fast.training import run_folder, runlog
+from lae_fast.training.loop import is_finite
 from lae_fast.view import records
 from lae_fast.view.network import CannotRun, network
 from lae_fast.view.pixels import Pixels, data_uri
@@ -26,6 +27,8 @@ NAME = "view.html"
 N_SAMPLES, N_PAIRS = 64, 40
 MOST_CODES = 500  # in the plane
 BYTES_OF_ORIGINALS = 600_000  # of their test images, before compression
+MOST_ROWS = 30_000  # of the picture that they make, one below the other: browsers draw no higher one
+WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def write(
@@ -50,7 +53,8 @@ def write(
 
     Raises:
         TypeError: an argument is of another kind.
-        ValueError: test holds no images of a form that can be shown.
+        ValueError: test holds no images of a form that can be shown, or not one label for each of them; or the model's weights are
+            not finite.
         CheckpointError: the run's records are damaged, or the table has no row of its weights of today, or several.
         OSError: the page cannot be written.
 
@@ -78,6 +82,10 @@ def write(
         )
     if not len(images):
         raise ValueError("test holds no images; expected at least 1")
+    if test.labels is not None:
+        checks.tensor("test.labels", test.labels, str(len(images)), dtypes=WHOLE)
+    if not is_finite(model):
+        raise ValueError("the model's weights or its chain's state are not finite; expected finite ones")
     record: dict[str, Any] = {"options": {}}
     lines: records.Lines = []
     values: dict[str, Any] = {}
@@ -94,7 +102,8 @@ def write(
         values |= records.row_of(folder, table, expected)
     pixels = Pixels.of(test.images, model.shape)
     z, samples = _samples(model)
-    n = max(N_PAIRS, min(MOST_CODES, BYTES_OF_ORIGINALS // pixels.pictures(test.images[:1]).numel()))
+    _, channels, height, width = pixels.pictures(test.images[:1]).shape
+    n = max(N_PAIRS, min(MOST_CODES, BYTES_OF_ORIGINALS // (channels * height * width), MOST_ROWS // height))
     originals, labels = pixels.pictures(test.images[:n]), test.labels
     codes, reconstructions = _codes(model, test.images[:n])
     try:
