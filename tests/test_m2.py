@@ -179,8 +179,8 @@ def test_the_bound_of_validation_is_that_of_unlabelled_images(model):
     assert m2._bound(model, images) == pytest.approx(expected)
 
 
-def test_labels_count_as_published(model, monkeypatch):
-    """J of Kingma et al. (2014), per image of n: the labelled bounds, and 0.1 n times the classification losses."""
+def test_labels_count_as_said():
+    """The labelled bounds, and 0.1 n times each classification loss, per image of n."""
     labelled = Labelled(torch.zeros(30, 784, dtype=torch.uint8), torch.full((30,), 4))
     model = M2(784, 1, 8)
     model.negative_elbo = lambda x, y: torch.full(y.shape, 500.0)

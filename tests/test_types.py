@@ -28,7 +28,7 @@ def test_the_script_runs():
     "checker", [["mypy", "--strict", "--follow-imports=silent"], ["pyright"]], ids=" ".join
 )
 def test_a_type_checker_finds_nothing_in_it(checker, tmp_path):
-    """`.ci/run` installs them."""
+    """`.ci/run` installs mypy; pyright is asked where somebody has installed it."""
     pytest.importorskip(checker[0])
     command = [sys.executable, "-m", *checker, str(SCRIPT)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)

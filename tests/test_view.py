@@ -16,7 +16,7 @@ from commands import SMALL_RUN
 from PIL import Image
 from torch import nn
 
-from lae_fast import VAE, models, train, view
+from lae_fast import VAE, data, models, train, view
 from lae_fast.data import Split
 from lae_fast.models.likelihood import Bernoulli, DiscretizedLogistic, Gaussian, Likelihood
 from lae_fast.view import page, records
@@ -424,6 +424,11 @@ def test_a_page_is_written_of_plain_images_into_a_folder_by_name(tmp_path):
     model, images = own_model(nn.Linear(3, 12), Bernoulli(), (12,)), torch.rand(4, 12)
     expected = page.write(tmp_path, model, Split(images)).read_text()
     assert page.write(str(tmp_path), model, images).read_text() == expected
+    parts = Split(images), Split(images), Split(images[:2], torch.tensor([3, 0]))
+    own = data.Dataset("own", "", *parts, classes=("w", "x", "y", "z"))
+    path = page.write(tmp_path / "a" / "new", model, own)
+    known = read(path.parent)[1]
+    assert (known["labels"], known["classes"]) == ([3, 0], ["w", "x", "y", "z"])
     with pytest.raises(TypeError, match=r"test is float64 \[4, 12\] \(ndarray\); expected a tensor"):
         page.write(tmp_path, model, images.double().numpy())
 

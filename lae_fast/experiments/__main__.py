@@ -346,7 +346,8 @@ class Experiments:
         ]
 
     def _write(self) -> None:
-        shown = [r for part in (*self.tables.values(), *self.figures.values()) for r in part.recipes()]
+        shown = [r for table in self.tables.values() for r in table.recipes()]
+        shown += [r for figure in self.figures.values() for r in figure.recipes()]
         judged = [r for c in (*self.claims, *self.questions) for r in c.recipes()]
         facts = self._facts(ordered([*shown, *judged]))
         captions = {name: title for name, (title, _) in SKETCHES.items()}

@@ -20,7 +20,9 @@ from lae_fast.models.nets import mlp
 from lae_fast.training import adam, keep_freed_memory
 
 N_LABELLED = 64  # labelled images of each step
-ALPHA = 0.1  # weight of the classification loss of a labelled image, in images
+# The weight of each labelled image's classification loss, in images, so that more labels weigh more; equation 9 of the paper has that of
+# their mean. Five times as much was no better: 95.2 against 95.3 % of validation images, with ten labels a class of another seed.
+ALPHA = 0.1
 
 
 class M2(nn.Module):
@@ -72,8 +74,8 @@ class TrainedM2(Recipe):
     """M2, trained on all images and the labels of a few, which are those that a classifier of this seed sees.
 
     A sum over images: the bound of each, that with its label of each labelled one, and ALPHA times the number of images times
-    the classification loss of each labelled one, shifted, turned and resized a little. The weights are the best by the bound
-    of validation images, whose labels are not read.
+    the classification loss of each labelled one, shifted, turned and resized a little: more than in the paper. The weights are
+    the best by the bound of validation images, whose labels are not read.
 
     Args:
         per_class: how many images of each class have a label.

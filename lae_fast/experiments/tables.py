@@ -217,7 +217,7 @@ def _few_labels(design: Design) -> Table:
         (Column("loss", "loss", 3), Column("accuracy, %", "accuracy", 2, 100)),
         tuple(rows),
         "{few_label_updates} minibatches of at most 128 labelled images, Adam 1e-3, test images. The models that the variations come "
-        f"from have seen all training images, all but M2 without labels. {KINDS_NOTE} M2, of Kingma et al. (2014), is a VAE whose decoder gets the label, too; it is trained with the labels that are left: "
+        f"from have seen all training images, all but M2 without labels. {KINDS_NOTE} M2, of Kingma et al. (2014), is a VAE whose decoder gets the label, too; it is trained with the labels that are left, its q(y|x) on affine variations of their images: "
         "new codes are z ~ N(0, I), and found images those of which its q(y|x) is surest.",
     )
 
@@ -238,7 +238,7 @@ def _imbalanced(design: Design) -> Table:
         (Column("accuracy, %", "accuracy", 2, 100), Column("recall of 9, %", "recall_9", 2, 100)),
         tuple(rows),
         "Only every hundredth training image of a 9, which the report finds hard to tell from a 4, is left; Adam 1e-3, test images. The "
-        f"models that the variations come from have seen all training images, without labels. {KINDS_NOTE}",
+        f"models that the variations come from have seen all training images, without labels: each image without a label is a 9. {KINDS_NOTE}",
     )
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lae_fast import checkpoint, checks
-from lae_fast.data import Split
+from lae_fast.data import Dataset, Split
 from lae_fast.models.autoencoder import Autoencoder, asks
 from lae_fast.training import run_folder, runlog
 from lae_fast.training.loop import is_finite
@@ -34,19 +34,19 @@ WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 def write(
     folder: str | Path,
     model: Autoencoder,
-    test: Split | Tensor,
+    test: Split | Dataset | Tensor,
     table: str | Path | None = None,
     classes: Sequence[str] | None = None,
 ) -> Path:
     """Write a run's page, `view.html`, into its folder.
 
     Args:
-        folder: a run's folder, with config.json and metrics.jsonl; results.json is shown where it is there and no epoch has been
+        folder: made if it is not there: a run's folder, with config.json and metrics.jsonl; results.json is shown where it is there and no epoch has been
             trained since. Or any other folder, of a model from a loop of your own: its page has no curves and no scores.
         model: the run's model, with the weights to show.
-        test: test images [N, *shape], or a `Split`: images with labels.
+        test: test images [N, *shape]; a `Split`: images with labels; or a `Dataset`, whose test images are shown.
         table: a table that `lae_fast.score --output` wrote; None: one that lies in the folder.
-        classes: names of the labels 0, 1, ..., as `Dataset.classes` holds them; None: labels are shown as numbers.
+        classes: names of the labels 0, 1, ..., as `Dataset.classes` holds them; None: those of the `Dataset`, or labels are shown as numbers.
 
     Returns:
         The page's path.
@@ -73,6 +73,9 @@ def write(
     is_list = isinstance(classes, (list, tuple))
     if not (classes is None or (is_list and all(isinstance(name, str) for name in classes))):
         raise TypeError(f"classes is {checks.describe(classes)}; expected a list of names, or None")
+    if isinstance(test, Dataset):
+        classes = classes or test.classes
+        test = test.test
     if not isinstance(test, Split):
         test = Split(checks.tensor("test", test, dtypes=None))
     images = test.images
@@ -138,6 +141,7 @@ def write(
         "data": json.dumps(data, allow_nan=False).replace("<", "\\u003c"),  # no tag may end it
     }
     text = re.sub(r"\{\{(\w+)\}\}", lambda found: page[found[1]], _template("page.html"))
+    folder.mkdir(parents=True, exist_ok=True)
     checkpoint.write_atomically(folder / NAME, text.encode("utf-8", "backslashreplace"))
     return folder / NAME
 
