@@ -135,7 +135,7 @@ def _dataset(name: str, source: Source, validation: int | None, binarization: st
         drawn = [_binary(split, binarization, generator) for split in splits]
         splits = [splits[0] if binarization == "dynamic" else drawn[0], *drawn[1:]]
     train, rest, test = splits
-    return Dataset(name, source.description, train, rest, test, source.classes)
+    return Dataset(name, source.description, train, rest, test, source.classes, binarization)
 
 
 def _binary(split: Split, binarization: str, generator: torch.Generator) -> Split:

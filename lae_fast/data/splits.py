@@ -81,6 +81,7 @@ class Dataset(NamedTuple):
     validation: Split
     test: Split
     classes: tuple[str, ...] | None = None  # by label, where the classes have names
+    binarization: str = "none"  # dynamic: training images are grey, for `binarize` to draw them at each use
 
     @property
     def shape(self) -> tuple[int, int, int]:
