@@ -236,7 +236,7 @@ def _table(scores: Sequence[Score]) -> bytes:
 
 
 def _score_all(options: Options, processes: Processes) -> int:
-    """Score each run, and name each that cannot be scored; the exit code."""
+    """Score each run, and name each that cannot be scored, or whose score cannot be written; the exit code."""
     device = processes.together(lambda: checks.command_device(processes.device(options.device)))
     if device.type == "cuda" and processes.size > 1:
         torch.cuda.set_device(device)  # NCCL asks for it
@@ -246,12 +246,11 @@ def _score_all(options: Options, processes: Processes) -> int:
     for folder in options.runs:
         try:
             scores.append(score(folder, options, processes))
+            processes.of_first(lambda: _show(scores, options.output))
         except (*ERRORS, ProcessError, SystemExit) as error:
             if isinstance(error, ERRORS):  # and not that of another process, which says it
                 complain(f"error: {error}")
             failures += 1
-            continue
-        processes.of_first(lambda: _show(scores, options.output))
     return 2 if failures else 0
 
 

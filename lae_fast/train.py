@@ -121,6 +121,8 @@ def _print_start(trainer: Trainer, source: str, facts: dict[str, str]) -> None:
             f"note      {config.nh} features for minibatches of {trainer.batch_size}: with fewer features than images the law of"
         )
         say("          joint decisions is close to, but not, the product of the posteriors")
+    if idle := config.without_effect():
+        say(f"note      without effect beside the other options: {', '.join(idle)}")
     if reason := runlog.why_no_board():
         say(f"note      no curves for TensorBoard, {reason}")
     if trainer.resumed_from:
@@ -262,7 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     command = shlex.join([*console.typed("train"), *arguments])
     processes = Processes.started()
-    stays = "what was written stays, and --resume continues from the last checkpoint"
+    stays = "what was written stays, and --resume continues from the last checkpoint if there is one"
 
     def body() -> int:
         with processes.joined(stays):

@@ -109,6 +109,12 @@ def test_options_come_from_a_file_and_flags_win(name, parsed, tmp_path):
     assert found == Config(**(expected | dict(nz=4, spread=True, epochs=2)))
 
 
+@pytest.mark.parametrize("content", ["", "# nz: 16\n", "---\n"])
+def test_a_file_without_options_leaves_the_defaults(content, parsed, tmp_path):
+    (tmp_path / "a.yaml").write_text(content)
+    assert parsed("--config", tmp_path / "a.yaml") == Config()
+
+
 def test_a_run_s_record_is_such_a_file(tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     options = [*SMALL_RUN, "--epochs", "1", "--batch-size", "300", "--n-steps", "1", "--lr", "1e-2"]
@@ -143,7 +149,8 @@ def test_a_record_s_run_is_not_meant_but_its_options(parsed, tmp_path):
         ("x.yaml", "data_dir: ~", "--data-dir is None"),
         ("x.yaml", "nz: 0", "--nz is 0; expected at least 1"),
         ("x.yaml", "[nz, 3]", "it holds ['nz', 3] (list); expected options by name"),
-        ("x.yaml", "", "it holds None"),
+        ("x.json", "", "Expecting value"),
+        ("x.json", "null", "it holds None"),
         ("x.yaml", "nz: [", "it is not YAML"),
         ("x.yaml", "nz: 1\nseed: 1\nnz: 2", "nz is given twice; expected once"),
         ("x.json", '{"nz": 1, "nz": 2}', "nz is given twice; expected once"),
@@ -181,6 +188,35 @@ def test_a_flag_without_its_file_is_told_by_the_command_as_typed(parsed, monkeyp
 def test_a_file_and_a_run_to_resume_exclude_each_other(parsed, tmp_path, capsys):
     assert parsed("--config", tmp_path / "x.yaml", "--resume", tmp_path) == 2
     assert "x.yaml beside --resume: a run goes on with its own options" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, []),
+        ({"model": "vae"}, []),
+        ({"model": "vae", "n_steps": 50, "decisions": "joint"}, ["--n-steps", "--decisions"]),
+        ({"model": "hoffman", "memory": 5, "n_steps": 50, "start": "prior"}, ["--memory"]),
+        ({"start": "prior"}, ["--start"]),
+        ({"channels": 99}, ["--channels"]),
+        ({"channels": 99, "network": "conv"}, []),
+        ({"step_size": 1e-3, "adaptation_rate": 0.5}, ["--adaptation-rate"]),
+        ({"mh": False, "adaptation_rate": 0.5}, ["--adaptation-rate"]),
+        ({"adaptation_rate": 0.5}, []),
+        ({"decisions": "joint", "memory": 5, "ridge": 1.0, "spread": False}, ["--spread", "--memory", "--ridge"]),
+        ({"decisions": "joint", "memory": 5, "ridge": 1.0, "whiten": True}, []),
+        ({"memory": 5, "ridge": 1.0, "spread": False}, []),
+    ],
+)  # fmt: skip
+def test_options_without_effect_are_told(options, expected):
+    assert Config(**options).without_effect() == expected
+
+
+def test_a_run_says_at_its_start_which_options_have_no_effect(tmp_path, capsys):
+    options = [*SMALL_RUN, "--model=vae", "--epochs=1", "--batch-size=600", "--n-steps=50", "--channels=9"]
+    assert train.main([*options, "--output-dir", str(tmp_path / "run")]) == 0
+    out = capsys.readouterr().out
+    assert "note      without effect beside the other options: --channels, --n-steps\n" in out
 
 
 def test_a_missing_tensorboard_names_its_extra(tmp_path, monkeypatch, capsys):

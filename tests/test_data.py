@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import hashlib
+import math
 import os
 import struct
 import subprocess
@@ -309,6 +310,10 @@ def test_binarisation(mnist_folder):
         (lambda: data.binarize([[1, 2]]), r"images are .* \(list\); expected uint8 or float32 or float64"),
         (lambda: data.binarize(torch.zeros(2, 3, dtype=torch.int64)), r"images are int64 \[2, 3\] on cpu; expected uint8"),
         (lambda: data.binarize(torch.zeros(1, 3, dtype=torch.uint8), 5), r"generator is 5 \(int\)"),
+        (lambda: data.binarize(torch.full((1, 2), 128.0)), r"images have values from 128 to 128; expected all in \[0, 1\]"),
+        (lambda: data.binarize(torch.tensor([[0.5, -0.1]])), "images have values from -0.1 to 0.5"),
+        (lambda: data.binarize(torch.tensor([[0.5, math.nan]])), "images have values from nan to nan"),
+        (lambda: data.shuffled(3, 4, 0), "size is 4; expected at most 3"),
         (lambda: data.shuffled(0, 1, 0), "n is 0; expected at least 1"),
         (lambda: data.shuffled(5, 0, 0), "size is 0; expected at least 1"),
         (lambda: data.shuffled(5, 2.0, 0), r"size is 2.0 \(float\); expected a whole number"),

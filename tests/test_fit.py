@@ -50,6 +50,19 @@ def test_it_is_the_plain_loop():
     assert torch.equal(weights(m), weights(twin))
 
 
+@pytest.mark.parametrize(("binarization", "is_drawn"), [("dynamic", True), ("fixed", False)])
+def test_pixels_are_drawn_anew_at_each_use_where_a_data_set_asks_for_it(binarization, is_drawn):
+    grey, seen = torch.full((1030, 1, 4, 5), 51, dtype=torch.uint8), []
+    dataset = data.from_images(grey, test=grey[:10], validation=30, binarization=binarization)
+    encoder, decoder = nn.Sequential(nn.Flatten(), nn.Linear(20, 4)), nn.Linear(2, 20)
+    m = lae_fast.VAE(encoder, decoder, lae_fast.Bernoulli(), shape=(1, 4, 5), nz=2)
+    m.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].flatten()))
+    lae_fast.fit(m, dataset, epochs=2, batch_size=1000)
+    assert [x.unique().tolist() for x in seen] == [[0.0, 1.0]] * 2
+    assert all(abs(x.mean().item() - 0.2) < 0.02 for x in seen)  # seven standard deviations
+    assert (seen[0].sum() != seen[1].sum()).item() == is_drawn
+
+
 def test_the_learning_rate_falls_to_nothing(monkeypatch):
     rates = []
     monkeypatch.setattr(
@@ -274,7 +287,19 @@ def test_on_epoch_is_told_and_may_stop():
 
 
 @pytest.mark.parametrize(
-    ("answer", "n"), [(np.True_, 1), (torch.tensor(True), 1), (np.False_, 3), (7, 3), ("x", 3)]
+    ("answer", "n"),
+    [
+        (np.True_, 1),
+        (torch.tensor(True), 1),
+        (torch.tensor([True]), 1),
+        (np.False_, 3),
+        (torch.tensor(False), 3),
+        (7, 3),
+        ("x", 3),
+        (torch.tensor(3.5), 3),
+        (torch.ones(3), 3),
+        (torch.tensor([True, True]), 3),
+    ],
 )
 def test_what_stops_training_is_true_itself(answer, n):
     m = model(lae_fast.VAE)

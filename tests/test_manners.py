@@ -382,13 +382,24 @@ def test_weights_without_a_chain_still_load(kind):
     assert all(torch.equal(v, model.chain_state()[k]) for k, v in before.items())
 
 
-def test_a_chain_of_other_decisions_is_not_taken():
+@pytest.mark.parametrize(
+    ("there", "here"),
+    [
+        ({"decisions": "joint"}, {}),
+        ({"decisions": "joint"}, {"spread": False}),
+        ({"spread": False}, {}),
+        ({"spread": False}, {"decisions": "joint"}),
+        ({"decisions": "joint", "whiten": True}, {"decisions": "joint"}),
+        ({"decisions": "joint"}, {"decisions": "joint", "whiten": True}),
+    ],
+)
+def test_a_chain_of_other_decisions_is_not_taken(there, here):
     """Its step size is in other units."""
-    joint, own = make("joint"), make("datapoint")
-    joint.loss(images())
+    other, own = make("datapoint", **there), make("datapoint", **here)
+    other.loss(images())
     before = own.chain_state()
-    own.load_state_dict(joint.state_dict())
-    assert torch.equal(own.phi, joint.phi)
+    own.load_state_dict(other.state_dict())
+    assert torch.equal(own.phi, other.phi)
     assert all(torch.equal(v, own.chain_state()[k]) for k, v in before.items())
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from own_data import GREY, LABELS, RGB, Malice, N, bytes_like, everything, holds, only, save
+from own_data import GREY, LABELS, RGB, SQUARES, Malice, N, bytes_like, everything, holds, only, save
 from PIL import Image
 from test_hostile import bytes_of
 
@@ -101,6 +101,9 @@ def test_a_broken_file_is_named(name, content, message, tmp_path):
         (lambda p: np.savez(p, x_train=RGB.numpy(), x_dev=RGB.numpy()), "a.npz holds x_dev, images of no split; expected train, test"),
         (lambda p: np.savez(p, x_dev=RGB.numpy(), x_train=RGB.numpy()), "a.npz holds x_dev, images of no split; expected train, test"),
         (lambda p: np.savez(p, x_dev=RGB.numpy(), x=RGB.numpy(), x_1=RGB.numpy()), "a.npz holds x_dev, x_1, images of no split"),
+        (lambda p: np.savez(p, x_train=RGB.numpy(), xtest=RGB.numpy()), "a.npz holds xtest, images of no split; expected"),
+        (lambda p: np.savez(p, x=RGB.numpy(), holdout=RGB.numpy()[:, 0]), "a.npz holds holdout, images of no split"),
+        (lambda p: np.savez(p, x=SQUARES.flatten(1).numpy(), xval=SQUARES.flatten(1).numpy()), "holds xval, images of no split"),
         (lambda p: np.savez(p, images=RGB.numpy().astype(int)), r"a.npz: images are int64 \[40, 3, 5, 4\]; expected uint8"),
         (lambda p: np.savez(p, x_train=RGB.numpy(), x_test=RGB.numpy()[:, :, 1:]), r"expected one shape and type"),
         (lambda p: np.savez(p, x=RGB.numpy(), y=LABELS.numpy()[:5]), r"a.npz: labels are int64 \[5\] on cpu; expected whole"),
@@ -110,6 +113,55 @@ def test_a_file_of_something_else_is_named(write, message, tmp_path):
     write(tmp_path / "a.npz")
     with pytest.raises(DataError, match=message):
         data.load(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [("x-train", "x-test"), ("train_images", "testImages"), ("XTrain", "X.test"), ("images", "Test Images")],
+)
+def test_names_of_arrays_are_words_however_they_are_joined(train, test, tmp_path):
+    np.savez(tmp_path / "a.npz", **{train: RGB[:30].numpy(), test: RGB[30:].numpy()})
+    dataset = data.load(tmp_path / "a.npz")
+    assert [len(s.images) for s in dataset[2:5]] == [27, 3, 10]
+    assert holds(only(dataset.test), RGB[30:])
+
+
+def test_arrays_of_other_things_are_left_out(tmp_path):
+    beside = {
+        "image_ids": np.arange(N),
+        "latents_values": np.zeros((N, 6)),
+        "val_names": np.array([{}], dtype=object),  # which takes code to read
+        "best_val_loss": np.array(0.1),
+    }
+    np.savez(tmp_path / "a.npz", images=RGB.numpy(), labels=LABELS.numpy(), **beside)
+    torch.save(
+        {"images": RGB, "labels": LABELS, "image_ids": list(range(N)), "best_val": "x"}, tmp_path / "a.pt"
+    )
+    for name in ("a.npz", "a.pt"):
+        assert holds(data.load(tmp_path / name), RGB, LABELS)
+    torch.save({"images": RGB, "x_dev": [*RGB]}, tmp_path / "a.pt")
+    with pytest.raises(DataError, match=r"a.pt holds x_dev, images of no split"):
+        data.load(tmp_path / "a.pt")
+
+
+def test_some_of_own_validation_images_stand_for_all(tmp_path):
+    """They lie in the order of classes; which of them are taken does not change, and all or none are taken in that order."""
+    for i, image in enumerate(RGB):
+        for split in ("train", "val"):
+            save(image, tmp_path / split / "ab"[i // 20] / f"{i:02d}.png")
+    few, again, whole, none, more = (
+        data.load(tmp_path, validation=n, binarization="none") for n in (10, 10, N, 0, N + 2)
+    )
+    assert few.validation.labels.unique().tolist() == [0, 1]
+    assert few.fingerprint() == again.fingerprint()
+    assert [len(s.images) for s in few[2:5]] == [30 + 30, 10, 10]
+    every = data.Split(RGB, torch.arange(N) // 20)
+    assert torch.equal(whole.validation.images, every.images)
+    assert whole.fingerprint() == data.load(tmp_path).fingerprint()
+    assert torch.equal(none.train.images[-N:], every.images)
+    assert torch.equal(more.validation.images[2:], every.images)
+    together = torch.cat((few.train.images[30:], few.validation.images))
+    assert holds(only(data.Split(together)), RGB)
 
 
 def test_a_folder_of_pictures(tmp_path):
@@ -305,6 +357,10 @@ def test_other_words_for_splits(tmp_path):
         (("train", "training"), "train and .*training both are train images"),
         (("train", "test", "."), "0.png lies beside .*train; expected all pictures in test, train"),
         (("training", "testing", "cats"), "holds cats, testing, training; expected train, test"),
+        (("train", "dev"), "holds dev, train; expected train, test and perhaps val, or classes"),
+        (("train", "evaluation"), "holds evaluation, train; expected train, test"),
+        (("Training", "Test_set"), "holds Test_set, Training; expected train, test"),
+        (("train", "unlabelled", "car"), "holds car, train, unlabelled; expected train, test"),
         (
             ("train/cats", "train/dogs", "val/cats", "unlabeled"),
             "holds train, unlabeled, val; expected train, test",
@@ -431,8 +487,9 @@ def test_paths_start_at_home(tmp_path, monkeypatch):
 def test_fewer_validation_images_than_there_are_leave_the_others_to_training(tmp_path):
     np.savez(tmp_path / "a.npz", x=GREY, x_val=255 - GREY, x_test=GREY)
     found = data.load(tmp_path / "a.npz", validation=10)
-    assert torch.equal(found.validation.images, 255 - GREY[-10:])
-    assert torch.equal(found.train.images[N:], 255 - GREY[:-10])
+    assert [len(s.images) for s in found[2:5]] == [N + 30, 10, N]
+    together = torch.cat((found.train.images[N:], found.validation.images))
+    assert holds(only(data.Split(together)), 255 - GREY)
 
 
 def test_labels_that_validation_images_lack_are_left_out_in_words(tmp_path):

@@ -134,6 +134,8 @@ def test_a_lock_dies_with_its_process(tmp_path):
     [
         {},
         {"config.json": "{}"},
+        {"config.json": ""},
+        {"config.json": '{\n  "options": {\n    "model": "la'},
         {"config.json": "{", "metrics.jsonl": "", ".config.json.12345678.tmp": None, "checkpoints": None, "tensorboard": None},
     ],
 )  # fmt: skip
@@ -160,12 +162,13 @@ def test_what_is_worth_keeping_is_kept_with_and_without_a_record(name, tmp_path)
     assert (tmp_path / name).read_text() == "mine"
 
 
-def test_somebody_s_config_is_not_written_over(tmp_path):
-    (tmp_path / "config.json").write_text('{"my": "project"}')
+@pytest.mark.parametrize("content", ['{"my": "project"}', "[1, 2]", "{ // mine\n}", "hello", '{"my', "0"])
+def test_somebody_s_config_is_not_written_over(content, tmp_path):
+    (tmp_path / "config.json").write_text(content)
     code, _, err = run(*QUICK, "--output-dir", tmp_path)
     assert code == 2
     assert "config.json is not the record of a run, which would take its place; choose another folder" in err
-    assert (tmp_path / "config.json").read_text() == '{"my": "project"}'
+    assert (tmp_path / "config.json").read_text() == content
 
 
 def test_a_run_of_a_job_is_that_of_its_command(tmp_path):
@@ -331,6 +334,16 @@ def test_a_signal_leaves_a_checkpoint(number, code, tmp_path, monkeypatch):
     assert checkpoint.load_latest(tmp_path / "run" / "checkpoints").state["progress"]["step"] == 5
 
 
+def test_a_signal_before_training_promises_no_checkpoint(tmp_path, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data, "load", stopped)
+    code, _, err = run(*QUICK, "--output-dir", tmp_path / "run")
+    assert (code, list(tmp_path.iterdir())) == (130, [])
+    assert err.endswith("--resume continues from the last checkpoint if there is one\n")
+
+
 class ClosedPipe(io.StringIO):
     def write(self, text):
         raise BrokenPipeError(32, "Broken pipe")
@@ -352,16 +365,25 @@ def test_a_score_is_written_before_it_is_shown(finished, tmp_path, monkeypatch):
     assert (tmp_path / "table.csv").read_text().count("\n") == 2
 
 
-def test_a_score_that_cannot_be_written_is_shown(finished, tmp_path, monkeypatch, capsys):
+def test_a_score_that_cannot_be_written_is_shown_and_the_next_run_scored(
+    finished, tmp_path, monkeypatch, capsys
+):
+    write, written = checkpoint.write_atomically, []
+
     def full(path, content):
-        raise OSError(28, "No space left on device", str(path))
+        written.append(content)
+        if len(written) == 1:
+            raise OSError(28, "No space left on device", str(path))
+        write(path, content)
 
     monkeypatch.setattr(checkpoint, "write_atomically", full)
-    assert score.main([str(finished), *SHORT_SCORE, "--output", str(tmp_path / "table.csv")]) == 2
+    table = tmp_path / "table.csv"
+    assert score.main([str(finished), str(finished), *SHORT_SCORE, "--output", str(table)]) == 2
     out, err = capsys.readouterr()
-    assert "-log p(x)" in out
-    assert "error: [Errno 28] No space left on device" in err
+    assert out.count("-log p(x)") == 2
+    assert err.count("error: [Errno 28] No space left on device") == 1
     assert "table.csv" in err
+    assert table.read_text().count("\n") == 3  # the next run's turn writes both
 
 
 # ---- records ----
@@ -413,6 +435,21 @@ def test_a_run_goes_on_though_its_validation_is_not_finite(tmp_path):
     assert [line["epoch"] for line in ends] == [1, 2]
     assert all("validation_rate" in line and "validation_negative_elbo" not in line for line in ends)
     assert lae_fast.view.write(folder, lae_fast.load(folder), torch.zeros(9, 4, 4)).exists()
+
+
+def test_without_validation_the_weights_of_the_last_whole_epoch_stay(tmp_path):
+    options = dict(dataset="digits", device="cpu", model="vae", nz=2, nh=16, depth=1, validation=0)
+    digits = data.load("digits", validation=0)
+    with torch.random.fork_rng(devices=[]):
+        run = trainer.Trainer(Config(**options), digits, tmp_path, torch.device("cpu"))
+        run.fit(lambda event: run.progress.step == run.n_batches + 2)
+        best = tmp_path / "best.safetensors"
+        before, later = best.read_bytes(), run.model.state_dict()["head.weight"].clone()
+        run.finish()
+    assert best.read_bytes() == before
+    tested = run.model.state_dict()
+    assert all(torch.equal(t, tested[name]) for name, t in checkpoint.load_weights(best)[0].items())
+    assert not torch.equal(tested["head.weight"], later)
 
 
 def test_results_that_are_not_finite_are_null(copied, monkeypatch):

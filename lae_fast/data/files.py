@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import math
 import os
 import pickle
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +42,12 @@ SPLITS = {
 IMAGES = {"images", "image", "imgs", "x", "data"}
 KINDS = {1: "grey", 3: "RGB"}  # by the number of channels
 LABELS = {"labels", "label", "targets", "target", "y"}
+NEAR = re.compile(
+    "dev|holdout|test|unlabell?ed|val"
+)  # what names of splits contain, also of those that are not read
 
 
-def read(path: Path) -> Source:
+def read(path: Path, validation: int | None = None) -> Source:
     """The images in a folder or file.
 
     - A folder of pictures of one size, grey or RGB, of 8 bits, one in each file. Sub-folders are classes, numbered in the order of their names;
@@ -52,7 +57,7 @@ def read(path: Path) -> Source:
     - `.pt`, `.pth`: a tensor of images, a pair of images and labels, or a dictionary of tensors with names as above; nothing
       but tensors is read.
 
-    Without test or validation images they are split off (`splits.parted`).
+    Without test or validation images they are split off (`splits.parted`, which says what `validation` does).
 
     Raises:
         DataError: there is no such thing, it is damaged, or it holds no images, or ones of several sizes, or of formats or levels that
@@ -70,7 +75,8 @@ def read(path: Path) -> Source:
         labels = "no labels" if train.labels is None else f"{len(train.labels.unique())} classes"
         if train.labels is not None and "validation" in splits and splits["validation"].labels is None:
             labels = "no labels, as the validation images have none"
-        return parted(f"{path} ({KINDS[c]}, {h} x {w}, {labels})", **splits)._replace(classes=classes)
+        description = f"{path} ({KINDS[c]}, {h} x {w}, {labels})"
+        return parted(description, **splits, n_validation=validation)._replace(classes=classes)
     except DataError:
         raise
     except (TypeError, ValueError) as error:
@@ -110,7 +116,6 @@ def _file(path: Path) -> dict[str, Split]:
         return {"train": as_split(content)}
     found: dict[str, dict[str, Any]] = {}
     names: dict[tuple[str, str], Any] = {}  # by split and kind
-    others = [str(name) for name in content if _place(str(name)) is None and IMAGES & _words(str(name))]
     for name, value in content.items():
         if (place := _place(str(name))) is not None:
             split, kind = place
@@ -119,9 +124,10 @@ def _file(path: Path) -> dict[str, Split]:
                     f"{path} holds {names[place]} and {name}, both {split} {kind}; expected only one of them"
                 )
             found.setdefault(split, {})[kind] = value
-    if found and others:
+    if others := _others(content, found):
         raise DataError(
-            f"{path} holds {', '.join(others)}, images of no split; expected train, test and perhaps val in each name"
+            f"{path} holds {', '.join(others)}, images of no split; expected train, test and perhaps val in each name; leave "
+            "out, or rename, what are no images"
         )
     if not found and len(content) == 1:  # of whatever name
         found = {"train": {"images": next(iter(content.values()))}}
@@ -145,7 +151,35 @@ def _content(path: Path) -> Any:
         archive = np.load(file, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError("it is no archive of arrays")
-        return {name: archive[name] if _place(name) or len(archive) == 1 else None for name in archive}
+        return {name: _array(archive, name) for name in archive}
+
+
+def _array(archive: Any, name: str) -> np.ndarray | None:
+    """An array that may be one of images or labels; None: another one, as of strings that Python has pickled."""
+    if _place(name) or len(archive) == 1:
+        return archive[name]
+    with contextlib.suppress(ValueError):
+        return archive[name] if _is_near(name) else None
+    return None
+
+
+def _others(content: Mapping[Any, Any], found: dict[str, dict[str, Any]]) -> list[str]:
+    """The names of what may be further images, beside those that were found: by the names, and by the number of axes."""
+    images = [split["images"] for split in found.values() if "images" in split]
+    least = min(3, *map(_n_axes, images)) if images else math.inf
+    names = [str(name) for name, value in content.items() if _n_axes(value) >= least]
+    return [name for name in names if _place(name) is None and _is_near(name)]
+
+
+def _n_axes(value: Any) -> int:
+    if isinstance(value, (list, tuple)):
+        return 1 + (_n_axes(value[0]) if value else 0)
+    return getattr(value, "ndim", 0)
+
+
+def _is_near(name: str) -> bool:
+    """Whether a name is like those of images, or of other images than those of training."""
+    return bool(IMAGES & _words(name) or NEAR.search(name.lower()))
 
 
 def _place(name: str) -> tuple[str, str] | None:
@@ -162,7 +196,9 @@ def _place(name: str) -> tuple[str, str] | None:
 
 
 def _words(name: str) -> set[str]:
-    return set(name.lower().split("_"))
+    """The words of x_test, x-test, testX, XTest."""
+    parts = re.split(r"[\W_]+|(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", name)
+    return {part.lower() for part in parts if part}
 
 
 # ---- folders of pictures ----
@@ -207,7 +243,8 @@ def _places(folder: Path) -> dict[str, Path]:
     splits = [SPLITS[path.name.lower()] for path in folders if path.name.lower() in SPLITS]
     names = ", ".join(path.name for path in folders)
     if len(splits) < len(folders) or not splits:
-        if len(set(splits)) > 1:
+        others = [path.name.lower() for path in folders if path.name.lower() not in SPLITS]
+        if len(set(splits)) > 1 or (splits and any(map(NEAR.search, others))):
             raise DataError(f"{folder} holds {names}; expected train, test and perhaps val, or classes")
         return {"train": folder}
     places: dict[str, Path] = {}
@@ -317,7 +354,7 @@ def _check_is_one(picture: Any, path: Path) -> None:
         raise ValueError(f"{path} holds {n} pictures; expected one in each file")
 
 
-@contextmanager
+@contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """Within: a picture of which the header has been read.
 

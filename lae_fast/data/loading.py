@@ -37,7 +37,7 @@ def load(
         root: the folder of data sets, also for downloads, in torchvision's layout.
         validation: number of validation images, the last of the training set; default: the data set's own number (MNIST
             5,000, digits 200; of your own images a tenth). Validation images of your own come last in it: a smaller number takes
-            the last of them, and the others train; a larger one takes training images, too.
+            some of them, of all classes, and the others train; a larger one takes training images, too.
         binarization: none: as they are; fixed: every image is drawn once, always with the same seed; dynamic: as fixed, but
             the training images stay grey, so that `binarize` can draw them again at each use.
 
@@ -58,7 +58,7 @@ def load(
         isinstance(name, str) and name not in ("auto", *DATASETS) and os.path.exists(os.path.expanduser(name))
     ):
         path = checks.path("name", name).absolute()
-        return _dataset(path.name, files.read(path), validation, binarization)
+        return _dataset(path.name, files.read(path, validation), validation, binarization)
     try:
         checks.choice("name", name, ("auto", *DATASETS))
     except ValueError as error:
@@ -135,7 +135,7 @@ def _dataset(name: str, source: Source, validation: int | None, binarization: st
         drawn = [_binary(split, binarization, generator) for split in splits]
         splits = [splits[0] if binarization == "dynamic" else drawn[0], *drawn[1:]]
     train, rest, test = splits
-    return Dataset(name, source.description, train, rest, test, source.classes)
+    return Dataset(name, source.description, train, rest, test, source.classes, binarization)
 
 
 def _binary(split: Split, binarization: str, generator: torch.Generator) -> Split:

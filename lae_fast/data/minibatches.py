@@ -14,14 +14,16 @@ def shuffled(n: int, size: int, seed: int, device: torch.device | str = "cpu") -
     """One epoch of minibatches: indices [size] of n images, in an order that the seed decides; the rest is dropped.
 
     Raises:
-        TypeError, ValueError: n or size is no whole number from 1, the seed none from 0, or there is no such device.
+        TypeError, ValueError: n or size is no whole number from 1, the seed none from 0, size is more than n, or there is no such
+            device.
 
     Example:
         >>> from lae_fast import data
         >>> [len(index) for index in data.shuffled(10, size=4, seed=0)]  # two images wait for the next epoch
         [4, 4]
     """
-    n, size = checks.count("n", n), checks.count("size", size)
+    n = checks.count("n", n)
+    size = checks.count("size", size, most=n)
     checks.seed("seed", seed)
     # on the CPU, whatever torch's default is: the same seed has to give the same order
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed), device="cpu")
@@ -33,7 +35,8 @@ def binarize(images: Tensor, generator: torch.Generator | None = None) -> Tensor
     """One Bernoulli draw per pixel of images [N, ...]: uint8 in 0..255 -> uint8, 0 or 255; floating point in [0, 1] -> 0.0 or 1.0.
 
     Raises:
-        TypeError, ValueError: images are of another type, or the generator is on another device.
+        TypeError, ValueError: images are of another type, or the generator is on another device; on a CPU, where looking at them
+            needs no synchronisation, also for values that are not in [0, 1].
 
     Example:
         >>> from lae_fast import data
@@ -45,6 +48,12 @@ def binarize(images: Tensor, generator: torch.Generator | None = None) -> Tensor
     """
     checks.tensor("images", images, dtypes=(torch.uint8, *checks.FLOATS))
     checks.generator("generator", generator, images.device)
+    if images.is_floating_point() and images.device.type == "cpu" and not torch.compiler.is_compiling():
+        low, high = (v.item() for v in images.detach().aminmax()) if images.numel() else (0.0, 1.0)
+        if not 0 <= low <= high <= 1:  # a NaN fails too
+            raise ValueError(
+                f"images have values from {low:g} to {high:g}; expected all in [0, 1], or uint8 in 0..255"
+            )
     # in float32, whatever torch's default is: the same seed has to give the same images
     draw = torch.rand(images.shape, generator=generator, device=images.device, dtype=torch.float32)
     if images.is_floating_point():

@@ -81,6 +81,7 @@ class Dataset(NamedTuple):
     validation: Split
     test: Split
     classes: tuple[str, ...] | None = None  # by label, where the classes have names
+    binarization: str = "none"  # dynamic: training images are grey, for `binarize` to draw them at each use
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -113,11 +114,17 @@ MOST_TEST, MOST_VALIDATION = 10_000, 5_000  # images that are split off, as MNIS
 
 
 def parted(
-    description: str, train: Split, validation: Split | None = None, test: Split | None = None
+    description: str,
+    train: Split,
+    validation: Split | None = None,
+    test: Split | None = None,
+    *,
+    n_validation: int | None = None,
 ) -> Source:
     """A source of images that come in any order, by class perhaps. What is missing is split off the training images, a tenth
     each (at least 10 test images, and as many as MNIST has at most), after they have been put into an order that is always the
-    same. So are test images that are given: the first of them stand for all.
+    same. So are test images that are given: the first of them stand for all; and validation images that are given, if
+    only `n_validation` of them are asked for, the last ones.
 
     Raises:
         ValueError: there are too few images, or those of two parts differ in shape or type.
@@ -139,6 +146,8 @@ def parted(
         train, test = train.at(slice(n)), train.at(slice(n, None))
     if validation is None:
         return Source(description, train, test, min(MOST_VALIDATION, n // 10))
+    if n_validation is not None and 0 < n_validation < len(validation.images):
+        validation = _mixed(validation)
     images = torch.cat((train.images, validation.images))
     labels = None
     if train.labels is not None and validation.labels is not None:

@@ -280,12 +280,14 @@ class LAE(AutoencoderWithChain):
 
     def convert(self, weights: dict[str, Tensor], prefix: str) -> None:
         s = weights.get(f"{prefix}posterior_scale")  # one number for all, or one for each dimension
-        if s is not None and self.spreads:  # of another kind of decisions, whose steps have other units
+        is_another = self.spreads or hasattr(self, "gram") != (f"{prefix}gram" in weights)
+        if s is not None and is_another:  # kind of chain, whose steps have other units
+            for name in self.chain_state():
+                weights.pop(prefix + name, None)
+        if s is not None and self.spreads:
             del weights[f"{prefix}posterior_scale"]
             weights[f"{prefix}log_std.weight"] = torch.zeros_like(self.log_std.weight)
             weights[f"{prefix}log_std.bias"] = s.expand(self.nz).log()
-            for name in self.chain_state():
-                weights.pop(prefix + name, None)
         elif s is not None:
             weights[f"{prefix}posterior_scale"] = s.expand(self.nz)
         if not hasattr(self, "gram"):

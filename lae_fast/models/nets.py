@@ -82,7 +82,7 @@ def conv(
         The encoder's body, images, flat or not -> features [n, nh], and the decoder, [n, nz] -> output [n, c, h, w].
 
     Raises:
-        ValueError: flat images are not square, the shape is not (c, h, w), or a single row or column of pixels is to be halved.
+        ValueError: flat images are not square, the shape is not (c, h, w), or a single pixel is to be halved.
     """
     shape = _sizes(shape)
     if len(shape) == 1 and (side := math.isqrt(shape[0])) ** 2 == shape[0]:

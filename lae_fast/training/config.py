@@ -98,8 +98,9 @@ class Config:
     """Start of the chains: a draw of the encoder, or a draw of the prior, the traditional way (Hoffman)."""
 
     precision: Precision = _LAE["precision"]
-    """Precision of matrix products in training: in the encoder, in all gradients and, where no Metropolis-Hastings
-    decision depends on them, in the energies. tf32 is for GPUs."""
+    """Precision of matrix products in training: in the encoder, in gradients and, where no Metropolis-Hastings decision
+    depends on them, in the energies. bf16 with --network conv: of its gradients those of weights, with joint decisions
+    none. tf32 is for GPUs."""
     chain_precision: Literal[("auto", *PRECISIONS)] = "auto"
     """Precision of the decoder's products when it evaluates the energy of the chain's proposals. auto: --precision, but never
     too coarse for Metropolis-Hastings decisions."""
@@ -235,6 +236,18 @@ class Config:
         """What the model's signature asks for; auto leaves an option to the model."""
         values = {name: getattr(self, name) for name in options_of(self.model)}
         return {name: value for name, value in values.items() if value != "auto"}
+
+    def without_effect(self) -> list[str]:
+        """Flags of other values than the defaults that do nothing beside the other options."""
+        idle = {name for model in MODELS for name in options_of(model)} - options_of(self.model).keys()
+        if self.network != "conv":
+            idle.add("channels")
+        if self.step_size != "auto" or not self.mh:
+            idle.add("adaptation_rate")
+        if self.decisions == "joint":
+            idle |= {"spread"} if self.whiten else {"spread", "memory", "ridge"}
+        fields = (field for field in dataclasses.fields(self) if field.name in idle)
+        return [_flag(field.name) for field in fields if getattr(self, field.name) != field.default]
 
     def check_resumed(self, before: Config) -> None:
         """Raise a ValueError unless a run that was started with the options `before` may go on with these."""

@@ -71,7 +71,8 @@ def _content(path: Path) -> Any:
     number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
     try:
-        return yaml.load(path.read_bytes(), Loader)
+        found = yaml.load(path.read_bytes(), Loader)
+        return {} if found is None else found  # an empty file, or one of comments
     except yaml.YAMLError as error:
         raise ValueError(f"it is not YAML: {error}") from error
 

@@ -39,8 +39,8 @@ def fit(
         model: any of this package's models, of any networks. All of it trains in train mode; afterwards each of its modules is
             in the mode that it had, and no parameter has a gradient.
         images: [N, ...] as the model takes them, or [N, h, w, c], a tensor or array; a `torch.utils.data.Dataset` of images or of
-            pairs (image, label); a `lae_fast.data.Split`, or the training images of a `lae_fast.data.Dataset`. They are moved to
-            the model's device.
+            pairs (image, label); a `lae_fast.data.Split`, or the training images of a `lae_fast.data.Dataset`, drawn anew at
+            each use where its binarization is dynamic. They are moved to the model's device.
         epochs: passes over the images, each in an order of its own, without the rest that fills no minibatch.
         lr: Adam's learning rate; default: `model.lr`.
         cooldown: the last fraction of training, from 0 to 1, in which the learning rate falls to 0.
@@ -48,7 +48,7 @@ def fit(
             where they are, and `on_epoch` draws from these. A further call sees other minibatches if it has another seed.
         progress: show a bar.
         on_epoch: called after each epoch with its number, from 1, and its loss; training stops if it returns True, also NumPy's or a
-            tensor.
+            tensor's; numbers say nothing.
 
     Returns:
         The mean loss of each epoch, nats per image.
@@ -96,7 +96,12 @@ def fit(
     modes, n_batches, losses = {m: m.training for m in model.modules()}, len(x) // batch_size, list[float]()
     with torch.inference_mode(False):  # which could not be trained afterwards
         optimizer = adam(model, lr, model.beta1)
-        step = TrainingStep(model, optimizer, read=lambda index: data.pixels(x[index]))
+        is_dynamic = isinstance(images, data.Dataset) and images.binarization == "dynamic"
+        step = TrainingStep(
+            model,
+            optimizer,
+            read=lambda index: data.pixels(data.binarize(x[index]) if is_dynamic else x[index]),
+        )
     devices = [x.device] if x.is_cuda else []
     numbers = [
         torch.Generator(device).manual_seed(seed).get_state() for device in (torch.device("cpu"), *devices)
@@ -135,8 +140,10 @@ def fit(
 
 
 def _is_true(answer: object) -> bool:
-    """Whether a function said True; numbers, as some functions happen to return, say nothing."""
-    return isinstance(answer, (bool, np.bool_, Tensor)) and bool(answer)
+    """Whether a function said True; numbers, as some functions happen to return, say nothing, in tensors neither."""
+    if isinstance(answer, Tensor):
+        return answer.dtype == torch.bool and answer.numel() == 1 and bool(answer)
+    return isinstance(answer, (bool, np.bool_)) and bool(answer)
 
 
 def is_finite(model: Autoencoder) -> bool:

@@ -93,11 +93,15 @@ def _work(folder: Path) -> str | None:
 
 
 def _is_of_others(path: Path) -> bool:
-    """Whether a config.json holds something else than a run's options. What a killed run may have left holds nothing."""
-    with contextlib.suppress(checkpoint.CheckpointError, OSError):
-        record = checkpoint.read_json(path)
-        return bool(record) and "options" not in record
-    return False
+    """Whether a config.json holds something else than a run's options. What a killed run may have left holds nothing, or the
+    beginning of a record."""
+    text = path.read_bytes() if path.exists() else b""
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError):
+        begin = b'{\n  "options": {'
+        return not begin.startswith(text[: len(begin)])
+    return not isinstance(record, dict) or (bool(record) and "options" not in record)
 
 
 def check_room(folder: Path, model: nn.Module) -> None:

@@ -325,7 +325,8 @@ class Trainer:
         return dataclasses.asdict(self.architecture) | {"options": self.config.model_options()}
 
     def _keep_weights(self) -> None:
-        """Write best.safetensors: the weights that did best on validation images; without any the last ones, and their epoch."""
+        """Write best.safetensors: the weights that did best on validation images; without any those of the last whole epoch, and its
+        number."""
         facts = {} if len(self.validation.images) else {"epoch": self.progress.epoch}
         weights = self.model.state_dict()
         checkpoint.save_weights(self.folder / "best.safetensors", weights, self.metadata() | facts)
@@ -472,16 +473,16 @@ class Trainer:
     # ---- the end ----
 
     def finish(self) -> tuple[Evaluation, float]:
-        """Test the best weights (without validation data: the last ones) and leave pictures. Of several processes the first one
-        does this.
+        """Test the best weights (without validation data: those of the last whole epoch) and leave pictures. Of several processes
+        the first one does this.
 
         Returns:
             The evaluation, and an upper bound of -log p(x): the importance-weighted one, nats per image, on 100 test images.
         """
         best = self.folder / "best.safetensors"
-        if len(self.validation.images) and best.exists():
+        if best.exists():
             checkpoint.load_into(self.model, checkpoint.load_weights(best)[0], best)
-        else:
+        else:  # there was no whole epoch, or no validation was finite
             self._keep_weights()
         result = evaluate(self.model, self.test.images, n_draws=5)
         pictures.save_picture(pictures.samples(self.model), self.folder / "samples.png")
