@@ -169,7 +169,9 @@ def _compiled(evaluate: Evaluate, chains: Chains, start: Tensor, plan: Plan) -> 
     began = time.perf_counter()
     try:
         check_function(chains.potential, evaluate(start)[0])
-        return compiled(evaluate, start), f", compiled in {time.perf_counter() - began:.0f} s"
+        return compiled(
+            evaluate, start, chains.proposal
+        ), f", compiled in {time.perf_counter() - began:.0f} s"
     except Exception as error:
         if plan.compile:
             warnings.warn(f"the energy runs uncompiled: {checks.reason(error)[:300]}", stacklevel=5)
