@@ -158,7 +158,8 @@ def step_sizes(name: str, value: Any, n: int, device: torch.device | str = "cpu"
         return torch.full((1,), number(name, value, least=0), dtype=torch.float64, device=device)
     tensor(name, value, dtypes=REAL)
     if value.numel() not in (1, n) or value.dim() > 1 or value.is_meta:
-        raise ValueError(f"{name} is {describe(value)}; expected finite and >= 0, one number or {n}")
+        form = "one number" if n == 1 else f"one number or {n}"
+        raise ValueError(f"{name} is {describe(value)}; expected finite and >= 0, {form}")
     return value.detach().to(torch.float64, copy=True).reshape(-1)
 
 

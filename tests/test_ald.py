@@ -232,6 +232,32 @@ def test_the_time_average_is_differentiable():
     torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-12)
 
 
+def test_every_state_s_graph_may_be_freed_by_a_backward_pass():
+    """Also that of a state that stays after a rejection: gradients add up, the same state again."""
+    theta = torch.ones((), dtype=torch.float64, requires_grad=True)
+    state = lae_fast.ald_init(lambda phi: 0.5 * theta * phi**2, torch.ones(6, dtype=torch.float64), 0.1)
+    visited = []
+    for u in (1e-9, math.exp(50), math.exp(50), 1e-9):  # no alpha reaches e^50: rejections
+        uniform = torch.tensor(u, dtype=torch.float64)
+        state, _ = lae_fast.ald_step(lambda phi: 0.5 * theta * phi**2, state, uniform=uniform)
+        state.potential.backward()
+        visited.append(0.5 * state.phi.square().sum())
+    assert visited[0] == visited[1] == visited[2] != visited[3]
+    torch.testing.assert_close(theta.grad, sum(visited))
+
+
+def test_a_gradient_may_be_sparse():
+    chosen = torch.tensor([0, 2, 2])
+
+    def potential(phi, sparse=True):
+        return 0.5 * torch.nn.functional.embedding(chosen, phi, sparse=sparse).square().sum()
+
+    start = torch.arange(8.0).view(4, 2)
+    state = lae_fast.ald_init(potential, start, 0.1)
+    torch.testing.assert_close(state.grad, start * torch.tensor([[1.0], [0.0], [2.0], [0.0]]))
+    lae_fast.ald_step(potential, state)
+
+
 @pytest.mark.parametrize("n_chains", [None, 3])
 def test_a_state_s_graph_does_not_grow_where_nobody_looks_at_decisions(n_chains, monkeypatch):
     """As on a GPU: the gradients are those of a CPU, and the graph is that of one evaluation, also after rejections."""
@@ -478,6 +504,7 @@ def test_the_step_size_of_a_loop_finds_the_acceptance_asked_for():
         (lambda: lae_fast.ald_step(quadratic, torch.ones(3, 2), 0.1, n_chains=3), r"shape \[6\]; expected \[3\] or"),
         (lambda: lae_fast.ald_step(lambda p: torch.ones(()), torch.ones(3), 0.1), "does not depend on phi"),
         (lambda: lae_fast.ald_init(of_a_parameter, torch.ones(3)), "does not depend on phi"),
+        (lambda: lae_fast.ald_init(lambda p: p * 1j, torch.ones(3), mh=False), r"returned complex64 \[3\].* expected floating"),
         (lambda: lae_fast.ald_step(of_a_parameter, lae_fast.ald_init(quadratic, torch.ones(3)), 0.1), "does not depend on phi"),
         (lambda: lae_fast.ald_init(rounded, torch.ones(3)), r"returned bfloat16 .*output\.float\(\), .* or take mh=False"),
         (lambda: lae_fast.ald_step(rounded, lae_fast.ald_init(quadratic, torch.ones(3)), 0.1), "returned bfloat16"),

@@ -4,6 +4,7 @@ import io
 import math
 import sys
 
+import numpy as np
 import pytest
 import torch
 from budget import z_limit
@@ -118,7 +119,11 @@ def test_what_does_not_compile_runs_as_it_is_and_says_so_once(monkeypatch):
         calls.append(z)
         return 0.5 * z.square().sum(-1) * (1 + 1e-2 * len(calls))
 
-    for energy, reason in ((branches, "item|data"), (noisy, "random numbers"), (drifting, "not a function")):
+    for energy, reason in (
+        (branches, "asks for values"),
+        (noisy, "random numbers"),
+        (drifting, "not a function"),
+    ):
         options = dict(energy=energy, mh=False)
         with pytest.warns(UserWarning, match=f"the energy runs uncompiled: .*({reason})") as caught:
             found = draw("langevin", compile=True, **options)
@@ -128,6 +133,86 @@ def test_what_does_not_compile_runs_as_it_is_and_says_so_once(monkeypatch):
             assert torch.equal(found.z, draw("langevin", **options).z)
     monkeypatch.setattr("lae_fast.sampling.plan.LONG", 100)
     draw("langevin", energy=branches)  # nobody asked: no warning
+
+
+def numpy_value_and_grad(z):
+    values = z.numpy()
+    return torch.from_numpy(0.5 * (values * values).sum(-1)), torch.from_numpy(values.copy())
+
+
+class NumpyEnergy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z):
+        value, ctx.grad = numpy_value_and_grad(z.detach())
+        return value
+
+    @staticmethod
+    def backward(ctx, weight):
+        return weight[..., None] * ctx.grad
+
+
+def branches_in_python(z):
+    return z.square().sum(-1) * (2.0 if z.tolist()[0][0][0] > 10 else 0.5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(energy=lambda z: 0.5 * z.square().sum(-1), value_and_grad=numpy_value_and_grad),
+        dict(energy=NumpyEnergy.apply),
+        dict(energy=branches_in_python),
+        dict(energy=lambda z: z.square().sum(-1) * (2.0 if z.detach().numpy().mean() > 10 else 0.5)),
+        dict(energy=lambda z: z.square().sum(-1) * (2.0 if np.from_dlpack(z.detach()).mean() > 10 else 0.5)),
+    ],
+    ids=["value_and_grad", "function", "tolist", "numpy", "dlpack"],
+)
+def test_values_that_leave_pytorch_are_no_constants_of_compiled_code(options, monkeypatch):
+    monkeypatch.setattr(compilation, "_code", lambda graph, inputs: (graph, None))
+    with pytest.warns(UserWarning, match="the energy runs uncompiled"):
+        found = draw("langevin", compile=True, **options)
+    assert torch.equal(found.z, draw("langevin", **options).z)
+    monkeypatch.setattr("lae_fast.sampling.plan.LONG", 100)
+    assert torch.equal(found.z, draw("langevin", **options).z)  # nobody asked: no warning, the same draws
+
+
+def test_a_model_s_potential_is_traced_without_values(monkeypatch):
+    """Its check of images asks for values while it is traced."""
+    codes = []
+    monkeypatch.setattr(compilation, "_code", lambda graph, inputs: (codes.append(graph) or graph, None))
+    encoder, decoder = torch.nn.Linear(6, 5), torch.nn.Sequential(torch.nn.Linear(2, 6))
+    model = lae_fast.LAE(
+        encoder=encoder, decoder=decoder, likelihood=lae_fast.Bernoulli(), nx=6, nz=2, d=5
+    ).eval()
+    x = normals(7, 3, 6).sigmoid()
+    draw("langevin", energy=lambda z: model.potential(x, z), compile=True)
+    assert codes
+
+
+def test_compiled_code_is_compared_at_a_second_place(monkeypatch):
+    """Code that is right where the chains start, and only there."""
+
+    def constant(graph, inputs):
+        found = graph(*inputs)
+        return lambda *given: found
+
+    monkeypatch.setattr(compilation, "_code", lambda graph, inputs: (constant(graph, inputs), None))
+    monkeypatch.setattr(compilation, "_kept", {})
+    with pytest.warns(UserWarning, match="compiled, it gives other energies or gradients"):
+        draw("langevin", energy=lambda z: z.square().sum(-1) + 2, compile=True)
+
+
+def test_an_energy_that_is_infinite_at_the_second_place_compiles(monkeypatch):
+    codes = []
+    monkeypatch.setattr(compilation, "_code", lambda graph, inputs: (codes.append(graph) or graph, None))
+    monkeypatch.setattr(compilation, "_kept", {})
+    start = normals(4, 8, 3, 2).clamp(-1, 1)
+
+    def bounded(z):  # inf beyond the bound
+        return torch.where(z.abs().amax(-1) <= 1, 0.5 * z.square().sum(-1), torch.inf)
+
+    options = dict(step_size=0.5, n_draws=20, n_warmup=0, progress=False)
+    lae_fast.langevin_sample(bounded, start, compile=True, generator=seeded(2), **options)
+    assert codes
 
 
 def test_a_compiler_that_computes_something_else_is_not_believed(monkeypatch):
@@ -150,7 +235,7 @@ def test_walk_follows_its_reference():
 
     start, eta = normals(4, 24, 2), torch.full((24,), -1.0, dtype=torch.float64)
     with torch.no_grad():
-        found = compiled(evaluate, start)
+        found = compiled(evaluate, start, start + 1)
     for mh in (True, False):
         runs = []
         for walk in (torch.ops.lae_fast.walk, walk_reference):

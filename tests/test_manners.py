@@ -742,10 +742,11 @@ def test_ctrl_c_offers_what_was_drawn_and_the_chain_goes_on(sampler):
     torch.testing.assert_close(drawn.potential.float(), energies.sum(-1) if sampler == "ald" else energies)
     stop_at = 0
     going_on = dict(phi=drawn.phi) if sampler == "ald" else dict(z=drawn.z[:, -1])
-    more = sample(n_draws=5, n_warmup=0, step_size=drawn.step_size.flatten(), **going_on)
-    assert torch.equal(more.step_size, drawn.step_size)
+    for step_size in (drawn.step_size, drawn.step_size.flatten()):
+        more = sample(n_draws=5, n_warmup=0, step_size=step_size, **going_on)
+        assert torch.equal(more.step_size, drawn.step_size)
     shared = sample(n_draws=5, n_warmup=5, share_step_size=True, **going_on)
-    options = dict(n_draws=5, n_warmup=0, step_size=shared.step_size.flatten(), share_step_size=True)
+    options = dict(n_draws=5, n_warmup=0, step_size=shared.step_size, share_step_size=True)
     assert torch.equal(sample(**options, **going_on).step_size, shared.step_size)
 
 

@@ -536,7 +536,8 @@ X, H = PROBLEMS["Gaussian"].x, torch.eye(3, dtype=torch.float64)
         (dict(step_size=-0.1), "step_size is -0.1; expected a finite number >= 0"),
         (dict(step_size=math.inf), "step_size is inf; expected a finite number >= 0"),
         (dict(step_size=torch.ones(3)), "step_size is .*; expected finite and >= 0, one number or 4"),
-        (dict(step_size=torch.arange(1.0, 5.0), share_step_size=True), "expected finite and >= 0, one number or 1"),
+        (dict(step_size=torch.ones(4, device="meta")), r"step_size is float32 \[4\] on meta; expected finite and >= 0"),
+        (dict(step_size=torch.arange(1.0, 5.0), share_step_size=True), "expected finite and >= 0, one number$"),
         (dict(features=H[0]), r"features are float64 \[3\] on cpu; expected float32 or float64 \[n, d\]"),
         (dict(features=H.long()), "features are int64"),
         (dict(nz=None), "phi is None, nz is None; expected one of them"),
@@ -548,7 +549,7 @@ X, H = PROBLEMS["Gaussian"].x, torch.eye(3, dtype=torch.float64)
         (dict(batch_size=2), "batch_size is 2 with mh=True; expected 1 to 3 with mh=False"),
         (dict(batch_size=4, mh=False, step_size=0.1), "batch_size is 4 with mh=False; expected 1 to 3"),
         (dict(energy=lambda z: z.sum()), r"energy returned float64 \[\] on cpu; expected floating point \[4, 3\]"),
-        (dict(energy=lambda z: torch.ones(4, 3)), "does not depend on phi"),
+        (dict(energy=lambda z: torch.ones(4, 3)), r"energy returned float32 \[4, 3\] on cpu, which does not depend on z"),
         (dict(energy=lambda z: torch.ones(4, 3, requires_grad=True) * 2), "does not depend on phi"),
         (dict(energy=lambda z: z.square().sum(-1).half()), r"energy returned float16 \[4, 3\].*expected float32 or float64"),
     ],
@@ -566,6 +567,7 @@ def test_a_warning_names_every_chain_that_deserves_one():
     assert "1 of 6 chains accept more than 95%" in found
     assert "1 of 6 chains accept a share of the proposals that is not a number" in found
     assert acceptance_warning(rates[:1]) is None
+    assert acceptance_warning(rates[:0]) is None
 
 
 @pytest.mark.parametrize(
@@ -615,6 +617,29 @@ def test_a_frozen_step_size_replaces_the_pending_proposal():
     eta = (log_step_size + 1).exp()[:, None]
     expected = phi - eta * chains.grad + (2 * eta).sqrt() * eps
     torch.testing.assert_close(chains.proposal, expected, rtol=1e-14, atol=1e-14)
+
+
+def standard_normal(rows):
+    return 0.5 * rows.double().square().sum(1), rows
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (dict(evaluate=lambda r: (r.square().sum(1), r)), r"evaluate: potential is float32 \[3\] .*expected float64 \[3\]"),
+        (dict(evaluate=lambda r: (r.double().square(), r)), r"evaluate: potential is float64 \[3, 2\].*expected float64 \[3\]"),
+        (dict(evaluate=lambda r: (r.double().square().sum(1), r[0])), r"evaluate: grad is float32 \[2\] .*expected float32 \[3, 2\]"),
+        (dict(log_step_size=torch.zeros(2).double()), r"Chains: log_step_size is float64 \[2\] .*expected float64 \[3\]"),
+        (dict(adaptation=torch.zeros(3, 6).double()), r"Chains: adaptation is float64 \[3, 6\] .*expected float64 \[1, 2 or 6\]"),
+        (dict(phi=torch.zeros(3)), r"Chains: phi is float32 \[3\] on cpu; expected float32 or float64 \[C, D\]"),
+        (dict(rng=torch.zeros(2)), r"Chains: rng is float32 \[2\] .*expected int64 \[3\]"),
+    ],
+)  # fmt: skip
+def test_bad_arguments_of_chains_are_named_before_a_step(changed, message):
+    log_step_size = torch.zeros(1, dtype=torch.float64)
+    good = dict(evaluate=standard_normal, phi=torch.zeros(3, 2), log_step_size=log_step_size)
+    with pytest.raises(ValueError, match=message):
+        Chains(**(good | dict(rng=ops.make_rng("cpu")) | changed))
 
 
 def test_an_unadjusted_chain_that_diverges_is_warned_of_where_it_was_called():
@@ -733,6 +758,17 @@ def test_chains_drawn_alone_may_have_one_step_size_that_is_given():
         for own in (None, range(2, 4))
     )
     assert torch.equal(part.z, whole.z[2:])
+
+
+def test_parts_may_come_one_by_one():
+    def drawn(chains):
+        options = dict(step_size=0.1, n_draws=2, n_warmup=0, progress=False, generator=seeded(1))
+        return lae_fast.langevin_sample(
+            lambda z: z.square().sum(-1), torch.ones(4, 1, 2), chains=chains, **options
+        )
+
+    joined = lae_fast.Samples.joined(map(drawn, (range(0, 1), range(1, 4))))
+    assert torch.equal(joined.z, drawn(None).z)
 
 
 def test_samples_of_other_calls_are_not_joined():

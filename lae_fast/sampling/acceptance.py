@@ -19,7 +19,7 @@ def acceptance_rate(log_alpha: Tensor) -> Tensor:
 
 
 def acceptance_warning(rates: Tensor) -> str | None:
-    """A warning about the mean acceptance rates [...] of chains, for people; None if all rates are good.
+    """A warning about the mean acceptance rates [...] of chains, for people; None if all rates are good, or there are none.
 
     Example:
         >>> from lae_fast import sampling
@@ -28,6 +28,8 @@ def acceptance_warning(rates: Tensor) -> str | None:
         >>> sampling.acceptance_warning(torch.tensor([0.6, 0.0])).partition(":")[0]
         '1 of 2 chains accept less than 5% of the proposals (lowest 0.000)'
     """
+    if not rates.numel():
+        return None
     faults = (
         (
             rates < FROZEN,

@@ -27,15 +27,17 @@ class ALDState(NamedTuple):
 
     Attributes:
         phi: detached, float32 or float64.
-        potential: V(phi), [] or [C], float64, nats; attached to all inputs of V except phi.
+        potential: V(phi), [] or [C], float64, nats; in grad mode it has a graph, which leads to all inputs of V except phi. To
+            copy, plot or keep states, take the steps under `torch.no_grad()`.
         grad: grad V(phi), like phi; None after a step with evaluate=False.
         rng: int64 [3]: seed, step, scratch.
         step_size: eta of the last step, [1] or [C], float64.
 
     Example:
-        >>> state = lae_fast.ald_init(lambda phi: 0.5 * phi.square().sum(), torch.ones(3), step_size=0.1)
-        >>> state.potential.item(), state.grad.tolist()
-        (1.5, [1.0, 1.0, 1.0])
+        >>> with torch.no_grad():
+        ...     state = lae_fast.ald_init(lambda phi: 0.5 * phi.square().sum(), torch.ones(3), step_size=0.1)
+        >>> state.potential.numpy(), state.grad.tolist()
+        (array(1.5), [1.0, 1.0, 1.0])
     """
 
     phi: Tensor
@@ -81,8 +83,8 @@ def evaluate_potential(
         mh: whether V will decide.
 
     Raises:
-        ValueError: V does not depend on phi, is in half precision though it will decide, or has another shape than [], [n] or,
-            with n_chains, [C], [C, n].
+        ValueError: V does not depend on phi, is complex, is in half precision though it will decide, or has another shape than
+            [], [n] or, with n_chains, [C], [C, n].
 
     Example:
         >>> from lae_fast import sampling
@@ -96,6 +98,8 @@ def evaluate_potential(
         energy = potential(leaf)
         if not isinstance(energy, Tensor) or not energy.requires_grad:
             raise _independent(energy)
+        if not energy.is_floating_point():  # complex
+            raise ValueError(f"potential(phi) returned {checks.describe(energy)}; expected floating point")
         if mh:
             check_precision("potential(phi)", energy)
         n_axes = 0 if n_chains is None else 1
@@ -109,7 +113,7 @@ def evaluate_potential(
         raise _independent(energy)
     # a copy, as chains update the total in place, and the energies may be a view of phi
     total = (energy if keep_graph else energy.detach()).to(torch.float64, copy=True)
-    return total if total.dim() == n_axes else total.sum(-1), grad
+    return total if total.dim() == n_axes else total.sum(-1), grad.to_dense() if grad.is_sparse else grad
 
 
 def _independent(energy: object) -> ValueError:
@@ -294,8 +298,8 @@ def ald_step(
     To train what V depends on, take the steps under `torch.no_grad()`, and differentiate `potential(state.phi)` at the
     states that count: one evaluation more for each of them, and no graph of what was rejected. Or take the steps in grad
     mode: then `state.potential` is differentiable in all inputs of V except phi, and its graph is that of the current
-    state alone. V is evaluated once more for that where some of C chains accept and others do not; on a GPU, which must not
-    wait for the decisions, at each step.
+    state alone, so that `backward()` may free it at each step. V is evaluated once more for that where a chain rejects; on a
+    GPU, which must not wait for the decisions, at each step.
 
     Args:
         potential: maps phi to energies in nats: one chain, [] or [n] (per example; summed here in float64,
@@ -321,9 +325,10 @@ def ald_step(
     Example:
         >>> def potential(phi):  # [C, D] -> [C], nats: C chains, a standard normal
         ...     return 0.5 * phi.square().sum(1)
-        >>> state = lae_fast.ald_init(potential, torch.zeros(4, 3), step_size=0.1, n_chains=4)
-        >>> for _ in range(100):
-        ...     state, info = lae_fast.ald_step(potential, state)
+        >>> with torch.no_grad():  # no graphs: nobody trains the potential
+        ...     state = lae_fast.ald_init(potential, torch.zeros(4, 3), step_size=0.1, n_chains=4)
+        ...     for _ in range(100):
+        ...         state, info = lae_fast.ald_step(potential, state)
         >>> state.phi.shape, info.is_accepted.shape
         (torch.Size([4, 3]), torch.Size([4]))
     """
@@ -396,7 +401,7 @@ def _selected(
         return torch.where(is_accepted, new, old)
     if _is_cheap_to_look_at(phi) and is_accepted.all():
         return new
-    if _is_cheap_to_look_at(phi) and not is_accepted.any():
-        return old
-    with exact():  # a select of both would hold the graphs of all states so far
+    with (
+        exact()
+    ):  # a select of both would hold the graphs of all states so far, and the old one may have been freed
         return evaluate_potential(potential, phi, n_chains, mh=False)[0]  # the decision is made

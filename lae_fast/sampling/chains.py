@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lae_fast import ops
+from lae_fast.ops.arguments import expect
 from lae_fast.ops.columns import COUNTERS
 from lae_fast.ops.langevin import adapt
 from lae_fast.sampling.acceptance import acceptance_rate
@@ -35,6 +36,9 @@ class Chains:
         acceptance: [C], float64: min(1, alpha), summed over the steps so far.
         counters: [C, COUNTERS], rejections and non-finite proposals so far.
 
+    Raises:
+        TypeError, ValueError: a tensor, or what `evaluate` returns for phi, is of another shape, type or device.
+
     Example:
         >>> from lae_fast import ops, sampling
         >>> def evaluate(phi):  # [C, D] -> V [C] and its gradient [C, D], of standard normals
@@ -60,6 +64,7 @@ class Chains:
         first: int = 0,
         copies: bool = True,
     ) -> None:
+        expect("Chains", phi, log_step_size, log_step_size=log_step_size, rng=rng, adaptation=adaptation)
         n_chains = phi.shape[0]
         self.evaluate, self.mh, self.adaptation, self.share = evaluate, mh, adaptation, share
         self.first = first if share is None else share.rank * n_chains
@@ -68,9 +73,11 @@ class Chains:
             self.phi = phi.detach().clone(memory_format=torch.contiguous_format)
             self.log_step_size = log_step_size.clone()
         self.rng = rng  # the first proposal comes with an rng of the chains' own
+        potential, grad = evaluate(self.phi)
+        expect("evaluate", self.phi, self.log_step_size, potential=potential, grad=grad)
         # Copies, as `evaluate` may need its own again.
         self.potential, self.grad = (
-            t.clone(memory_format=torch.contiguous_format) for t in evaluate(self.phi)
+            t.clone(memory_format=torch.contiguous_format) for t in (potential, grad)
         )
         self.counters = torch.zeros(n_chains, COUNTERS, dtype=torch.int64, device=phi.device)
         self.acceptance = torch.zeros_like(self.potential)

@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from lae_fast import ops
-from lae_fast.ops.torch_private import aot_loaded, compiled_call, compiled_library
+from lae_fast.ops.torch_private import aot_loaded, compiled_call, compiled_library, traced
 from lae_fast.sampling.chains import Evaluate
 
 KEPT = 64  # compiled potentials that a process remembers
@@ -37,8 +36,11 @@ class Compiled(NamedTuple):
 _kept: dict[Any, tuple[Callable[..., Any], str | None]] = {}
 
 
-def compiled(evaluate: Evaluate, rows: Tensor) -> Compiled:
+def compiled(evaluate: Evaluate, rows: Tensor, elsewhere: Tensor) -> Compiled:
     """The compiled code of `evaluate`, for rows of this shape [C, D]. It takes seconds, and next to nothing if it is known.
+
+    Args:
+        rows, elsewhere: two places [C, D], at which the code has to give what `evaluate` gives. Constants would at one.
 
     Raises:
         Exception: of any kind; torch cannot trace or compile it, or its results differ from those of `evaluate`.
@@ -54,8 +56,9 @@ def compiled(evaluate: Evaluate, rows: Tensor) -> Compiled:
                 del _kept[next(iter(_kept))]
             _kept[key] = _code(graph, inputs)
         found = Compiled(*_kept[key], constants)
-        if not agree(found.evaluate(rows), evaluate(rows)):
-            raise ValueError("compiled, it gives other energies or gradients")
+        for place in (rows, elsewhere):
+            if not agree(found.evaluate(place), evaluate(place)):
+                raise ValueError("compiled, it gives other energies or gradients")
         return found
 
 
@@ -70,7 +73,7 @@ def _traced(evaluate: Evaluate, rows: Tensor) -> tuple[fx.GraphModule, list[Tens
         value, grad = evaluate(rows)
         return value.contiguous(), grad.contiguous()
 
-    graph = make_fx(contiguous)(rows)
+    graph = traced(contiguous, [rows])
     graph.graph.eliminate_dead_code()  # questions among it that were answered while it was traced, as `in_unit_range`
     constants: list[Tensor] = []
     after = [node for node in graph.graph.nodes if node.op == "placeholder"][-1]
@@ -112,8 +115,14 @@ def agree(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> bool
     """Whether two evaluations, V [C] and grad V [C, D] each, are the same to what decides.
 
     That is V, each chain's for itself: a hundredth of a nat changes the chance of acceptance by 1 %, and float32 rounds a V that is a small
-    difference of large sums by a few ten-thousandths. A gradient that is a little off only costs acceptance.
+    difference of large sums by a few ten-thousandths. A gradient that is a little off only costs acceptance. Of a chain that would
+    be rejected, as one of them is not finite, both have to say so, and no more.
     """
-    (value, grad), (wanted, wanted_grad) = found, expected
+    is_finite, is_wanted_finite = (v.isfinite() & g.isfinite().all(1) for v, g in (found, expected))  # [C]
+    if not torch.equal(is_finite, is_wanted_finite):
+        return False
+    if not is_finite.any():
+        return True
+    (value, grad), (wanted, wanted_grad) = ((v[is_finite], g[is_finite]) for v, g in (found, expected))
     is_near = (grad - wanted_grad).abs().max() <= 1e-3 * wanted_grad.abs().max() + 1e-6
     return bool(is_near) and torch.allclose(value, wanted, rtol=1e-5, atol=1e-2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -42,7 +43,8 @@ class Plan:
         compile: compile the energy and its gradient, some seconds that many cheap steps pay back: on a CPU 50 steps are then one
             call, and Python is out of the way. The draws are the same to rounding. The energy then runs as Python only a
             few times, as with `capture`: what its Python code reads, other than tensors, keeps its first value. None: from
-            100,000 steps on. An energy that torch cannot compile runs as it is, with a warning if True asked for it.
+            100,000 steps on. An energy that torch cannot compile, as one that takes values of z out of PyTorch, runs as it is,
+            with a warning if True asked for it.
 
     Raises:
         TypeError: an option is of another kind.
@@ -135,21 +137,24 @@ class Plan:
             for t in range(begin, end, at_once):
                 yield t, min(at_once, end - t)
 
-    def log_step_sizes(self, n_chains: int, device: torch.device) -> Tensor:
-        """log eta, float64 [1] or [C], at the start.
+    def log_step_sizes(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        """log eta, float64 [1] or [R], at the start of R chains, which have this shape in `Samples.step_size`.
 
         Raises:
             ValueError: a step size is not finite and >= 0, or their number does not fit.
         """
+        n_chains = math.prod(shape)
         n = 1 if self.share_step_size else n_chains
         given = self.initial_step_size if self.step_size is None else self.step_size
         if isinstance(given, Tensor):
             checks.tensor("step_size", given, dtypes=checks.REAL)
-        if isinstance(given, Tensor) and given.shape == (n_chains,) and (given == given[0]).all():
-            given = given[:1]  # as in the samples of chains that have shared it
+            if given.shape == shape:
+                given = given.flatten()
+            if given.shape == (n_chains,) and not given.is_meta and (given == given[0]).all():
+                given = given[:1]  # as in the samples of chains that have shared it
         eta = checks.step_sizes("step_size", given, n)
         if not ((eta >= 0) & eta.isfinite()).all():
-            raise ValueError(f"step_size is {self.step_size}; expected finite and >= 0, one number or {n}")
+            raise ValueError(f"step_size is {self.step_size}; expected finite and >= 0")
         return eta.to(device).expand(n).log()
 
     def prepared(self, step: Callable[[], None], device: torch.device) -> Callable[[], None]:

@@ -58,7 +58,7 @@ def _sample(
     n_rows = start.shape[0]
     each = n_rows // shape[0]
     first = plan.own(n_chains).start * each
-    log_step_size = plan.log_step_sizes(n_chains * each, start.device)
+    log_step_size = plan.log_step_sizes((n_chains, *shape[1:]), start.device)
     if len(log_step_size) > 1:
         log_step_size = log_step_size[first : first + n_rows]
 
@@ -169,7 +169,9 @@ def _compiled(evaluate: Evaluate, chains: Chains, start: Tensor, plan: Plan) -> 
     began = time.perf_counter()
     try:
         check_function(chains.potential, evaluate(start)[0])
-        return compiled(evaluate, start), f", compiled in {time.perf_counter() - began:.0f} s"
+        return compiled(
+            evaluate, start, chains.proposal
+        ), f", compiled in {time.perf_counter() - began:.0f} s"
     except Exception as error:
         if plan.compile:
             warnings.warn(f"the energy runs uncompiled: {checks.reason(error)[:300]}", stacklevel=5)
@@ -181,6 +183,10 @@ def _checked(u: Tensor, n_chains: int, n: int, mh: bool, name: str = "energy") -
         raise ValueError(f"{name} returned {checks.describe(u)}; expected floating point [{n_chains}, {n}]")
     if mh:
         check_precision(name, u)
+    if name == "energy" and not u.requires_grad:
+        raise ValueError(
+            f"energy returned {checks.describe(u)}, which does not depend on z; expected a tensor that does"
+        )
     return u
 
 
@@ -431,10 +437,10 @@ def langevin_sample(
         energy: U(x_i, z_i) in nats, z [C, n, nz] -> [C, n].
         z: the start of all chains, [C, n, nz], float32 or float64.
         value_and_grad: as for `ald_sample`.
-        step_size: a number, or [C n]; this and all others as for `ald_sample`.
+        step_size: a number, [C, n] or [C n]; this and all others as for `ald_sample`.
 
     Result, errors and warnings are those of `ald_sample`, except the warning about the rank. To go on with chains, start at
-    `samples.z[:, -1]` with `step_size=samples.step_size.flatten()` and `n_warmup=0`.
+    `samples.z[:, -1]` with `step_size=samples.step_size` and `n_warmup=0`.
 
     Example:
         >>> x = torch.tensor([[-1.0, 0.0], [2.0, 1.0]])  # [n, nz]: x = z + noise of variance 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,7 @@ class Samples:
     phi: Tensor | None = None
 
     @classmethod
-    def joined(cls, parts: Sequence[Samples]) -> Samples:
+    def joined(cls, parts: Iterable[Samples]) -> Samples:
         """All chains, from parts that were drawn by calls with `chains=` each, in the order of the chains.
 
         Raises:
@@ -67,6 +67,7 @@ class Samples:
             >>> torch.equal(samples.z, drawn(None).z)  # the draws of one call with all chains
             True
         """
+        parts = list(parts)
         for i, part in enumerate(parts):
             if not isinstance(part, Samples):
                 raise TypeError(f"part {i} is {checks.describe(part)}; expected Samples")
