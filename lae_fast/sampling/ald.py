@@ -401,7 +401,6 @@ def _selected(
         return torch.where(is_accepted, new, old)
     if _is_cheap_to_look_at(phi) and is_accepted.all():
         return new
-    with (
-        exact()
-    ):  # a select of both would hold the graphs of all states so far, and the old one may have been freed
+    # A select of both would hold the graphs of all states so far, and the old one may have been freed.
+    with exact():
         return evaluate_potential(potential, phi, n_chains, mh=False)[0]  # the decision is made
