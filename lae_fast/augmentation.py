@@ -178,6 +178,10 @@ def diagnose_variations(
     checks.tensor("labels", labels, "m", dtypes=None)
     if labels.is_floating_point() or labels.is_complex():
         raise TypeError(f"labels are {checks.describe(labels)}; expected integers")
+    if classifier is not None and len(labels) and labels.amin() < 0:
+        raise ValueError(
+            f"labels are from {int(labels.amin())} on; expected classes of the classifier, from 0"
+        )
     flat = images_for(model, x)
     if len(labels) != len(flat):
         raise ValueError(f"labels are {list(labels.shape)}; expected [{len(x)}], one for each image")
@@ -192,15 +196,15 @@ def diagnose_variations(
     if classifier is not None:
         with isolated(classifier):
             scores = classifier(_as_images(draws, x))
-        least, most = (int(v) for v in labels.aminmax())
+        most = int(labels.amax())
         expected = (
             f"expected scores [{n * len(x)}, classes], with classes >= {max(most + 1, 2)} for these labels"
         )
         if not isinstance(scores, Tensor) or scores.dim() != 2 or len(scores) != n * len(x):
             raise TypeError(f"classifier returned {checks.describe(scores)}; {expected}")
-        if least < 0 or scores.shape[1] <= max(most, 1):
+        if scores.shape[1] <= max(most, 1):
             raise ValueError(
-                f"labels are from {least} to {most}, and the classifier returned {checks.describe(scores)}; {expected}"
+                f"labels are up to {most}, and the classifier returned {checks.describe(scores)}; {expected}"
             )
         if scores.isnan().any():
             raise ValueError("the classifier returned scores that are no numbers (NaN); expected numbers")

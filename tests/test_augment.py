@@ -251,15 +251,15 @@ def test_a_diagnosis_shows_a_classifier_images_as_augment_makes_them():
         (
             torch.zeros(1),
             torch.arange(6) % 2,
-            r"labels are from 0 to 1, and .* \[24, 1\] .*with classes >= 2",
+            r"labels are up to 1, and .* \[24, 1\] .*with classes >= 2",
         ),
         (
             torch.zeros(1),
             torch.zeros(6).long(),
-            r"labels are from 0 to 0, and .* \[24, 1\] .*with classes >= 2",
+            r"labels are up to 0, and .* \[24, 1\] .*with classes >= 2",
         ),
-        (torch.zeros(4), 1 + torch.arange(6) % 4, r"labels are from 1 to 4, and .* \[24, 4\] .*classes >= 5"),
-        (torch.zeros(4), -(torch.arange(6) % 4), r"labels are from -3 to 0, and"),
+        (torch.zeros(4), 1 + torch.arange(6) % 4, r"labels are up to 4, and .* \[24, 4\] .*classes >= 5"),
+        (torch.zeros(4), -(torch.arange(6) % 4), r"labels are from -3 on; expected"),
         (torch.tensor([0.0, torch.nan]), torch.arange(6) % 2, "scores that are no numbers"),
     ],
 )

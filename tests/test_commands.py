@@ -206,6 +206,8 @@ def test_a_file_and_a_run_to_resume_exclude_each_other(parsed, tmp_path, capsys)
         ({"decisions": "joint", "memory": 5, "ridge": 1.0, "spread": False}, ["--spread", "--memory", "--ridge"]),
         ({"decisions": "joint", "memory": 5, "ridge": 1.0, "whiten": True}, []),
         ({"memory": 5, "ridge": 1.0, "spread": False}, []),
+        ({"validation": 0, "patience": 5}, ["--patience"]),
+        ({"data": Path("a"), "data_dir": Path("b")}, ["--data-dir"]),
     ],
 )  # fmt: skip
 def test_options_without_effect_are_told(options, expected):

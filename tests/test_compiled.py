@@ -1,5 +1,6 @@
 """Compiled potentials and gradients of one's own: the same draws, faster; and what cannot be compiled runs as it is."""
 
+import ctypes
 import io
 import math
 import sys
@@ -140,6 +141,12 @@ def numpy_value_and_grad(z):
     return torch.from_numpy(0.5 * (values * values).sum(-1)), torch.from_numpy(values.copy())
 
 
+def pointer_value_and_grad(z):
+    values = (ctypes.c_float * z.numel()).from_address(z.data_ptr())  # which nobody sees
+    values = torch.tensor(values[:]).view(z.shape)
+    return 0.5 * values.square().sum(-1), values.clone()
+
+
 class NumpyEnergy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, z):
@@ -159,12 +166,13 @@ def branches_in_python(z):
     "options",
     [
         dict(energy=lambda z: 0.5 * z.square().sum(-1), value_and_grad=numpy_value_and_grad),
+        dict(energy=lambda z: 0.5 * z.square().sum(-1), value_and_grad=pointer_value_and_grad),
         dict(energy=NumpyEnergy.apply),
         dict(energy=branches_in_python),
         dict(energy=lambda z: z.square().sum(-1) * (2.0 if z.detach().numpy().mean() > 10 else 0.5)),
         dict(energy=lambda z: z.square().sum(-1) * (2.0 if np.from_dlpack(z.detach()).mean() > 10 else 0.5)),
     ],
-    ids=["value_and_grad", "function", "tolist", "numpy", "dlpack"],
+    ids=["value_and_grad", "pointer", "function", "tolist", "numpy", "dlpack"],
 )
 def test_values_that_leave_pytorch_are_no_constants_of_compiled_code(options, monkeypatch):
     monkeypatch.setattr(compilation, "_code", lambda graph, inputs: (graph, None))
@@ -175,17 +183,40 @@ def test_values_that_leave_pytorch_are_no_constants_of_compiled_code(options, mo
     assert torch.equal(found.z, draw("langevin", **options).z)  # nobody asked: no warning, the same draws
 
 
-def test_a_model_s_potential_is_traced_without_values(monkeypatch):
+def test_tracing_leaves_no_trace_in_what_an_energy_keeps(monkeypatch):
+    monkeypatch.setattr(compilation, "_code", lambda graph, inputs: (graph, None))
+    kept, mean = [], torch.zeros(())
+
+    def energy(z):
+        nonlocal mean
+        u = 0.5 * z.square().sum(-1)
+        kept.append(u.detach().mean())
+        mean = 0.9 * mean + 0.1 * u.detach().mean()
+        return u
+
+    draw("langevin", energy=energy, compile=True)
+    assert {type(t) for t in (mean, *kept)} == {torch.Tensor}
+    assert np.isfinite(torch.stack([mean, *kept]).numpy()).all()
+
+
+@pytest.mark.parametrize("likelihood", ["Bernoulli", "Gaussian", "DiscretizedLogistic"])
+def test_a_model_s_potential_is_traced(likelihood, monkeypatch):
     """Its check of images asks for values while it is traced."""
     codes = []
     monkeypatch.setattr(compilation, "_code", lambda graph, inputs: (codes.append(graph) or graph, None))
     encoder, decoder = torch.nn.Linear(6, 5), torch.nn.Sequential(torch.nn.Linear(2, 6))
     model = lae_fast.LAE(
-        encoder=encoder, decoder=decoder, likelihood=lae_fast.Bernoulli(), nx=6, nz=2, d=5
+        encoder=encoder, decoder=decoder, likelihood=getattr(lae_fast, likelihood)(), nx=6, nz=2, d=5
     ).eval()
     x = normals(7, 3, 6).sigmoid()
     draw("langevin", energy=lambda z: model.potential(x, z), compile=True)
     assert codes
+
+
+def test_energies_that_the_graph_does_not_see_are_refused_wherever_they_are_compared():
+    rows = normals(4, 24, 2)
+    with pytest.raises(ValueError, match="its energies are constants to PyTorch"):
+        compiled(pointer_value_and_grad, rows, rows)
 
 
 def test_compiled_code_is_compared_at_a_second_place(monkeypatch):

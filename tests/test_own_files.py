@@ -102,7 +102,7 @@ def test_a_broken_file_is_named(name, content, message, tmp_path):
         (lambda p: np.savez(p, x_dev=RGB.numpy(), x_train=RGB.numpy()), "a.npz holds x_dev, images of no split; expected train, test"),
         (lambda p: np.savez(p, x_dev=RGB.numpy(), x=RGB.numpy(), x_1=RGB.numpy()), "a.npz holds x_dev, x_1, images of no split"),
         (lambda p: np.savez(p, x_train=RGB.numpy(), xtest=RGB.numpy()), "a.npz holds xtest, images of no split; expected"),
-        (lambda p: np.savez(p, x=RGB.numpy(), holdout=RGB.numpy()[:, 0]), "a.npz holds holdout, images of no split"),
+        (lambda p: np.savez(p, x=RGB.numpy(), holdout=RGB.numpy()), "a.npz holds holdout, images of no split"),
         (lambda p: np.savez(p, x=SQUARES.flatten(1).numpy(), xval=SQUARES.flatten(1).numpy()), "holds xval, images of no split"),
         (lambda p: np.savez(p, images=RGB.numpy().astype(int)), r"a.npz: images are int64 \[40, 3, 5, 4\]; expected uint8"),
         (lambda p: np.savez(p, x_train=RGB.numpy(), x_test=RGB.numpy()[:, :, 1:]), r"expected one shape and type"),
@@ -130,6 +130,12 @@ def test_arrays_of_other_things_are_left_out(tmp_path):
     beside = {
         "image_ids": np.arange(N),
         "latents_values": np.zeros((N, 6)),
+        "values": RGB.numpy(),
+        "train_masks": RGB.numpy(),
+        "test_masks": RGB.numpy(),
+        "y_test_onehot": np.zeros((N, 10)),
+        "test_boxes": np.zeros((N, 2, 4)),
+        "image_size": np.array([5, 4]),
         "val_names": np.array([{}], dtype=object),  # which takes code to read
         "best_val_loss": np.array(0.1),
     }
@@ -395,9 +401,10 @@ def test_a_folder_has_one_name(tmp_path):
         data.load(tmp_path)
 
 
-def test_a_class_may_be_called_as_a_split(tmp_path):
-    folders_of_pictures(tmp_path, "plane", "train")
-    assert data.load(tmp_path).source.endswith("2 classes)")
+@pytest.mark.parametrize("others", [("plane",), ("valve", "car"), ("test tube", "contest"), ("medieval",)])
+def test_a_class_may_be_called_as_a_split(others, tmp_path):
+    folders_of_pictures(tmp_path, *others, "train")
+    assert data.load(tmp_path).source.endswith(f"{1 + len(others)} classes)")
 
 
 def save_several(path, **options):

@@ -135,6 +135,7 @@ def test_a_lock_dies_with_its_process(tmp_path):
         {},
         {"config.json": "{}"},
         {"config.json": ""},
+        {"config.json": "\0" * 100},
         {"config.json": '{\n  "options": {\n    "model": "la'},
         {"config.json": "{", "metrics.jsonl": "", ".config.json.12345678.tmp": None, "checkpoints": None, "tensorboard": None},
     ],

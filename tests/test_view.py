@@ -418,6 +418,9 @@ def test_the_picture_of_all_originals_is_no_higher_than_browsers_draw(tmp_path):
     assert len(data["codes"]) == 150
     header = base64.b64decode(data["originals"].split(",")[1])[:24]
     assert int.from_bytes(header[20:24], "big") == 30_000
+    tall = own_model(nn.Linear(3, 2000), Bernoulli(), (1, 1000, 2))
+    page.write(tmp_path, tall, torch.rand(40, 1, 1000, 2))
+    assert len(read(tmp_path)[1]["codes"]) == 30
 
 
 def test_a_page_is_written_of_plain_images_into_a_folder_by_name(tmp_path):

@@ -120,7 +120,7 @@ def apgd(
 def likely(z: Tensor, labels: Tensor, rank: int) -> Tensor:
     """The wrong class of the given rank, 0 the likeliest, by logits z [R, classes]: [R]; it begins anew after the last."""
     order = z.argsort(dim=1, descending=True, stable=True)
-    wrong = order[order != labels[:, None]].view(len(z), -1)  # [R, classes - 1]
+    wrong = order[order != labels[:, None]].view(len(z), z.shape[1] - 1)
     return wrong[:, rank % wrong.shape[1]]
 
 

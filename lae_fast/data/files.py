@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import os
 import pickle
 import re
@@ -42,9 +41,9 @@ SPLITS = {
 IMAGES = {"images", "image", "imgs", "x", "data"}
 KINDS = {1: "grey", 3: "RGB"}  # by the number of channels
 LABELS = {"labels", "label", "targets", "target", "y"}
-NEAR = re.compile(
-    "dev|holdout|test|unlabell?ed|val"
-)  # what names of splits contain, also of those that are not read
+# Words of splits that are not read, and what may stand beside the word of a split.
+OTHER_SPLITS = {"dev", "eval", "evaluation", "holdout", "unlabeled", "unlabelled", "xdev", "xtest", "xval"}
+BESIDE = {"data", "part", "set", "split"}
 
 
 def read(path: Path, validation: int | None = None) -> Source:
@@ -155,31 +154,38 @@ def _content(path: Path) -> Any:
 
 
 def _array(archive: Any, name: str) -> np.ndarray | None:
-    """An array that may be one of images or labels; None: another one, as of strings that Python has pickled."""
+    """An array that may be one of images or labels; None: another one."""
     if _place(name) or len(archive) == 1:
         return archive[name]
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError):  # strings that Python has pickled
         return archive[name] if _is_near(name) else None
     return None
 
 
 def _others(content: Mapping[Any, Any], found: dict[str, dict[str, Any]]) -> list[str]:
-    """The names of what may be further images, beside those that were found: by the names, and by the number of axes."""
-    images = [split["images"] for split in found.values() if "images" in split]
-    least = min(3, *map(_n_axes, images)) if images else math.inf
-    names = [str(name) for name, value in content.items() if _n_axes(value) >= least]
+    """The names of what may be further images, beside those that were found: by the names, and of the same form."""
+    forms = [_form(split["images"]) for split in found.values() if "images" in split]
+    names = [str(name) for name, value in content.items() if _form(value) in forms]
     return [name for name in names if _place(name) is None and _is_near(name)]
 
 
-def _n_axes(value: Any) -> int:
-    if isinstance(value, (list, tuple)):
-        return 1 + (_n_axes(value[0]) if value else 0)
-    return getattr(value, "ndim", 0)
+def _form(values: Any) -> tuple[int, ...] | None:
+    """The shape of each of several values; None: they have none."""
+    if isinstance(values, (list, tuple)):
+        return tuple(getattr(values[0], "shape", ())) if values else None
+    return tuple(values.shape[1:]) if getattr(values, "ndim", 0) else None
 
 
 def _is_near(name: str) -> bool:
-    """Whether a name is like those of images, or of other images than those of training."""
-    return bool(IMAGES & _words(name) or NEAR.search(name.lower()))
+    """Whether a name is like one of images, or that of a split."""
+    words = _words(name)
+    return bool(words & IMAGES) or _is_split(words)
+
+
+def _is_split(words: set[str]) -> bool:
+    """Whether these words say no more than a split, also of those that are not read."""
+    known = SPLITS.keys() | OTHER_SPLITS
+    return bool(words & known) and words <= known | BESIDE
 
 
 def _place(name: str) -> tuple[str, str] | None:
@@ -243,8 +249,8 @@ def _places(folder: Path) -> dict[str, Path]:
     splits = [SPLITS[path.name.lower()] for path in folders if path.name.lower() in SPLITS]
     names = ", ".join(path.name for path in folders)
     if len(splits) < len(folders) or not splits:
-        others = [path.name.lower() for path in folders if path.name.lower() not in SPLITS]
-        if len(set(splits)) > 1 or (splits and any(map(NEAR.search, others))):
+        others = [path.name for path in folders if path.name.lower() not in SPLITS]
+        if len(set(splits)) > 1 or (splits and any(_is_split(_words(name)) for name in others)):
             raise DataError(f"{folder} holds {names}; expected train, test and perhaps val, or classes")
         return {"train": folder}
     places: dict[str, Path] = {}

@@ -59,7 +59,7 @@ class Options:
     """quick: a small subset, some minutes, to see that everything works. cpu: what two cores do in a night, ten hours and more. report: the
     report's own setting, up to 1,000 epochs: for a GPU, or table by table."""
     seeds: int | None = None
-    """Seeds of every row that is made; default: the preset's. The document shows what the record has of others, too."""
+    """Seeds of every row that is made; default: the preset's. The document shows what the record has of the preset's others, too."""
     output: Path | None = None
     """Folder of report.md, report.csv and the figures; default results, with quick runs/quick, with report results/full. What its
     report.jsonl (of likelihood: likelihood.jsonl) has from earlier runs stays in the document, with its commit, until it is measured anew."""

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.autograd import forward_ad
-from torch.fx.experimental.proxy_tensor import make_fx
 
 Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -172,23 +171,6 @@ def onednn_linear() -> Linear | None:
         return None
     op = packet.default
     return lambda a, weight, bias: op(a, weight, bias, "none", [], "")
-
-
-def traced(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.GraphModule:
-    """The graph of aten ops that a function calls for inputs of these shapes. The inputs have no values while it is traced: a
-    function that takes them out of PyTorch, as by `numpy()` or `tolist()`, raises, and no values of inputs stay in the graph.
-
-    Fallback: none. The caller goes on without.
-    """
-    from torch._functorch import config
-    from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-
-    with config.patch(fake_tensor_allow_unsafe_data_ptr_access=False):
-        without_values = FakeTensorMode(allow_non_fake_inputs=True)
-    try:
-        return make_fx(function)(*map(without_values.from_tensor, inputs))
-    except DataDependentOutputException as error:
-        raise ValueError(f"it asks for values of tensors ({error})") from error
 
 
 def compiled_call(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., tuple[Tensor, ...]]:

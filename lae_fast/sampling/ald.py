@@ -286,7 +286,7 @@ def ald_step(
     noise: Tensor | None = None,
     uniform: Tensor | None = None,
 ) -> tuple[ALDState, ALDInfo]:
-    """One step of amortized Langevin dynamics (LAE paper, eq. 7), with one evaluation of the potential.
+    """One step of amortized Langevin dynamics (LAE paper, eq. 7), with one evaluation of the potential (in grad mode one more, below).
 
         phi' = phi - eta grad V(phi) + sqrt(2 eta) eps,    eps ~ N(0, I)
         accept with probability min(1, exp(V(phi) - V(phi') + log q(phi|phi') - log q(phi'|phi)))

@@ -13,12 +13,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 
 from lae_fast import ops
-from lae_fast.ops.torch_private import aot_loaded, compiled_call, compiled_library, traced
+from lae_fast.ops.torch_private import aot_loaded, compiled_call, compiled_library
 from lae_fast.sampling.chains import Evaluate
 
 KEPT = 64  # compiled potentials that a process remembers
+LEAVING = (Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__)
 
 
 class Compiled(NamedTuple):
@@ -62,19 +65,36 @@ def compiled(evaluate: Evaluate, rows: Tensor, elsewhere: Tensor) -> Compiled:
         return found
 
 
+class _WithinPyTorch(TorchFunctionMode):
+    """Raises where values leave PyTorch, as no graph sees it: what comes back would be a constant of the graph."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in LEAVING:
+            raise ValueError(f"it takes values out of PyTorch, by {function.__name__}()")
+        return function(*args, **(kwargs or {}))
+
+
 def _traced(evaluate: Evaluate, rows: Tensor) -> tuple[fx.GraphModule, list[Tensor]]:
     """The graph of `evaluate` with two results, and the tensors that it takes after the rows.
 
     Raises:
-        ValueError: it draws random numbers, which the generators of the program would not decide in compiled code.
+        ValueError: it asks for values, takes them out of PyTorch, or draws random numbers, which the generators of the program would not decide
+            in compiled code; or its energies do not depend on the rows.
     """
 
     def contiguous(rows: Tensor) -> tuple[Tensor, Tensor]:
-        value, grad = evaluate(rows)
+        with _WithinPyTorch():
+            value, grad = evaluate(rows)
         return value.contiguous(), grad.contiguous()
 
-    graph = traced(contiguous, [rows])
+    try:
+        graph = make_fx(contiguous)(rows)
+    except RuntimeError as error:
+        if "value out of a tracing tensor" in str(error):
+            raise ValueError("it asks for values of tensors, as a branch does") from error
+        raise
     graph.graph.eliminate_dead_code()  # questions among it that were answered while it was traced, as `in_unit_range`
+    _check_dependence(graph)
     constants: list[Tensor] = []
     after = [node for node in graph.graph.nodes if node.op == "placeholder"][-1]
     for node in list(graph.graph.nodes):
@@ -93,6 +113,17 @@ def _traced(evaluate: Evaluate, rows: Tensor) -> tuple[fx.GraphModule, list[Tens
             graph.graph.erase_node(node)
     graph.recompile()
     return graph, constants
+
+
+def _check_dependence(graph: fx.GraphModule) -> None:
+    """A ValueError if the first result does not depend on the graph's input."""
+    nodes = list(graph.graph.nodes)
+    dependent = {nodes[0]}
+    for node in nodes[1:-1]:
+        if dependent & set(node.all_input_nodes):
+            dependent.add(node)
+    if nodes[-1].args[0][0] not in dependent:
+        raise ValueError("its energies are constants to PyTorch")
 
 
 def _code(graph: fx.GraphModule, inputs: list[Tensor]) -> tuple[Callable[..., Any], str | None]:

@@ -43,7 +43,7 @@ class Plan:
         compile: compile the energy and its gradient, some seconds that many cheap steps pay back: on a CPU 50 steps are then one
             call, and Python is out of the way. The draws are the same to rounding. The energy then runs as Python only a
             few times, as with `capture`: what its Python code reads, other than tensors, keeps its first value. None: from
-            100,000 steps on. An energy that torch cannot compile, as one that takes values of z out of PyTorch, runs as it is,
+            100,000 steps on. An energy that torch cannot compile, as one that takes values out of PyTorch by `numpy()`, runs as it is,
             with a warning if True asked for it.
 
     Raises:

@@ -95,7 +95,10 @@ def _work(folder: Path) -> str | None:
 def _is_of_others(path: Path) -> bool:
     """Whether a config.json holds something else than a run's options. What a killed run may have left holds nothing, or the
     beginning of a record."""
-    text = path.read_bytes() if path.exists() else b""
+    try:
+        text = path.read_bytes().strip(b"\0") if path.exists() else b""  # zeros are what a power cut leaves
+    except OSError as error:
+        raise TrainingError(f"{path} cannot be read: {error}") from error
     try:
         record = json.loads(text)
     except (ValueError, RecursionError):

@@ -106,7 +106,8 @@ def write(
     pixels = Pixels.of(test.images, model.shape)
     z, samples = _samples(model)
     _, channels, height, width = pixels.pictures(test.images[:1]).shape
-    n = max(N_PAIRS, min(MOST_CODES, BYTES_OF_ORIGINALS // (channels * height * width), MOST_ROWS // height))
+    n = max(N_PAIRS, min(MOST_CODES, BYTES_OF_ORIGINALS // (channels * height * width)))
+    n = min(n, max(1, MOST_ROWS // height))
     originals, labels = pixels.pictures(test.images[:n]), test.labels
     codes, reconstructions = _codes(model, test.images[:n])
     try:
