@@ -96,6 +96,8 @@ QUOTES = [
             ("new codes, then affine, VAE", "VAE, new codes, affine"),
             ("new codes, then affine, LAE, nz 16", "LAE, nz 16, new codes, affine"),
             ("real images whose class the LAE's codes tell, then affine", "LAE, found, affine"),
+            ("new images by M2, then affine", "M2, new codes, affine"),
+            ("real images whose class M2 tells, then affine", "M2, found, affine"),
         )
     ),
     ("variations", "affine ones more (+3.4, to {:.1f} %)", few(50, "affine")),
