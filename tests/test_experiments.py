@@ -366,6 +366,7 @@ def test_what_cannot_compute_is_no_device(name, message, experiments, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_more_seeds_are_more_rows_in_the_csv(experiments):
     _, text, rows = experiments("table7", "--seeds", "2")
     assert {r["seed"] for r in rows if r["table"] == "table7"} == {"0", "1", "published"}
