@@ -101,12 +101,14 @@ def patterns(n, seed):
 
 
 def test_it_learns_classes_from_three_labels_each(monkeypatch):
-    monkeypatch.setattr(m2, "affine", lambda x, generator: x)  # a pattern of single pixels cannot be shifted
+    shifted = []  # a pattern of single pixels cannot be shifted
+    monkeypatch.setattr(m2, "affine", lambda x, generator: shifted.append(x.shape) or x)
     (train, centres), (test, _) = patterns(1000, 1), patterns(200, 2)
     lab = SimpleNamespace(train=train, validation=test, test=test, nx=784, device=torch.device("cpu"))
     recipe = TrainedM2(2, 0, 5, 1e-2, 3, batch_size=50, nh=32)
     product = recipe.make(lab)
     assert product.metrics["accuracy"] > 0.95
+    assert shifted == [(m2.N_LABELLED, 1, 28, 28)] * 5 * (1000 // 50)
     n_turned = ((test.images > 0) != (centres[test.labels] > 0)).sum(1).double()
     truth = math.log(10) - (n_turned * math.log(0.1) + (784 - n_turned) * math.log(0.9)).mean().item()
     assert truth < product.metrics["bound"] < truth + 8  # what is lost to weights from 1,000 images
@@ -187,6 +189,12 @@ def test_labels_count_as_said():
     model.classifier.forward = lambda x: torch.zeros(len(x), 10)
     loss = m2._of_labels(model, labelled, 6000, seeded())
     assert loss.item() == pytest.approx((30 * 500 + 0.1 * 6000 * 30 * math.log(10)) / 6000)
+
+
+@pytest.mark.parametrize("change", [dict(seed=1), dict(per_class=6)])
+def test_a_classifier_has_an_m2_of_its_own_labels(change):
+    with pytest.raises(ValueError, match=r"m2 has seed and per_class \(\d, \d\); expected \(0, 5\)"):
+        TrainedOnM2(0, 2, per_class=5, m2=dataclasses.replace(FEW, **change))
 
 
 @pytest.mark.parametrize("kind", ["new codes", "found"])

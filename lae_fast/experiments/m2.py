@@ -153,5 +153,13 @@ class TrainedOnM2(OnNewImages):
 
     m2: TrainedM2 = dataclasses.field(kw_only=True)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        own, its = (self.seed, self.per_class), (self.m2.seed, self.m2.per_class)
+        if own != its:
+            raise ValueError(
+                f"m2 has seed and per_class {its}; expected {own}: it may see no other labels than the classifier"
+            )
+
     def classes(self, lab: Lab) -> Classes:
         return self.m2.load(lab)
