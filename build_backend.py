@@ -133,9 +133,11 @@ class Plan:
             reason = f"CXX={asked_for_cxx()!r} names no compiler that can be found; correct or unset it and reinstall"
         elif not self.cxx:
             reason = "no C++ compiler was found; install g++ or clang++ (or set CXX) and reinstall"
-        elif name == "cuda" and not self.nvcc:
+        elif name == "cpu":
+            return True
+        elif not self.nvcc:
             reason = "nvcc was not found; install the CUDA toolkit (or set CUDA_HOME) and reinstall"
-        elif name == "cuda" and nvcc_version(self.nvcc) < MINIMUM_NVCC:
+        elif nvcc_version(self.nvcc) < MINIMUM_NVCC:
             found = ".".join(map(str, nvcc_version(self.nvcc)))
             reason = f"nvcc {found} is older than {MINIMUM_NVCC[0]}.{MINIMUM_NVCC[1]}; install a newer CUDA toolkit and reinstall"
         else:
@@ -143,8 +145,6 @@ class Plan:
                 gencode_flags()
                 return True
             except ValueError as error:
-                if name != "cuda":
-                    return True
                 reason = str(error)
         self.leave_out(name, reason)
         return False

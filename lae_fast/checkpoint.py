@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
+
+from lae_fast.checks import first_line
 
 _FOLDER = re.compile(r"step-(\d{9})")
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
@@ -93,6 +93,10 @@ def _digest(weights: dict[str, Tensor], *texts: str) -> str:
 
 def _weights_bytes(weights: dict[str, Tensor], metadata: dict[str, Any], state: str) -> bytes:
     """A safetensors file; `state` is the hash of the state file beside it, or empty."""
+    from safetensors.torch import (
+        save as safetensors_bytes,
+    )  # here, as `import lae_fast` needs torch and numpy only
+
     contiguous = {name: t.detach().cpu().contiguous() for name, t in weights.items()}
     text = json.dumps(metadata)
     facts = {"lae_fast": text, "state": state, "sha256": _digest(contiguous, text, state)}
@@ -162,6 +166,8 @@ def _dictionary(path: Path, value: Any) -> dict[str, Any]:
 
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
     """Tensors, metadata, and the hash of the state file beside it, if one is known."""
+    from safetensors import safe_open
+
     try:
         _check_is_file(path)
         with safe_open(path, framework="pt") as file:
@@ -265,6 +271,5 @@ def load_latest(folder: Path) -> Checkpoint | None:
             warnings.simplefilter("ignore")  # torch warns about foreign pickles, and refuses them
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # a parser of arbitrary bytes may raise anything: struct.error, KeyError, ...
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path} is damaged or not a plain state file: {reason}") from error
+        raise CheckpointError(f"{path} is damaged or not a plain state file: {first_line(error)}") from error
     return Checkpoint(steps[-1], weights, metadata, _dictionary(path, state))

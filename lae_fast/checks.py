@@ -41,6 +41,11 @@ def reason(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or else its name."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def count(name: str, value: Any, least: int = 1, most: int = 2**63 - 1) -> int:
     """A whole number from `least` to `most`."""
     try:
@@ -182,8 +187,9 @@ def device(name: str, value: Any) -> torch.device:
     try:
         return torch.empty(0, device=value).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise ValueError(f"{name} is {str(value)!r}; expected a device of this machine ({reason})") from None
+        raise ValueError(
+            f"{name} is {str(value)!r}; expected a device of this machine ({first_line(error)})"
+        ) from None
 
 
 def command_device(value: str) -> torch.device:

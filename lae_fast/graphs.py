@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -78,6 +79,7 @@ class Replayed:
     def _captured(self) -> torch.cuda.CUDAGraph:
         graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         self._register_generators(graph)
+        outside = sys.exc_info()[1]  # of a caller that mends another error
         try:
             # Other threads of a program may do what they want with the device.
             captured = torch.cuda.graph(graph, pool, self.stream, capture_error_mode="thread_local")
@@ -87,12 +89,11 @@ class Replayed:
             end_failed_capture(graph, pool)
             self._free_generators()
             first: BaseException = error  # those after the first only say that there is no capture any more
-            while first.__context__ is not None:
+            while first.__context__ not in (None, outside):
                 first = first.__context__
-            reason = (str(first).splitlines() or [""])[0]
             raise RuntimeError(
-                f"the step could not be captured in a CUDA graph ({reason}): something in it waits for the device or reads "
-                "from the host; with capture=False it runs as it is"
+                f"the step could not be captured in a CUDA graph ({checks.first_line(first)}): something in it waits for "
+                "the device or reads from the host; with capture=False it runs as it is"
             ) from error
         return graph
 
@@ -105,7 +106,7 @@ class Replayed:
         graph = torch.cuda.CUDAGraph()
         self._register_generators(graph)
         counter = torch.zeros(1, device=self.device)
-        with torch.cuda.graph(graph, stream=self.stream):
+        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
             counter.add_(1)
 
 

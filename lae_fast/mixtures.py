@@ -12,7 +12,6 @@ from lae_fast import checks
 from lae_fast.isolation import exact
 
 N_ITERATIONS = 30
-FLAT = "codes do not differ, or by more than numbers hold; expected codes with a covariance"
 # Of each covariance this part comes from all classes together: that of a class with few codes stays regular.
 POOLED = 0.2
 RIDGE = 1e-6  # added to the diagonals, in units of their means: codes may lie in a plane, but for rounding
@@ -150,5 +149,7 @@ def _weighted(z: Tensor, weights: Tensor, pooled: float = POOLED) -> ClassMixtur
     variances += RIDGE * variances.mean(1, keepdim=True)
     factors, failed = torch.linalg.cholesky_ex(covariances)
     if failed.any():
-        raise ValueError(FLAT)
+        raise ValueError(
+            "codes do not differ, or by more than numbers hold; expected codes with a covariance"
+        )
     return ClassMixture(means, factors)

@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 import tyro
 
-from lae_fast import checkpoint, checks, console, data, models, seeds
+from lae_fast import checkpoint, checks, console, data, models
 from lae_fast.checkpoint import CheckpointError
 from lae_fast.console import complain, say
 from lae_fast.data import DataError
@@ -85,7 +85,7 @@ class Options:
             ("simulated", 1),
             ("seed", 0),
         ):
-            checks.count(f"--{name.replace('_', '-')}", getattr(self, name), least, seeds.LARGEST)
+            checks.count(f"--{name.replace('_', '-')}", getattr(self, name), least)
         if self.output is not None:  # now, and not after an hour
             file = Path(os.path.realpath(self.output))  # a link stays one; what it leads to is replaced
             if not file.parent.is_dir() or (self.output.exists() and not self.output.is_file()):
@@ -125,10 +125,6 @@ class Score:
     image_chain_steps_per_second: float  # speed of AIS; its time includes the pilot run
 
 
-def _kind(dataset: data.Dataset) -> str:
-    return "grey" if dataset.shape[0] == 1 else "colour"
-
-
 class _Run(NamedTuple):
     """What a score needs of a run, on the CPU."""
 
@@ -136,8 +132,7 @@ class _Run(NamedTuple):
     lines: list[dict[str, Any]]  # of its records
     epochs: int
     model: models.Autoencoder
-    dataset: str
-    kind: str  # of its images
+    data: str  # in words
     n_train: int
     images: torch.Tensor  # uint8 [n, *shape]
 
@@ -151,8 +146,9 @@ def _read(folder: Path, options: Options) -> _Run:
         raise CheckpointError(f"{best} holds {found}; expected {expected}, as config.json says")
     dataset = run_folder.data_to_evaluate(folder, config, options.data, options.data_dir)
     images = dataset.test.images[: options.images].clone()
-    kind, n_train, epochs = _kind(dataset), len(dataset.train.images), run_folder.epochs(folder, lines)
-    return _Run(config, lines, epochs, model, dataset.name, kind, n_train, images)
+    kind = "fixed" if config.binarize != "none" else "grey" if dataset.shape[0] == 1 else "colour"
+    data_in_words, epochs = f"{dataset.name}, {kind}", run_folder.epochs(folder, lines)
+    return _Run(config, lines, epochs, model, data_in_words, len(dataset.train.images), images)
 
 
 def score(folder: Path, options: Options, processes: Processes = ALONE) -> Score:
@@ -191,7 +187,7 @@ def score(folder: Path, options: Options, processes: Processes = ALONE) -> Score
         nz=config.nz,
         seed=config.seed,
         epochs=run.epochs,
-        data=f"{run.dataset}, {run.kind if config.binarize == 'none' else 'fixed'}",
+        data=run.data,
         is_comparable=model.likelihood.density_of == ("grey" if config.binarize == "none" else "binary"),
         images=len(x),
         negative_elbo=quality.negative_elbo,

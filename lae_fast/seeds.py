@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 STRIDE = 1_000_003  # a prime, far above the number of epochs
-LARGEST = 2**63 - 1  # the largest seed that a user may give
 
 
 def mixed(seed: int, i: int) -> int:

@@ -147,7 +147,7 @@ def _print_end(trainer: Trainer) -> None:
         say(
             "          no probability of these pixels: compare with models of the same data and likelihood only"
         )
-    if isinstance(model, LAE) and not model.spreads:
+    if isinstance(model, LAE) and not model.spread:
         s = ", ".join(f"{v:.2f}" for v in model.posterior_scale.tolist())
         say(f"          with q(z|x) = N(f(x), diag(s^2)), s = {s}: best on training data")
     if chain:

@@ -232,7 +232,6 @@ def test_ridge_and_memory_belong_to_the_chain_s_state():
         model.loss(x)
     other = make()
     other.load_state_dict(model.state_dict())
-    other.load_chain_state(model.chain_state())
     torch.manual_seed(1)
     first = model.loss(batches[0])
     torch.manual_seed(1)
@@ -250,7 +249,7 @@ def reached(model, x, start=None):
     """The z [n, nz] that a call of the chain reaches for images x, started at `start`, or as the model starts."""
     with torch.no_grad():
         h = model.encoder(x)
-        coordinates = model.coordinates(h, model.log_std(h) if model.spreads else None)
+        coordinates = model.coordinates(h, model.log_std(h) if model.spread else None)
         if start is not None:
             coordinates.start = lambda *_: (start - coordinates.codes) / coordinates.std
         last, finish = [], coordinates.finish

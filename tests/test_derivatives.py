@@ -3,9 +3,11 @@
 import pytest
 import torch
 from fuzz_calls import CALLS
-from torch.autograd import forward_ad
+from torch import nn
+from torch.autograd import forward_ad, functional
 
-from lae_fast import ops
+import lae_fast
+from lae_fast import models, ops
 from lae_fast.ops import torch_private
 
 # torch's own, of its forward mode
@@ -195,3 +197,54 @@ def test_without_torch_s_private_names(monkeypatch):
     assert not torch_private.has_tangent(t)
     with forward_ad.dual_level():
         assert torch_private.has_tangent(t)  # nobody knows
+
+
+def _potential(kind):
+    torch.manual_seed(0)
+    model = models.build(models.Architecture(model=kind, nx=9, nz=2, nh=8)).eval()
+    x = torch.rand(1, 9)
+    return lambda z: model.potential(x, z).sum()
+
+
+def _energy(kind):
+    x, log_scale = torch.rand(2, 9), None if kind == ops.BERNOULLI else torch.tensor(-1.0)
+    return lambda output: ops.energy(output.expand(2, 9), x, kind, log_scale)[0].sum()
+
+
+def _network():
+    torch.manual_seed(0)
+    net = lae_fast.MLP(nn.Linear(2, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 3))
+    return lambda z: net(z).square().sum()
+
+
+ONCE = {
+    "Bernoulli": (lambda: _energy(ops.BERNOULLI), (1, 9)),
+    "Gaussian": (lambda: _energy(ops.GAUSSIAN), (1, 9)),
+    "logistic": (lambda: _energy(ops.LOGISTIC), (1, 9)),
+    "MLP": (_network, (1, 2)),
+    "LAE": (lambda: _potential("lae"), (1, 2)),
+    "VAE": (lambda: _potential("vae"), (1, 2)),
+    "Hoffman": (lambda: _potential("hoffman"), (1, 2)),
+}
+
+
+@pytest.mark.parametrize("name", ONCE)
+def test_pytorch_s_own_second_derivatives_are_refused_and_not_zero(name):
+    """They look for a path from the gradient to the input, and take zeros where they find none."""
+    make, shape = ONCE[name]
+    f, z = make(), torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    v = torch.ones(shape)
+    asked = {
+        "hessian": lambda: functional.hessian(f, z),
+        "hvp": lambda: functional.hvp(f, z, v),
+        "vhp": lambda: functional.vhp(f, z, v),
+        "jvp": lambda: functional.jvp(f, z, v),  # by the derivative of a gradient by its cotangent
+    }
+    for ask in asked.values():
+        with pytest.raises(RuntimeError, match="second derivative through lae_fast"):
+            ask()
+    z.requires_grad_()
+    (first,) = torch.autograd.grad(f(z), z, create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivative through lae_fast"):
+        torch.autograd.grad(first.sum(), z, allow_unused=True)
+    assert torch.equal(functional.jacobian(f, z), first)

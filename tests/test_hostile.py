@@ -213,7 +213,7 @@ def test_a_model_with_one_s_for_all_images_is_loaded_and_scored(options, tmp_pat
     monkeypatch.setattr(trainer, "N_BOUND", 2)
     folder = tmp_path / "run"
     assert run(train.main, *QUICK, *options, "--output-dir", folder)[0] == 0
-    assert not models.load(folder / "best.safetensors").spreads
+    assert not models.load(folder / "best.safetensors").spread
     assert run(score.main, folder, *SCORE)[0] == 0
 
 

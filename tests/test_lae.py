@@ -436,6 +436,5 @@ def test_the_gram_matrix_is_a_running_mean_and_part_of_the_chains_state():
     torch.testing.assert_close(model.gram, expected)
     other = joint(whiten=True, step_size=1e-4)
     other.load_state_dict(model.state_dict())
-    other.load_chain_state(model.chain_state())
     assert torch.equal(other.loss(batches[0]), model.loss(batches[0]))
     assert torch.equal(other.phi, model.phi)

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -160,6 +161,18 @@ def test_rows_may_begin_anywhere(device):
     )
     y, _, _ = ops.layer_forward(x, weight, bias[1:])
     assert product_error(y, x.double(), weight, bias[1:].double()) < ERROR[device]
+
+
+def test_what_another_library_s_memory_holds_is_copied_where_it_is_not_aligned():
+    """Such a tensor has no offset, wherever it begins."""
+    memory = np.zeros(41, np.float32)
+    first = -memory.ctypes.data // 4 % 4 + 1  # not at a multiple of 16 bytes
+    x = torch.from_numpy(memory[first : first + 36])
+    assert x.storage_offset() == 0
+    assert x.data_ptr() % 16
+    assert layer.aligned(x).data_ptr() % 16 == 0
+    whole = torch.zeros(36)
+    assert layer.aligned(whole) is whole
 
 
 def test_what_does_not_fit_is_named():

@@ -147,7 +147,7 @@ def test_a_contender_loads_as_it_was_trained(lab):
     c = Contender(OURS, "binary", 3, 0, 3, 100, 1e-3, 0.5, nh=8)
     model, metrics = c.load(lab), lab.get(c).metrics
     assert not model.training
-    assert model.spreads
+    assert model.spread
     assert metrics.keys() >= {"acceptance", "unmoved", "step_size"}
     assert (model.phi != c.build(lab.nx).phi).any()
 

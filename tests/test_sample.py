@@ -295,7 +295,7 @@ def test_minibatches_sample_what_theory_says():
     problem = conjugate(3**0.5 * normals(217, n, 2))
     mean, covariance = conjugate_posterior(problem)
     samples = lae_fast.ald_sample(
-        problem.minibatch_energy,
+        lambda z, index: dataclasses.replace(problem, x=problem.x[index]).energy(z),
         normals(227, n, n + 32),
         nz=2,
         n_chains=32,

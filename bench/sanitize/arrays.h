@@ -58,7 +58,7 @@ class Array {
   Array(const Array&) = delete;
   ~Array() { cudaFree(base_); }
 
-  T* device() const { return static_cast<T*>(base_) + offset_; }
+  T* device() const { return size() ? static_cast<T*>(base_) + offset_ : nullptr; }  // as torch's data_ptr()
   T* at(bool on_device) { return on_device ? device() : host.data(); }
   int64_t size() const { return static_cast<int64_t>(host.size()); }
   void upload() { check(cudaMemcpy(device(), host.data(), size() * sizeof(T), cudaMemcpyHostToDevice), "upload"); }

@@ -201,7 +201,7 @@ void compare_transition(Tally& tally, int64_t c, int64_t d, const Variant& varia
     check(cudaDeviceSynchronize(), tally.label);
     transition_on_host(p);
   }
-  const bool records = !variant.mh && d > kMaxRowElements && c < multiprocessors();  // what the whole grid serves
+  const bool records = !variant.mh && takes_grid(c, d);
   for (int64_t k = 0; k < c; ++k) {
     const T* row = p.proposal.host.data() + k * d;
     p.known_finite.host[k] = records && std::all_of(row, row + d, [](T v) { return std::isfinite(v); });
@@ -283,9 +283,9 @@ void compare_noise(Tally& tally, int64_t c, int64_t d, NoiseKind kind) {
 
 template <typename T>
 void compare_all(Tally& tally, bool is_quick) {
-  // Every team of `transition`; few long chains (the whole grid), more long chains, no chain; then both ends of each range.
+  // Every team of `transition`; one and two long chains (the whole grid), more of them, no chain; then both ends of each range.
   std::vector<std::pair<int64_t, int64_t>> sizes = {{1, 7},    {70, 9},   {5, 33},   {3, 65},  {1, 257},  {9, 513},
-                                                    {1, 8193}, {3, 8200}, {3, 1001}, {1, 2047}, {2, 2052}, {0, 4},  {0, 600}, {3, 0}};
+                                                    {1, 8193}, {2, 16388}, {3, 8200}, {3, 1001}, {1, 2047}, {2, 2052}, {0, 4},  {0, 600}, {3, 0}};
   if (!is_quick)
     sizes.insert(sizes.end(), {{1, 1},    {300, 8},   {300, 9},   {40, 33},    {40, 64},     {7, 65},   {1, 255}, {1, 256},
                                {9, 512},  {2, 2048},  {2, 2049}, {1, 8192},  {3, 9000},   {2, 20000},   {1, 70001}, {150, 8196}});

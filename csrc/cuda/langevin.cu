@@ -18,7 +18,7 @@ namespace {
 
 constexpr int kManyThreads = 512;  // threads of a block if few chains have one each: only latency counts then
 constexpr int64_t kMaxFewElements = 4 * kManyThreads;  // a group for each thread
-constexpr int64_t kMaxRowElements = 8192;              // a few longer chains are spread over all blocks
+constexpr int64_t kMaxRowElements = 8192;              // a lone longer chain is spread over all blocks
 
 // One team serves one chain.
 template <typename T, int kTeam>
@@ -77,6 +77,11 @@ __global__ void __launch_bounds__(kThreads) noise_all(NoiseArgs<T> a) {
   });
 }
 
+// Whether all blocks serve one chain after the other. A block for each serves chains that are not much longer than they are many.
+bool takes_grid(int64_t n_chains, int64_t n_elements) {
+  return n_chains > 0 && n_elements > n_chains * kMaxRowElements;
+}
+
 int multiprocessors() {
   return device_attribute(cudaDevAttrMultiProcessorCount);
 }
@@ -126,7 +131,7 @@ struct Cuda {
 
   template <typename T>
   static void decide_and_advance(const TransitionArgs<T>& a, bool is_wide) {
-    if (a.n_chains > 0 && a.n_elements > kMaxRowElements && a.n_chains < multiprocessors())
+    if (takes_grid(a.n_chains, a.n_elements))
       transition_by_grid(a, is_wide);
     else if (a.n_elements <= 8)
       transition_by_rows<T, 2>(a, is_wide);

@@ -53,9 +53,8 @@ void launch(const char* what, const Shape& shape, void (*kernel)(Parameters...),
     const size_t most = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
     STD_TORCH_CHECK(shape.shared_bytes <= most, "lae_fast: ", what, " of this size takes ", shape.shared_bytes,
                     " bytes of a block's shared memory; this GPU has ", most);
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(shape.shared_bytes)),
-               what);
+    // The limit is the kernel's and not the launch's: the same for all, as another thread may launch a larger one now.
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most)), what);
   }
   cudaLaunchAttribute cooperative = {};
   cooperative.id = cudaLaunchAttributeCooperative;

@@ -237,13 +237,14 @@ __global__ void __launch_bounds__(kThreads) all_layers(const __grid_constant__ L
   const unsigned block = blockIdx.x - all.first_blocks[i], across = n_blocks_across(a), column = block % across;
   const int first_row = static_cast<int>(block / across) * kTile;
   const int first_column = static_cast<int>(column) * kTile;
+  const bool x_has_norm = a.x_norm_weight, y_has_norm = a.y_norm_weight;  // not by what has n rows: of none it is null
   if (column + 1 == across)
-    a.y ? make_sums<true>(a, all.n, first_row) : make_sums<false>(a, all.n, first_row);
-  else if (a.x_statistics && a.y)
+    y_has_norm ? make_sums<true>(a, all.n, first_row) : make_sums<false>(a, all.n, first_row);
+  else if (x_has_norm && y_has_norm)
     make_tile<true, true>(a, all.n, first_row, first_column);
-  else if (a.x_statistics)
+  else if (x_has_norm)
     make_tile<true, false>(a, all.n, first_row, first_column);
-  else if (a.y)
+  else if (y_has_norm)
     make_tile<false, true>(a, all.n, first_row, first_column);
   else
     make_tile<false, false>(a, all.n, first_row, first_column);

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lae_fast.checks import first_line
 from lae_fast.data import pictures
 from lae_fast.data.decoding import decoded
 from lae_fast.data.images import as_split, check_levels
@@ -83,11 +84,7 @@ def read(path: Path, validation: int | None = None) -> Source:
     except MemoryError as error:
         raise DataError(f"{path} does not fit into memory") from error
     except (OSError, RuntimeError) as error:  # of RuntimeErrors, torch's: it finds no memory, say
-        raise DataError(f"{path} cannot be read: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"{path} cannot be read: {first_line(error)}") from error
 
 
 def _endings() -> str:
@@ -108,7 +105,7 @@ def _file(path: Path) -> dict[str, Split]:
             f"{path} holds other things than tensors, or is damaged; expected tensors alone"
         ) from error
     except Exception as error:  # a parser of arbitrary bytes may raise anything
-        raise DataError(f"{path} cannot be read: {_reason(error)}") from error
+        raise DataError(f"{path} cannot be read: {first_line(error)}") from error
     if isinstance(content, (list, tuple)) and len(content) in (1, 2):
         content = dict(zip(("images", "labels"), content, strict=False))
     if not isinstance(content, Mapping):
@@ -375,7 +372,7 @@ def _opened(path: Path) -> Iterator[Any]:
         with Image.open(path) as picture:
             yield picture
     except Exception as error:  # a decoder of arbitrary bytes may raise anything
-        reason = _reason(error)
+        reason = first_line(error)
         raise DataError(
             reason if reason.startswith(str(path)) else f"{path} cannot be read: {reason}"
         ) from error

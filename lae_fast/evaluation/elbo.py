@@ -179,7 +179,7 @@ def fit_posterior_scale(model: Autoencoder, images: Tensor, *, seed: int = 0, n_
         >>> (model.posterior_scale - 0.5**0.5).abs().max() < 0.05  # p(z|x) has the variance 1/2
         tensor(True)
     """
-    if not isinstance(model, LAE) or model.spreads:
+    if not isinstance(model, LAE) or model.spread:
         return
     before = model.posterior_scale.clone()
     try:

@@ -82,12 +82,9 @@ def fit_schedule(
         >>> schedule.beta[[0, -1]].tolist(), len(schedule.beta), len(schedule.step_size)
         ([0.0, 1.0], 21, 19)
     """
-    for name, value, least in (
-        ("n_temperatures", n_temperatures, 2),
-        ("n_chains", n_chains, 2),
-        ("n_pilot", n_pilot, 1),
-    ):
-        checks.count(name, value, least)
+    checks.count("n_temperatures", n_temperatures, 2)
+    checks.count("n_chains", n_chains, 2)
+    checks.count("n_pilot", n_pilot)
     checks.seed("seed", seed)
     if capture is not None:
         checks.flag("capture", capture)

@@ -46,10 +46,6 @@ class Problem:
         residual = self.x - self.decode(z)
         return 0.5 * ((residual @ self.noise.inverse()) * residual + z.square()).sum(-1)
 
-    def minibatch_energy(self, z: Tensor, index: Tensor) -> Tensor:
-        """U of the datapoints index [m]: [C, m] for z [C, m, 2]."""
-        return dataclasses.replace(self, x=self.x[index]).energy(z)
-
 
 def conjugate(x: Tensor) -> Problem:
     """x|z ~ N(z, noise) with correlated noise, for observations x [n, 2]."""

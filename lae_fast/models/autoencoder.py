@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from lae_fast import checks, ops
+from lae_fast import checkpoint, checks, ops
 from lae_fast.isolation import isolated, savable
 from lae_fast.models.likelihood import LIKELIHOODS, Likelihood, gaussian_rate, negative_log_prior
 from lae_fast.models.mlp import MLP
 from lae_fast.models.nets import recognised
-from lae_fast.models.precision import Precision, check_precision, products_in
+from lae_fast.models.precision import PRECISIONS, Precision, products_in
 from lae_fast.ops.torch_private import is_transformed
 from lae_fast.sharing import Shared
 
@@ -100,8 +100,7 @@ def _tried(name: str, network: Callable[[Tensor], Tensor], given: Tensor, words:
     try:
         return network(given)
     except (RuntimeError, TypeError, IndexError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"the {name} cannot take {words}: {reason}") from error
+        raise ValueError(f"the {name} cannot take {words}: {checks.first_line(error)}") from error
 
 
 def asks(function: Callable[P, R]) -> Callable[P, R]:
@@ -227,8 +226,7 @@ class Autoencoder(nn.Module):
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
         self.shape = checks.image_shape(shape, nx)
         self.nx, self.nz = math.prod(self.shape), checks.count("nz", nz)
-        check_precision("precision", precision)
-        self.precision = precision
+        self.precision = checks.choice("precision", precision, PRECISIONS)
         self.d = 0 if d is None else checks.count("d", d)
         if shape is not None or d is None:
             self._try()
@@ -388,27 +386,6 @@ class Autoencoder(nn.Module):
         """The tensors that a chain needs, besides the weights, to continue exactly: a part of the `state_dict`; {} without a chain."""
         return {}
 
-    def load_chain_state(self, state: dict[str, Tensor]) -> None:
-        """Restore the tensors that `chain_state` returned.
-
-        Raises:
-            KeyError: names are missing, or belong to another chain.
-            TypeError, ValueError: values have another form, or are not finite. Nothing has changed then.
-        """
-        own = self.chain_state()
-        if not isinstance(state, dict):
-            raise TypeError(f"state is {checks.describe(state)}; expected what `chain_state` returned")
-        if state.keys() != own.keys():
-            raise KeyError(f"the chain's state holds {sorted(state)}; expected {sorted(own)}")
-        for name, value in state.items():
-            shape = ", ".join(map(str, own[name].shape))
-            checks.tensor(f"the chain's {name}", value, shape, dtypes=(own[name].dtype,))
-            # The logarithm of a step size may be -inf; nothing may be a NaN.
-            if value.is_floating_point() and not (value < math.inf).all():
-                raise ValueError(f"the chain's {name} holds values that are not finite")
-        for name, value in state.items():
-            getattr(self, name).copy_(value)
-
     def options(self) -> dict[str, Any]:
         """The model's options by name, see registry.py: with them and the same parts a twin can be made."""
         return {name: getattr(self, name) for name in option_defaults(type(self))}
@@ -437,8 +414,6 @@ class Autoencoder(nn.Module):
             ...     [path.name for path in pathlib.Path(folder).iterdir()]
             ['best.safetensors']
         """
-        from lae_fast import checkpoint  # here, as it needs safetensors
-
         path, advice = checks.path("path", path), "torch.save(model.state_dict(), file) keeps its weights"
         if "name" not in vars(type(self)):
             raise ValueError(

@@ -81,12 +81,8 @@ class Hoffman(AutoencoderWithChain, VAE):
             chain_precision=chain_precision,
             precision=precision,
         )
-        for name, value, choices in (
-            ("gradient", gradient, self.gradients),
-            ("start", start, self.starts),
-        ):
-            checks.choice(name, value, choices)
-        self.gradient, self.start = gradient, start
+        self.gradient = checks.choice("gradient", gradient, self.gradients)
+        self.start = checks.choice("start", start, self.starts)
 
     def training_loss(self, x: Tensor) -> Tensor:
         """-log p(x, z_t) [] of images x [n, nx], averaged over images and over t (or at t = T): nats per image.

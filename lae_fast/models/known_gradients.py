@@ -28,7 +28,7 @@ class KnownGradients(torch.autograd.Function):
         inputs, gradients = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
         with torch.no_grad():
             scaled = _scaled(gradients, cotangent * ctx.scale)
-        return None, None, *(differentiable_once(g, NAME, *inputs) for g in scaled), *([None] * n)
+        return None, None, *(differentiable_once(g, NAME, cotangent, *inputs) for g in scaled), *([None] * n)
 
 
 def _scaled(gradients: Sequence[Tensor], factor: Tensor) -> list[Tensor]:

@@ -123,7 +123,7 @@ class LAE(AutoencoderWithChain):
     ) -> None:
         checks.choice("decisions", decisions, self.kinds)
         self.decisions, self.is_joint = decisions, decisions == "joint"
-        self.spread = self.spreads = checks.flag("spread", spread) and not self.is_joint
+        self.spread = checks.flag("spread", spread) and not self.is_joint
         super().__init__(
             encoder,
             decoder,
@@ -151,7 +151,7 @@ class LAE(AutoencoderWithChain):
         self.whiten, self.memory = whiten, checks.count("memory", memory)
         self.ridge = checks.number("ridge", ridge, least=0)
         self.register_buffer("phi", nn.init.orthogonal_(torch.empty(self.nz, self.d)).to(self._like()))
-        if self.spreads:
+        if self.spread:
             self.log_std = nn.utils.skip_init(nn.Linear, self.d, self.nz, device=self.phi.device).to(self.phi)
             self.set_constant_std(0.05)
         else:
@@ -163,11 +163,11 @@ class LAE(AutoencoderWithChain):
 
     @property
     def first_step_size(self) -> float:
-        return 1e-4 if self.is_joint else 0.5 if self.spreads else 1e-2
+        return 1e-4 if self.is_joint else 0.5 if self.spread else 1e-2
 
     @property
     def unadjusted_step_size(self) -> float:
-        return 0.1 if self.spreads else 1e-3
+        return 0.1 if self.spread else 1e-3
 
     @property
     def beta1(self) -> float:
@@ -187,7 +187,7 @@ class LAE(AutoencoderWithChain):
         x = images_for(self, x)
         h = self.features(x)
         mean = h @ self.phi.T
-        std = self.log_std(h).exp() if self.spreads else self.posterior_scale.to(mean.dtype).expand_as(mean)
+        std = self.log_std(h).exp() if self.spread else self.posterior_scale.to(mean.dtype).expand_as(mean)
         return mean.to(x.dtype), std.to(x.dtype)  # also under autocast, as `output` expects
 
     @torch.no_grad()
@@ -201,7 +201,7 @@ class LAE(AutoencoderWithChain):
             s = torch.tensor(checks.number("s", s, above=0), device=self.phi.device)
         if s.shape not in ((), (self.nz,)) or not (s.is_meta or ((s > 0) & s.isfinite()).all()):
             raise ValueError(f"s is {s.tolist()}; expected positive finite numbers, [] or [{self.nz}]")
-        if self.spreads:
+        if self.spread:
             self.log_std.weight.zero_()
             self.log_std.bias.copy_(s.log())
         else:
@@ -266,7 +266,7 @@ class LAE(AutoencoderWithChain):
             check_whole(self.likelihood, WHOLE, "likelihood")
         with products_in(self.precision, x.device):
             h = self.features(x).to(x.dtype)  # [n, d]
-            log_std = self.log_std(h).to(x.dtype) if self.spreads else None  # [n, nz]
+            log_std = self.log_std(h).to(x.dtype) if self.spread else None  # [n, nz]
         with torch.no_grad(), chain_context(self.mh, x.device):
             if (self.mh or not self.is_joint) and not is_dense(self, x):
                 self._check_function(x, h.detach() @ self.phi.T, by_row=not self.is_joint)
@@ -280,11 +280,11 @@ class LAE(AutoencoderWithChain):
 
     def convert(self, weights: dict[str, Tensor], prefix: str) -> None:
         s = weights.get(f"{prefix}posterior_scale")  # one number for all, or one for each dimension
-        is_another = self.spreads or hasattr(self, "gram") != (f"{prefix}gram" in weights)
+        is_another = self.spread or hasattr(self, "gram") != (f"{prefix}gram" in weights)
         if s is not None and is_another:  # kind of chain, whose steps have other units
             for name in self.chain_state():
                 weights.pop(prefix + name, None)
-        if s is not None and self.spreads:
+        if s is not None and self.spread:
             del weights[f"{prefix}posterior_scale"]
             weights[f"{prefix}log_std.weight"] = torch.zeros_like(self.log_std.weight)
             weights[f"{prefix}log_std.bias"] = s.expand(self.nz).log()
@@ -341,7 +341,7 @@ class LAE(AutoencoderWithChain):
         decoder.start()
         value = torch.zeros_like(chain.potential)
         # The derivative by log s of the negative ELBO: s u dU/dz at the start, and -1 of the entropy.
-        spread = [chain.phi * chain.grad - 1] if self.spreads else []
+        spread = [chain.phi * chain.grad - 1] if self.spread else []
         learns, shapes = self._states(self.decoder_window), self._states(self.feature_window)
         for t in range(self.n_steps + 1):
             if t > 0:

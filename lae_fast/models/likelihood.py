@@ -1,8 +1,8 @@
 """Likelihoods, which interpret a decoder's output: -log p(x|z) of Bernoulli, Gaussian and discretized logistic pixels.
 
 `energy(output, x)` maps a decoder's output [..., n, nx] and images x [n, nx] in [0, 1] to -log p(x|z), float64
-[..., n], in nats summed over pixels, by one fused op (`lae_fast.ops.energy`); `potential(output, x, z)` adds the prior's
-term. `mean(output)` [..., n, nx] is the image to show to people, `sample(output)` [..., n, nx] a draw of p(x|z).
+[..., n], in nats summed over pixels, by one fused op (`lae_fast.ops.energy`). `mean(output)` [..., n, nx] is the image to
+show to people, `sample(output)` [..., n, nx] a draw of p(x|z).
 
 A likelihood without a kernel is a subclass of `Likelihood` with `pixel_energies`, `mean` and `sample`, and an entry in
 `LIKELIHOODS`.
@@ -108,10 +108,6 @@ class Likelihood(nn.Module):
         for i in range(0, len(output), each):
             pairs[i : i + each] = self.energy(output[i : i + each, None].expand(-1, len(x), -1), x)
         return pairs
-
-    def potential(self, output: Tensor, x: Tensor, z: Tensor) -> Tensor:
-        """U(x, z) = -log p(x|z) - log p(z) for output [..., n, nx], x [n, nx] and z [..., n, nz]: as `energy`."""
-        return self.energy(output, x) + negative_log_prior(z)
 
 
 def keeps_methods(part: nn.Module, cls: type[nn.Module], *names: str) -> bool:

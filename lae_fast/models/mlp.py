@@ -23,22 +23,25 @@ class _MLPFunction(torch.autograd.Function):
         ctx.network = layers_in_parts if whole_layers.obstacle(x.device, layers) else whole_layers
         out, trace = ctx.network.forward(layers, x)
         ctx.net, ctx.dtype, ctx.sizes = net, dtype, [len(part) for part in (parameters, *trace)]
-        ctx.save_for_backward(*parameters, *(t for part in trace for t in part))
+        ctx.save_for_backward(x, *parameters, *(t for part in trace for t in part))
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        saved = iter(ctx.saved_tensors)
+        x, *rest = ctx.saved_tensors
+        saved = iter(rest)
         parameters, *trace = ([next(saved) for _ in range(size)] for size in ctx.sizes)
         network, layers = ctx.network, ctx.net.layers(parameters, ctx.dtype)
-        trace, grad = network.Trace(*trace), grad.contiguous()
+        trace = network.Trace(*trace)
         with torch.no_grad(), torch.autocast(grad.device.type, enabled=False):
-            x_grad, gradients = network.backward(layers, trace, grad, to_input=ctx.needs_input_grad[2])
+            x_grad, gradients = network.backward(
+                layers, trace, grad.contiguous(), to_input=ctx.needs_input_grad[2]
+            )
             parameter_grads = [None] * len(parameters)
             if any(backward_reaches(node) for node, _ in ctx.next_functions[1:]):
                 parameter_grads = network.parameter_gradients(layers, trace, gradients)
-        gradients = (differentiable_once(g, "lae_fast.MLP", *parameters) for g in (x_grad, *parameter_grads))
-        return None, None, *gradients
+        found = (x_grad, *parameter_grads)
+        return None, None, *(differentiable_once(g, "lae_fast.MLP", grad, x, *parameters) for g in found)
 
 
 class MLP(nn.Sequential):

@@ -31,11 +31,6 @@ LIMIT = 0.1
 PRECISIONS = tuple(ROOT_MEAN_SQUARE)
 
 
-def check_precision(name: str, precision: Precision) -> None:
-    """Raise a ValueError unless `precision` is one of `PRECISIONS`."""
-    checks.choice(name, precision, PRECISIONS)
-
-
 def chosen_chain_precision(precision: Precision, asked: Precision | None, mh: bool) -> Precision:
     """The precision of a chain's energies: `asked`, or by default `precision`, as far as the decisions allow.
 
@@ -44,7 +39,7 @@ def chosen_chain_precision(precision: Precision, asked: Precision | None, mh: bo
     """
     if asked is None:
         return precision if not mh or ROOT_MEAN_SQUARE[precision] <= LIMIT else "float32"
-    check_precision("chain_precision", asked)
+    checks.choice("chain_precision", asked, PRECISIONS)
     if mh and ROOT_MEAN_SQUARE[asked] > LIMIT:
         raise ValueError(
             f"chain_precision is {asked!r} with mh: log alpha would be off by {ROOT_MEAN_SQUARE[asked]} nats (root "

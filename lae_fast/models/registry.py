@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lae_fast import checks
+from lae_fast import checkpoint, checks
 from lae_fast.models.autoencoder import WEIGHTS, Autoencoder, option_defaults
 from lae_fast.models.hoffman import Hoffman
 from lae_fast.models.lae import LAE
@@ -148,8 +148,6 @@ def load(
         ...     lae_fast.load(folder, encoder=encoder, decoder=decoder).n_steps
         3
     """
-    from lae_fast import checkpoint  # here, as it needs safetensors
-
     path, given = (
         checks.path("path", path),
         {"encoder": encoder, "decoder": decoder, "likelihood": likelihood},
@@ -203,8 +201,6 @@ def _weights_in(folder: Path) -> Path:
     Raises:
         CheckpointError: there is none; of a run that was stopped before its first epoch was over, the last checkpoint is named.
     """
-    from lae_fast import checkpoint
-
     path = folder / WEIGHTS
     if not os.path.exists(path) and (kept := sorted(folder.glob("checkpoints/step-*/model.safetensors"))):
         raise checkpoint.CheckpointError(
@@ -239,8 +235,6 @@ def architecture_in(metadata: dict[str, Any], path: Path) -> Architecture:
         >>> models.architecture_in({"model": "vae", "nx": 64}, Path("file.safetensors")).nx
         64
     """
-    from lae_fast import checkpoint
-
     try:
         return Architecture(
             **{name: value for name, value in metadata.items() if name not in ("options", "frozen", "epoch")}
@@ -255,8 +249,6 @@ def check_sizes(architecture: Architecture, weights: dict[str, Tensor], path: Pa
     Raises:
         CheckpointError: they do not fit.
     """
-    from lae_fast import checkpoint
-
     a, networks = architecture, ("encoder", "decoder")
     try:
         if a.depth > len(weights):  # before that many layers are made

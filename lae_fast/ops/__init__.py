@@ -11,7 +11,7 @@ adam       adam_unchecked_: one step of Adam for all parameters, on GPUs
 library    the implementation that serves a device, a compiled kernel or the reference, and the reason
 """
 
-from lae_fast.ops import columns, library
+from lae_fast.ops import library
 from lae_fast.ops.adam import adam_unchecked_
 from lae_fast.ops.dense import (
     keep,
@@ -55,7 +55,6 @@ __all__ = [
     "NORMALS",
     "UNIFORMS",
     "adam_unchecked_",
-    "columns",
     "decide",
     "energy",
     "energy_",

@@ -5,7 +5,6 @@ None has a derivative: models/mlp.py and models/decoder_pass.py are where autogr
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -21,7 +20,6 @@ from lae_fast.ops.arguments import (
     written,
 )
 from lae_fast.ops.library import define
-from lae_fast.ops.torch_private import is_transformed
 
 
 @define(
@@ -56,8 +54,7 @@ def norm_relu(
     _expect_rows("norm_relu", "y", y)
     width = y.shape[1:]
     expect_like("norm_relu", "y", y.dtype, y.device, weight=(weight, width), bias=(bias, width))
-    if not (type(eps) is float and 0 <= eps < math.inf):
-        eps = checks.number("norm_relu: eps", eps, least=0)
+    eps = checks.number("norm_relu: eps", eps, least=0)
     expect_constants("norm_relu", {"y": y, "weight": weight, "bias": bias}, writes=("y",))
     expect_contiguous("norm_relu", "y", y)
     result = torch.ops.lae_fast.norm_relu(y, weight.contiguous(), bias.contiguous(), eps)
@@ -177,46 +174,15 @@ def keep(latest: list[Tensor], previous: list[Tensor], is_accepted: Tensor) -> N
         >>> latest.tolist()
         [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
     """
-    is_plain = _is_kept_as_it_is(latest, previous, is_accepted)
-    if not is_plain:
-        _expect_pairs(latest, previous, is_accepted)
-        previous, is_accepted = [old.contiguous() for old in previous], is_accepted.contiguous()
-    if not is_plain or torch.is_grad_enabled() or is_transformed():
-        pairs = {
-            f"{name}[{i}]": t
-            for name, ts in (("latest", latest), ("previous", previous))
-            for i, t in enumerate(ts)
-        }
-        expect_constants("keep", pairs | {"is_accepted": is_accepted}, writes=tuple(pairs)[: len(latest)])
-    torch.ops.lae_fast.keep(latest, previous, is_accepted)
+    _expect_pairs(latest, previous, is_accepted)
+    lists = (("latest", latest), ("previous", previous))
+    pairs = {f"{name}[{i}]": t for name, ts in lists for i, t in enumerate(ts)}
+    writes = tuple(pairs)[: len(latest)]
+    expect_constants("keep", pairs | {"is_accepted": is_accepted}, writes=writes)
+    for name in writes:
+        expect_contiguous("keep", name, pairs[name])
+    torch.ops.lae_fast.keep(latest, [old.contiguous() for old in previous], is_accepted.contiguous())
     written(*latest)
-
-
-def _is_kept_as_it_is(latest: Any, previous: Any, is_accepted: Any) -> bool:
-    """Whether `keep` can take its arguments at once; looks at whole lists, of which a step of a chain has many."""
-    flags = isinstance(is_accepted, Tensor) and is_accepted.dtype is torch.bool and is_accepted.dim() == 1
-    if not flags or type(latest) is not list or type(previous) is not list or len(latest) != len(previous):
-        return False
-    tensors = [*latest, *previous, is_accepted]
-    if any(not isinstance(t, Tensor) or t.layout is not torch.strided or t.is_nested for t in tensors):
-        return False
-    n_rows, device = len(is_accepted), is_accepted.device
-    shapes = [t.shape for t in latest]
-    return (
-        n_rows > 0
-        and shapes == [t.shape for t in previous]
-        and (n_rows == 1 or all(shape[:1] == (n_rows,) for shape in shapes))
-        and all(a.dtype is b.dtype for a, b in zip(latest, previous, strict=True))
-        and all(t.device == device and t.is_contiguous() for t in tensors)
-        and (torch.compiler.is_compiling() or is_transformed() or _is_writable(latest, tensors))
-    )
-
-
-def _is_writable(latest: list[Tensor], tensors: list[Tensor]) -> bool:
-    """Whether an op may write to these: every tensor has memory of its own."""
-    return len({t.untyped_storage() for t in tensors}) == len(tensors) and not any(
-        t.is_inference() for t in latest
-    )
 
 
 def _expect_pairs(latest: Any, previous: Any, is_accepted: Any) -> None:
@@ -239,8 +205,6 @@ def _expect_pairs(latest: Any, previous: Any, is_accepted: Any) -> None:
         if n_rows != 1 and new.shape[:1] != (n_rows,):
             wanted = f"[{n_rows}, ...], as many rows as is_accepted has"
             raise ValueError(f"keep: {name} is {describe(new)}; expected {wanted}")
-        expect_constants("keep", {name: new}, writes=(name,))
-        expect_contiguous("keep", name, new)
 
 
 def _expect_rows(op: str, name: str, value: Any) -> None:

@@ -111,19 +111,17 @@ def energy_reference(
 def _save_derivatives(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     _, derivative, log_scale_derivative = output
     ctx.mark_non_differentiable(derivative, log_scale_derivative)
-    ctx.save_for_backward(derivative, log_scale_derivative)
-    ctx.has_scale = inputs[3] is not None
+    ctx.save_for_backward(derivative, log_scale_derivative, inputs[0], inputs[3])
 
 
 def _energy_backward(ctx: Any, cotangent: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    derivative, log_scale_derivative = ctx.saved_tensors
+    derivative, log_scale_derivative, rows, log_scale = ctx.saved_tensors
+    inputs = (cotangent, rows) if log_scale is None else (cotangent, rows, log_scale)
     with torch.no_grad():
         gradient = derivative * cotangent.to(derivative.dtype)[:, None]
-        scale_gradient = (
-            (log_scale_derivative * cotangent).sum().to(derivative.dtype) if ctx.has_scale else None
-        )
-    name = "lae_fast.ops.energy"
-    return differentiable_once(gradient, name), None, None, differentiable_once(scale_gradient, name)
+        slope = None if log_scale is None else (log_scale_derivative * cotangent).sum().to(derivative.dtype)
+    by_rows, by_scale = (differentiable_once(g, "lae_fast.ops.energy", *inputs) for g in (gradient, slope))
+    return by_rows, None, None, by_scale
 
 
 register_autograd("energy", _energy_backward, _save_derivatives)

@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lae_fast import checks
 from lae_fast.checks import describe
@@ -326,9 +326,15 @@ def aligned(t: T) -> T:
     if t is None:
         return None
     t = t.contiguous()
-    if torch.compiler.is_compiling():  # where tensors begin is the compiler's affair
-        return t
-    return t if t.storage_offset() % 4 == 0 else t.clone()
+    return t if torch.compiler.is_compiling() or _begins_at(t) % 16 == 0 else t.clone()
+
+
+def _begins_at(t: Tensor) -> int:
+    """The address of a tensor, which need not be what its offset says: its memory may be another library's. 0: it has none yet."""
+    try:
+        return t.data_ptr() if type(t) in (Tensor, nn.Parameter) else t.element_size() * t.storage_offset()
+    except RuntimeError:  # a transform's or a tracer's
+        return 0
 
 
 # For callers that own the tensors, outside autograd: contiguous tensors that fit and are aligned, in the schema's order.

@@ -82,10 +82,12 @@ def _device_of(args: tuple[Any, ...]) -> torch.device:
 class Backend(NamedTuple):
     """The implementation that serves one device type."""
 
-    device: str
-    is_compiled: bool
-    reason: str  # path of the library; or why the reference serves, and the remedy
-    path: str | None  # path of the library; None: the reference serves
+    path: str | None  # of the library; None: the reference serves
+    reason: str = ""  # why the reference serves, and the remedy
+
+    @property
+    def is_compiled(self) -> bool:
+        return self.path is not None
 
 
 def _optional_module(name: str) -> ModuleType | None:
@@ -93,29 +95,29 @@ def _optional_module(name: str) -> ModuleType | None:
 
 
 def _load(device: str) -> Backend:
-    def reference(reason: str) -> Backend:
-        return Backend(device, False, reason, None)
-
     if _choice == "reference":
-        return reference(f"{KERNELS_VARIABLE}=reference asked for it")
+        return Backend(None, f"{KERNELS_VARIABLE}=reference asked for it")
     spec = importlib.util.find_spec(f"_lae_fast_{device}")
     if spec is None or spec.origin is None:
         note = _optional_module("_lae_fast_left_out")
-        return reference((note.LEFT_OUT if note else {}).get(device, "not installed; run `pip install .`"))
+        return Backend(
+            None, (note.LEFT_OUT if note else {}).get(device, "not installed; run `pip install .`")
+        )
     built = build_info.schema_version if build_info else None
     if built != SCHEMA_VERSION:
-        return reference(
+        return Backend(
+            None,
             f"{spec.origin} was built for schema {built}, this package has schema {SCHEMA_VERSION}; "
-            "run `pip install .` again"
+            "run `pip install .` again",
         )
     if device == "cuda" and not torch.backends.cuda.is_built():
-        return reference("this torch is built without CUDA; install one that has it")
+        return Backend(None, "this torch is built without CUDA; install one that has it")
     try:
         torch.ops.load_library(spec.origin)
     except OSError as error:
         cause = error.__cause__ or error  # torch wraps the loader's message
-        return reference(f"{spec.origin} does not load ({cause}); run `pip install .` again")
-    return Backend(device, True, spec.origin, spec.origin)
+        return Backend(None, f"{spec.origin} does not load ({cause}); run `pip install .` again")
+    return Backend(spec.origin)
 
 
 build_info: ModuleType | None = _optional_module("_lae_fast_build")

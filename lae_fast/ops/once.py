@@ -25,10 +25,10 @@ class _Once(torch.autograd.Function):
 def differentiable_once(gradient: Tensor | None, name: str, *inputs: Tensor) -> Tensor | None:
     """The gradient, of any shape, that the backward pass of `name` returns; None stays None.
 
-    Where autograd could differentiate it again, the gradient is marked: a second backward pass raises a RuntimeError. So does
-    `torch.autograd.grad` by some of `inputs`, those on which the gradient depends, as far as the backward pass has them.
-    Compiled code has first derivatives only.
+    Where autograd could differentiate it again, the gradient is marked: a second backward pass raises a RuntimeError, and so does
+    `torch.autograd.grad` by any of `inputs`: all tensors on which the gradient depends, the cotangent among them. Compiled
+    code has first derivatives only.
     """
     if gradient is None or torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return gradient
-    return _Once.apply(gradient, name, *(inputs or (torch.zeros((), requires_grad=True),)))
+    return _Once.apply(gradient, name, *inputs)

@@ -135,10 +135,8 @@ def _sample(
                 else:
                     run()
                     if since + 1 == thin:
-                        rates[:, n_drawn] = accepted.div_(thin).view(shape)
+                        keep((chains.phi[None], chains.potential[None], accepted[None] / thin))
                         accepted.zero_()
-                        z[:, n_drawn], energies[:, n_drawn] = read(chains.phi), chains.potential.view(shape)
-                        n_drawn += 1
                 end = t + n_steps
                 if not bar.disable and end // 50 > t // 50:  # the loop waits for the device only here
                     phase = "sampling" if is_sampling else "warm-up"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from lae_fast import checks, seeds
+from lae_fast import checks
 from lae_fast.data import BINARIZATIONS, DATASETS
 from lae_fast.models import LAE, LIKELIHOODS, MODELS, NETWORKS, Architecture, Hoffman, options_of
 from lae_fast.models.precision import PRECISIONS, Precision, chosen_chain_precision
@@ -177,7 +177,7 @@ class Config:
                 checks.count(_flag(name), value)
         for name in ("checkpoint_every", "seed", "validation"):
             if (value := getattr(self, name)) is not None:
-                checks.count(_flag(name), value, least=0, most=seeds.LARGEST)
+                checks.count(_flag(name), value, least=0)
         if self.lr != "auto" and not 0 < self.lr < math.inf:
             raise ValueError(f"--lr is {self.lr}; expected a positive finite number, or auto")
         if not 0 <= self.adaptation_rate < math.inf:

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from lae_fast import checks
 from lae_fast.graphs import Replayed
-from lae_fast.models.autoencoder import Autoencoder
 from lae_fast.sharing import Shared
 from lae_fast.training.optimizer import Adam
 from lae_fast.training.parts import FixedParts, gradients_and_loss, running_averages
@@ -128,7 +127,7 @@ class TrainingStep:
 
     def __init__(
         self,
-        model: Autoencoder,
+        model: nn.Module,
         optimizer: torch.optim.Optimizer,
         *,
         read: Callable[[Tensor], Tensor] | None = None,
