@@ -73,6 +73,15 @@ def test_a_row_holds_alone_and_not_among_many():
     assert [v.text for v in kept] == [HOLDS, "not judged: seen above", "not judged: fewer than 3 seeds"]
 
 
+def test_rows_that_are_not_judged_for_what_they_measured_count_in_the_correction():
+    """Else the judged ones would be chosen by their outcome."""
+    row = Row((2.0, 3.0, 4.0))  # p = 0.035
+    for other in (Row((0.1, 0.2, 0.1), is_on_floor=True), Row((0.0,) * 3), Row((1.0, math.inf, 1.0))):
+        found, unjudged = judge([row, other])
+        assert unjudged.text.startswith("not judged")
+        assert (found.text, found.corrected) == (NOISE, 2 * found.p)
+
+
 def test_differences_are_taken_seed_by_seed():
     steps = tuple(Step(i) for i in range(6))
     values = {step: {"a": step.number**2, "b": 1.0} for step in steps}

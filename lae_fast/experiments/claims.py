@@ -63,11 +63,10 @@ class Measurement(NamedTuple):
 
     def row(self, metrics: Metrics) -> Row:
         """What can be judged; accuracies and recalls on the floor cannot."""
-        excluded, pairs = self.excluded, self.pairs(metrics).values()
-        is_share = self.key.startswith(("accuracy", "recall"))
-        if is_share and pairs and max(map(statistics.fmean, zip(*pairs, strict=True))) < FLOOR:
-            excluded = excluded or f"on the floor, both below {FLOOR:.0%}"
-        return Row(tuple(a - b for a, b in pairs), self.sign, self.margin, excluded)
+        pairs, is_share = self.pairs(metrics).values(), self.key.startswith(("accuracy", "recall"))
+        means = map(statistics.fmean, zip(*pairs, strict=True))
+        is_on_floor = is_share and max(means, default=1.0) < FLOOR
+        return Row(tuple(a - b for a, b in pairs), self.sign, self.margin, self.excluded, is_on_floor)
 
 
 class Claim(NamedTuple):

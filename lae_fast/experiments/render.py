@@ -21,10 +21,11 @@ Every table and figure of the report that this package implements, measured besi
 end its claims, each with a verdict. Mean ± standard deviation over seeds; all numbers, seed by seed, in the units of their columns:
 [report.csv](report.csv)."""
 CLAIMS = """\
-Differences are taken seed by seed. p is that of Student's t test, two-sided, and then corrected by Holm's method for all judged rows of
+Differences are taken seed by seed. p is that of Student's t test, two-sided, and then corrected by Holm's method for the rows of
 the claim. *Holds*: corrected p up to 0.05, in the claimed direction; *does not hold*: the same in the other; else *within noise*, which is
-no proof that there is no difference. Not judged: fewer than three seeds; the same difference at each of them; accuracies or recalls that are both below 1 %; an attack whose steps go
-no further than at a smaller ε; a seed that does not reach an accuracy within the limit, and so takes infinitely many epochs."""
+no proof that there is no difference. Not judged: fewer than three seeds; an attack whose steps go no further than at a smaller ε. Not judged for what they
+measured, and counted in the correction as if p were 1: the same difference at each seed; accuracies or recalls that are both below 1 %; a seed that does not
+reach an accuracy within the limit, and so takes infinitely many epochs."""
 
 
 def not_run(recipes: Sequence[Recipe]) -> str:

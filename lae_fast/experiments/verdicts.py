@@ -20,6 +20,7 @@ class Row(NamedTuple):
     sign: int = 1  # sign of d if the claim is true
     margin: float = 0.0  # the claim is sign * d > -margin: "not much worse" instead of "better"
     excluded: str = ""  # why the row is not judged, whatever was measured
+    is_on_floor: bool = False  # both sides are too small to be compared
 
 
 class Verdict(NamedTuple):
@@ -33,6 +34,8 @@ def obstacle(row: Row) -> str:
     n = len(row.differences)
     if row.excluded:
         return row.excluded
+    if row.is_on_floor:
+        return f"on the floor, both below {FLOOR:.0%}"
     if n < LEAST_SEEDS:
         return f"fewer than {LEAST_SEEDS} seeds"
     if not all(map(math.isfinite, row.differences)):
@@ -61,17 +64,23 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def judge(rows: Sequence[Row]) -> list[Verdict]:
-    """The verdicts on the rows of one claim: it holds, it does not, or noise explains the difference (corrected p > 5 %)."""
+    """The verdicts on the rows of one claim: it holds, it does not, or noise explains the difference (corrected p > 5 %).
+
+    A row that is not judged for what it measured counts in the correction like one with p = 1: else the rows that remain would
+    be chosen by their outcome, and noise alone would make one of them hold more often than `LEVEL` says.
+    """
     obstacles = [obstacle(row) for row in rows]
-    judged = {i: rows[i] for i, reason in enumerate(obstacles) if not reason}
-    towards = {i: [r.sign * d for d in r.differences] for i, r in judged.items()}
-    p = {i: p_value(towards[i], r.margin) for i, r in judged.items()}
+    measured = {
+        i: row for i, row in enumerate(rows) if not row.excluded and len(row.differences) >= LEAST_SEEDS
+    }
+    towards = {i: [r.sign * d for d in r.differences] for i, r in measured.items()}
+    p = {i: 1.0 if obstacles[i] else p_value(towards[i], r.margin) for i, r in measured.items()}
     corrected = dict(zip(p, holm(list(p.values())), strict=True))
 
     def verdict(i: int) -> Verdict:
         if obstacles[i]:
             return Verdict(f"not judged: {obstacles[i]}")
-        is_true = statistics.fmean(towards[i]) + judged[i].margin > 0
+        is_true = statistics.fmean(towards[i]) + rows[i].margin > 0
         text = NOISE if corrected[i] > LEVEL else HOLDS if is_true else FAILS
         return Verdict(text, p[i], corrected[i])
 
