@@ -29,6 +29,16 @@ def exact(model, x):
     return torch.distributions.MultivariateNormal(model.decoder.bias.detach(), covariance).log_prob(x)
 
 
+@pytest.mark.parametrize("x", [(0.25, 0.375), (0.375, 0.25), (0.3125, 0.3125)])
+def test_a_posterior_between_two_cells_is_seen(x):
+    """0.3 of a cell wide, on an edge: white and black cells have equal shares, rows or columns have not."""
+    model = VAE(nn.Linear(2, 4), nn.Identity(), Gaussian(0.075), nx=2, nz=2).double()
+    with pytest.warns(UserWarning, match=r"of 1 of 1 images is sharper than the cells"):
+        found = quadrature(model, torch.tensor([x], dtype=torch.float64), n_cells=64)
+    wanted = torch.distributions.Normal(0.0, (1 + 0.075**2) ** 0.5).log_prob(torch.tensor(x)).sum()
+    assert abs(found.item() - wanted) > 0.01
+
+
 @pytest.mark.parametrize("nz", [1, 2])
 def test_a_linear_gaussian_model_to_rounding(nz):
     model, x = linear(nz), torch.rand(30, NX, generator=torch.Generator().manual_seed(1)).double()
