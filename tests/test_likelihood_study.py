@@ -240,7 +240,7 @@ def test_a_study_that_has_only_begun_keeps_what_was_measured(tmp_path, monkeypat
     )
     recipes = [Likelihood(QUICK, {}.get).paper(name) for name in ("VAE", "Hoffman's method")]
     measured = Measured({"per_dimension": 1.25}, {"commit": "0123abc"})
-    first = cli.Experiments(options, "")
+    first = cli.Experiments(options)
     first.record.add(recipes[0], measured)
     first.record.write()
 
@@ -251,9 +251,9 @@ def test_a_study_that_has_only_begun_keeps_what_was_measured(tmp_path, monkeypat
 
     monkeypatch.setattr(cli.Experiments, "_make", stopped)
     with pytest.raises(KeyboardInterrupt):
-        cli.Experiments(options, "").run_likelihood("paper")
+        cli.Experiments(options).run_likelihood("paper")
     text = (tmp_path / "likelihood_paper.md").read_text()
     assert "| VAE | 1.189 | 1.250 |" in text
     assert "- Commit: 0123abc" in text
-    kept = cli.Experiments(options, "").record
+    kept = cli.Experiments(options).record
     assert kept.find(recipes[0]) == kept.find(recipes[1]) == measured

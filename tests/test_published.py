@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from lae_fast.experiments import presets, published, render
 from lae_fast.experiments.design import Design
 from lae_fast.experiments.tables import tables
 
-REPORT = (Path(__file__).parent.parent / "results" / "report.md").read_text()
+ROOT = Path(__file__).parent.parent
+REPORT = (ROOT / "results" / "report.md").read_text()
 TABLES = tables(Design(presets.QUICK))
 HEADINGS = {  # metric -> heading, whose unit is the number's
     "report_bce": '"BCE"',
@@ -150,3 +152,8 @@ def test_a_row_shows_the_seeds_that_it_has():
     assert rows["none, N = 0", "measured"]["seeds"] == "3 of 5"
     assert rows["none, N = 0", "measured"]["validation accuracy, %"] == "50.00 ± 0.00"
     assert rows["LAE, N = 2", "measured"]["validation loss"] == render.NOT_YET
+
+
+def test_no_document_names_a_folder_of_a_machine():
+    documents = [*(ROOT / "results").rglob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]
+    assert not [p.name for p in documents if re.search(r"/(tmp|home|work|root|mnt)/", p.read_text())]

@@ -150,7 +150,7 @@ def section(page, start, end):
 @pytest.mark.parametrize(
     ("page", "start", "end", "part", "n"),
     [
-        ("README.md", "| -log p(x), binary MNIST", "| -log p(x), as the report trains", "binary", 18),
+        ("README.md", "| -log p(x), binary MNIST", "| -log p(x), as the report trains", "binary", 21),
         (
             "docs/measured.md",
             "## How likely do they find binary",

@@ -111,6 +111,13 @@ class Options:
         )
         return Design(made), Design(shown)
 
+    def command(self) -> str:
+        """What was asked for, as a command: without folders and processes, which decide no number."""
+        told = {name: getattr(self, name) for name in ("preset", "seeds", "dataset")}
+        flags = [w for k, v in told.items() if v != getattr(Options, k) for w in (f"--{k}", str(v))]
+        missing = ["--missing"] if self.missing else []
+        return shlex.join(["python", "-m", "lae_fast.experiments", *self.artefacts, *flags, *missing])
+
     def folder(self) -> Path:
         return self.output or Path(FOLDERS[self.preset])
 
@@ -118,9 +125,9 @@ class Options:
 class Experiments:
     """What was asked for, what is known of it so far, and the document that says so."""
 
-    def __init__(self, options: Options, command: str) -> None:
+    def __init__(self, options: Options) -> None:
         device = str(checks.command_device(options.device))
-        self.options, self.command, self.device = options, command, device
+        self.options, self.device = options, device
         is_gpu = device.startswith("cuda")
         alone = is_gpu or (options.side_by_side or 1) > 1
         self.workers = options.workers or (1 if alone else os.cpu_count() or 1)
@@ -332,7 +339,8 @@ class Experiments:
 
     def _facts(self, recipes: Iterable[Recipe]) -> list[str]:
         """Where the known products among the recipes come from."""
-        known = {r: m for r in recipes if (m := self.metrics(r))}
+        asked = list(recipes)
+        known = {r: m for r in asked if (m := self.metrics(r))}
         seconds = [m["seconds"] for m in known.values() if "seconds" in m]
         return [
             f"Machine: {self._origins('machine', known)}; {self.device}",
@@ -340,9 +348,9 @@ class Experiments:
             f"Commit: {self._origins('commit', known)}",
             f"Data: {self.lab.source.split(', found')[0]}; {len(self.lab.train.images):,} training, {len(self.lab.validation.images):,} validation, "
             f"{len(self.lab.test.images):,} test images",
-            f"Written: {datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d} by `{self.command}`; what earlier runs measured is kept",
-            f"Time: {len(known)} models and measurements, {sum(seconds) / 3600:.2f} hours in all"
-            + (f" for the {len(seconds)} that say it" if len(seconds) < len(known) else ""),
+            f"Written: {datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d} by `{self.options.command()}`; what earlier runs measured is kept",
+            f"Time: {sum(seconds) / 3600:.2f} hours in all for {len(seconds)} of {len(asked)} models and measurements"
+            + ("; the record does not say it of the others" if len(seconds) < len(asked) else ""),
         ]
 
     def _write(self) -> None:
@@ -369,9 +377,8 @@ class Experiments:
 
 def _run(argv: Sequence[str] | None) -> int:
     argv = console.arguments(argv)
-    typed = console.typed("experiments")
-    options = tyro.cli(Options, args=argv, prog=" ".join(typed))
-    experiments = Experiments(options, shlex.join([*typed, *argv]))
+    options = tyro.cli(Options, args=argv, prog=" ".join(console.typed("experiments")))
+    experiments = Experiments(options)
     if options.artefacts[:1] == ("likelihood",):
         return max(experiments.run_likelihood(part) for part in options.parts())
     return experiments.run()

@@ -200,7 +200,7 @@ KINDS_NOTE = (
     "Two variations of each image, by models with nz 8 or, where it says so, 16. Residual: clip(x + decode(z + s eps) - decode(z)), s half of the codes' standard deviation. "
     "New codes: decode(z), z ~ p(z|y), the normal distribution of the codes of a class, fitted by EM to the codes of all training images with the "
     "labels that are left. Found: real training images, whatever their label, the half of each class that the same distributions are surest of. "
-    "Principal components: normal noise of half their standard deviation. Affine: shifts of up to 2 pixels, turns of up to 10 degrees, sizes of up to 10 % more or less."
+    "Principal components: normal noise of half their standard deviation. Affine: shifts of up to 2 pixels, turns of up to 10 degrees, sizes divided by 0.9 to 1.1."
 )
 
 
