@@ -101,6 +101,11 @@ QUOTES = [
         )
     ),
     ("variations", "affine ones more (+3.4, to {:.1f} %)", few(50, "affine")),
+    (
+        "variations",
+        "images whose class M2 tells are as good as affine ones ({:.1f} %",
+        few(50, "M2, found, affine"),
+    ),
     ("variations", "With 100 labels a class affine ones reach {:.1f} %", few(100, "affine")),
     (
         "variations",
