@@ -88,11 +88,9 @@ class Replayed:
         except RuntimeError as error:
             end_failed_capture(graph, pool)
             self._free_generators()
-            first: BaseException = error  # those after the first only say that there is no capture any more
-            while first.__context__ not in (None, outside):
-                first = first.__context__
+            reason = checks.first_line(_first_of(error, outside))
             raise RuntimeError(
-                f"the step could not be captured in a CUDA graph ({checks.first_line(first)}): something in it waits for "
+                f"the step could not be captured in a CUDA graph ({reason}): something in it waits for "
                 "the device or reads from the host; with capture=False it runs as it is"
             ) from error
         return graph
@@ -108,6 +106,14 @@ class Replayed:
         counter = torch.zeros(1, device=self.device)
         with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
             counter.add_(1)
+
+
+def _first_of(error: BaseException, outside: BaseException | None) -> BaseException:
+    """The error that all those up to `error` followed: they only say that there is no capture any more. `outside`: what a caller
+    was handling before; not one of them."""
+    while (before := error.__context__) is not None and before is not outside:
+        error = before
+    return error
 
 
 @contextlib.contextmanager
