@@ -296,7 +296,7 @@ def _chain(
     model: LAE, x: Tensor, n: int, n_steps: int, step_size: float | None, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
     """z [n, m, nz], from n runs of the model's own chain for images x [m, nx], and its acceptance rate []."""
-    h = model.features(x).to(x.dtype)  # [m, d]
+    h = model.features(x)  # [m, d]
     coordinates = model.coordinates(h, model.log_std(h) if model.spread else None)
     start = coordinates.start(
         n, lambda like: torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
