@@ -84,9 +84,8 @@ class Likelihood(nn.Module):
         if self.kind is None or is_transformed():
             energies = self.pixel_energies(output, x)
             expected = torch.broadcast_shapes(output.shape, x.shape)
-            if (
-                not isinstance(energies, Tensor) or energies.shape[:-1] != expected[:-1]
-            ):  # as of sums over pixels
+            fits = isinstance(energies, Tensor) and energies.shape[:-1] == expected[:-1]
+            if not fits:  # sums over pixels would be summed over images, too
                 raise ValueError(
                     f"pixel_energies returned {checks.describe(energies)}; expected {list(expected)}, one for each pixel"
                 )
