@@ -121,7 +121,8 @@ class VariationReport(NamedTuple):
         diversity: root of the variance between an image's variations, a mean over pixels and images, [].
         real_diversity: the same between the images of a label, a mean over images, [].
         label_agreement: the share of variations to which the classifier gives their image's label, [], or None without one.
-        acceptance_rate: of the source's chain, over its steps, [], or None without a chain.
+        acceptance_rate: of the source's chain, over its steps, of "posterior" in the last one, which does not adapt; [], or None
+            without a chain.
 
     Example:
         >>> from lae_fast import models
@@ -241,7 +242,7 @@ def _variations(
     scale, acceptance = SCALES.get(source, 1.0) if scale is None else scale, None
     if isinstance(model, LAE) and source == "chain":
         z, acceptance = _chain(model, flat, n, n_steps or model.n_steps, step_size, generator)
-        return model.decode(z), acceptance
+        return model.decode(z).flatten(2), acceptance
     mean, std = (t.to(flat.dtype) for t in model.posterior(flat))  # [m, nz]
     if source == "isotropic":
         std = torch.full_like(std, scale)
@@ -252,9 +253,9 @@ def _variations(
     z = mean + std * torch.randn((n, *mean.shape), generator=generator, device=x.device, dtype=mean.dtype)
     if source == "posterior":
         z, acceptance = _mala(model, flat, z, n_steps or POSTERIOR_STEPS, step_size, generator)
-    variations = model.decode(z)
+    variations = model.decode(z).flatten(2)
     if source == "residual":
-        variations = flat + variations - model.decode(mean)
+        variations = flat + variations - model.decode(mean).flatten(1)
         bounds = model.likelihood.bounds
         variations = variations if bounds is None else variations.clamp(*bounds)
     return variations, acceptance
@@ -295,7 +296,7 @@ def _chain(
     model: LAE, x: Tensor, n: int, n_steps: int, step_size: float | None, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
     """z [n, m, nz], from n runs of the model's own chain for images x [m, nx], and its acceptance rate []."""
-    h = model.features(x).to(x.dtype)  # [m, d]
+    h = model.features(x)  # [m, d]
     coordinates = model.coordinates(h, model.log_std(h) if model.spread else None)
     start = coordinates.start(
         n, lambda like: torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)

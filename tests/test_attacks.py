@@ -749,7 +749,10 @@ def test_bad_arguments_are_named(change, message):
         ({"eps": 0.1}, "eps is 0.1; expected a sequence"),
         ({"batch_size": 0}, "batch_size is 0; expected at least 1"),
         ({"targeted": True}, "targeted is True; expected False"),
-        ({"attack": lambda model, x, labels, *, eps: x}, r"returned \[2, 3\]; expected \[1, 2, 3\]"),
+        (
+            {"attack": lambda model, x, labels, *, eps: x},
+            r"images are float32 \[2, 3\] on cpu; expected float32 \[1, 2, 3\]",
+        ),
         ({"labels": torch.tensor([0])}, r"labels are int64 \[1\]"),
         ({"bounds": (0.6, 1)}, r"x has values from 0.5 to 0.5; expected all in \[0.6, 1\]"),
     ],
@@ -811,7 +814,8 @@ def test_infinite_bounds_are_none():
 def test_robustness_checks_what_a_foreign_attack_makes():
     good = {"model": lambda x: x, **GOOD, "eps": [0.1]}
     for answer, error, message in (
-        (lambda *a, **k: None, TypeError, r"the attack returned None \(NoneType\)"),
+        (lambda *a, **k: None, TypeError, r"the attack's images are None \(NoneType\)"),
+        (lambda m, x, labels, eps: x[None].double(), ValueError, "images are float64 .*; expected float32"),
         (lambda m, x, labels, eps: x[None] * math.nan, ValueError, "images that are not finite"),
     ):
         with pytest.raises(error, match=message):

@@ -2,6 +2,7 @@
 
 Joint decisions here; what is special about a decision for each datapoint: test_datapoint.py."""
 
+import copy
 import math
 
 import pytest
@@ -13,7 +14,7 @@ from lae_fast.models import nets
 from lae_fast.models.hoffman import Hoffman
 from lae_fast.models.known_gradients import KnownGradients
 from lae_fast.models.lae import LAE
-from lae_fast.models.likelihood import Bernoulli, DiscretizedLogistic, Gaussian
+from lae_fast.models.likelihood import Bernoulli, DiscretizedLogistic, Gaussian, Likelihood
 from lae_fast.models.vae import VAE
 from lae_fast.sampling import chains as chains_module
 
@@ -273,6 +274,32 @@ def test_parameters_that_enter_as_a_sum_have_the_same_gradient(is_added, window,
         assert total.grad.data_ptr() != term.grad.data_ptr()
     torch.testing.assert_close(summed.used.weight.grad, plain.used.weight.grad)
     torch.testing.assert_close(summed.used.bias.grad, plain.used.bias.grad)
+
+
+class Laplace(Likelihood):
+    """Its scale is a parameter of another module."""
+
+    def __init__(self, owner):
+        super().__init__()
+        self.owner = owner
+
+    def pixel_energies(self, output, x):
+        log_scale = self.owner.unused.sum()
+        return (x - output).abs() * torch.exp(-log_scale) + log_scale + math.log(2)
+
+
+@both
+@pytest.mark.parametrize("is_added", [True, False])
+def test_what_decoder_and_likelihood_share_gets_its_gradient_once(is_added, decisions):
+    found = []
+    for is_shared in (True, False):
+        torch.manual_seed(0)
+        encoder, decoder = nets.mlp(NX, NZ, NH, 1)[0], Head()
+        likelihood = Laplace(decoder if is_shared else copy.deepcopy(decoder))
+        model = LAE(encoder, decoder, likelihood, nx=NX, nz=NZ, d=NH, decisions=decisions)
+        model.add_gradients(images()) if is_added else model.loss(images()).backward()
+        found.append([decoder.used.weight.grad, decoder.used.bias.grad, likelihood.owner.unused.grad])
+    assert all(torch.equal(shared, own) for shared, own in zip(*found, strict=True))
 
 
 class Borrowing(nn.Module):

@@ -327,6 +327,27 @@ def test_samplers_and_states_refuse_what_is_no_function_of_a_chain_alone(between
     assert lae_fast.ald_init(energy, z, 0.1, n_chains=4).potential.isfinite().all()
 
 
+def test_who_moves_a_chain_behind_the_sampler_s_back_is_refused():
+    def clamped(z):
+        with torch.no_grad():
+            z.clamp_(min=0)
+        return 0.5 * z.square().sum(-1)
+
+    def energy(z):
+        return 0.5 * z.square().sum(-1)
+
+    z, state = torch.ones(4, 3, 2), lae_fast.ald_init(energy, torch.ones(4, 3), 0.1, n_chains=4)
+    options = dict(n_draws=2, n_warmup=2, progress=False)
+    for who, call in (
+        ("potential", lambda: lae_fast.ald_init(clamped, torch.ones(4, 3), 0.1, n_chains=4)),
+        ("potential", lambda: lae_fast.ald_step(clamped, state)),
+        ("potential", lambda: lae_fast.langevin_sample(clamped, z, **options)),
+        ("value_and_grad", lambda: lae_fast.langevin_sample(energy, z, value_and_grad=lambda z: (clamped(z), z), **options)),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"{who} has changed its argument in place; expected a function"):
+            call()
+
+
 def test_a_chain_of_all_images_may_depend_on_all_of_them():
     model, x = make("vae", nn.BatchNorm1d(20)), images()
     z = torch.randn(1, N, NZ, generator=torch.Generator().manual_seed(1))
@@ -621,7 +642,9 @@ def test_a_decoder_may_return_images_of_any_shape():
     shaped.decoder.net[-1] = nn.Unflatten(1, (1, 4, 4, 1))
     shaped.decoder.net[-2] = nn.Linear(20, 32)
     shaped.decoder.net[-1] = nn.Identity()
-    with pytest.raises(ValueError, match=r"the decoder returned float32 \[8, 32\] .* expected \[8, 16\]"):
+    with pytest.raises(
+        ValueError, match=r"the decoder returned float32 \[8, 32\] .* expected floating point \[8, 16\]"
+    ):
         lae_fast.evaluate(shaped, images())
 
 

@@ -476,9 +476,7 @@ def test_a_plot_shows_every_chain(sampler):
     means = samples.potential.flatten(2).mean(2) if sampler == "langevin" else samples.potential
     for k, line in enumerate(energy.lines):
         torch.testing.assert_close(torch.from_numpy(line.get_ydata()), means[k])
-    assert (
-        len(energy.lines) == len(step_size.lines) == len(acceptance.lines) - 1 == n_chains
-    )  # and the target
+    assert len(energy.lines) == len(step_size.lines) == len(acceptance.lines) == n_chains
     assert len(energy.collections) == (n_chains if sampler == "langevin" else 0)  # bands over the datapoints
     expected = samples.step_size[0].mean().expand(20)
     torch.testing.assert_close(torch.from_numpy(step_size.lines[0].get_ydata()), expected)

@@ -60,6 +60,9 @@ FUNCTIONS = {
     "interpolate": (lambda m, x: m.interpolate(x[:2], x[2:4], 3).flatten(0, 1), True),
     "augment": (lambda m, x: lae_fast.augment(m, x, LABELS, 2, generator=seeded())[0], True),
     "augment by chains": (lambda m, x: lae_fast.augment(m, x, LABELS, 1, source="posterior", n_steps=2, generator=seeded())[0], True),
+    "augment by its chain": (lambda m, x: lae_fast.augment(m, x, LABELS, 2, source="chain", generator=seeded())[0], True),
+    "augment by residuals": (lambda m, x: lae_fast.augment(m, x, LABELS, 2, source="residual", generator=seeded())[0], True),
+    "diagnose residuals": (lambda m, x: torch.stack(lae_fast.diagnose_variations(m, x, LABELS, source="residual", generator=seeded())[:2]), False),
     "evaluate": (lambda m, x: torch.tensor(lae_fast.evaluate(m, x)), False),
     "bound": (lambda m, x: lae_fast.importance_bound(m, x, n_draws=3), False),
     "quadrature": (lambda m, x: lae_fast.quadrature(m, x, n_cells=128), False),
@@ -208,6 +211,20 @@ class Twice(nn.Module):
         return x, x
 
 
+class Counting(nn.Module):
+    def forward(self, x):
+        return (x > 0.5).flatten(1).sum(1, keepdim=True)
+
+
+class Centred(nn.Module):
+    def forward(self, x):
+        return x.sub_(0.5).flatten(1)
+
+
+def channels_last():
+    return nn.Sequential(nn.Linear(2, 60), nn.Unflatten(1, (5, 4, 3)))
+
+
 @pytest.mark.parametrize("cls", [LAE, VAE, Hoffman])
 def test_the_number_of_features_is_found(cls):
     m = own(cls=cls)
@@ -220,11 +237,16 @@ def test_the_number_of_features_is_found(cls):
     [
         (dict(d=11), r"the encoder returned float32 \[2, 10\] .* for images \[2, 3, 5, 4\]; expected features \[2, 11\]"),
         (dict(encoder=nn.Conv2d(3, 4, 3)), r"the encoder returned float32 \[2, 4, 3, 2\] .*; expected features \[2, d\]"),
-        (dict(encoder=nn.Conv2d(1, 4, 3)), r"the encoder cannot take images \[2, 3, 5, 4\]: .*channels"),
-        (dict(encoder=nn.Linear(60, 4)), r"the encoder cannot take images \[2, 3, 5, 4\]: "),
+        (dict(encoder=nn.Conv2d(1, 4, 3)), r"the encoder does not fit images float32 \[2, 3, 5, 4\] on cpu: .*channels"),
+        (dict(encoder=nn.Linear(60, 4)), r"the encoder does not fit images float32 \[2, 3, 5, 4\] on cpu: "),
+        (dict(encoder=nn.BatchNorm1d(3)), r"the encoder does not fit images float32 \[2, 3, 5, 4\] on cpu: expected 2D or 3D"),
+        (dict(encoder=Counting()), r"the encoder returned int64 \[2, 1\] .*; expected features \[2, d\], floating point"),
+        (dict(encoder=Centred()), r"the encoder does not fit images float32 .*: the encoder has changed its argument in place"),
         (dict(encoder=Twice()), r"the encoder returned \(float32 .*\(tuple\) for images \[2, 3, 5, 4\]; expected features"),
-        (dict(decoder=nn.Linear(2, 61)), r"the decoder returned float32 \[2, 61\] .* for z \[2, 2\]; expected \[2, 60\]"),
-        (dict(decoder=nn.Linear(3, 60)), r"the decoder cannot take z \[2, 2\]: "),
+        (dict(decoder=nn.Linear(2, 61)), r"the decoder returned float32 \[2, 61\] .* for z \[2, 2\]; expected .* or \[2, 60\]"),
+        (dict(decoder=nn.Linear(3, 60)), r"the decoder does not fit z float32 \[2, 2\] on cpu: "),
+        (dict(decoder=nn.Linear(2, 60).double()), r"the decoder does not fit z float32 .*: .*dtype"),
+        (dict(decoder=channels_last()), r"the decoder returned float32 \[2, 5, 4, 3\] .*; expected floating point \[2, 3, 5, 4\] or"),
         (dict(nx=61), r"nx is 61 beside the shape \(3, 5, 4\); expected its product, 60"),
         (dict(shape=(3, 0, 4)), "a size of the shape is 0; expected at least 1"),
     ],
@@ -259,6 +281,40 @@ def test_what_a_likelihood_lacks_is_named(part):
     output = torch.zeros(1, 4)
     with pytest.raises(NotImplementedError, match=f"Empty has no {part}"):
         getattr(Empty(), part)(*(output, output)[: 2 if part == "pixel_energies" else 1])
+
+
+@pytest.mark.parametrize("part", ["pixel_energies", "mean", "sample"])
+def test_a_likelihood_of_sums_over_pixels_is_named(part):
+    """Summed once more, over images, its energies would grow with the minibatch."""
+
+    likelihood = type("Summed", (Gaussian,), {part: lambda self, output, *_: output.sum(-1)})()
+    m = VAE(nn.Linear(60, 4), nn.Linear(2, 60), likelihood, nx=60, nz=2)
+    expected = rf"{part} returned float32 \[6\] on cpu; expected \[6, 60\], one for each pixel"
+    with pytest.raises(ValueError, match=expected):
+        m.loss(images((60,))), m.decode(torch.zeros(6, 2)), m.simulate(6)
+
+
+class Rounded(nn.Module):
+    """A network under an autocast of its own, as pretrained ones are run."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.net(x)
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"), [(LAE, {}), (LAE, dict(decisions="joint")), (VAE, {}), (Hoffman, {})]
+)
+def test_networks_may_return_half_precision(cls, options):
+    nets = nn.Sequential(nn.Flatten(), nn.Linear(60, 8)), nn.Sequential(nn.Linear(2, 60))
+    m, x = own(*map(Rounded, nets), cls, **options), images(COLOUR)
+    m.loss(x).backward()
+    assert lae_fast.augment(m, x, LABELS, 1)[0].isfinite().all()
+    assert lae_fast.evaluate(m, x).negative_elbo < torch.inf
 
 
 @pytest.mark.parametrize(

@@ -209,6 +209,14 @@ def test_an_optimizer_of_another_model_is_refused():
     assert TrainingStep(m, adam(m.decoder))(images()).isfinite()  # part of it
 
 
+def test_an_optimizer_that_evaluates_the_loss_itself_is_refused():
+    m = build("vae")
+    with pytest.raises(
+        ValueError, match="optimizer is a LBFGS, whose steps take a closure; expected one that"
+    ):
+        TrainingStep(m, torch.optim.LBFGS(m.parameters()))
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [

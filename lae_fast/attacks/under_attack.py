@@ -13,7 +13,6 @@ from lae_fast import checks
 from lae_fast.attacks.arguments import check
 from lae_fast.attacks.projected import pgd
 from lae_fast.attacks.victim import Logits, Model, checked, evaluating, with_logits
-from lae_fast.checks import describe
 from lae_fast.isolation import isolated
 
 
@@ -59,14 +58,14 @@ def robustness(
         labels: [N], integers: the true classes.
         eps: a sequence of K radii.
         attack: a function, called as `attack(model, x, labels, eps=eps, **options)` with a batch of m images and all
-            K eps; it returns [K, m, ...]: `pgd`, `apgd`, `fgsm`, or your own. The model is in eval mode, and returns logits.
+            K eps; it returns [K, m, ...] of x's type: `pgd`, `apgd`, `fgsm`, or your own. The model is in eval mode, and returns logits.
         logits: as for `pgd`.
         options: passed on to `attack`.
 
     Raises:
         TypeError: as for `pgd`, or the attack returns no tensor.
         ValueError: eps is not a sequence, batch_size < 1, the option `targeted` is set (its labels are not the true
-            classes), the attack's result has another shape, or as for `pgd`.
+            classes), the attack's result has another shape or type, or as for `pgd`.
         RuntimeError: as for `pgd`.
 
     Example:
@@ -87,11 +86,8 @@ def robustness(
     for images, classes in zip(x.split(batch_size), labels.split(batch_size), strict=True):
         with isolated(model):  # a foreign attack may not take care of it
             adversaries = attack(model, images, classes, eps=eps, **options)
-        expected = [len(values), *images.shape]
-        if not isinstance(adversaries, Tensor):
-            raise TypeError(f"the attack returned {describe(adversaries)}; expected a tensor {expected}")
-        if list(adversaries.shape) != expected:
-            raise ValueError(f"the attack returned {list(adversaries.shape)}; expected {expected}")
+        axes = ", ".join(map(str, (len(values), *images.shape)))
+        checks.tensor("the attack's images", adversaries, axes, dtypes=(x.dtype,), device=x.device)
         if not adversaries.isfinite().all():
             raise ValueError("the attack returned images that are not finite; expected finite ones")
         with evaluating(model):

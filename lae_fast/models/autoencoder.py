@@ -20,6 +20,7 @@ from lae_fast.models.mlp import MLP
 from lae_fast.models.nets import recognised
 from lae_fast.models.precision import PRECISIONS, Precision, products_in
 from lae_fast.ops.torch_private import is_transformed
+from lae_fast.sampling.ald import value_at
 from lae_fast.sharing import Shared
 
 P = ParamSpec("P")
@@ -78,13 +79,15 @@ def check_form(model: Autoencoder, x: Tensor) -> Tensor:
         )
     fits = x.dim() > 1 and x.shape[0] > 0 and _is_image(model, x.shape[1:]) and x.device == like.device
     if not fits or not (x.is_floating_point() or x.dtype == torch.uint8):
-        shapes = " or ".join(
-            f"[n, {', '.join(map(str, s))}]" for s in dict.fromkeys((model.shape, (model.nx,)))
-        )
         raise ValueError(
-            f"images are {checks.describe(x)}; expected floating point {shapes} with n >= 1 on {like.device}, or uint8"
+            f"images are {checks.describe(x)}; expected floating point {_forms(model, 'n')} with n >= 1 on {like.device}, or uint8"
         )
     return like
+
+
+def _forms(model: Autoencoder, n: int | str) -> str:
+    """The shapes of n images, in words."""
+    return " or ".join(f"[{n}, {', '.join(map(str, s))}]" for s in dict.fromkeys((model.shape, (model.nx,))))
 
 
 def _is_image(model: Autoencoder, shape: torch.Size) -> bool:
@@ -96,11 +99,11 @@ def _is_image(model: Autoencoder, shape: torch.Size) -> bool:
 
 
 def _tried(name: str, network: Callable[[Tensor], Tensor], given: Tensor, words: str) -> Tensor:
-    """What a network returns; whatever it raises itself becomes a ValueError that says what it was given."""
+    """What a network returns; where it does not fit, a ValueError that says what it was given."""
     try:
-        return network(given)
-    except (RuntimeError, TypeError, IndexError) as error:
-        raise ValueError(f"the {name} cannot take {words}: {checks.first_line(error)}") from error
+        return value_at(f"the {name}", network, given)
+    except Exception as error:  # somebody else's code may raise anything
+        raise ValueError(f"the {name} does not fit {words}: {checks.first_line(error)}") from error
 
 
 def asks(function: Callable[P, R]) -> Callable[P, R]:
@@ -159,7 +162,7 @@ class Autoencoder(nn.Module):
 
     `loss`, `encode`, `decode`, `posterior` and `potential` run in the mode that the model is in, train or eval, and can be
     differentiated; whatever else asks a model something runs in eval mode and without gradients, and restores the mode. What a
-    model adds to its networks is of their type and on their device.
+    model adds to its networks, and what it gives them, is of the type and on the device of its first parameter.
 
     Attributes:
         name: of the class, in files of weights; None: they do not know it.
@@ -240,10 +243,9 @@ class Autoencoder(nn.Module):
         """
         blank, z = (torch.zeros(2, n).to(self._like()) for n in (self.nx, self.nz))
         with isolated(self.encoder, self.decoder), torch.random.fork_rng(devices=[]):
-            self.d = _tried("encoder", self.features, blank, f"images {list(self._seen(blank).shape)}").shape[
-                1
-            ]
-            _tried("decoder", self.output, z, f"z {list(z.shape)}")
+            seen = f"images {checks.describe(self._seen(blank))}"
+            self.d = _tried("encoder", self.features, blank, seen).shape[1]
+            _tried("decoder", self.output, z, f"z {checks.describe(z)}")
 
     def _like(self) -> Tensor:
         """A tensor of the networks' type and device, which are those of what a model adds to them."""
@@ -254,20 +256,20 @@ class Autoencoder(nn.Module):
         return x if isinstance(self.encoder, MLP) else x.view(x.shape[0], *self.shape)
 
     def features(self, x: Tensor) -> Tensor:
-        """The encoder's features g(x) [n, d] of flat images x [n, nx], as `images_for` returns them.
+        """The encoder's features g(x) [n, d] of flat images x [n, nx], as `images_for` returns them, and in their type.
 
         Raises:
             TypeError, ValueError: the encoder does not return d features for each image.
         """
         seen = self._seen(x)
         h: Tensor = self.encoder(seen)
-        fits = isinstance(h, Tensor) and h.dim() == 2 and h.shape[0] == x.shape[0]
-        if not fits or self.d not in (0, h.shape[1]):
+        fits = isinstance(h, Tensor) and h.is_floating_point() and h.dim() == 2
+        if not fits or h.shape[0] != x.shape[0] or self.d not in (0, h.shape[1]):
             raise ValueError(
                 f"the encoder returned {checks.describe(h)} for images {list(seen.shape)}; expected features "
-                f"[{len(x)}, {self.d or 'd'}]"
+                f"[{len(x)}, {self.d or 'd'}], floating point"
             )
-        return h
+        return h.to(x.dtype)
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation, each [n, nz] of the model's own type, of the Gaussian q(z|x) for evaluation, at images x
@@ -316,10 +318,10 @@ class Autoencoder(nn.Module):
         return (self.likelihood.energy(output, x) + gaussian_rate(mean, std)).mean()
 
     def output(self, z: Tensor) -> Tensor:
-        """The likelihood's input for latent variables: [..., nz] -> [..., nx]. A decoder may return images of any shape.
+        """The likelihood's input for latent variables: [..., nz] -> [..., nx].
 
         Raises:
-            TypeError, ValueError: z has another form, or the decoder does not return nx elements for each z.
+            TypeError, ValueError: z has another form, or the decoder does not return an image for each z.
         """
         like = next(self.parameters(), z)
         checks.tensor("z", z, dtypes=(like.dtype,), device=like.device)
@@ -327,10 +329,11 @@ class Autoencoder(nn.Module):
             raise ValueError(f"z is {checks.describe(z)}; expected [..., n, {self.nz}] with n >= 1")
         rows = z.flatten(0, -2)
         out = self.decoder(rows)
-        if not isinstance(out, Tensor) or out.shape[:1] != rows.shape[:1] or out[0].numel() != self.nx:
+        fits = isinstance(out, Tensor) and out.is_floating_point() and out.shape[:1] == rows.shape[:1]
+        if not fits or not _is_image(self, out.shape[1:]):
             raise ValueError(
-                f"the decoder returned {checks.describe(out)} for z {list(rows.shape)}; expected [{len(rows)}, {self.nx}], or "
-                f"images of {self.nx} elements"
+                f"the decoder returned {checks.describe(out)} for z {list(rows.shape)}; expected floating point "
+                f"{_forms(self, len(rows))}"
             )
         return out.reshape(*z.shape[:-1], self.nx)
 
@@ -420,11 +423,12 @@ class Autoencoder(nn.Module):
                 f"model is {type(self).__name__}, a class of its own; expected an LAE, VAE or Hoffman: {advice}"
             )
         weights = {name: t.clone() for name, t in self.state_dict().items()}  # some may be one tensor
+        parameters = dict(self.named_parameters(remove_duplicate=False))
         for name, t in weights.items():
             if t.is_meta:
                 raise ValueError(f"{name} is {checks.describe(t)}; expected it on a device of this machine")
             if t.is_floating_point():
-                if t.dtype != torch.float32 and name not in self.chain_state():
+                if t.dtype != torch.float32 and name in parameters:  # buffers are of any type
                     raise ValueError(f"{name} is {checks.describe(t)}; expected float32: {advice}")
                 # A step size of 0 has the logarithm -inf.
                 if not (t.exp() if name == "log_step_size" else t).isfinite().all():
@@ -463,7 +467,16 @@ class Autoencoder(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """The mean image of each latent variable: [..., nz] -> [..., *shape]."""
-        return torch.unflatten(self.likelihood.mean(self.output(z)), -1, self.shape)
+        output = self.output(z)
+        return self._images("mean", self.likelihood.mean(output), output)
+
+    def _images(self, name: str, pixels: Tensor, output: Tensor) -> Tensor:
+        """Pixels [..., nx] that this method of the likelihood has made of an output [..., nx], as images [..., *shape]."""
+        if not isinstance(pixels, Tensor) or pixels.shape != output.shape:
+            raise ValueError(
+                f"the likelihood's {name} returned {checks.describe(pixels)}; expected {list(output.shape)}, one for each pixel"
+            )
+        return pixels.unflatten(-1, self.shape)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
@@ -488,7 +501,8 @@ class Autoencoder(nn.Module):
         """n draws of the joint p(x, z): images [n, *shape], and z [n, nz], which is an exact draw of p(z|x)."""
         z = self._prior(n, generator)
         with isolated(self):
-            return self.likelihood.sample(self.output(z), generator).unflatten(-1, self.shape), z
+            output = self.output(z)
+            return self._images("sample", self.likelihood.sample(output, generator), output), z
 
     @torch.no_grad()
     def interpolate(self, start: Tensor, end: Tensor, n_steps: int) -> Tensor:

@@ -83,15 +83,16 @@ class DecoderPass:
     """Base of all passes.
 
     Attributes:
-        parameters: the trained parameters of decoder and likelihood.
+        parameters: the trained parameters of decoder and likelihood, each once.
         totals: the gradients of V with respect to `parameters`, summed over datapoints and the states added so far.
     """
 
     def __init__(self, model: Autoencoder, x: Tensor, by_row: bool) -> None:
         self.model, self.x, self.by_row = model, x, by_row
-        self.parameters = [
-            p for m in (model.decoder, model.likelihood) for p in m.parameters() if p.requires_grad
-        ]
+        parts = (model.decoder, model.likelihood)  # which may share some
+        self.parameters = list(
+            dict.fromkeys(p for part in parts for p in part.parameters() if p.requires_grad)
+        )
         self.totals: list[Tensor] = []
         self.latest: _ByAutograd | _AtZ | _ByHand | _ByLayer
         self.current: _ByAutograd | _AtZ | _ByHand | _ByLayer

@@ -265,7 +265,7 @@ class LAE(AutoencoderWithChain):
             check_whole(self.decoder, WHOLE, "decoder")
             check_whole(self.likelihood, WHOLE, "likelihood")
         with products_in(self.precision, x.device):
-            h = self.features(x).to(x.dtype)  # [n, d]
+            h = self.features(x)  # [n, d]
             log_std = self.log_std(h).to(x.dtype) if self.spread else None  # [n, nz]
         with torch.no_grad(), chain_context(self.mh, x.device):
             if (self.mh or not self.is_joint) and not is_dense(self, x):

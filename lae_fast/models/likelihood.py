@@ -82,7 +82,14 @@ class Likelihood(nn.Module):
             output = output.float()
         x = x.to(output.dtype)
         if self.kind is None or is_transformed():
-            return self.pixel_energies(output, x).sum(-1, dtype=torch.float64)
+            energies = self.pixel_energies(output, x)
+            expected = torch.broadcast_shapes(output.shape, x.shape)
+            fits = isinstance(energies, Tensor) and energies.shape[:-1] == expected[:-1]
+            if not fits:  # sums over pixels would be summed over images, too
+                raise ValueError(
+                    f"pixel_energies returned {checks.describe(energies)}; expected {list(expected)}, one for each pixel"
+                )
+            return energies.sum(-1, dtype=torch.float64)
         scale = None if self.log_scale is None else self.log_scale.to(output.dtype)
         return ops.energy(output, x, self.kind, scale)[0]
 

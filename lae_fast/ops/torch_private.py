@@ -66,6 +66,17 @@ def is_batched(t: Tensor) -> bool:
         return False
 
 
+def version(t: Tensor) -> int:
+    """How many times t has been changed in place, also through its views.
+
+    Fallback, also in compiled code and for what was made in inference mode, where nobody counts: 0.
+    """
+    try:
+        return 0 if torch.compiler.is_compiling() else t._version
+    except (AttributeError, RuntimeError):
+        return 0
+
+
 def is_altered(module: nn.Module) -> bool:
     """Whether a call of `module`, apart from its parts, does anything but the `forward` of its class: by hooks, of its own or of
     all modules, or by a forward of its own.

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from lae_fast import checks, ops
 from lae_fast.isolation import differentiable, exact, savable
+from lae_fast.ops.torch_private import version
 from lae_fast.sampling.acceptance import acceptance_rate
 
 Potential = Callable[[Tensor], Tensor]
+R = TypeVar("R")
 
 
 class ALDState(NamedTuple):
@@ -74,6 +76,19 @@ def _rows(t: Tensor, n_chains: int | None) -> Tensor:
     return t.reshape(1 if n_chains is None else n_chains, -1)
 
 
+def value_at(name: str, function: Callable[..., R], place: Tensor, *others: Tensor) -> R:
+    """What a function of the user's returns.
+
+    Raises:
+        ValueError: it has changed the place in place, and so moved the chain that is there.
+    """
+    before = version(place)
+    value = function(place, *others)
+    if version(place) != before:
+        raise ValueError(f"{name} has changed its argument in place; expected a function: clone it first")
+    return value
+
+
 def evaluate_potential(
     potential: Potential, phi: Tensor, n_chains: int | None, mh: bool = True
 ) -> tuple[Tensor, Tensor]:
@@ -83,8 +98,8 @@ def evaluate_potential(
         mh: whether V will decide.
 
     Raises:
-        ValueError: V does not depend on phi, is complex, is in half precision though it will decide, or has another shape than
-            [], [n] or, with n_chains, [C], [C, n].
+        ValueError: V does not depend on phi, changes phi in place, is complex, is in half precision though it will decide, or has
+            another shape than [], [n] or, with n_chains, [C], [C, n].
 
     Example:
         >>> from lae_fast import sampling
@@ -95,7 +110,7 @@ def evaluate_potential(
     keep_graph = torch.is_grad_enabled()
     with differentiable():
         leaf = savable(phi.detach()).requires_grad_()
-        energy = potential(leaf)
+        energy = value_at("the potential", potential, leaf)
         if not isinstance(energy, Tensor) or not energy.requires_grad:
             raise _independent(energy)
         if not energy.is_floating_point():  # complex
@@ -204,9 +219,9 @@ def ald_init(
     Raises:
         TypeError: an argument is of another kind.
         ValueError: phi is not float32 or float64, the step size is not finite and >= 0, V has the wrong shape, does not depend on
-            phi or, with mh, is in half precision, n_chains or generator stand beside a state that has its own or (on the CPU,
-            where the check is cheap) V or its gradient is not finite at phi, or V of a chain is not a function of this chain
-            alone. On a GPU a chain that is not finite rejects every step.
+            phi or changes it in place, with mh is in half precision, n_chains or generator stand beside a state that has its own or
+            (on the CPU, where the check is cheap) V or its gradient is not finite at phi, or V of a chain is not a function of this
+            chain alone. On a GPU a chain that is not finite rejects every step.
 
     Example:
         >>> def potential(phi):  # [D] -> [], nats: a standard normal
@@ -319,8 +334,9 @@ def ald_step(
 
     Raises:
         TypeError: an argument is of another kind.
-        ValueError: no step size is known, the step size is negative, shapes, types or devices do not fit, V does not depend on phi,
-            a decision is to be made without evaluation or from half precision, or V was not evaluated at the state.
+        ValueError: no step size is known, the step size is negative, shapes, types or devices do not fit, V does not depend on
+            phi or changes it in place, a decision is to be made without evaluation or from half precision, or V was not evaluated at
+            the state.
 
     Example:
         >>> def potential(phi):  # [C, D] -> [C], nats: C chains, a standard normal

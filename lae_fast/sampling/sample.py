@@ -20,6 +20,7 @@ from lae_fast.sampling.ald import (
     check_precision,
     check_start,
     evaluate_potential,
+    value_at,
 )
 from lae_fast.sampling.chains import Chains, Evaluate
 from lae_fast.sampling.compiled import Compiled, agree, compiled
@@ -193,7 +194,7 @@ def _given(
 ) -> tuple[Tensor, Tensor]:
     """U [C, n], float64, and dU/dz [C, n, nz] from the user's function at z [C, n, nz]."""
     with differentiable():
-        result = value_and_grad(savable(z.detach()), *index)
+        result = value_at("value_and_grad", value_and_grad, savable(z.detach()), *index)
     if not isinstance(result, (tuple, list)) or len(result) != 2:
         form = f"U {list(z.shape[:2])} and dU/dz {list(z.shape)}"
         raise TypeError(f"value_and_grad returned {checks.describe(result)}; expected {form}")
@@ -309,8 +310,8 @@ def ald_sample(
     Raises:
         TypeError: an argument is of another kind.
         ValueError: a shape, count or step size is not valid, V or its gradient is not finite at the start, or, with `mh`, the
-            energy of a chain is in half precision, or not a function of this chain: Dropout and BatchNorm need eval mode; or
-            value_and_grad differs from the energy and its gradient at the start.
+            energy of a chain is in half precision, or not a function of this chain: Dropout and BatchNorm need eval mode; the energy
+            or value_and_grad changes the chains in place; or value_and_grad differs from the energy and its gradient at the start.
         SamplingInterrupted: Ctrl-C after the first draw; it holds the draws so far.
 
     Warns:

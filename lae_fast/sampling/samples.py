@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from lae_fast import checks
-from lae_fast.sampling.adaptation import TARGET_ACCEPTANCE
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -144,8 +143,6 @@ class Samples:
             ax.set_ylabel(name)
             ax.spines[["top", "right"]].set_visible(False)
         axes[0].set_ylim(0, 1)
-        if self.kind == "Metropolis-Hastings":
-            axes[0].axhline(TARGET_ACCEPTANCE, color="0.5", linewidth=0.8, linestyle="--")
         if (self.step_size > 0).all():
             axes[1].set_yscale("log")
         axes[2].set_xlabel("draw")

@@ -39,7 +39,7 @@ def fit(
         model: any of this package's models, of any networks. All of it trains in train mode; afterwards each of its modules is
             in the mode that it had, and no parameter has a gradient.
         images: [N, ...] as the model takes them, or [N, h, w, c], a tensor or array; a `torch.utils.data.Dataset` of images or of
-            pairs (image, label); a `lae_fast.data.Split`, or the training images of a `lae_fast.data.Dataset`, drawn anew at
+            pairs (image, label), each read once, so that random transforms are drawn once; a `lae_fast.data.Split`, or the training images of a `lae_fast.data.Dataset`, drawn anew at
             each use where its binarization is dynamic. They are moved to the model's device.
         epochs: passes over the images, each in an order of its own, without the rest that fills no minibatch.
         lr: Adam's learning rate; default: `model.lr`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -100,8 +101,8 @@ class TrainingStep:
 
     Args:
         model: any of this package's models, or a module with a `loss` of a minibatch.
-        optimizer: an optimizer of the model's parameters. For capture it must be `capturable`, and its learning rate a
-            tensor on the device: `adam` makes such an optimizer.
+        optimizer: an optimizer of the model's parameters, whose steps take their gradients and no closure (so not LBFGS). For
+            capture it must be `capturable`, and its learning rate a tensor on the device: `adam` makes such an optimizer.
         read: makes images of the step's argument, within the step and so within its graph: with
             `read=lambda index: images[index] / 255` a step takes the indices of its images. None: it takes the images.
         capture: replay the step from a CUDA graph; default: if the model is on a GPU and shares nothing.
@@ -112,7 +113,7 @@ class TrainingStep:
             has the same mask in each. None: each process computes its part as it is.
 
     Raises:
-        ValueError: an optimizer of other parameters; capture without a GPU, in parts or of a model that shares its
+        ValueError: an optimizer of other parameters, or one that takes a closure; capture without a GPU, in parts or of a model that shares its
             minibatches, or of an optimizer that cannot be captured; n_parts is no power of two, or does not divide among the processes.
 
     Example:
@@ -139,6 +140,11 @@ class TrainingStep:
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(
                 f"optimizer is {checks.describe(optimizer)}; expected an optimizer of torch.optim"
+            )
+        closure = inspect.signature(optimizer.step).parameters.get("closure")
+        if closure is not None and closure.default is closure.empty:
+            raise ValueError(
+                f"optimizer is a {type(optimizer).__name__}, whose steps take a closure; expected one that steps along gradients"
             )
         if capture is not None:
             checks.flag("capture", capture)
