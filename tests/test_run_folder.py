@@ -432,6 +432,9 @@ def test_a_run_goes_on_though_its_validation_is_not_finite(tmp_path):
     code, _, err = run(*small, *images, "--epochs", "1", "--output-dir", folder)
     assert (code, err.count("epoch 1: these weights are not kept as the best ones")) == (0, 1)
     assert run("--resume", folder, "--epochs", "2")[0] == 0
+    best, _ = checkpoint.load_weights(folder / "best.safetensors")  # the last ones
+    saved = checkpoint.load_latest(folder / "checkpoints")
+    assert all(torch.equal(best[name], t) for name, t in saved.weights.items())
     ends = [line for line in runlog.read(folder / "metrics.jsonl") if "loss" not in line]
     assert [line["epoch"] for line in ends] == [1, 2]
     assert all("validation_rate" in line and "validation_negative_elbo" not in line for line in ends)

@@ -172,8 +172,8 @@ def read_config(folder: Path, **changes: Any) -> Config:
 
 
 def epochs(folder: Path, lines: Sequence[Mapping[str, Any]]) -> int:
-    """Complete epochs of the run in that folder, by the lines of its metrics.jsonl; without validation images by its weights, which
-    a killed process may have written after the last checkpoint.
+    """Complete epochs of the run in that folder, by the lines of its metrics.jsonl; without validation images by its weights, which follow
+    the records.
 
     Raises:
         CheckpointError: the weights are damaged.
