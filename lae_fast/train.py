@@ -21,6 +21,7 @@ from lae_fast.models import LAE
 from lae_fast.ops.columns import NONFINITE, REJECTED
 from lae_fast.training import config_file, run_folder, runlog
 from lae_fast.training.config import Config, TrainingError
+from lae_fast.training.config_file import Flags
 from lae_fast.training.processes import ALONE, Processes
 from lae_fast.training.trainer import N_BOUND, N_PARTS, Event, Trainer
 
@@ -35,48 +36,35 @@ def _device(config: Config, processes: Processes) -> torch.device:
     return device
 
 
-@dataclasses.dataclass(frozen=True)
-class Flags(Config):
-    """What the command line takes: all options, and a file of them."""
-
-    config: Path | None = None
-    """File of options, YAML or JSON, by their names here (batch_size: 64); a run's config.json is one. Flags beside it win."""
-
-
-def _as(kind: type[Config], options: Config) -> Config:
-    return kind(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Config)})
+def _path(text: str) -> Path | None:
+    """A path, as tyro reads it from the command line."""
+    return None if text == "None" else Path(text)
 
 
 def _parse(arguments: Sequence[str], processes: Processes = ALONE, command: str = "") -> Config:
     """Flags to options, on top of the defaults, of the file after --config, or of the run after --resume. A run that torchrun
     starts once more goes on."""
     prog, arguments = " ".join(console.typed("train")), console.arguments(arguments)
-    # These alone at first: flags that their options allow may contradict the defaults.
+    # These alone at first: they say what the others have by default.
     bases = argparse.ArgumentParser(prog, f"{prog} [OPTIONS]", add_help=False, allow_abbrev=False)
-    bases.add_argument("--resume", type=Path)
-    bases.add_argument("--config", type=Path)
-    bases.add_argument("--data")
+    bases.add_argument("--resume", type=_path)
+    bases.add_argument("--config", type=_path)
+    bases.add_argument("--data", type=_path)
     bases.add_argument("--dataset")
     given = bases.parse_known_args(arguments)[0]
     if given.resume and given.config:
         raise TrainingError(f"--config {given.config} beside --resume: a run goes on with its own options")
-    base = Config()
+    base = Flags()
     if given.resume:
-        base = _resumed(given.resume)
+        base = Flags(**vars(_resumed(given.resume)))
     elif given.config:
         base = config_file.read(given.config)
         if given.data is not None:  # instead of the file's data
             base = dataclasses.replace(base, dataset="auto")
         if given.dataset is not None:
             base = dataclasses.replace(base, data=None)
-    flags = tyro.cli(
-        Flags,
-        args=arguments,
-        default=_as(Flags, base),
-        prog=prog,
-        description=Config.__doc__,
-    )
-    config = _as(Config, flags)
+    flags = tyro.cli(Flags, args=arguments, default=base, prog=prog, description=Config.__doc__)
+    config = flags.options()
     if given.resume:
         if config.dataset == "auto":  # the run's record knows which
             config = dataclasses.replace(config, dataset=base.dataset)

@@ -109,7 +109,9 @@ def test_options_come_from_a_file_and_flags_win(name, parsed, tmp_path):
     assert found == Config(**(expected | dict(nz=4, spread=True, epochs=2)))
 
 
-@pytest.mark.parametrize("content", ["", "# nz: 16\n", "---\n"])
+@pytest.mark.parametrize(
+    "content", ["", "# nz: 16\n", "---\n", "validation: None\noutput_dir: None\ndata: null\n"]
+)
 def test_a_file_without_options_leaves_the_defaults(content, parsed, tmp_path):
     (tmp_path / "a.yaml").write_text(content)
     assert parsed("--config", tmp_path / "a.yaml") == Config()
@@ -141,6 +143,8 @@ def test_a_record_s_run_is_not_meant_but_its_options(parsed, tmp_path):
         ("x.json", '{"colour": "red"}', "'colour' is no option; expected options as --help lists them"),
         ("x.yaml", "resume: runs/x", "'resume' is no option"),
         ("x.yaml", "1: 2", "1 is no option"),
+        ("x.yaml", "window: last\ndecisions: datapoint", "'window' is no option"),  # but in old records
+        ("x.yaml", "data_dir: None", "--data-dir is None (NoneType); expected a path"),
         ("x.yaml", "nz: '3'", "--nz is '3' (str); expected a whole number"),
         ("x.yaml", "nz: 3.0", "--nz is 3.0 (float); expected a whole number"),
         ("x.json", '{"mh": 1}', "--mh is 1 (int); expected True or False"),
@@ -271,6 +275,32 @@ def test_a_flag_for_data_wins_over_the_file_s_other_one(written, flag, tmp_path)
     file.write_text(written)
     found = train._parse(["--config", str(file), flag])
     assert (found.dataset, found.data) == (("digits", None) if "set" in flag else ("auto", Path("own.npy")))
+
+
+def test_flags_that_are_none_override_nothing(tmp_path):
+    """`None` is what --help calls it."""
+    file = tmp_path / "options.yaml"
+    file.write_text("dataset: cifar10\n")
+    found = train._parse(["--config", str(file), "--data", "None", "--resume=None"])
+    assert found == Config(dataset="cifar10")
+    assert train._parse(["--config=None"]) == Config()
+
+
+@pytest.mark.parametrize(
+    ("written", "flags", "message"),
+    [
+        ("whiten: true", ["--decisions", "joint"], "--whiten moves phi"),
+        ("chain_precision: bf16", ["--no-mh"], "chain_precision is 'bf16' with mh"),
+        ("data: own.npy\ndataset: digits", ["--data", "other.npy"], "--data own.npy beside --dataset digits"),
+    ],
+)
+def test_options_are_compared_when_flags_have_overridden_the_file_s(
+    written, flags, message, parsed, tmp_path, capsys
+):
+    (tmp_path / "a.yaml").write_text(written)
+    assert isinstance(parsed("--config", tmp_path / "a.yaml", *flags), Config)
+    assert parsed("--config", tmp_path / "a.yaml") == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_file_that_nests_too_deep_is_named(tmp_path):

@@ -816,6 +816,7 @@ def test_a_run_from_before_decisions_were_a_choice_is_read():
     values = Config(model="lae").to_json()
     for new in ("decisions", "decoder_window", "feature_window", "spread", "memory", "ridge"):
         del values[new]
-    config = Config.from_json(values | {"window": "before", "whiten": True})
+    record = {"options": values | {"window": "before", "whiten": True}, "data": "MNIST"}
+    config = Config.from_json(run_folder.options_in(record))
     assert (config.decisions, config.decoder_window, config.feature_window) == ("joint", "before", "before")
     assert config.whiten

@@ -184,6 +184,15 @@ class Config:
             raise ValueError(f"--adaptation-rate is {self.adaptation_rate}; expected a finite number >= 0")
         if not 0 <= self.ridge < math.inf:
             raise ValueError(f"--ridge is {self.ridge}; expected a finite number >= 0")
+        if self.beta1 != "auto" and not 0 <= self.beta1 < 1:
+            raise ValueError(f"--beta1 is {self.beta1}; expected a number from 0 to below 1, or auto")
+        checks.fraction("--cooldown", self.cooldown)
+        if self.step_size != "auto" and not 0 <= self.step_size < math.inf:
+            raise ValueError(f"--step-size is {self.step_size}; expected a finite number >= 0, or auto")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Raise a ValueError where options contradict each other."""
         if self.model == "lae" and self.whiten and self.decisions != "joint":
             raise ValueError(
                 "--whiten moves phi, and --decisions datapoint do not; expected --decisions joint with it"
@@ -191,11 +200,6 @@ class Config:
         if "chain_precision" in options_of(self.model):
             asked = None if self.chain_precision == "auto" else self.chain_precision
             chosen_chain_precision(self.precision, asked, self.mh)  # raises
-        if self.beta1 != "auto" and not 0 <= self.beta1 < 1:
-            raise ValueError(f"--beta1 is {self.beta1}; expected a number from 0 to below 1, or auto")
-        checks.fraction("--cooldown", self.cooldown)
-        if self.step_size != "auto" and not 0 <= self.step_size < math.inf:
-            raise ValueError(f"--step-size is {self.step_size}; expected a finite number >= 0, or auto")
         if self.data is not None and self.dataset != "auto":
             raise ValueError(f"--data {self.data} beside --dataset {self.dataset}; expected only one of them")
         folder = str(self.resume or self.output_dir)
@@ -267,15 +271,11 @@ class Config:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Config:
-        """A configuration as `config.json` holds it.
+        """A configuration of options by name.
 
         Raises:
             TypeError, ValueError: a name is that of no option, or a value does not fit.
         """
-        values = dict(values)
-        if "window" in values:  # from before decisions were a choice, and windows two
-            window = values.pop("window")
-            values |= {"decisions": "joint", "decoder_window": window, "feature_window": window}
         for name in values:
             if name not in _kinds():
                 guess = difflib.get_close_matches(
@@ -289,6 +289,15 @@ class Config:
                 raise ValueError(f"{_flag(name)} is empty; expected a path")
         values = {k: Path(v) if k in paths and isinstance(v, str) else v for k, v in values.items()}
         return cls(**values)
+
+
+def renamed(options: dict[str, Any]) -> dict[str, Any]:
+    """The options in a record of any version, as they are called today."""
+    options = dict(options)
+    if "window" in options:  # from before decisions were a choice, and windows two
+        window = options.pop("window")
+        options |= {"decisions": "joint", "decoder_window": window, "feature_window": window}
+    return options
 
 
 def _flag(name: str) -> str:

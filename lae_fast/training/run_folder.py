@@ -17,7 +17,7 @@ from torch import nn
 
 from lae_fast import checkpoint, data
 from lae_fast._version import __version__
-from lae_fast.training.config import Config, TrainingError
+from lae_fast.training.config import Config, TrainingError, renamed
 
 LOCK = ".lock"
 
@@ -131,7 +131,7 @@ def write_record(folder: Path, config: Config, command: str = "", **facts: Any) 
 
 
 def options_in(record: dict[str, Any]) -> dict[str, Any]:
-    """The options in a run's record; its data set by name, where older records say auto.
+    """The options in a run's record, as they are called today; its data set by name, where older records say auto.
 
     Raises:
         ValueError: the record is damaged.
@@ -140,8 +140,8 @@ def options_in(record: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(options, dict) or not isinstance(source, str):
         raise ValueError("expected a run's options, and its data in words")
     if options.get("dataset") == "auto" and options.get("data") is None:
-        options |= {"dataset": "mnist" if source.startswith("MNIST") else "digits"}
-    return options
+        options = options | {"dataset": "mnist" if source.startswith("MNIST") else "digits"}
+    return renamed(options)
 
 
 def read_options(folder: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from lae_fast.models.registry import architecture_in, check_sizes
 from lae_fast.ops.columns import NONFINITE
 from lae_fast.sampling import acceptance_warning
 from lae_fast.training import pictures
-from lae_fast.training.config import CHANGEABLE, Config, TrainingError
+from lae_fast.training.config import CHANGEABLE, Config, TrainingError, renamed
 from lae_fast.training.processes import ALONE, Processes
 from lae_fast.training.runlog import RunLog
 from lae_fast.training.step import TrainingStep, adam, cool_down
@@ -414,7 +414,7 @@ class Trainer:
             raise ValueError(f"it lacks {', '.join(sorted(missing))}")
         if "options" in state:  # older checkpoints leave them to the record
             free = {name: v for name, v in self.config.to_json().items() if name in CHANGEABLE}
-            self.config.check_resumed(Config.from_json({**state["options"], **free}))
+            self.config.check_resumed(Config.from_json(renamed(state["options"]) | free))
         chain = self.model.chain_state()
         apart = {name: t for name, t in chain.items() if name not in weights}
         given = {name: t for name, t in state.get("chain", {}).items() if name in apart or name not in chain}
