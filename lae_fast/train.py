@@ -88,7 +88,7 @@ def _resumed(folder: Path) -> Config:
         raise TrainingError(f"--resume {error}") from error
 
 
-def _print_start(trainer: Trainer, source: str, facts: dict[str, str]) -> None:
+def _print_start(trainer: Trainer, source: str, facts: dict[str, str], idle: Sequence[str]) -> None:
     config, kind = trainer.config, trainer.device.type
     sizes = " / ".join(f"{len(s.images):,}" for s in (trainer.train, trainer.validation, trainer.test))
     n_parameters = sum(p.numel() for p in trainer.model.parameters())
@@ -109,7 +109,7 @@ def _print_start(trainer: Trainer, source: str, facts: dict[str, str]) -> None:
             f"note      {config.nh} features for minibatches of {trainer.batch_size}: with fewer features than images the law of"
         )
         say("          joint decisions is close to, but not, the product of the posteriors")
-    if idle := config.without_effect():
+    if idle:
         say(f"note      without effect beside the other options: {', '.join(idle)}")
     if reason := runlog.why_no_board():
         say(f"note      no curves for TensorBoard, {reason}")
@@ -186,11 +186,11 @@ def _fit(trainer: Trainer) -> int:
         return 0 if trainer.is_over() else trainer.processes.largest(interrupt.requested)
 
 
-def _begin(trainer: Trainer, dataset: Dataset, fingerprint: str, command: str) -> None:
+def _begin(trainer: Trainer, dataset: Dataset, fingerprint: str, command: str, idle: Sequence[str]) -> None:
     """Say what starts, and write the run's record."""
     run_folder.check_room(trainer.folder, trainer.model)
     facts, job = info.report(), trainer.processes.job
-    _print_start(trainer, dataset.source, facts)
+    _print_start(trainer, dataset.source, facts, idle)
     run_folder.write_record(
         trainer.folder,
         trainer.config,
@@ -220,6 +220,7 @@ def train(config: Config, command: str = "", processes: Processes = ALONE) -> in
         processes.check_alike("data", fingerprint)
         processes.check_alike("devices", device.type)
         saved = processes.of_first(lambda: _saved(config, folder, fingerprint))
+        idle = [] if config.resume else config.without_effect()  # while auto is what it was
         # A resumed run has to find the data set that auto was, and files from any folder.
         if config.data is None:
             place = config.data_dir if str(config.data_dir).startswith("~") else config.data_dir.absolute()
@@ -229,7 +230,7 @@ def train(config: Config, command: str = "", processes: Processes = ALONE) -> in
         trainer = processes.together(
             lambda: Trainer(config, dataset, folder, device, saved=saved, processes=processes)
         )
-        processes.of_first(lambda: _begin(trainer, dataset, fingerprint, command))
+        processes.of_first(lambda: _begin(trainer, dataset, fingerprint, command, idle))
         if stopped := _fit(trainer):
             again = shlex.join([*console.typed("train"), "--resume", str(folder)])
             if processes.is_first:

@@ -165,7 +165,8 @@ def test_a_record_s_run_is_not_meant_but_its_options(parsed, tmp_path):
         ("x.yaml", "nz: !!python/object/apply:os.system [touch hacked]", "it is not YAML"),
         ("x.json", "{", "Expecting property name"),
         ("x.json", '{"options": {"colours": 1}, "data": "MNIST"}', "'colours' is no option"),
-        ("x.json", '{"options": 5}', "expected a run's options, and its data in words"),
+        ("x.json", '{"options": 5, "data": 5}', "expected a run's options, and its data in words"),
+        ("x.yaml", "options:\n  nz: 3", "'options' is no option; expected options as --help lists them"),
         ("x.toml", "nz = 3", "expected a file whose name ends in .yaml, .yml or .json"),
         ("x.yaml", None, "x.yaml: there is no such file"),
     ],
@@ -212,6 +213,7 @@ def test_a_file_and_a_run_to_resume_exclude_each_other(parsed, tmp_path, capsys)
         ({"memory": 5, "ridge": 1.0, "spread": False}, []),
         ({"validation": 0, "patience": 5}, ["--patience"]),
         ({"data": Path("a"), "data_dir": Path("b")}, ["--data-dir"]),
+        ({"dataset": "digits", "data_dir": Path("b")}, ["--data-dir"]),
     ],
 )  # fmt: skip
 def test_options_without_effect_are_told(options, expected):
@@ -220,6 +222,7 @@ def test_options_without_effect_are_told(options, expected):
 
 def test_a_run_says_at_its_start_which_options_have_no_effect(tmp_path, capsys):
     options = [*SMALL_RUN, "--model=vae", "--epochs=1", "--batch-size=600", "--n-steps=50", "--channels=9"]
+    options += ["--validation=0"]  # beside which a patience would have none: it was not given
     assert train.main([*options, "--output-dir", str(tmp_path / "run")]) == 0
     out = capsys.readouterr().out
     assert "note      without effect beside the other options: --channels, --n-steps\n" in out

@@ -252,7 +252,7 @@ class Config:
             idle |= {"spread"} if self.whiten else {"spread", "memory", "ridge"}
         if self.validation == 0:
             idle.add("patience")
-        if self.data is not None:
+        if self.data is not None or self.dataset == "digits":
             idle.add("data_dir")
         fields = (field for field in dataclasses.fields(self) if field.name in idle)
         return [_flag(field.name) for field in fields if getattr(self, field.name) != field.default]

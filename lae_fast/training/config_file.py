@@ -45,7 +45,7 @@ def read(path: Path) -> Flags:
         found = _content(checks.path("--config", path))
         if not isinstance(found, dict):
             raise TypeError(f"it holds {checks.describe(found)}; expected options by name")
-        if "options" in found:
+        if {"options", "data"} <= found.keys():
             found = {
                 k: v for k, v in run_folder.options_in(found).items() if k not in ("output_dir", "resume")
             }
