@@ -75,6 +75,7 @@ class Options:
 
     def __post_init__(self) -> None:
         checks.expand_paths(self, "runs", "data", "data_dir", "output")
+        object.__setattr__(self, "runs", tuple({os.path.realpath(run): run for run in self.runs}.values()))
         if not self.runs:
             raise ValueError("no RUN is given; expected folders that `lae-fast train` has written")
         for name, least in (

@@ -165,7 +165,7 @@ def test_a_record_s_run_is_not_meant_but_its_options(parsed, tmp_path):
         ("x.yaml", "nz: !!python/object/apply:os.system [touch hacked]", "it is not YAML"),
         ("x.json", "{", "Expecting property name"),
         ("x.json", '{"options": {"colours": 1}, "data": "MNIST"}', "'colours' is no option"),
-        ("x.json", '{"options": 5, "data": 5}', "expected a run's options, and its data in words"),
+        ("x.json", '{"options": 5, "data": 5}', "options is 5 (int); expected a dict"),
         ("x.yaml", "options:\n  nz: 3", "'options' is no option; expected options as --help lists them"),
         ("x.toml", "nz = 3", "expected a file whose name ends in .yaml, .yml or .json"),
         ("x.yaml", None, "x.yaml: there is no such file"),
