@@ -433,6 +433,14 @@ def test_bad_options(options, message, tmp_path, capsys):
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+def test_the_folder_of_a_resumed_run_may_be_spelled_in_another_way(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for other in (tmp_path / "run", "run/"):
+        assert Config(resume=Path("run"), output_dir=Path(other)).resume == Path("run")
+    with pytest.raises(ValueError, match="--output-dir other beside --resume run: a run stays in its folder"):
+        Config(resume=Path("run"), output_dir=Path("other"))
+
+
 def test_output_folder_is_a_file(tmp_path, capsys):
     (tmp_path / "run").write_text("mine")
     for target in (tmp_path / "run", tmp_path / "run" / "below"):

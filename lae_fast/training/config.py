@@ -156,7 +156,7 @@ class Config:
         for name, kind in _kinds().items():
             value = getattr(self, name)
             if not _fits(value, kind):
-                raise TypeError(f"{_flag(name)} is {checks.describe(value)}; expected {_words(kind)}")
+                raise TypeError(f"{checks.option(name)} is {checks.describe(value)}; expected {_words(kind)}")
             if type(value) is int and float in _parts(kind):  # an integer may be too large for torch
                 object.__setattr__(self, name, _as_float(value))
         # data_dir by whoever reads: ~ in a record serves on other machines
@@ -174,10 +174,10 @@ class Config:
             "memory",
         ):
             if (value := getattr(self, name)) != "auto":
-                checks.count(_flag(name), value)
+                checks.count(checks.option(name), value)
         for name in ("checkpoint_every", "seed", "validation"):
             if (value := getattr(self, name)) is not None:
-                checks.count(_flag(name), value, least=0)
+                checks.count(checks.option(name), value, least=0)
         if self.lr != "auto" and not 0 < self.lr < math.inf:
             raise ValueError(f"--lr is {self.lr}; expected a positive finite number, or auto")
         if not 0 <= self.adaptation_rate < math.inf:
@@ -207,7 +207,8 @@ class Config:
             raise ValueError(
                 f"the run's folder is {folder}; expected a name in UTF-8: safetensors knows no others"
             )
-        if self.resume is not None and self.output_dir is not None and self.output_dir != self.resume:
+        places = {path.absolute() for path in (self.resume, self.output_dir) if path is not None}
+        if len(places) > 1:
             raise ValueError(
                 f"--output-dir {self.output_dir} beside --resume {self.resume}: a run stays in its folder"
             )
@@ -255,14 +256,16 @@ class Config:
         if self.data is not None or self.dataset == "digits":
             idle.add("data_dir")
         fields = (field for field in dataclasses.fields(self) if field.name in idle)
-        return [_flag(field.name) for field in fields if getattr(self, field.name) != field.default]
+        return [checks.option(field.name) for field in fields if getattr(self, field.name) != field.default]
 
     def check_resumed(self, before: Config) -> None:
         """Raise a ValueError unless a run that was started with the options `before` may go on with these."""
         for field in dataclasses.fields(self):
             old, new = getattr(before, field.name), getattr(self, field.name)
             if field.name not in CHANGEABLE and old != new:
-                raise ValueError(f"{_flag(field.name)} was {old}, now {new}: a run keeps it when it resumes")
+                raise ValueError(
+                    f"{checks.option(field.name)} was {old}, now {new}: a run keeps it when it resumes"
+                )
 
     def to_json(self) -> dict[str, object]:
         """Plain values; `from_json` undoes it."""
@@ -286,7 +289,7 @@ class Config:
         paths = {name for name, kind in _kinds().items() if Path in _parts(kind)}
         for name in paths & values.keys():
             if values[name] == "":
-                raise ValueError(f"{_flag(name)} is empty; expected a path")
+                raise ValueError(f"{checks.option(name)} is empty; expected a path")
         values = {k: Path(v) if k in paths and isinstance(v, str) else v for k, v in values.items()}
         return cls(**values)
 
@@ -298,10 +301,6 @@ def renamed(options: dict[str, Any]) -> dict[str, Any]:
         window = options.pop("window")
         options |= {"decisions": "joint", "decoder_window": window, "feature_window": window}
     return options
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 @functools.cache
