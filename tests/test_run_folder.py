@@ -367,7 +367,7 @@ def test_a_score_is_written_before_it_is_shown(finished, tmp_path, monkeypatch):
 
 
 def test_a_score_that_cannot_be_written_is_shown_and_the_next_run_scored(
-    finished, tmp_path, monkeypatch, capsys
+    finished, copied, tmp_path, monkeypatch, capsys
 ):
     write, written = checkpoint.write_atomically, []
 
@@ -379,7 +379,7 @@ def test_a_score_that_cannot_be_written_is_shown_and_the_next_run_scored(
 
     monkeypatch.setattr(checkpoint, "write_atomically", full)
     table = tmp_path / "table.csv"
-    assert score.main([str(finished), str(finished), *SHORT_SCORE, "--output", str(table)]) == 2
+    assert score.main([str(finished), str(copied), *SHORT_SCORE, "--output", str(table)]) == 2
     out, err = capsys.readouterr()
     assert out.count("-log p(x)") == 2
     assert err.count("error: [Errno 28] No space left on device") == 1
