@@ -53,7 +53,10 @@ def asked_for_cxx() -> str:
 
 def compiler_of(command: str) -> str | None:
     """The compiler in a command such as "ccache g++ -m64"; None if this machine has none of that name."""
-    words = list(itertools.takewhile(lambda word: not word.startswith("-"), shlex.split(command)))
+    try:
+        words = list(itertools.takewhile(lambda word: not word.startswith("-"), shlex.split(command)))
+    except ValueError:  # a quotation without end
+        return None
     return next(filter(shutil.which, reversed(words)), None)
 
 
@@ -92,6 +95,12 @@ def gencode_flags() -> str:
         code = f"[sm_{n},compute_{n}]" if number[4] else f"sm_{n}"
         flags.append(f"-gencode arch=compute_{n},code={code}")
     return " ".join(flags)
+
+
+def job_flags() -> list[str]:
+    """ninja's flags for MAX_JOBS; what is no number is passed over, as torch does."""
+    jobs = os.environ.get("MAX_JOBS", "").strip()
+    return ["-j", jobs] if jobs.isdecimal() else []
 
 
 def torch_version(folder: Path) -> str:

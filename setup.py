@@ -5,7 +5,7 @@ are installed as top-level modules beside the package: whoever runs from the rep
 finds them.
 
 LAE_FAST_BUILD   auto (default): what the machine can build; cpu, cuda: that or an error; none: no kernels
-CXX, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS   as for any torch extension
+CXX, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS   as for any torch extension, but architectures by numbers alone
 """
 
 import contextlib
@@ -32,6 +32,7 @@ from build_backend import (
     compiler_of,
     find_torch,
     gencode_flags,
+    job_flags,
     nvcc_version,
     torch_version,
 )
@@ -98,8 +99,7 @@ class BuildLibraries(build_ext):
         folder = Path(self.build_temp).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         self._write_graph(folder / "build.ninja")
-        jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
-        command = [os.path.join(ninja.BIN_DIR, "ninja"), "-C", str(folder), *jobs, name]
+        command = [os.path.join(ninja.BIN_DIR, "ninja"), "-C", str(folder), *job_flags(), name]
         result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         print(result.stdout, flush=True)
         if result.returncode == 0:

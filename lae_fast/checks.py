@@ -200,6 +200,11 @@ def command_device(value: str) -> torch.device:
     return found
 
 
+def option(name: str) -> str:
+    """The flag of a command line for the option of this name."""
+    return f"--{name.replace('_', '-')}"
+
+
 def path(name: str, value: Any) -> Path:
     """A path, given as such or as text, its ~ replaced by the home folder."""
     if not isinstance(value, (str, os.PathLike)):
@@ -215,7 +220,7 @@ def path(name: str, value: Any) -> Path:
 def expand_paths(options: Any, *names: str) -> None:
     """Replace ~ by the home folder in these fields of a frozen dataclass: a path each, several, or None."""
     for name in names:
-        value, flag = getattr(options, name), f"--{name.replace('_', '-')}"
+        value, flag = getattr(options, name), option(name)
         if value is not None:
             found = tuple(path(flag, v) for v in value) if isinstance(value, tuple) else path(flag, value)
             object.__setattr__(options, name, found)

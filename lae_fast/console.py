@@ -76,11 +76,13 @@ def arguments(given: Sequence[str] | None) -> Sequence[str]:
 
 
 class _Signals:
-    """Handlers that are in force while it is entered; none off the main thread, where Python allows none."""
+    """Handlers that are in force while it is entered, but of signals that whoever started the program lets it ignore; none off the main
+    thread, where Python allows none."""
 
     def __enter__(self: S) -> S:
         on_main = threading.current_thread() is threading.main_thread()
-        self._previous = {s: signal.signal(s, self._handle) for s in SIGNALS} if on_main else {}
+        taken = [s for s in SIGNALS if on_main and signal.getsignal(s) is not signal.SIG_IGN]
+        self._previous = {s: signal.signal(s, self._handle) for s in taken}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -75,6 +75,7 @@ class Options:
 
     def __post_init__(self) -> None:
         checks.expand_paths(self, "runs", "data", "data_dir", "output")
+        object.__setattr__(self, "runs", tuple({os.path.realpath(run): run for run in self.runs}.values()))
         if not self.runs:
             raise ValueError("no RUN is given; expected folders that `lae-fast train` has written")
         for name, least in (
@@ -85,7 +86,7 @@ class Options:
             ("simulated", 1),
             ("seed", 0),
         ):
-            checks.count(f"--{name.replace('_', '-')}", getattr(self, name), least)
+            checks.count(checks.option(name), getattr(self, name), least)
         if self.output is not None:  # now, and not after an hour
             file = Path(os.path.realpath(self.output))  # a link stays one; what it leads to is replaced
             if not file.parent.is_dir() or (self.output.exists() and not self.output.is_file()):

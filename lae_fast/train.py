@@ -21,6 +21,7 @@ from lae_fast.models import LAE
 from lae_fast.ops.columns import NONFINITE, REJECTED
 from lae_fast.training import config_file, run_folder, runlog
 from lae_fast.training.config import Config, TrainingError
+from lae_fast.training.config_file import Flags
 from lae_fast.training.processes import ALONE, Processes
 from lae_fast.training.trainer import N_BOUND, N_PARTS, Event, Trainer
 
@@ -35,48 +36,35 @@ def _device(config: Config, processes: Processes) -> torch.device:
     return device
 
 
-@dataclasses.dataclass(frozen=True)
-class Flags(Config):
-    """What the command line takes: all options, and a file of them."""
-
-    config: Path | None = None
-    """File of options, YAML or JSON, by their names here (batch_size: 64); a run's config.json is one. Flags beside it win."""
-
-
-def _as(kind: type[Config], options: Config) -> Config:
-    return kind(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Config)})
+def _path(text: str) -> Path | None:
+    """A path, as tyro reads it from the command line."""
+    return None if text == "None" else Path(text)
 
 
 def _parse(arguments: Sequence[str], processes: Processes = ALONE, command: str = "") -> Config:
     """Flags to options, on top of the defaults, of the file after --config, or of the run after --resume. A run that torchrun
     starts once more goes on."""
     prog, arguments = " ".join(console.typed("train")), console.arguments(arguments)
-    # These alone at first: flags that their options allow may contradict the defaults.
+    # These alone at first: they say what the others have by default.
     bases = argparse.ArgumentParser(prog, f"{prog} [OPTIONS]", add_help=False, allow_abbrev=False)
-    bases.add_argument("--resume", type=Path)
-    bases.add_argument("--config", type=Path)
-    bases.add_argument("--data")
+    bases.add_argument("--resume", type=_path)
+    bases.add_argument("--config", type=_path)
+    bases.add_argument("--data", type=_path)
     bases.add_argument("--dataset")
     given = bases.parse_known_args(arguments)[0]
     if given.resume and given.config:
         raise TrainingError(f"--config {given.config} beside --resume: a run goes on with its own options")
-    base = Config()
+    base = Flags()
     if given.resume:
-        base = _resumed(given.resume)
+        base = Flags(**vars(_resumed(given.resume)))
     elif given.config:
         base = config_file.read(given.config)
         if given.data is not None:  # instead of the file's data
             base = dataclasses.replace(base, dataset="auto")
         if given.dataset is not None:
             base = dataclasses.replace(base, data=None)
-    flags = tyro.cli(
-        Flags,
-        args=arguments,
-        default=_as(Flags, base),
-        prog=prog,
-        description=Config.__doc__,
-    )
-    config = _as(Config, flags)
+    flags = tyro.cli(Flags, args=arguments, default=base, prog=prog, description=Config.__doc__)
+    config = flags.options()
     if given.resume:
         if config.dataset == "auto":  # the run's record knows which
             config = dataclasses.replace(config, dataset=base.dataset)
@@ -100,7 +88,7 @@ def _resumed(folder: Path) -> Config:
         raise TrainingError(f"--resume {error}") from error
 
 
-def _print_start(trainer: Trainer, source: str, facts: dict[str, str]) -> None:
+def _print_start(trainer: Trainer, source: str, facts: dict[str, str], idle: Sequence[str]) -> None:
     config, kind = trainer.config, trainer.device.type
     sizes = " / ".join(f"{len(s.images):,}" for s in (trainer.train, trainer.validation, trainer.test))
     n_parameters = sum(p.numel() for p in trainer.model.parameters())
@@ -121,7 +109,7 @@ def _print_start(trainer: Trainer, source: str, facts: dict[str, str]) -> None:
             f"note      {config.nh} features for minibatches of {trainer.batch_size}: with fewer features than images the law of"
         )
         say("          joint decisions is close to, but not, the product of the posteriors")
-    if idle := config.without_effect():
+    if idle:
         say(f"note      without effect beside the other options: {', '.join(idle)}")
     if reason := runlog.why_no_board():
         say(f"note      no curves for TensorBoard, {reason}")
@@ -198,11 +186,11 @@ def _fit(trainer: Trainer) -> int:
         return 0 if trainer.is_over() else trainer.processes.largest(interrupt.requested)
 
 
-def _begin(trainer: Trainer, dataset: Dataset, fingerprint: str, command: str) -> None:
+def _begin(trainer: Trainer, dataset: Dataset, fingerprint: str, command: str, idle: Sequence[str]) -> None:
     """Say what starts, and write the run's record."""
     run_folder.check_room(trainer.folder, trainer.model)
     facts, job = info.report(), trainer.processes.job
-    _print_start(trainer, dataset.source, facts)
+    _print_start(trainer, dataset.source, facts, idle)
     run_folder.write_record(
         trainer.folder,
         trainer.config,
@@ -232,6 +220,7 @@ def train(config: Config, command: str = "", processes: Processes = ALONE) -> in
         processes.check_alike("data", fingerprint)
         processes.check_alike("devices", device.type)
         saved = processes.of_first(lambda: _saved(config, folder, fingerprint))
+        idle = [] if config.resume else config.without_effect()  # while auto is what it was
         # A resumed run has to find the data set that auto was, and files from any folder.
         if config.data is None:
             place = config.data_dir if str(config.data_dir).startswith("~") else config.data_dir.absolute()
@@ -241,7 +230,7 @@ def train(config: Config, command: str = "", processes: Processes = ALONE) -> in
         trainer = processes.together(
             lambda: Trainer(config, dataset, folder, device, saved=saved, processes=processes)
         )
-        processes.of_first(lambda: _begin(trainer, dataset, fingerprint, command))
+        processes.of_first(lambda: _begin(trainer, dataset, fingerprint, command, idle))
         if stopped := _fit(trainer):
             again = shlex.join([*console.typed("train"), "--resume", str(folder)])
             if processes.is_first:

@@ -1,10 +1,14 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
 import torch
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell started the tests in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def devices():

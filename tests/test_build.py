@@ -138,6 +138,7 @@ def test_a_library_that_does_not_load_is_explained(tmp_path):
             {"LAE_FAST_BUILD": "cpu", "CXX": "/nonexistent/g++ -m64"},
             "CXX='/nonexistent/g++ -m64' names no compiler that can be found; correct or unset it",
         ),
+        ({"LAE_FAST_BUILD": "cpu", "CXX": 'g++ "'}, """CXX='g++ "' names no compiler that can be found"""),
         (
             {"LAE_FAST_BUILD": "cuda", "CUDA_HOME": "/nonexistent"},
             "nvcc was not found; install the CUDA toolkit",
@@ -295,6 +296,12 @@ def test_a_build_takes_the_headers_of_the_torch_that_is_there(
         assert requires() == (["x"] if serves else ["x", "torch>=2.11"])
         monkeypatch.setenv("LAE_FAST_BUILD", "none")
         assert requires() == ["x"]
+
+
+@pytest.mark.parametrize(("jobs", "flags"), [("2 ", ["-j", "2"]), ("auto", []), ("-1", []), ("", [])])
+def test_a_number_of_jobs_reaches_ninja_and_nothing_else(jobs, flags, backend, monkeypatch):
+    monkeypatch.setenv("MAX_JOBS", jobs)
+    assert backend.job_flags() == flags
 
 
 def test_an_installation_asks_for_no_certain_torch():

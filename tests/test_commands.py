@@ -109,7 +109,9 @@ def test_options_come_from_a_file_and_flags_win(name, parsed, tmp_path):
     assert found == Config(**(expected | dict(nz=4, spread=True, epochs=2)))
 
 
-@pytest.mark.parametrize("content", ["", "# nz: 16\n", "---\n"])
+@pytest.mark.parametrize(
+    "content", ["", "# nz: 16\n", "---\n", "validation: None\noutput_dir: None\ndata: null\n"]
+)
 def test_a_file_without_options_leaves_the_defaults(content, parsed, tmp_path):
     (tmp_path / "a.yaml").write_text(content)
     assert parsed("--config", tmp_path / "a.yaml") == Config()
@@ -141,6 +143,8 @@ def test_a_record_s_run_is_not_meant_but_its_options(parsed, tmp_path):
         ("x.json", '{"colour": "red"}', "'colour' is no option; expected options as --help lists them"),
         ("x.yaml", "resume: runs/x", "'resume' is no option"),
         ("x.yaml", "1: 2", "1 is no option"),
+        ("x.yaml", "window: last\ndecisions: datapoint", "'window' is no option"),  # but in old records
+        ("x.yaml", "data_dir: None", "--data-dir is None (NoneType); expected a path"),
         ("x.yaml", "nz: '3'", "--nz is '3' (str); expected a whole number"),
         ("x.yaml", "nz: 3.0", "--nz is 3.0 (float); expected a whole number"),
         ("x.json", '{"mh": 1}', "--mh is 1 (int); expected True or False"),
@@ -161,7 +165,8 @@ def test_a_record_s_run_is_not_meant_but_its_options(parsed, tmp_path):
         ("x.yaml", "nz: !!python/object/apply:os.system [touch hacked]", "it is not YAML"),
         ("x.json", "{", "Expecting property name"),
         ("x.json", '{"options": {"colours": 1}, "data": "MNIST"}', "'colours' is no option"),
-        ("x.json", '{"options": 5}', "expected a run's options, and its data in words"),
+        ("x.json", '{"options": 5, "data": 5}', "options is 5 (int); expected a dict"),
+        ("x.yaml", "options:\n  nz: 3", "'options' is no option; expected options as --help lists them"),
         ("x.toml", "nz = 3", "expected a file whose name ends in .yaml, .yml or .json"),
         ("x.yaml", None, "x.yaml: there is no such file"),
     ],
@@ -208,6 +213,7 @@ def test_a_file_and_a_run_to_resume_exclude_each_other(parsed, tmp_path, capsys)
         ({"memory": 5, "ridge": 1.0, "spread": False}, []),
         ({"validation": 0, "patience": 5}, ["--patience"]),
         ({"data": Path("a"), "data_dir": Path("b")}, ["--data-dir"]),
+        ({"dataset": "digits", "data_dir": Path("b")}, ["--data-dir"]),
     ],
 )  # fmt: skip
 def test_options_without_effect_are_told(options, expected):
@@ -216,6 +222,7 @@ def test_options_without_effect_are_told(options, expected):
 
 def test_a_run_says_at_its_start_which_options_have_no_effect(tmp_path, capsys):
     options = [*SMALL_RUN, "--model=vae", "--epochs=1", "--batch-size=600", "--n-steps=50", "--channels=9"]
+    options += ["--validation=0"]  # beside which a patience would have none: it was not given
     assert train.main([*options, "--output-dir", str(tmp_path / "run")]) == 0
     out = capsys.readouterr().out
     assert "note      without effect beside the other options: --channels, --n-steps\n" in out
@@ -271,6 +278,32 @@ def test_a_flag_for_data_wins_over_the_file_s_other_one(written, flag, tmp_path)
     file.write_text(written)
     found = train._parse(["--config", str(file), flag])
     assert (found.dataset, found.data) == (("digits", None) if "set" in flag else ("auto", Path("own.npy")))
+
+
+def test_flags_that_are_none_override_nothing(tmp_path):
+    """`None` is what --help calls it."""
+    file = tmp_path / "options.yaml"
+    file.write_text("dataset: cifar10\n")
+    found = train._parse(["--config", str(file), "--data", "None", "--resume=None"])
+    assert found == Config(dataset="cifar10")
+    assert train._parse(["--config=None"]) == Config()
+
+
+@pytest.mark.parametrize(
+    ("written", "flags", "message"),
+    [
+        ("whiten: true", ["--decisions", "joint"], "--whiten moves phi"),
+        ("chain_precision: bf16", ["--no-mh"], "chain_precision is 'bf16' with mh"),
+        ("data: own.npy\ndataset: digits", ["--data", "other.npy"], "--data own.npy beside --dataset digits"),
+    ],
+)
+def test_options_are_compared_when_flags_have_overridden_the_file_s(
+    written, flags, message, parsed, tmp_path, capsys
+):
+    (tmp_path / "a.yaml").write_text(written)
+    assert isinstance(parsed("--config", tmp_path / "a.yaml", *flags), Config)
+    assert parsed("--config", tmp_path / "a.yaml") == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_file_that_nests_too_deep_is_named(tmp_path):

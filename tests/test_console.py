@@ -101,6 +101,14 @@ def test_signals_have_codes_of_their_own(number, code):
     assert (result.returncode, result.stderr) == (code, "stopped here\n")
 
 
+def test_what_the_shell_ignores_stays_ignored():
+    result = run_apart(
+        "os.kill(os.getpid(), signal.SIGINT)\nprint(7)",
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "7\n", "")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_asks_and_the_second_stops(number):
     before = [signal.getsignal(s) for s in console.SIGNALS]

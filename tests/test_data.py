@@ -8,6 +8,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -181,6 +182,20 @@ def test_labels_are_of_the_classes(mnist_folder):
         data.load("mnist", mnist_folder)
 
 
+def test_what_lies_in_no_home_needs_none(tmp_path, monkeypatch):
+    def homeless(path):
+        if str(path).startswith("~"):
+            raise RuntimeError("Could not determine home directory.")
+        return path
+
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    assert data.load("digits").shape == (1, 8, 8)
+    np.save(tmp_path / "x.npy", np.arange(2560, dtype=np.uint8).reshape(40, 8, 8))
+    assert data.load(tmp_path / "x.npy").shape == (1, 8, 8)
+    with pytest.raises(ValueError, match=r"root \(--data-dir\) is ~/.cache/lae_fast; expected a path"):
+        data.load("auto")
+
+
 @pytest.fixture
 def mirrors(mnist_folder, tmp_path, monkeypatch):
     """Two mirrors of the tiny data set, folders of this machine; the package knows their hashes for those of MNIST."""
@@ -222,6 +237,15 @@ def test_a_download_is_there_as_a_whole_or_not_at_all(mirrors, tmp_path, damage)
         data.load("mnist", root)
     assert data.load("auto", root).name == "digits"  # nothing is in the way
     assert not root.exists()
+
+
+def test_what_killed_downloads_have_left_goes(mirrors, tmp_path):
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    for name, age in ((".download.old", 2 * 86400), (".download.new", 60)):
+        (raw / name).mkdir(parents=True)
+        os.utime(raw / name, (time.time() - age,) * 2)
+    data.load("mnist", tmp_path / "data", validation=10)
+    assert [path.name for path in raw.glob(".*")] == [".download.new"]
 
 
 def test_a_download_that_somebody_deletes_at_once_is_missed(tmp_path, monkeypatch):
@@ -305,8 +329,8 @@ def test_binarisation(mnist_folder):
         (lambda: data.load(7), "name is 7; expected one of auto, mnist, fashion-mnist"),
         (lambda: data.load(["digits"]), r"name is \['digits'\]"),
         (lambda: data.load("digits", binarization=None), "binarization is None"),
-        (lambda: data.load("mnist", 7), r"root is 7 \(int\); expected a path"),
-        (lambda: data.load("mnist", "~nobody-of-this-name/x"), "root is ~nobody-of-this-name/x; expected a path"),
+        (lambda: data.load("mnist", 7), r"root \(--data-dir\) is 7 \(int\); expected a path"),
+        (lambda: data.load("mnist", "~nobody-of-this-name/x"), r"\(--data-dir\) is ~nobody-of-this-name/x; expected a path"),
         (lambda: data.binarize([[1, 2]]), r"images are .* \(list\); expected uint8 or float32 or float64"),
         (lambda: data.binarize(torch.zeros(2, 3, dtype=torch.int64)), r"images are int64 \[2, 3\] on cpu; expected uint8"),
         (lambda: data.binarize(torch.zeros(1, 3, dtype=torch.uint8), 5), r"generator is 5 \(int\)"),

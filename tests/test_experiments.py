@@ -350,7 +350,23 @@ def test_counts_that_differ_by_seed_are_a_mean(tmp_path):
     assert render._cells(row, (), [{"epochs": e} for e in (9.98, 10.0, 9.98)], 7)[0] == "10"
 
 
-def test_an_unknown_table_is_refused_before_any_work(experiments, capsys):
+def test_a_fault_keeps_its_traceback(monkeypatch, capsys):
+    """And a worker that something has killed is a line."""
+
+    def fails(_):
+        raise error
+
+    monkeypatch.setattr(cli, "_run", fails)
+    error = RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+    with pytest.raises(RuntimeError, match="mat1"):
+        cli.main([])
+    error = cli.BrokenProcessPool("a worker ended")
+    assert cli.main([]) == 2
+    assert capsys.readouterr().err == "error: a worker ended\n"
+
+
+def test_an_unknown_table_is_refused_before_any_work(experiments, capsys, monkeypatch):
+    monkeypatch.setattr(cli.Lab, "open", None)
     assert experiments("table10")[0] == 2
     assert "'table10' is unknown; expected all, beyond, table1, " in capsys.readouterr().err
     with pytest.raises(SystemExit):

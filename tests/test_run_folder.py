@@ -367,7 +367,7 @@ def test_a_score_is_written_before_it_is_shown(finished, tmp_path, monkeypatch):
 
 
 def test_a_score_that_cannot_be_written_is_shown_and_the_next_run_scored(
-    finished, tmp_path, monkeypatch, capsys
+    finished, copied, tmp_path, monkeypatch, capsys
 ):
     write, written = checkpoint.write_atomically, []
 
@@ -379,7 +379,7 @@ def test_a_score_that_cannot_be_written_is_shown_and_the_next_run_scored(
 
     monkeypatch.setattr(checkpoint, "write_atomically", full)
     table = tmp_path / "table.csv"
-    assert score.main([str(finished), str(finished), *SHORT_SCORE, "--output", str(table)]) == 2
+    assert score.main([str(finished), str(copied), *SHORT_SCORE, "--output", str(table)]) == 2
     out, err = capsys.readouterr()
     assert out.count("-log p(x)") == 2
     assert err.count("error: [Errno 28] No space left on device") == 1
@@ -432,6 +432,9 @@ def test_a_run_goes_on_though_its_validation_is_not_finite(tmp_path):
     code, _, err = run(*small, *images, "--epochs", "1", "--output-dir", folder)
     assert (code, err.count("epoch 1: these weights are not kept as the best ones")) == (0, 1)
     assert run("--resume", folder, "--epochs", "2")[0] == 0
+    best, _ = checkpoint.load_weights(folder / "best.safetensors")  # the last ones
+    saved = checkpoint.load_latest(folder / "checkpoints")
+    assert all(torch.equal(best[name], t) for name, t in saved.weights.items())
     ends = [line for line in runlog.read(folder / "metrics.jsonl") if "loss" not in line]
     assert [line["epoch"] for line in ends] == [1, 2]
     assert all("validation_rate" in line and "validation_negative_elbo" not in line for line in ends)

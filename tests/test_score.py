@@ -87,6 +87,12 @@ def test_bad_options(options, message, runs, capsys):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_run_that_is_named_twice_is_scored_once(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    names = (tmp_path / "run", tmp_path / "other", tmp_path / "x" / ".." / "run", tmp_path / "link")
+    assert [run.name for run in score.Options(names).runs] == ["link", "other"]
+
+
 def test_a_table_replaces_files_alone(runs, tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(SystemExit, match="2"):

@@ -268,6 +268,40 @@ def test_early_stopping(tmp_path, monkeypatch):
     assert best["phi"].norm().item() == norms[3]
 
 
+def test_a_kill_leaves_best_weights_of_an_epoch_that_a_checkpoint_knows(tmp_path, monkeypatch):
+    validate_as([9, 8, 8], monkeypatch)  # epoch 2 is tried twice
+    digits, keep = data.load("digits"), Trainer._keep_weights
+
+    def fitted(epochs, lr=1e-3):
+        config = Config(
+            model="vae", dataset="digits", nh=8, depth=1, batch_size=300, device="cpu", epochs=epochs, lr=lr
+        )
+        saved = checkpoint.load_latest(tmp_path / "checkpoints")
+        Trainer(config, digits, tmp_path, torch.device("cpu"), saved=saved).fit()
+
+    def best():
+        return checkpoint.load_weights(tmp_path / "best.safetensors")[0]
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    def keep_or_killed(trainer):
+        (killed if trainer.progress.epoch == 2 else keep)(trainer)
+
+    fitted(1)
+    first = best()
+    for owner, name, kill in ((checkpoint, "save", killed), (Trainer, "_keep_weights", keep_or_killed)):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, kill)
+            with pytest.raises(KeyboardInterrupt):
+                fitted(2)
+        assert all(torch.equal(t, first[name]) for name, t in best().items())
+    second = last_checkpoint(tmp_path).weights
+    fitted(3, lr=0.3)
+    assert not torch.equal(first["head.weight"], second["head.weight"])
+    assert all(torch.equal(t, second[name]) for name, t in best().items())
+
+
 def test_non_finite_training_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
     step = train.Trainer._step
@@ -397,6 +431,14 @@ def test_bad_options(options, message, tmp_path, capsys):
     captured = capsys.readouterr()
     assert message in captured.err + captured.out
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_the_folder_of_a_resumed_run_may_be_spelled_in_another_way(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for other in (tmp_path / "run", "run/"):
+        assert Config(resume=Path("run"), output_dir=Path(other)).resume == Path("run")
+    with pytest.raises(ValueError, match="--output-dir other beside --resume run: a run stays in its folder"):
+        Config(resume=Path("run"), output_dir=Path("other"))
 
 
 def test_output_folder_is_a_file(tmp_path, capsys):
@@ -594,7 +636,7 @@ def test_without_validation_images_the_weights_are_those_of_the_last_whole_epoch
     assert metadata["epoch"] == 1
     lines = runlog.read(tmp_path / "metrics.jsonl")
     assert run_folder.epochs(tmp_path, lines) == 1
-    assert run_folder.epochs(tmp_path, lines[:0]) == 1  # as after a kill before the checkpoint
+    assert run_folder.epochs(tmp_path, lines[:0]) == 1  # whatever the records have lost
     assert load(tmp_path).nz == 8
     (tmp_path / "results.json").write_text('{"epochs": 1, "test_negative_elbo": 12.345}')
     text = view.write(tmp_path, trainer.model, trainer.test).read_text()
@@ -782,6 +824,7 @@ def test_a_run_from_before_decisions_were_a_choice_is_read():
     values = Config(model="lae").to_json()
     for new in ("decisions", "decoder_window", "feature_window", "spread", "memory", "ridge"):
         del values[new]
-    config = Config.from_json(values | {"window": "before", "whiten": True})
+    record = {"options": values | {"window": "before", "whiten": True}, "data": "MNIST"}
+    config = Config.from_json(run_folder.options_in(record))
     assert (config.decisions, config.decoder_window, config.feature_window) == ("joint", "before", "before")
     assert config.whiten

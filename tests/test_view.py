@@ -16,6 +16,7 @@ from PIL import Image
 from torch import nn
 
 from lae_fast import VAE, data, models, train, view
+from lae_fast.checkpoint import CheckpointError
 from lae_fast.data import Split
 from lae_fast.models.likelihood import Bernoulli, DiscretizedLogistic, Gaussian, Likelihood
 from lae_fast.view import page, records
@@ -153,6 +154,27 @@ def test_scores_are_shown_of_the_weights_of_today_only(rows, outcome, run, tmp_p
         assert view.main([str(run), "--table", str(table)]) == 2
         assert outcome in capsys.readouterr().err
         assert (run / "view.html").read_bytes() == before
+
+
+def test_a_run_keeps_its_scores_under_another_name(run, tmp_path, capsys):
+    """Also under one of several lines, two of which only Python knows."""
+    names = [tmp_path / name for name in ("a\nb\x85c\u2028d\r\ne", "another")]
+    shutil.copytree(run, names[0])
+    header, row = "run,ais,model,nz,seed,epochs\r\n", TODAY.split(",", 1)[1]
+    (names[0] / "table.csv").write_bytes(f'{header}"{names[0].name}",{row}\r\n'.encode())
+    shutil.copy(names[0] / "table.csv", other := tmp_path / "other.csv")
+    for folder in names:
+        names[0].rename(folder)
+        assert view.main([str(folder)]) == 0
+        assert "<dd>12.35<" in read(folder)[0]
+    (folder / "table.csv").write_text(f"{header}q1,{row.replace('lae', 'vae')}\nq2,{row}")
+    for table in (folder / "table.csv", other):
+        assert view.main([str(folder), "--table", str(table)]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert errors[0].endswith(
+        "table.csv has no row of another, but of q1, q2; expected a table of lae_fast.score"
+    )
+    assert "other.csv has no row of another, but of a b" in errors[1]
 
 
 def test_scores_of_before_the_run_was_resumed_are_not_shown(run, tmp_path):
@@ -435,6 +457,28 @@ def test_large_pictures_are_shown_smaller(tmp_path):
     model.encode = lambda x: torch.zeros(len(x), 3)
     model.decode = lambda z: images[torch.arange(len(z)) % 60]
     assert page.write(tmp_path, model, Split(images, None)).stat().st_size < 6e6  # and yet it is noise
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"options": []}, "options is [] (list); expected a dict"),
+        ({"resumed": 5}, "resumed is 5 (int); expected a list"),
+        ({"versions": [1]}, "versions is [1] (list); expected a dict"),
+    ],
+)
+def test_a_damaged_record_is_told(damage, message, run, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(json.loads((run / "config.json").read_text()) | damage))
+    with pytest.raises(CheckpointError, match=re.escape(f"config.json is damaged; {message}")):
+        view.write(tmp_path, models.load(run), torch.rand(4, 1, 8, 8))
+
+
+def test_an_aim_is_that_of_a_step_size_that_adapts(run):
+    record = json.loads((run / "config.json").read_text())
+    lines = [{"epoch": 1.0, "acceptance_rate": 0.5}]
+    assert records.curves(record, lines)[0]["aim"]["value"] == 0.574
+    record["options"]["adaptation_rate"] = 0.0
+    assert records.curves(record, lines)[0]["aim"] is None
 
 
 def test_a_record_without_versions_shows_none(run, tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -82,9 +81,9 @@ def _download(what: IDXSet, root: Path) -> None:
         if what is MNIST:
             return mnist_download.download(raw)
         root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".download.", dir=root) as private:
-            getattr(datasets(), what.kind)(root=private, download=True, **dict(what.options))
-            files = _find(what, Path(private))
+        with mnist_download.private(root) as place:
+            getattr(datasets(), what.kind)(root=str(place), download=True, **dict(what.options))
+            files = _find(what, place)
             if files is None:
                 raise RuntimeError(f"torchvision left no {what.title} files")
             _read(what, files)

@@ -53,7 +53,6 @@ def load(
         DataError: the files are damaged, or they are missing and cannot be downloaded.
     """
     _check(validation, binarization)
-    root = checks.path("root", root)
     if isinstance(name, Path) or (
         isinstance(name, str) and name not in ("auto", *DATASETS) and os.path.exists(os.path.expanduser(name))
     ):
@@ -64,6 +63,9 @@ def load(
     except ValueError as error:
         raise ValueError(f"{error}, or the path of a folder or file of images") from None
     chosen = "mnist" if name == "auto" else name
+    root = (
+        Path() if chosen == "digits" else checks.path("root (--data-dir)", root)
+    )  # digits need no home folder
     try:
         source = DATASETS[chosen](root)
     except DataError as error:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import shutil
 import tempfile
+import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -49,11 +52,22 @@ def download(folder: Path) -> None:
     with progress.bar(total=total, desc="MNIST", unit="B", unit_scale=True) as bar:
         contents = {name: _fetched(name, bar.update) for name in FILES}
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".download.", dir=folder) as private:
+    with private(folder) as place:
         for name, content in contents.items():
-            Path(private, name).write_bytes(content)
+            (place / name).write_bytes(content)
         for name in FILES:
-            Path(private, name).replace(folder / name)
+            (place / name).replace(folder / name)
+
+
+@contextlib.contextmanager
+def private(folder: Path) -> Iterator[Path]:
+    """A folder for a download inside `folder`; what killed ones have left there, a day ago and more, goes."""
+    for left in folder.glob(".download.*"):
+        with contextlib.suppress(FileNotFoundError):  # somebody else sweeps, too
+            if left.stat().st_mtime < time.time() - 86400:
+                shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=".download.", dir=folder) as place:
+        yield Path(place)
 
 
 def _fetched(name: str, tell: Callable[[int], object]) -> bytes:

@@ -10,10 +10,12 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import torch
 import tyro
 
 from lae_fast import checks, console, progress
@@ -85,7 +87,7 @@ class Options:
         for name in ("seeds", "workers", "side_by_side"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"--{name.replace('_', '-')} is {value}; expected at least 1")
+                raise ValueError(f"{checks.option(name)} is {value}; expected at least 1")
 
         if (self.workers or 1) > 1 and (self.side_by_side or 1) > 1:
             raise ValueError(
@@ -128,6 +130,11 @@ class Experiments:
     def __init__(self, options: Options) -> None:
         device = str(checks.command_device(options.device))
         self.options, self.device = options, device
+        self.design, shown = options.designs()
+        self.tables, self.claims, self.questions = tables(shown), claims(shown), questions(shown)
+        self.figures = figures(self.design)
+        is_study = options.artefacts[:1] == ("likelihood",)
+        self.names = [] if is_study else self.chosen()  # before the data are opened, perhaps downloaded
         is_gpu = device.startswith("cuda")
         alone = is_gpu or (options.side_by_side or 1) > 1
         self.workers = options.workers or (1 if alone else os.cpu_count() or 1)
@@ -145,7 +152,7 @@ class Experiments:
         )
         self.lab = self.open_lab()
         self.folder = options.folder()
-        name = "likelihood" if options.artefacts[:1] == ("likelihood",) else "report"
+        name = "likelihood" if is_study else "report"
         self.record = Record(self.folder / f"{name}.jsonl", self.lab.digest)
         if self.record.is_of_other_data():
             raise ValueError(
@@ -153,9 +160,6 @@ class Experiments:
             )
         for folder in (self.folder, options.cache):
             sweep(folder, age=3600.0)  # what killed runs have left; others may write there now
-        self.design, shown = options.designs()
-        self.tables, self.claims, self.questions = tables(shown), claims(shown), questions(shown)
-        self.figures = figures(self.design)
         self.failed: dict[Recipe, str] = {}
         self._known: dict[Recipe, dict[str, float]] = {}
         self._recorded: dict[Recipe, Measured | None] = {}
@@ -224,11 +228,11 @@ class Experiments:
 
     def run(self) -> int:
         """Make what is missing, writing table by table; the exit code."""
-        names = self.chosen()
         self.folder.mkdir(parents=True, exist_ok=True)
         left_out: dict[Recipe, str] = {}
         parts = {
-            name: self._to_make(self._asked(name), left_out, weights=name in self.figures) for name in names
+            name: self._to_make(self._asked(name), left_out, weights=name in self.figures)
+            for name in self.names
         }
         if "all" in self.options.artefacts:
             judged = [r for claim in claims(self.design) for r in claim.recipes()]
@@ -388,7 +392,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line: a clear line instead of a traceback for whatever a user can mend."""
     return console.run(
         lambda: _run(argv),
-        (DataError, CheckpointError, ValueError, OSError, RuntimeError),
+        (DataError, CheckpointError, ValueError, OSError, torch.OutOfMemoryError, BrokenProcessPool),
         "stopped; what is finished is kept: the same command goes on from there",
     )
 

@@ -156,7 +156,7 @@ class Config:
         for name, kind in _kinds().items():
             value = getattr(self, name)
             if not _fits(value, kind):
-                raise TypeError(f"{_flag(name)} is {checks.describe(value)}; expected {_words(kind)}")
+                raise TypeError(f"{checks.option(name)} is {checks.describe(value)}; expected {_words(kind)}")
             if type(value) is int and float in _parts(kind):  # an integer may be too large for torch
                 object.__setattr__(self, name, _as_float(value))
         # data_dir by whoever reads: ~ in a record serves on other machines
@@ -174,16 +174,25 @@ class Config:
             "memory",
         ):
             if (value := getattr(self, name)) != "auto":
-                checks.count(_flag(name), value)
+                checks.count(checks.option(name), value)
         for name in ("checkpoint_every", "seed", "validation"):
             if (value := getattr(self, name)) is not None:
-                checks.count(_flag(name), value, least=0)
+                checks.count(checks.option(name), value, least=0)
         if self.lr != "auto" and not 0 < self.lr < math.inf:
             raise ValueError(f"--lr is {self.lr}; expected a positive finite number, or auto")
         if not 0 <= self.adaptation_rate < math.inf:
             raise ValueError(f"--adaptation-rate is {self.adaptation_rate}; expected a finite number >= 0")
         if not 0 <= self.ridge < math.inf:
             raise ValueError(f"--ridge is {self.ridge}; expected a finite number >= 0")
+        if self.beta1 != "auto" and not 0 <= self.beta1 < 1:
+            raise ValueError(f"--beta1 is {self.beta1}; expected a number from 0 to below 1, or auto")
+        checks.fraction("--cooldown", self.cooldown)
+        if self.step_size != "auto" and not 0 <= self.step_size < math.inf:
+            raise ValueError(f"--step-size is {self.step_size}; expected a finite number >= 0, or auto")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Raise a ValueError where options contradict each other."""
         if self.model == "lae" and self.whiten and self.decisions != "joint":
             raise ValueError(
                 "--whiten moves phi, and --decisions datapoint do not; expected --decisions joint with it"
@@ -191,11 +200,6 @@ class Config:
         if "chain_precision" in options_of(self.model):
             asked = None if self.chain_precision == "auto" else self.chain_precision
             chosen_chain_precision(self.precision, asked, self.mh)  # raises
-        if self.beta1 != "auto" and not 0 <= self.beta1 < 1:
-            raise ValueError(f"--beta1 is {self.beta1}; expected a number from 0 to below 1, or auto")
-        checks.fraction("--cooldown", self.cooldown)
-        if self.step_size != "auto" and not 0 <= self.step_size < math.inf:
-            raise ValueError(f"--step-size is {self.step_size}; expected a finite number >= 0, or auto")
         if self.data is not None and self.dataset != "auto":
             raise ValueError(f"--data {self.data} beside --dataset {self.dataset}; expected only one of them")
         folder = str(self.resume or self.output_dir)
@@ -203,7 +207,8 @@ class Config:
             raise ValueError(
                 f"the run's folder is {folder}; expected a name in UTF-8: safetensors knows no others"
             )
-        if self.resume is not None and self.output_dir is not None and self.output_dir != self.resume:
+        places = {path.absolute() for path in (self.resume, self.output_dir) if path is not None}
+        if len(places) > 1:
             raise ValueError(
                 f"--output-dir {self.output_dir} beside --resume {self.resume}: a run stays in its folder"
             )
@@ -248,17 +253,19 @@ class Config:
             idle |= {"spread"} if self.whiten else {"spread", "memory", "ridge"}
         if self.validation == 0:
             idle.add("patience")
-        if self.data is not None:
+        if self.data is not None or self.dataset == "digits":
             idle.add("data_dir")
         fields = (field for field in dataclasses.fields(self) if field.name in idle)
-        return [_flag(field.name) for field in fields if getattr(self, field.name) != field.default]
+        return [checks.option(field.name) for field in fields if getattr(self, field.name) != field.default]
 
     def check_resumed(self, before: Config) -> None:
         """Raise a ValueError unless a run that was started with the options `before` may go on with these."""
         for field in dataclasses.fields(self):
             old, new = getattr(before, field.name), getattr(self, field.name)
             if field.name not in CHANGEABLE and old != new:
-                raise ValueError(f"{_flag(field.name)} was {old}, now {new}: a run keeps it when it resumes")
+                raise ValueError(
+                    f"{checks.option(field.name)} was {old}, now {new}: a run keeps it when it resumes"
+                )
 
     def to_json(self) -> dict[str, object]:
         """Plain values; `from_json` undoes it."""
@@ -267,15 +274,11 @@ class Config:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Config:
-        """A configuration as `config.json` holds it.
+        """A configuration of options by name.
 
         Raises:
             TypeError, ValueError: a name is that of no option, or a value does not fit.
         """
-        values = dict(values)
-        if "window" in values:  # from before decisions were a choice, and windows two
-            window = values.pop("window")
-            values |= {"decisions": "joint", "decoder_window": window, "feature_window": window}
         for name in values:
             if name not in _kinds():
                 guess = difflib.get_close_matches(
@@ -286,13 +289,18 @@ class Config:
         paths = {name for name, kind in _kinds().items() if Path in _parts(kind)}
         for name in paths & values.keys():
             if values[name] == "":
-                raise ValueError(f"{_flag(name)} is empty; expected a path")
+                raise ValueError(f"{checks.option(name)} is empty; expected a path")
         values = {k: Path(v) if k in paths and isinstance(v, str) else v for k, v in values.items()}
         return cls(**values)
 
 
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+def renamed(options: dict[str, Any]) -> dict[str, Any]:
+    """The options in a record of any version, as they are called today."""
+    options = dict(options)
+    if "window" in options:  # from before decisions were a choice, and windows two
+        window = options.pop("window")
+        options |= {"decisions": "joint", "decoder_window": window, "feature_window": window}
+    return options
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -12,7 +13,27 @@ from lae_fast.training import run_folder
 from lae_fast.training.config import Config, TrainingError
 
 
-def read(path: Path) -> Config:
+@dataclasses.dataclass(frozen=True)
+class Flags(Config):
+    """What the command line takes: all options, and a file of them. One by one they are checked here; together by `options`, when flags
+    have overridden what a file says."""
+
+    config: Path | None = None
+    """File of options, YAML or JSON, by their names here (batch_size: 64); a run's config.json is one. Flags beside it win."""
+
+    def _check_together(self) -> None:
+        pass
+
+    def options(self) -> Config:
+        """The options alone.
+
+        Raises:
+            ValueError: two contradict each other.
+        """
+        return Config(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Config)})
+
+
+def read(path: Path) -> Flags:
     """The options in a file, by name: all others have their defaults.
 
     A run's record gives the options of that run, but for its folder: whoever uses them starts a run of their own.
@@ -24,13 +45,13 @@ def read(path: Path) -> Config:
         found = _content(checks.path("--config", path))
         if not isinstance(found, dict):
             raise TypeError(f"it holds {checks.describe(found)}; expected options by name")
-        if "options" in found:
+        if {"options", "data"} <= found.keys():
             found = {
                 k: v for k, v in run_folder.options_in(found).items() if k not in ("output_dir", "resume")
             }
         if "resume" in found:
             raise ValueError("'resume' is no option of a file; expected --resume FOLDER")
-        return Config.from_json(found)
+        return Flags.from_json(found)
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise TrainingError(f"--config {path}: {error}") from error
 
@@ -45,7 +66,7 @@ def _content(path: Path) -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """YAML in which 1e-3 is a number, as in JSON and as on the command line, and 010 is not 8."""
+        """YAML in which 1e-3 is a number, as in JSON and as on the command line, None is no name, and 010 is not 8."""
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
             _once([(key.value, None) for key, _ in node.value if key.id == "scalar"])
@@ -70,6 +91,7 @@ def _content(path: Path) -> Any:
     Loader.add_constructor("tag:yaml.org,2002:float", Loader.construct_yaml_float)
     number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
+    Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("None$"), ["N"])
     try:
         found = yaml.load(path.read_bytes(), Loader)
         return {} if found is None else found  # an empty file, or one of comments

@@ -10,16 +10,19 @@ import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from filelock import FileLock, Timeout
 from torch import nn
 
-from lae_fast import checkpoint, data
+from lae_fast import checkpoint, checks, data
 from lae_fast._version import __version__
-from lae_fast.training.config import Config, TrainingError
+from lae_fast.training.config import Config, TrainingError, renamed
 
 LOCK = ".lock"
+# Of what a record holds; None: it may lack it.
+KINDS = {"options": (dict,), "data": (str,), "resumed": (list, NoneType), "versions": (dict, NoneType)}
 
 
 @contextlib.contextmanager
@@ -131,17 +134,19 @@ def write_record(folder: Path, config: Config, command: str = "", **facts: Any) 
 
 
 def options_in(record: dict[str, Any]) -> dict[str, Any]:
-    """The options in a run's record; its data set by name, where older records say auto.
+    """The options in a run's record, as they are called today; its data set by name, where older records say auto.
 
     Raises:
         ValueError: the record is damaged.
     """
-    options, source = record.get("options"), record.get("data")
-    if not isinstance(options, dict) or not isinstance(source, str):
-        raise ValueError("expected a run's options, and its data in words")
+    for name, kind in KINDS.items():
+        value = record.get(name)
+        if not isinstance(value, kind):
+            raise ValueError(f"{name} is {checks.describe(value)}; expected a {kind[0].__name__}")
+    options, source = record["options"], record["data"]
     if options.get("dataset") == "auto" and options.get("data") is None:
-        options |= {"dataset": "mnist" if source.startswith("MNIST") else "digits"}
-    return options
+        options = options | {"dataset": "mnist" if source.startswith("MNIST") else "digits"}
+    return renamed(options)
 
 
 def read_options(folder: Path) -> dict[str, Any]:
@@ -172,8 +177,8 @@ def read_config(folder: Path, **changes: Any) -> Config:
 
 
 def epochs(folder: Path, lines: Sequence[Mapping[str, Any]]) -> int:
-    """Complete epochs of the run in that folder, by the lines of its metrics.jsonl; without validation images by its weights, which
-    a killed process may have written after the last checkpoint.
+    """Complete epochs of the run in that folder, by the lines of its metrics.jsonl; without validation images by its weights, which follow
+    the records.
 
     Raises:
         CheckpointError: the weights are damaged.

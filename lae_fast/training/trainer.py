@@ -28,7 +28,7 @@ from lae_fast.models.registry import architecture_in, check_sizes
 from lae_fast.ops.columns import NONFINITE
 from lae_fast.sampling import acceptance_warning
 from lae_fast.training import pictures
-from lae_fast.training.config import CHANGEABLE, Config, TrainingError
+from lae_fast.training.config import CHANGEABLE, Config, TrainingError, renamed
 from lae_fast.training.processes import ALONE, Processes
 from lae_fast.training.runlog import RunLog
 from lae_fast.training.step import TrainingStep, adam, cool_down
@@ -59,7 +59,7 @@ class Progress:
     position: int = 0  # minibatches of the current epoch so far
     step: int = 0  # minibatches in all epochs so far
     best: float = math.inf  # validation loss, nats per image
-    best_epoch: int = 0
+    best_epoch: int = 0  # the one that best.safetensors is of
     decisions: int = 0  # decisions of the chain when the current epoch began
     rejections: int = 0  # rejections among them
     is_finished: bool = False
@@ -254,7 +254,7 @@ class Trainer:
         return values
 
     def _end_epoch(self) -> tuple[str, ...]:
-        """Validate, keep the best weights, decide about patience; returns sentences for people."""
+        """Validate, note the best epoch, decide about patience; returns sentences for people."""
         start = time.perf_counter()
         self.progress.epoch += 1
         self.progress.position = 0
@@ -280,7 +280,6 @@ class Trainer:
             values |= {f"validation_{name}": value for name, value in result._asdict().items()}
             if result.negative_elbo < self.progress.best:
                 self.progress.best, self.progress.best_epoch = result.negative_elbo, epoch
-                self._keep_weights()
             messages.append(f"epoch {epoch}: validation {result.sentence()}")
             if not math.isfinite(result.negative_elbo):
                 messages.append(
@@ -289,7 +288,7 @@ class Trainer:
                 )
             self.progress.is_finished = self._is_out_of_patience()
         else:
-            self._keep_weights()
+            self.progress.best_epoch = epoch
         self.log.scalars(step, values)
         self.log.picture(step, "samples", pictures.samples(self.model))
         self.log.picture(step, "reconstructions", pictures.reconstructions(self.model, self.shown))
@@ -361,6 +360,13 @@ class Trainer:
         checkpoint.save(
             self.folder / "checkpoints", self.progress.step, self.model.state_dict(), self.metadata(), state
         )
+        if self._is_best():
+            self._keep_weights()
+
+    def _is_best(self) -> bool:
+        """Whether the weights are those of the best epoch. Their file follows the checkpoint, and whoever resumes from it writes that
+        anew: no kill leaves weights of an epoch that no checkpoint knows."""
+        return self.progress.position == 0 < self.progress.epoch == self.progress.best_epoch
 
     def _check_architecture(self, saved: Checkpoint) -> None:
         """Raise a CheckpointError unless a checkpoint is of this run's model."""
@@ -388,10 +394,12 @@ class Trainer:
             raise CheckpointError(
                 f"{path} is not a state of this training job: it is of step {self.progress.step}"
             )
+        if not self.processes.is_first:
+            return
         best = self.folder / "best.safetensors"
-        if (
-            self.progress.best_epoch and self.processes.is_first
-        ):  # now, and not after the epochs that are left
+        if self._is_best():
+            self._keep_weights()
+        elif self.progress.best_epoch:  # now, and not after the epochs that are left
             checkpoint.check_tensors(
                 self.model.state_dict(),
                 checkpoint.load_weights(best)[0],
@@ -406,7 +414,7 @@ class Trainer:
             raise ValueError(f"it lacks {', '.join(sorted(missing))}")
         if "options" in state:  # older checkpoints leave them to the record
             free = {name: v for name, v in self.config.to_json().items() if name in CHANGEABLE}
-            self.config.check_resumed(Config.from_json({**state["options"], **free}))
+            self.config.check_resumed(Config.from_json(renamed(state["options"]) | free))
         chain = self.model.chain_state()
         apart = {name: t for name, t in chain.items() if name not in weights}
         given = {name: t for name, t in state.get("chain", {}).items() if name in apart or name not in chain}
@@ -480,7 +488,7 @@ class Trainer:
             The evaluation, and an upper bound of -log p(x): the importance-weighted one, nats per image, on 100 test images.
         """
         best = self.folder / "best.safetensors"
-        if best.exists():
+        if self.progress.best_epoch:
             checkpoint.load_into(self.model, checkpoint.load_weights(best)[0], best)
         else:  # there was no whole epoch, or no validation was finite
             self._keep_weights()

@@ -95,7 +95,8 @@ def write(
     epochs = 0
     found = checkpoint.read_json(folder / "config.json") if (folder / "config.json").exists() else {}
     if {"options", "data"} <= found.keys():  # and not what another library keeps under that name
-        record, lines = found, runlog.read(folder / "metrics.jsonl")
+        record = found | {"options": run_folder.read_options(folder)}
+        lines = runlog.read(folder / "metrics.jsonl")
         results = folder / "results.json"
         values = checkpoint.read_json(results) if results.exists() else {}
         epochs = run_folder.epochs(folder, lines)

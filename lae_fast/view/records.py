@@ -52,7 +52,8 @@ def differences(values: dict[str, Any], expected: dict[str, str]) -> str:
 
 
 def row_of(folder: Path, table: Path | None, expected: dict[str, str]) -> dict[str, str]:
-    """The run's row in a table of `lae_fast.score`, by default one that lies in the folder; {}: there is none.
+    """The run's row in a table of `lae_fast.score`, by default one that lies in the folder; {}: there is none. A table in the folder with
+    one row is of this run, though it was scored under another name, if all else is the run's.
 
     Args:
         expected: the run's `identity`.
@@ -63,12 +64,16 @@ def row_of(folder: Path, table: Path | None, expected: dict[str, str]) -> dict[s
     name = folder.resolve().name
     for path in [table] if table else sorted(folder.glob("*.csv")):
         try:
-            reader = csv.DictReader(path.read_text(encoding="utf-8").splitlines())
-            rows = [(reader.line_num, row) for row in reader if row.get("run") == name]
+            with path.open(encoding="utf-8", newline="") as file:
+                reader = csv.DictReader(file)
+                everyone = [(reader.line_num, row) for row in reader]
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             if not table:  # whatever else lies in the folder
                 continue
             raise CheckpointError(f"{path} cannot be read: {error}") from error
+        rows = [(line, row) for line, row in everyone if row.get("run") == name]
+        if not rows and path.parent.resolve() == folder.resolve() and len(everyone) == 1:
+            rows = [(line, row) for line, row in everyone if expected.items() <= row.items()]
         scored = [(line, row) for line, row in rows if _number(row.get("ais")) is not None]
         fitting = [(line, row) for line, row in scored if not differences(row, expected)]
         if len(fitting) > 1:
@@ -79,8 +84,10 @@ def row_of(folder: Path, table: Path | None, expected: dict[str, str]) -> dict[s
         if table and scored:
             found = "; ".join(f"line {line} is of {differences(row, expected)}" for line, row in scored)
             raise CheckpointError(f"{table} has no row of {name} as it is now: {found}")
-    if table:
-        raise CheckpointError(f"{table} has no row of {name}; expected a table of lae_fast.score")
+        if table:
+            others = ", ".join(dict.fromkeys(row["run"] for _, row in everyone if row.get("run")))
+            of = f", but of {others}" if others else ""
+            raise CheckpointError(f"{table} has no row of {name}{of}; expected a table of lae_fast.score")
     return {}
 
 
@@ -145,7 +152,7 @@ def curves(record: dict[str, Any], lines: Lines) -> list[dict[str, Any]]:
         return {"name": name, "points": points[:: max(1, -(-len(points) // MOST_POINTS))]}
 
     aim = {"value": TARGET_ACCEPTANCE, "name": f"{TARGET_ACCEPTANCE}, the aim"}
-    adapts = options.get("step_size") == "auto" and options.get("mh", True)
+    adapts = options.get("mh", True) and options.get("adaptation_rate") != 0
     charts: list[dict[str, Any]] = [
         {
             "title": "Loss, nats per image",
@@ -155,7 +162,7 @@ def curves(record: dict[str, Any], lines: Lines) -> list[dict[str, Any]]:
             "title": "Proposals of the chain",
             "series": [series("accepted", "acceptance_rate"), series("chains unmoved", "unmoved")],
             "range": [0, 1],
-            "aim": aim if adapts else None,
+            "aim": aim if adapts and options.get("step_size") == "auto" else None,
         },
         {"title": "Step size", "series": [series("step size", "step_size")], "log": True},
     ]
@@ -199,7 +206,7 @@ def making(record: dict[str, Any]) -> str:
     versions, options = record.get("versions") or {}, record["options"]
     facts = {
         "Command": record.get("command"),
-        "Resumed by": ", ".join(record.get("resumed") or []),
+        "Resumed by": ", ".join(map(str, record.get("resumed") or [])),
         "Data": record.get("data"),
         "Machine": versions.get("processor"),
         "GPU": versions.get("gpu"),
