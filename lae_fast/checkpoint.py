@@ -93,9 +93,8 @@ def _digest(weights: dict[str, Tensor], *texts: str) -> str:
 
 def _weights_bytes(weights: dict[str, Tensor], metadata: dict[str, Any], state: str) -> bytes:
     """A safetensors file; `state` is the hash of the state file beside it, or empty."""
-    from safetensors.torch import (
-        save as safetensors_bytes,
-    )  # here, as `import lae_fast` needs torch and numpy only
+    # Here, as `import lae_fast` needs torch and numpy only.
+    from safetensors.torch import save as safetensors_bytes
 
     contiguous = {name: t.detach().cpu().contiguous() for name, t in weights.items()}
     text = json.dumps(metadata)

@@ -636,16 +636,33 @@ def test_images_of_any_type_are_taken_by_all(kind, given, own):
 
 def test_a_decoder_may_return_images_of_any_shape():
     flat, shaped = make("vae"), make("vae")
-    shaped.decoder.net.append(nn.Unflatten(1, (1, 4, 4)))
-    for name in CALLS:
-        assert torch.equal(called(name, flat), called(name, shaped)), name
-    shaped.decoder.net[-1] = nn.Unflatten(1, (1, 4, 4, 1))
+    for form in ((1, 4, 4), (1, 4, 4, 1)):
+        shaped.decoder.net = nn.Sequential(*flat.decoder.net, nn.Unflatten(1, form))
+        for name in CALLS:
+            assert torch.equal(called(name, flat), called(name, shaped)), name
     shaped.decoder.net[-2] = nn.Linear(20, 32)
     shaped.decoder.net[-1] = nn.Identity()
     with pytest.raises(
         ValueError, match=r"the decoder returned float32 \[8, 32\] .* expected floating point \[8, 16\]"
     ):
         lae_fast.evaluate(shaped, images())
+
+
+@pytest.mark.parametrize("cls", [lae_fast.LAE, lae_fast.VAE, lae_fast.Hoffman])
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_networks_that_change_what_they_are_given_are_refused(cls, mode):
+    """They would change a caller's images, the target of the likelihood, and z behind the prior."""
+
+    def model(encoder, decoder):
+        return getattr(cls(encoder, decoder, Bernoulli(), nx=NX, nz=NZ, d=NX), mode)()
+
+    inplace = nn.Dropout(0.5, inplace=True) if mode == "train" else nn.Hardtanh(0.2, 0.8, inplace=True)
+    x = images()
+    with pytest.raises(ValueError, match="the encoder has changed its argument in place"):
+        model(nn.Sequential(inplace, nn.Linear(NX, NX)), nn.Linear(NZ, NX)).loss(x)
+    decoder = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(NZ, NX))
+    with pytest.raises(ValueError, match="the decoder has changed its argument in place"):
+        model(nn.Linear(NX, NX), decoder).decode(torch.randn(N, NZ))
 
 
 def test_images_that_a_gaussian_model_simulates_are_images_to_all():

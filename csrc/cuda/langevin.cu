@@ -18,7 +18,7 @@ namespace {
 
 constexpr int kManyThreads = 512;  // threads of a block if few chains have one each: only latency counts then
 constexpr int64_t kMaxFewElements = 4 * kManyThreads;  // a group for each thread
-constexpr int64_t kMaxRowElements = 8192;              // a lone longer chain is spread over all blocks
+constexpr int64_t kMaxRowElements = 8192;              // few much longer chains are spread over all blocks
 
 // One team serves one chain.
 template <typename T, int kTeam>

@@ -343,8 +343,7 @@ class Experiments:
 
     def _facts(self, recipes: Iterable[Recipe]) -> list[str]:
         """Where the known products among the recipes come from."""
-        asked = list(recipes)
-        known = {r: m for r in asked if (m := self.metrics(r))}
+        known = {r: m for r in recipes if (m := self.metrics(r))}
         seconds = [m["seconds"] for m in known.values() if "seconds" in m]
         return [
             f"Machine: {self._origins('machine', known)}; {self.device}",
@@ -353,8 +352,8 @@ class Experiments:
             f"Data: {self.lab.source.split(', found')[0]}; {len(self.lab.train.images):,} training, {len(self.lab.validation.images):,} validation, "
             f"{len(self.lab.test.images):,} test images",
             f"Written: {datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d} by `{self.options.command()}`; what earlier runs measured is kept",
-            f"Time: {sum(seconds) / 3600:.2f} hours in all for {len(seconds)} of {len(asked)} models and measurements"
-            + ("; the record does not say it of the others" if len(seconds) < len(asked) else ""),
+            f"Time: {sum(seconds) / 3600:.2f} hours for {len(seconds)} of the {len(known)} models and measurements in the record; what else "
+            "was trained for them is not counted",
         ]
 
     def _write(self) -> None:

@@ -92,18 +92,19 @@ def _forms(model: Autoencoder, n: int | str) -> str:
 
 def _is_image(model: Autoencoder, shape: torch.Size) -> bool:
     """Whether one image may have this shape."""
-    own = model.shape
-    if len(own) == 1:
+    if len(model.shape) == 1:
         return math.prod(shape) == model.nx
-    return shape in (own, (model.nx,)) or (own[0] == 1 and shape == own[1:])
+    long, own = ([size for size in s if size != 1] for s in (shape, model.shape))  # others order no pixels
+    return shape == (model.nx,) or long == own
 
 
-def _tried(name: str, network: Callable[[Tensor], Tensor], given: Tensor, words: str) -> Tensor:
-    """What a network returns; where it does not fit, a ValueError that says what it was given."""
+def _try(name: str, network: Callable[[Tensor], object], given: Tensor, what: str) -> None:
+    """Raise a ValueError where a network cannot take what it is given."""
     try:
-        return value_at(f"the {name}", network, given)
+        network(given)
     except Exception as error:  # somebody else's code may raise anything
-        raise ValueError(f"the {name} does not fit {words}: {checks.first_line(error)}") from error
+        reason = checks.first_line(error)
+        raise ValueError(f"the {name} does not fit {what} {checks.describe(given)}: {reason}") from error
 
 
 def asks(function: Callable[P, R]) -> Callable[P, R]:
@@ -242,10 +243,12 @@ class Autoencoder(nn.Module):
             ValueError: one of them does not fit, or fails.
         """
         blank, z = (torch.zeros(2, n).to(self._like()) for n in (self.nx, self.nz))
+        check_form(self, blank)
         with isolated(self.encoder, self.decoder), torch.random.fork_rng(devices=[]):
-            seen = f"images {checks.describe(self._seen(blank))}"
-            self.d = _tried("encoder", self.features, blank, seen).shape[1]
-            _tried("decoder", self.output, z, f"z {checks.describe(z)}")
+            _try("encoder", self.encoder, self._seen(blank), "images")
+            self.d = self.features(blank).shape[1]
+            _try("decoder", self.decoder, z, "z")
+            self.output(z)
 
     def _like(self) -> Tensor:
         """A tensor of the networks' type and device, which are those of what a model adds to them."""
@@ -259,10 +262,10 @@ class Autoencoder(nn.Module):
         """The encoder's features g(x) [n, d] of flat images x [n, nx], as `images_for` returns them, and in their type.
 
         Raises:
-            TypeError, ValueError: the encoder does not return d features for each image.
+            TypeError, ValueError: the encoder does not return d features for each image, or changes the images in place.
         """
         seen = self._seen(x)
-        h: Tensor = self.encoder(seen)
+        h: Tensor = value_at("the encoder", self.encoder, seen)
         fits = isinstance(h, Tensor) and h.is_floating_point() and h.dim() == 2
         if not fits or h.shape[0] != x.shape[0] or self.d not in (0, h.shape[1]):
             raise ValueError(
@@ -321,14 +324,14 @@ class Autoencoder(nn.Module):
         """The likelihood's input for latent variables: [..., nz] -> [..., nx].
 
         Raises:
-            TypeError, ValueError: z has another form, or the decoder does not return an image for each z.
+            TypeError, ValueError: z has another form, or the decoder does not return an image for each z, or changes z in place.
         """
         like = next(self.parameters(), z)
         checks.tensor("z", z, dtypes=(like.dtype,), device=like.device)
         if z.dim() < 2 or z.shape[-1] != self.nz or z.numel() == 0:
             raise ValueError(f"z is {checks.describe(z)}; expected [..., n, {self.nz}] with n >= 1")
         rows = z.flatten(0, -2)
-        out = self.decoder(rows)
+        out = value_at("the decoder", self.decoder, rows)
         fits = isinstance(out, Tensor) and out.is_floating_point() and out.shape[:1] == rows.shape[:1]
         if not fits or not _is_image(self, out.shape[1:]):
             raise ValueError(

@@ -141,7 +141,7 @@ def energy(
     Returns:
         The energies [..., n], float64, nats summed over pixels (float64 sums; a Gaussian's constant included); their
         derivative by the output [..., n, nx]; and their derivative by log_scale [..., n], float64 ([0] for BERNOULLI).
-        Autograd can differentiate the energies by output and log_scale, once. Equivalent PyTorch for BERNOULLI:
+        Autograd can differentiate the energies by output and log_scale, once, and keeps both as they are until then. Equivalent PyTorch for BERNOULLI:
         `binary_cross_entropy_with_logits(output, x, reduction="none").sum(-1)` and `sigmoid(output) - x`.
 
     Raises:
