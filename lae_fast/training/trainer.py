@@ -24,13 +24,19 @@ from lae_fast.checkpoint import Checkpoint, CheckpointError
 from lae_fast.data import Dataset
 from lae_fast.evaluation import Evaluation, evaluate, fit_posterior_scale, importance_bound
 from lae_fast.models import LAE, LIKELIHOODS, AutoencoderWithChain
-from lae_fast.models.registry import architecture_in, check_sizes
 from lae_fast.ops.columns import NONFINITE
 from lae_fast.sampling import acceptance_warning
 from lae_fast.training import pictures
 from lae_fast.training.config import CHANGEABLE, Config, TrainingError, renamed
 from lae_fast.training.processes import ALONE, Processes
 from lae_fast.training.runlog import RunLog
+from lae_fast.training.saved_state import (
+    Progress,
+    check_architecture,
+    checked_progress,
+    restore_chain,
+    restore_optimizer,
+)
 from lae_fast.training.step import TrainingStep, adam, cool_down
 
 
@@ -49,20 +55,6 @@ SETTLED = 10  # the adaptation's rate times the steps of the chain that it takes
 
 
 OnStep = Callable[[Event], bool]  # whether to stop after this minibatch
-
-
-@dataclasses.dataclass
-class Progress:
-    """Where training stands. With the weights, the optimizer and the chain it is all that a checkpoint needs."""
-
-    epoch: int = 0  # complete epochs
-    position: int = 0  # minibatches of the current epoch so far
-    step: int = 0  # minibatches in all epochs so far
-    best: float = math.inf  # validation loss, nats per image
-    best_epoch: int = 0  # the one that best.safetensors is of
-    decisions: int = 0  # decisions of the chain when the current epoch began
-    rejections: int = 0  # rejections among them
-    is_finished: bool = False
 
 
 class Trainer:
@@ -122,7 +114,7 @@ class Trainer:
         self.architecture = config.architecture(dataset.shape)
         self.resumed_from = saved
         if saved:
-            self._check_architecture(saved)  # before it takes memory
+            check_architecture(self.architecture, saved)  # before it takes memory
         torch.manual_seed(config.seed)
         try:
             self.model = models.build(self.architecture, **config.model_options()).to(device)
@@ -368,18 +360,6 @@ class Trainer:
         anew: no kill leaves weights of an epoch that no checkpoint knows."""
         return self.progress.position == 0 < self.progress.epoch == self.progress.best_epoch
 
-    def _check_architecture(self, saved: Checkpoint) -> None:
-        """Raise a CheckpointError unless a checkpoint is of this run's model."""
-        found = architecture_in(saved.metadata, saved.path)
-        if found.shape == (self.architecture.nx,):  # also of runs from before images had a shape
-            found = dataclasses.replace(found, shape=self.architecture.shape)
-        for name, value in dataclasses.asdict(self.architecture).items():
-            if (there := getattr(found, name)) != value:
-                raise CheckpointError(
-                    f"{saved.path} is of another architecture: {name} is {there!r} there, {value!r} in this run"
-                )
-        check_sizes(self.architecture, saved.weights, saved.path / "model.safetensors")
-
     def _restore(self, saved: Checkpoint) -> None:
         """Continue from a checkpoint exactly where it was written."""
         checkpoint.load_into(self.model, saved.weights, saved.path / "model.safetensors")
@@ -415,51 +395,16 @@ class Trainer:
         if "options" in state:  # older checkpoints leave them to the record
             free = {name: v for name, v in self.config.to_json().items() if name in CHANGEABLE}
             self.config.check_resumed(Config.from_json(renamed(state["options"]) | free))
-        chain = self.model.chain_state()
-        apart = {name: t for name, t in chain.items() if name not in weights}
-        given = {name: t for name, t in state.get("chain", {}).items() if name in apart or name not in chain}
-        checkpoint.check_tensors(apart, given, path, unbounded=["log_step_size"])
-        for name, value in given.items():
-            getattr(self.model, name).copy_(value)
-        if self.chain and min(self.chain.counters.min().item(), self.chain.n_decisions.item()) < 0:
-            raise ValueError("the chain has made less than no decisions")
-        self.progress = self._checked_progress(state["progress"])
+        restore_chain(self.model, state, weights, path)
+        self.progress = checked_progress(state["progress"], self.n_batches, self.model)
         self.progress.is_finished = self._is_out_of_patience()
-        self._restore_optimizer(state["optimizer"], path)
+        restore_optimizer(self.optimizer, state["optimizer"], path)
         checkpoint.check_tensors({"window": self.window}, {"window": state["window"]}, path)
         self.window.copy_(state["window"])
         self.n_window = checks.count("n_window", state["n_window"], least=0)
         torch.set_rng_state(state["torch_rng"])
         if state["device_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["device_rng"], self.device)
-
-    def _checked_progress(self, values: dict[str, Any]) -> Progress:
-        """Where a checkpoint stands, if a run of these options and data can stand there."""
-        found = Progress(**values)
-        for field in dataclasses.fields(found):
-            value, kind = getattr(found, field.name), type(field.default)
-            fits = type(value) is kind or (kind is float and type(value) is int)
-            if not fits or (kind is int and value < 0) or value != value:
-                raise ValueError(f"{field.name} is {checks.describe(value)}")
-        steps = found.epoch * self.n_batches + found.position
-        if found.position >= self.n_batches or found.step != steps or found.best_epoch > found.epoch:
-            raise ValueError(f"{found} cannot be, with {self.n_batches} minibatches in an epoch")
-        least = max(found.decisions, found.step)  # a step makes one decision or more
-        if self.chain and (made := self.chain.n_decisions.item()) < least:
-            raise ValueError(f"its chain has made {made} decisions; expected at least {least}")
-        return found
-
-    def _restore_optimizer(self, state: dict[str, Any], path: Path) -> None:
-        """Adam's moments; its options are this run's own, as its device asks."""
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        for i, moments in state["state"].items():
-            step = torch.tensor(0, dtype=torch.float32)
-            expected = {"step": step, "exp_avg": parameters[i], "exp_avg_sq": parameters[i]}
-            checkpoint.check_tensors(expected, moments, path)
-        options = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state)
-        for group, own in zip(self.optimizer.param_groups, options, strict=True):
-            group.update(own)
 
     def _check_finite(self) -> None:
         weights = {n: t for n, t in self.model.state_dict().items() if n != "log_step_size"}
