@@ -125,6 +125,17 @@ QUOTES = [
             *(f"all classes alike, {k}" for k in ("none", "affine", "LAE, affine, residual")),
         ),
     ),
+    *(
+        (
+            "README",
+            quote,
+            of("beyond-adversarial", "ε = 0.3, %", f"{attack} 100 images, adversarial, none, N = 0"),
+        )
+        for quote, attack in (
+            ("strongest attack (100 images) | {:.1f} ±", "APGD, the same"),
+            ("| AutoAttack {:.1f} ±", "AutoAttack,"),
+        )
+    ),
     (
         "variations",
         "In accuracy none beats affine ones ({:.1f} %, {:.1f} without any)",
@@ -138,6 +149,17 @@ def test_a_quoted_number_is_the_mean_of_its_measurements(page, quote, measured):
     text = (ROOT / ("README.md" if page == "README" else f"docs/{page}.md")).read_text()
     numbers = [statistics.fmean(MEASURED[key]) for key in measured]
     assert quote.format(*numbers) in re.sub(r"\s+", " ", text)
+
+
+def test_autoattack_fools_at_most_two_more_of_100_images():
+    """What the README says of every classifier, ε and seed."""
+    ours = {key: value for key, value in MEASURED.items() if key[1].startswith("APGD, the same 100")}
+    assert len(ours) >= 16
+    for (table, row, column), values in ours.items():
+        if column.startswith(("clean", "ε")):
+            theirs = MEASURED[table, row.replace("APGD, the same 100", "AutoAttack, 100"), column]
+            assert len(theirs) == len(values) == 5
+            assert max(a - b for a, b in zip(values, theirs, strict=True)) <= 2 + 1e-9, (row, column)
 
 
 SPREAD = re.compile(r"[-\u2212+]?\d+\.\d+ ± \d+\.\d+")

@@ -13,6 +13,7 @@ from lae_fast.experiments.claims import Claim, Measurement, claims
 from lae_fast.experiments.classifiers import Attacked
 from lae_fast.experiments.design import PGD_STEP, PROTOCOLS, Design
 from lae_fast.experiments.presets import CPU
+from lae_fast.experiments.questions import questions
 from lae_fast.experiments.verdicts import FAILS, HOLDS, NOISE, Row, holm, judge, p_value
 
 DESIGN = Design(CPU)
@@ -90,6 +91,20 @@ def test_differences_are_taken_seed_by_seed():
     assert measurement._replace(subtrahend_key="b").differences(values.get) == {0: 8, 1: 15, 2: 24}
     del values[steps[4]]
     assert measurement.differences(values.get) == {0: 9, 2: 21}
+
+
+def test_attacks_of_one_classifier_that_was_trained_twice_are_no_pair():
+    """Trainings on two processors differ in their last digits, and an attack then by some images."""
+    steps = tuple(Step(i) for i in range(6))
+    values = {step: {"accuracy_0.3": 0.8 + step.number / 100, "loss": step.number % 3} for step in steps}
+    found = Measurement("", steps[3:], steps[:3], "accuracy_0.3", same="loss")
+    assert found.differences(values.get).keys() == {0, 1, 2}
+    values[steps[4]]["loss"] += 1e-9
+    assert found.differences(values.get).keys() == {0, 2}
+    claims = questions(DESIGN)
+    asked = [m for c in claims for m in c.measurements if "under AutoAttack" in m.what]
+    assert asked
+    assert all(m.same == "loss" for m in asked)
 
 
 def lines(claim, metrics):

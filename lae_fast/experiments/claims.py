@@ -41,6 +41,7 @@ class Measurement(NamedTuple):
     margin: float = 0.0  # tolerance of the difference: "not much worse" instead of "better"
     subtrahend_key: str | None = None  # name of the subtrahend's metric; None: `key`
     excluded: str = ""  # why it is not judged, whatever it measures
+    same: str = ""  # a metric in which both sides agree if they have measured the same trained model; else they are no pair
 
     @property
     def factor(self) -> float:
@@ -51,9 +52,9 @@ class Measurement(NamedTuple):
         """Seed -> the metric of both sides, for the seeds for which both are known."""
         found = {}
         for seed, recipes in enumerate(zip(self.minuend, self.subtrahend, strict=True)):
-            keys = (self.key, self.subtrahend_key or self.key)
-            a, b = ((metrics(recipe) or {}).get(key) for recipe, key in zip(recipes, keys, strict=True))
-            if a is not None and b is not None:
+            first, second = (metrics(recipe) or {} for recipe in recipes)
+            a, b = first.get(self.key), second.get(self.subtrahend_key or self.key)
+            if a is not None and b is not None and first.get(self.same) == second.get(self.same):
                 found[seed] = a, b
         return found
 

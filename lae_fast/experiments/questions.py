@@ -61,7 +61,10 @@ def _beside_autoattack(d: Design) -> Iterator[Measurement]:
     margin = 0.02
     for (labels, trained), radius in itertools.product(d.hardened().items(), EPS):
         what = f"{', '.join(labels)}, ε {radius:g}: accuracy under AutoAttack - under APGD, points; more than {-100 * margin:g}"
-        yield Measurement(what, *d.beside_autoattack(trained), f"accuracy_{radius:g}", 1, margin)
+        sides = d.beside_autoattack(trained)
+        yield Measurement(
+            what, *sides, f"accuracy_{radius:g}", 1, margin, same="loss"
+        )  # the classifier's own
 
 
 def questions(d: Design) -> list[Claim]:
