@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import lae_fast
-from lae_fast import LAE, VAE, Bernoulli, Hoffman
+from lae_fast import LAE, VAE, Bernoulli, Hoffman, view
 from lae_fast.evaluation import anneal, simulated_gap
 from lae_fast.isolation import _settings, isolated
 from lae_fast.models import Architecture, build
@@ -797,3 +797,24 @@ def test_ctrl_c_before_the_first_draw_is_ctrl_c():
     with pytest.raises(KeyboardInterrupt) as caught:
         lae_fast.langevin_sample(energy, torch.zeros(1, 1, 1), n_draws=5, progress=False)
     assert not isinstance(caught.value, lae_fast.SamplingInterrupted)
+
+
+def test_a_model_without_parameters_computes_in_the_type_of_phi(tmp_path):
+    """A chain on phi alone, between networks that do not learn."""
+
+    def model(dtype=torch.float32):
+        made = lae_fast.LAE(nn.Flatten(), nn.Identity(), Bernoulli(), nx=2, nz=2, d=2, decisions="joint").to(
+            dtype
+        )
+        with torch.no_grad():
+            made.phi.copy_(torch.eye(2))
+        return made
+
+    x = torch.tensor([[0, 255], [51, 102]], dtype=torch.uint8)
+    for dtype in (torch.float32, torch.float64):
+        pixels = (x / 255).to(dtype)
+        for given in (x, x / 255, (x / 255).double()):
+            torch.testing.assert_close(model(dtype).encode(given), pixels)
+        assert model(dtype).sample(3, seeded()).dtype == dtype
+    assert lae_fast.evaluate(model(), x) == lae_fast.evaluate(model(), x / 255)
+    view.write(tmp_path, model(), x)

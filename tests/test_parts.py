@@ -51,6 +51,18 @@ def test_parts_give_gradients_as_parameters_lie_in_memory():
     assert parted.unused.grad is None
 
 
+def test_parameters_may_have_two_types():
+    def model():
+        torch.manual_seed(0)
+        networks = torch.nn.Linear(12, 7).double(), torch.nn.Linear(2, 12).double()
+        return lae_fast.VAE(*networks, lae_fast.Gaussian(), nx=12, nz=2)
+
+    for trained, step in both(model):
+        torch.manual_seed(1)
+        step(torch.rand(8, 12, generator=torch.Generator().manual_seed(2)))
+        assert trained.likelihood.log_scale.grad.dtype == torch.float32 != trained.encoder.weight.grad.dtype
+
+
 def test_running_averages_are_those_of_all_parts():
     model, x = normalised(), torch.rand(16, 10)
     in_parts = TrainingStep(model, adam(model, 0.0), n_parts=N_PARTS)

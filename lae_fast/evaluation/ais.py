@@ -21,7 +21,7 @@ from lae_fast import checks, seeds, sharing
 from lae_fast import progress as bars
 from lae_fast.evaluation.annealing import Annealing, Draws, per_pass, repeated
 from lae_fast.evaluation.schedule import BASES, Base, Schedule, check_schedule, fit_schedule
-from lae_fast.models.autoencoder import Autoencoder, asks, images_for
+from lae_fast.models.autoencoder import Autoencoder, asks, images_for, like_of
 from lae_fast.sharing import Shared
 
 COLLAPSED = 2.0  # effective sample sizes below this are of weights that have collapsed onto one chain
@@ -270,7 +270,7 @@ def simulated_gap(
     checks.count("n_images", n_images)
     # The chains start with the numbers of `seed`, and pilot runs with those of `apart(seed)`: z must be independent of both.
     apart = seeds.apart(seeds.apart(checks.seed("seed", seed)))
-    images, z = model.simulate(n_images, torch.Generator(next(model.parameters()).device).manual_seed(apart))
+    images, z = model.simulate(n_images, torch.Generator(like_of(model).device).manual_seed(apart))
     below, above = _annealed(model, images, [(schedule, None), (schedule, z)], n_chains, seed, share=share)
     _warn(below, n_chains)
     return (above.log_likelihood - below.log_likelihood).mean().item()

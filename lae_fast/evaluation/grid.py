@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lae_fast import checks
 from lae_fast.evaluation.elbo import batches
-from lae_fast.models.autoencoder import Autoencoder, asks
+from lae_fast.models.autoencoder import Autoencoder, asks, like_of
 from lae_fast.models.likelihood import negative_log_prior
 
 N_CELLS = {1: 4096, 2: 512}  # along each axis
@@ -51,7 +51,7 @@ def quadrature(
     half_width = checks.number("half_width", half_width, above=0, below=1e6)
     all_batches = batches(model, images, 1000)
     width = 2 * half_width / n_cells
-    like = next(model.parameters(), images)
+    like = like_of(model)
     axis = (
         torch.arange(n_cells, dtype=torch.float64, device=like.device) * width + (width - 2 * half_width) / 2
     )

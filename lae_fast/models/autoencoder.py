@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -67,11 +68,18 @@ def images_for(model: Autoencoder, x: Tensor) -> Tensor:
     return x
 
 
+def like_of(model: Autoencoder) -> Tensor:
+    """A tensor of the type and device in which a model computes, and which what it adds to its networks has: its first parameter;
+    without any, a buffer of its networks, or phi."""
+    networks = (model.encoder, model.decoder, model.likelihood)
+    buffers = (t for network in networks for t in network.buffers() if t.is_floating_point())
+    return next(itertools.chain(model.parameters(), buffers), getattr(model, "phi", torch.empty(0)))
+
+
 def check_form(model: Autoencoder, x: Tensor) -> Tensor:
-    """Raise as `images_for` does unless x has the shape, type and device of images; the model's first parameter, which has what
-    the model computes in."""
+    """Raise as `images_for` does unless x has the shape, type and device of images; returns `like_of(model)`."""
     checks.tensor("images", x, dtypes=None)
-    like = next(model.parameters(), x)
+    like = like_of(model)
     if like.dtype not in checks.FLOATS:
         raise ValueError(
             f"the model's parameters are {str(like.dtype).removeprefix('torch.')}; expected float32 or float64: what may be "
@@ -242,17 +250,13 @@ class Autoencoder(nn.Module):
         Raises:
             ValueError: one of them does not fit, or fails.
         """
-        blank, z = (torch.zeros(2, n).to(self._like()) for n in (self.nx, self.nz))
+        blank, z = (torch.zeros(2, n).to(like_of(self)) for n in (self.nx, self.nz))
         check_form(self, blank)
         with isolated(self.encoder, self.decoder), torch.random.fork_rng(devices=[]):
             _try("encoder", self.encoder, self._seen(blank), "images")
             self.d = self.features(blank).shape[1]
             _try("decoder", self.decoder, z, "z")
             self.output(z)
-
-    def _like(self) -> Tensor:
-        """A tensor of the networks' type and device, which are those of what a model adds to them."""
-        return next(self.parameters(), torch.empty(0))
 
     def _seen(self, x: Tensor) -> Tensor:
         """Images as the encoder sees them: flat [n, nx] -> [n, *shape], or flat for an `MLP`."""
@@ -326,7 +330,7 @@ class Autoencoder(nn.Module):
         Raises:
             TypeError, ValueError: z has another form, or the decoder does not return an image for each z, or changes z in place.
         """
-        like = next(self.parameters(), z)
+        like = like_of(self)
         checks.tensor("z", z, dtypes=(like.dtype,), device=like.device)
         if z.dim() < 2 or z.shape[-1] != self.nz or z.numel() == 0:
             raise ValueError(f"z is {checks.describe(z)}; expected [..., n, {self.nz}] with n >= 1")
@@ -494,7 +498,7 @@ class Autoencoder(nn.Module):
             return self.decode(self._prior(n, generator))
 
     def _prior(self, n: int, generator: torch.Generator | None) -> Tensor:
-        like = self._like()
+        like = like_of(self)
         checks.count("n", n)
         checks.generator("generator", generator, like.device)
         return torch.randn(n, self.nz, generator=generator, device=like.device, dtype=like.dtype)

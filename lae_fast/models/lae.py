@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lae_fast import checks
 from lae_fast.beside import Beside
-from lae_fast.models.autoencoder import add_gradient, check_whole, images_for
+from lae_fast.models.autoencoder import add_gradient, check_whole, images_for, like_of
 from lae_fast.models.coordinates import DatapointCoordinates, JointCoordinates, Memory
 from lae_fast.models.decoder_pass import DecoderPass, decoder_pass, is_dense
 from lae_fast.models.known_gradients import KnownGradients
@@ -150,7 +150,7 @@ class LAE(AutoencoderWithChain):
             )
         self.whiten, self.memory = whiten, checks.count("memory", memory)
         self.ridge = checks.number("ridge", ridge, least=0)
-        self.register_buffer("phi", nn.init.orthogonal_(torch.empty(self.nz, self.d)).to(self._like()))
+        self.register_buffer("phi", nn.init.orthogonal_(torch.empty(self.nz, self.d)).to(like_of(self)))
         if self.spread:
             self.log_std = nn.utils.skip_init(nn.Linear, self.d, self.nz, device=self.phi.device).to(self.phi)
             self.set_constant_std(0.05)

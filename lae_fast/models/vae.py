@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from lae_fast.models.autoencoder import Autoencoder, check_whole, images_for
+from lae_fast.models.autoencoder import Autoencoder, check_whole, images_for, like_of
 from lae_fast.models.likelihood import Likelihood
 from lae_fast.models.precision import Precision
 
@@ -43,7 +43,7 @@ class VAE(Autoencoder):
         head = nn.Linear(self.d, 2 * self.nz)  # mu and log sigma^2
         nn.init.orthogonal_(head.weight)
         nn.init.zeros_(head.bias)
-        self.head = head.to(self._like())
+        self.head = head.to(like_of(self))
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if not torch.compiler.is_compiling():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lae_fast import checks, ops
-from lae_fast.models.autoencoder import Autoencoder
+from lae_fast.models.autoencoder import Autoencoder, like_of
 from lae_fast.models.likelihood import Likelihood
 from lae_fast.models.precision import Precision, chosen_chain_precision
 from lae_fast.ops.columns import COUNTERS
@@ -87,7 +87,7 @@ class AutoencoderWithChain(Autoencoder):
         if step_size is None:
             step_size = self.first_step_size if mh else self.unadjusted_step_size
         log_step_size = math.log(step_size) if step_size > 0 else -math.inf
-        with torch.device(self._like().device):
+        with torch.device(like_of(self).device):
             self.register_buffer("log_step_size", torch.tensor([log_step_size], dtype=torch.float64))
             self.register_buffer("rng", ops.make_rng(self.log_step_size.device))
             self.register_buffer("counters", torch.zeros(1, COUNTERS, dtype=torch.int64))

@@ -14,7 +14,7 @@ from lae_fast import checks, data, seeds
 from lae_fast.data.images import stacked
 from lae_fast.isolation import set_modes
 from lae_fast.models import Autoencoder, images_for
-from lae_fast.models.autoencoder import check_form
+from lae_fast.models.autoencoder import check_form, like_of
 from lae_fast.progress import bar
 from lae_fast.training.config import TrainingError
 from lae_fast.training.parts import random_state, set_random_state
@@ -160,7 +160,7 @@ def _images(model: Autoencoder, images: Any) -> Tensor:
     x = stacked(images.train if isinstance(images, data.Dataset) else images)[0]
     if x.dim() == 4 and x.shape[1:] != model.shape and x.movedim(3, 1).shape[1:] == model.shape:
         x = x.movedim(3, 1)  # the channels are last
-    x = x.to(next(model.parameters()).device)
+    x = x.to(like_of(model).device)
     # Bytes have no wrong values, and all of them as floats may be more than fits into memory.
     check_form(model, x) if x.dtype == torch.uint8 else images_for(model, x)
     return x

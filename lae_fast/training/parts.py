@@ -100,7 +100,7 @@ class FixedParts:
                 )
             for p, total, n_there in zip(wanted, totals, are_there.tolist(), strict=True):
                 if n_there:
-                    add_gradient(p, (total / self.n_parts).view_as(p))
+                    add_gradient(p, (total / self.n_parts).view_as(p).to(p.dtype))
         mean_loss: Tensor = (loss / self.n_parts).view(())
         return mean_loss
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lae_fast.checkpoint import write_atomically
-from lae_fast.models.autoencoder import Autoencoder
+from lae_fast.models.autoencoder import Autoencoder, like_of
 
 SIDE, GAP = 84, 2  # pixels of a tile's longer side, as far as whole factors reach, and between two tiles
 
@@ -54,7 +54,7 @@ def grid(images: Tensor, n_columns: int, *, gap: int = 0, scale: int | None = 1)
 @torch.no_grad()
 def samples(model: Autoencoder, seed: int = 0) -> Tensor:
     """One picture: 8 x 8 mean images of latent variables drawn from the prior."""
-    device = next(model.parameters()).device
+    device = like_of(model).device
     return grid(model.sample(64, torch.Generator(device).manual_seed(seed)), 8, gap=GAP, scale=None)
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lae_fast.models.autoencoder import Autoencoder, asks
+from lae_fast.models.autoencoder import Autoencoder, asks, like_of
 from lae_fast.models.likelihood import Bernoulli, DiscretizedLogistic, Gaussian
 from lae_fast.models.mlp import MLP
 from lae_fast.ops.torch_private import is_altered
@@ -81,7 +81,7 @@ def _multiplications(model: Autoencoder) -> int:
     counted = (nn.Linear, *CONVOLUTIONS)
     hooks = [m.register_forward_hook(count) for m in model.decoder.modules() if type(m) in counted]
     try:
-        model.output(next(model.parameters()).new_zeros(1, model.nz))
+        model.output(like_of(model).new_zeros(1, model.nz))
     finally:
         for hook in hooks:
             hook.remove()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lae_fast import checkpoint, checks
 from lae_fast.data import Dataset, Split
-from lae_fast.models.autoencoder import Autoencoder, asks
+from lae_fast.models.autoencoder import Autoencoder, asks, like_of
 from lae_fast.training import run_folder, runlog
 from lae_fast.training.loop import is_finite
 from lae_fast.view import records
@@ -161,7 +161,7 @@ def _tile(picture: Tensor) -> str:
 @asks
 def _samples(model: Autoencoder) -> tuple[Tensor, Tensor]:
     """Draws z [n, nz] of the prior, and their mean images: the same as in samples.png."""
-    like = next(model.parameters())
+    like = like_of(model)
     generator = torch.Generator(like.device).manual_seed(0)
     z = torch.randn(N_SAMPLES, model.nz, generator=generator, device=like.device, dtype=like.dtype)
     return z, model.decode(z)
@@ -170,7 +170,7 @@ def _samples(model: Autoencoder) -> tuple[Tensor, Tensor]:
 @asks
 def _codes(model: Autoencoder, images: Tensor) -> tuple[Tensor, Tensor]:
     """The codes [n, nz] of images, on the CPU, and mean images of the first of them."""
-    z = torch.cat([model.encode(x) for x in images.to(next(model.parameters()).device).split(100)])
+    z = torch.cat([model.encode(x) for x in images.to(like_of(model).device).split(100)])
     return z.cpu(), model.decode(z[:N_PAIRS])
 
 
