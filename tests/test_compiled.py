@@ -213,6 +213,18 @@ def test_a_model_s_potential_is_traced(likelihood, monkeypatch):
     assert codes
 
 
+def test_a_large_model_s_potential_holds_no_op_that_the_compiler_refuses(monkeypatch):
+    """Eager, its products are large enough to be oneDNN's."""
+    graphs = []
+    monkeypatch.setattr(compilation, "_code", lambda graph, inputs: (graphs.append(graph) or graph, None))
+    model = lae_fast.models.build(lae_fast.models.Architecture(shape=(1, 8, 8), nz=2, nh=256)).eval()
+    x = normals(7, 3, 1, 8, 8).sigmoid()
+    draw("langevin", energy=lambda z: model.potential(x, z), compile=True)
+    names = {str(node.target) for graph in graphs for node in graph.graph.nodes}
+    assert any("addmm" in name for name in names), names
+    assert not any("mkldnn" in name for name in names), names
+
+
 def test_energies_that_the_graph_does_not_see_are_refused_wherever_they_are_compared():
     rows = normals(4, 24, 2)
     with pytest.raises(ValueError, match="its energies are constants to PyTorch"):

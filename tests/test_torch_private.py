@@ -3,6 +3,8 @@
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental import proxy_tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from lae_fast import MLP
 from lae_fast.ops import torch_private
@@ -74,6 +76,15 @@ def test_one_op_on_each_with_and_without_one_launch_for_all(monkeypatch):
         torch_private.on_each("mul_", totals, 0.5)
         torch_private.on_each("mul_", [], 0.5)
         assert [t.tolist() for t in totals] == [[1.5, 1.5], [0.5, 0.5, 0.5]]
+
+
+def test_what_is_traced_is_known_where_torch_tells_it(monkeypatch):
+    found = []
+    make_fx(lambda t: found.append(torch_private.is_traced()) or t * 2)(torch.ones(2))
+    assert found == [True]
+    assert not torch_private.is_traced()
+    monkeypatch.delattr(proxy_tensor, "get_proxy_mode")
+    assert not torch_private.is_traced()
 
 
 def test_hooks_on_parameters():

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lae_fast.ops.torch_private import onednn_linear
+from lae_fast.ops.torch_private import is_traced, onednn_linear
 
 _MINIMUM = 2**19  # multiplications below which MKL's smaller overhead wins
 
@@ -27,6 +27,7 @@ def _takes_onednn(a: Tensor, weight: Tensor) -> bool:
         and a.device.type == "cpu"
         and a.shape[0] * weight.numel() >= _MINIMUM
         and a.shape[1] == weight.shape[1]  # else PyTorch's own error message is clearer
+        and not is_traced()  # for the compiler
     )
 
 

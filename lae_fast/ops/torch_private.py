@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -75,6 +76,18 @@ def version(t: Tensor) -> int:
         return 0 if torch.compiler.is_compiling() else t._version
     except (AttributeError, RuntimeError):
         return 0
+
+
+def is_traced() -> bool:
+    """Whether `make_fx` writes down what is computed.
+
+    Fallback: False. Who compiles the graph may find ops in it that the compiler does not take.
+    """
+    tracer = sys.modules.get("torch.fx.experimental.proxy_tensor")
+    try:
+        return tracer is not None and tracer.get_proxy_mode() is not None
+    except AttributeError:
+        return False
 
 
 def is_altered(module: nn.Module) -> bool:
