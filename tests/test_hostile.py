@@ -14,7 +14,7 @@ import torch
 from commands import SHORT_SCORE, SMALL_RUN
 
 from lae_fast import checkpoint, models, score, train
-from lae_fast.training import trainer
+from lae_fast.training import saved_state, trainer
 
 QUICK = [*SMALL_RUN, *["--nz", "3", "--batch-size", "300", "--epochs", "1", "--log-every", "2"]]
 FREE = "--epochs 2 --patience 9 --lr auto --cooldown 0.2 --log-every 2 --checkpoint-every 0 --device cpu --data-dir /nowhere"
@@ -232,3 +232,12 @@ def test_best_weights_that_are_gone_are_missed_before_training_goes_on(
     assert code == 2
     assert f"error: {folder / 'best.safetensors'} cannot be read" in err
     assert (folder / "metrics.jsonl").read_bytes() == records
+
+
+@pytest.mark.parametrize("name", ["counters", "n_decisions"])
+def test_a_chain_that_has_made_less_than_no_decisions_is_refused(name, tmp_path):
+    model = models.build(models.Architecture(model="lae", nx=6, nz=2, nh=4, depth=1))
+    saved_state.restore_chain(model, {}, model.state_dict(), tmp_path)
+    getattr(model, name).sub_(1)
+    with pytest.raises(ValueError, match="the chain has made less than no decisions"):
+        saved_state.restore_chain(model, {}, model.state_dict(), tmp_path)

@@ -818,3 +818,9 @@ def test_a_model_without_parameters_computes_in_the_type_of_phi(tmp_path):
         assert model(dtype).sample(3, seeded()).dtype == dtype
     assert lae_fast.evaluate(model(), x) == lae_fast.evaluate(model(), x / 255)
     view.write(tmp_path, model(), x)
+
+
+def test_a_model_of_buffers_computes_in_their_type():
+    decoder = nn.BatchNorm1d(2, affine=False).double()  # its averages are all that it holds
+    model = lae_fast.LAE(nn.Flatten(), decoder, Bernoulli(), nx=2, nz=2, d=2, decisions="joint").eval()
+    assert model.phi.dtype == model.sample(3, seeded()).dtype == torch.float64

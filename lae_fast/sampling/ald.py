@@ -80,7 +80,7 @@ def value_at(name: str, function: Callable[..., R], place: Tensor, *others: Tens
     """What a function of the user's returns.
 
     Raises:
-        ValueError: it has changed the place in place, and so moved the chain that is there.
+        ValueError: it has changed the place in place: the chain that is there, a caller's images.
     """
     before = version(place)
     value = function(place, *others)
